@@ -1,0 +1,36 @@
+"""Caffe's AlexNet in TensorFlow: the original weights, verified, and the features they give.
+
+Names are imported when they are first used, so that `import tf_alexnet` and the command line's help
+do not wait for TensorFlow.
+"""
+
+from importlib import import_module
+
+from tf_alexnet.version import VERSION as __version__  # noqa: F401
+
+_HOMES = {
+    "AlexNet": "tf_alexnet.model",
+    "FeatureExtractor": "tf_alexnet.extraction",
+    "decode_predictions": "tf_alexnet.labels",
+    "extract_features": "tf_alexnet.extraction",
+    "features": "tf_alexnet.model",
+    "identify_weights": "tf_alexnet.weights",
+    "load_image": "tf_alexnet.images",
+    "preprocess_input": "tf_alexnet.images",
+    "preset_of": "tf_alexnet.model",
+    "read_weights": "tf_alexnet.weights",
+    "write_weights": "tf_alexnet.weights",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str):
+    """PEP 562: find a public name in the module it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,426 @@
+"""The networks, as tables that read like their prototxt.
+
+Each table is the one place where a network's numbers stand. Shapes, parameter counts, multiply-adds
+and receptive fields are derived from it. Names are Caffe's blob names: `conv1` .. `fc7` mean the
+blobs *after* their ReLU (Caffe's ReLU and Dropout work in place), `<name>_preact` the values before
+it.
+
+Sources: ``models/bvlc_alexnet`` and ``models/bvlc_reference_caffenet`` of BVLC/caffe (deploy and
+train_val prototxt); torchvision's ``models/alexnet.py``; Krizhevsky 2014, "One weird trick for
+parallelizing convolutional neural networks".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tf_alexnet.errors import InputError, LayerError, UsageError
+
+PREACT = "_preact"
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Starting weights drawn from N(0, std), Caffe's `gaussian` filler."""
+
+    std: float
+
+
+@dataclass(frozen=True)
+class KaimingNormal:
+    """Starting weights drawn from N(0, sqrt(2 / fan_out)) (He et al. 2015)."""
+
+
+@dataclass(frozen=True)
+class TorchUniform:
+    """Starting weights and biases drawn from U(-a, a), a = 1 / sqrt(fan_in): torch's default."""
+
+
+Filler = Gaussian | KaimingNormal | TorchUniform
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution and its ReLU. `pad` is Caffe's: on each side, before the stride."""
+
+    name: str
+    filters: int
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    groups: int = 1
+    filler: Filler = Gaussian(0.01)
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class LRN:
+    """Local response normalisation across channels, with Caffe's meaning of its parameters.
+
+    y[c] = x[c] / (k + alpha / local_size * sum of x[c']^2 over the local_size nearest c')^beta
+    (``lrn_layer.cpp``). Caffe divides `alpha` by the window's size;
+    `tf.nn.local_response_normalization` does not.
+    """
+
+    name: str
+    local_size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Max pooling without padding."""
+
+    name: str
+    kernel: int = 3
+    stride: int = 2
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected layer (Caffe's InnerProduct) and, unless `relu` is false, its ReLU."""
+
+    name: str
+    units: int
+    relu: bool = True
+    filler: Filler = Gaussian(0.005)
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout, in place: it has no blob of its own."""
+
+    name: str
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Softmax over the classes."""
+
+    name: str
+
+
+Layer = Conv | LRN | MaxPool | Dense | Dropout | Softmax
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One line of a network's summary.
+
+    Attributes
+    ----------
+    name, kind : str
+        Caffe's blob name, and the layer's type.
+    kernel, stride, pad, groups : int or None
+        As in the prototxt; None where the layer has no such number.
+    output_shape : tuple of int
+        (height, width, channels) or (units,), without the batch axis.
+    parameters : int
+        Numbers in kernel and bias.
+    multiply_adds : int
+        Multiply-adds for one image, biases and activations not counted.
+    receptive_field : int
+        Side, in input pixels, of the square that one output depends on (at most the input's side).
+    """
+
+    name: str
+    kind: str
+    kernel: int | None
+    stride: int | None
+    pad: int | None
+    groups: int | None
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    receptive_field: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network as a table.
+
+    Attributes
+    ----------
+    name, title : str
+        The name used in calls and files, and one line that says what it is.
+    input_size : int
+        Height and width of the input that the dense layers were made for.
+    channels : {"BGR", "RGB"}
+        Channel order of the input.
+    preset : str
+        The preprocessing it was trained with.
+    pool_rounds_up : bool
+        Caffe's pooling rounds output sizes up, torch's down. At `input_size` both are exact.
+    layers : tuple of Layer
+        From the input to the probabilities.
+    """
+
+    name: str
+    title: str
+    input_size: int
+    channels: Literal["BGR", "RGB"]
+    preset: str
+    pool_rounds_up: bool
+    layers: tuple[Layer, ...]
+
+    @property
+    def weighted(self) -> tuple[Conv | Dense, ...]:
+        """The layers that have a kernel and a bias, in order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Conv | Dense))
+
+    @property
+    def convolutions(self) -> tuple[Conv, ...]:
+        """The convolutions, in order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Conv))
+
+    @property
+    def classes(self) -> int:
+        """Units of the last dense layer."""
+        return self.weighted[-1].units
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Every blob name, input to output: `data`, `conv1`, ..., `prob`."""
+        return ("data", *(x.name for x in self.layers if not isinstance(x, Dropout)))
+
+    @property
+    def preacts(self) -> tuple[str, ...]:
+        """`<name>_preact` of every layer that has a ReLU."""
+        return tuple(x.name + PREACT for x in self.weighted if getattr(x, "relu", True))
+
+    def with_classes(self, classes: int) -> Architecture:
+        """The same network with another number of classes."""
+        last = self.weighted[-1]
+        return replace(
+            self,
+            layers=tuple(replace(x, units=classes) if x is last else x for x in self.layers),
+        )
+
+    def until(self, name: str) -> Architecture:
+        """The network cut off after the layer `name`."""
+        names = [layer.name for layer in self.layers]
+        return replace(self, layers=self.layers[: names.index(name) + 1])
+
+    def check_blob(self, name: str) -> str:
+        """`name`, if it is a blob or `<name>_preact` of this network.
+
+        Raises
+        ------
+        LayerError
+            If it is neither; the message lists the known ones.
+        """
+        known = (*self.blobs, *self.preacts)
+        if name not in known:
+            raise LayerError(
+                f"layer {name!r}",
+                f"{self.name} has no such blob",
+                f"Known are: {', '.join(known)}.",
+            )
+        return name
+
+    def pooled(self, size: int, layer: MaxPool) -> int:
+        """Side of the output of `layer` for an input of side `size`."""
+        steps = (size - layer.kernel) / layer.stride
+        return (math.ceil(steps) if self.pool_rounds_up else math.floor(steps)) + 1
+
+    def rows(self, input_size: int | None = None) -> Iterator[LayerRow]:
+        """The summary, a row a blob, for a square input.
+
+        Raises
+        ------
+        InputError
+            If the input is too small for a layer.
+        """
+        size = input_size or self.input_size
+        side, channels, field, step = size, 3, 1, 1
+        flat = None
+        yield LayerRow("data", "Input", None, None, None, None, (size, size, 3), 0, 0, 1)
+        for layer in self.layers:
+            kernel = stride = pad = groups = None
+            parameters = macs = 0
+            if isinstance(layer, Conv):
+                kernel, stride = layer.kernel, layer.stride
+                pad, groups = layer.pad, layer.groups
+                side = (side - kernel + 2 * pad) // stride + 1
+                weights = kernel * kernel * (channels // groups) * layer.filters
+                parameters, macs = weights + layer.filters, weights * side * side
+                channels = layer.filters
+            elif isinstance(layer, MaxPool):
+                kernel, stride, pad = layer.kernel, layer.stride, 0
+                side = self.pooled(side, layer)
+            elif isinstance(layer, Dense):
+                inputs = flat or side * side * channels
+                parameters, macs = inputs * layer.units + layer.units, inputs * layer.units
+                flat, field = layer.units, size
+            elif isinstance(layer, Dropout):
+                continue
+            if side < 1:
+                raise InputError(
+                    f"input of {size}x{size}",
+                    f"nothing is left of it at layer {layer.name}",
+                    f"Use {self.input_size}x{self.input_size}, or a larger picture.",
+                )
+            if kernel:
+                field, step = min(size, field + (kernel - 1) * step), step * stride
+            shape = (flat,) if flat else (side, side, channels)
+            kind = type(layer).__name__
+            yield LayerRow(
+                layer.name, kind, kernel, stride, pad, groups, shape, parameters, macs, field
+            )
+
+    def parameter_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Layer name -> (kernel shape, bias shape), in TensorFlow's layout.
+
+        Convolutions are (height, width, channels in / groups, channels out), dense layers
+        (in, out); the rows of the first dense layer follow the flattened (height, width, channels).
+        """
+        shapes = {}
+        before = (self.input_size, self.input_size, 3)
+        rows = {row.name: row for row in self.rows()}
+        for layer in self.layers:
+            if isinstance(layer, Conv):
+                kernel = (layer.kernel, layer.kernel, before[2] // layer.groups, layer.filters)
+                shapes[layer.name] = (kernel, (layer.filters,))
+            elif isinstance(layer, Dense):
+                shapes[layer.name] = ((math.prod(before), layer.units), (layer.units,))
+            elif isinstance(layer, Dropout):
+                continue
+            before = rows[layer.name].output_shape
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all kernels and biases."""
+        return sum(row.parameters for row in self.rows())
+
+
+BVLC_ALEXNET = Architecture(
+    name="bvlc_alexnet",
+    title="Caffe's replication of Krizhevsky et al. 2012: norm1 before pool1, two groups",
+    input_size=227,
+    channels="BGR",
+    preset="caffe",
+    pool_rounds_up=True,
+    layers=(
+        Conv("conv1", 96, kernel=11, stride=4),
+        LRN("norm1"),
+        MaxPool("pool1"),
+        Conv("conv2", 256, kernel=5, pad=2, groups=2, bias=0.1),
+        LRN("norm2"),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, pad=1),
+        Conv("conv4", 384, kernel=3, pad=1, groups=2, bias=0.1),
+        Conv("conv5", 256, kernel=3, pad=1, groups=2, bias=0.1),
+        MaxPool("pool5"),
+        Dense("fc6", 4096, bias=0.1),
+        Dropout("drop6"),
+        Dense("fc7", 4096, bias=0.1),
+        Dropout("drop7"),
+        Dense("fc8", 1000, relu=False, filler=Gaussian(0.01)),
+        Softmax("prob"),
+    ),
+)
+
+CAFFENET = Architecture(
+    name="caffenet",
+    title="Caffe's reference CaffeNet: bvlc_alexnet's shapes, but pool1 before norm1",
+    input_size=227,
+    channels="BGR",
+    preset="caffe",
+    pool_rounds_up=True,
+    layers=(
+        Conv("conv1", 96, kernel=11, stride=4),
+        MaxPool("pool1"),
+        LRN("norm1"),
+        Conv("conv2", 256, kernel=5, pad=2, groups=2, bias=1.0),
+        MaxPool("pool2"),
+        LRN("norm2"),
+        Conv("conv3", 384, kernel=3, pad=1),
+        Conv("conv4", 384, kernel=3, pad=1, groups=2, bias=1.0),
+        Conv("conv5", 256, kernel=3, pad=1, groups=2, bias=1.0),
+        MaxPool("pool5"),
+        Dense("fc6", 4096, bias=1.0),
+        Dropout("drop6"),
+        Dense("fc7", 4096, bias=1.0),
+        Dropout("drop7"),
+        Dense("fc8", 1000, relu=False, filler=Gaussian(0.01)),
+        Softmax("prob"),
+    ),
+)
+
+# torch's adaptive average pool to 6x6 before fc6 is the identity at 224 and has no row here.
+TORCHVISION = Architecture(
+    name="torchvision",
+    title="torchvision's AlexNet (Krizhevsky 2014): one tower, no normalisation, RGB",
+    input_size=224,
+    channels="RGB",
+    preset="torchvision",
+    pool_rounds_up=False,
+    layers=(
+        Conv("conv1", 64, kernel=11, stride=4, pad=2, filler=TorchUniform()),
+        MaxPool("pool1"),
+        Conv("conv2", 192, kernel=5, pad=2, filler=TorchUniform()),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, pad=1, filler=TorchUniform()),
+        Conv("conv4", 256, kernel=3, pad=1, filler=TorchUniform()),
+        Conv("conv5", 256, kernel=3, pad=1, filler=TorchUniform()),
+        MaxPool("pool5"),
+        Dropout("drop5"),
+        Dense("fc6", 4096, filler=TorchUniform()),
+        Dropout("drop6"),
+        Dense("fc7", 4096, filler=TorchUniform()),
+        Dense("fc8", 1000, relu=False, filler=TorchUniform()),
+        Softmax("prob"),
+    ),
+)
+
+COMPACT = Architecture(
+    name="compact",
+    title="A half-width network to train from scratch: one tower, no normalisation, RGB",
+    input_size=224,
+    channels="RGB",
+    preset="compact",
+    pool_rounds_up=False,
+    layers=(
+        Conv("conv1", 48, kernel=11, stride=4, pad=2, filler=KaimingNormal()),
+        MaxPool("pool1"),
+        Conv("conv2", 128, kernel=5, pad=2, filler=KaimingNormal()),
+        MaxPool("pool2"),
+        Conv("conv3", 192, kernel=3, pad=1, filler=KaimingNormal()),
+        Conv("conv4", 192, kernel=3, pad=1, filler=KaimingNormal()),
+        Conv("conv5", 128, kernel=3, pad=1, filler=KaimingNormal()),
+        MaxPool("pool5"),
+        Dropout("drop5"),
+        Dense("fc6", 2048, filler=Gaussian(0.01)),
+        Dropout("drop6"),
+        Dense("fc7", 2048, filler=Gaussian(0.01)),
+        Dense("fc8", 1000, relu=False, filler=Gaussian(0.01)),
+        Softmax("prob"),
+    ),
+)
+
+ARCHITECTURES = {a.name: a for a in (BVLC_ALEXNET, CAFFENET, TORCHVISION, COMPACT)}
+
+
+def architecture_named(name: str) -> Architecture:
+    """The table called `name`.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the message lists the known ones.
+    """
+    if name not in ARCHITECTURES:
+        raise UsageError(
+            f"architecture {name!r}",
+            "there is no such network here",
+            f"Known are: {', '.join(ARCHITECTURES)}.",
+        )
+    return ARCHITECTURES[name]
