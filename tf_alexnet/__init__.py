@@ -22,7 +22,7 @@ _HOMES = {
     "write_weights": "tf_alexnet.weights",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):

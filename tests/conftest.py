@@ -1,0 +1,55 @@
+"""What the tests share: full-size synthetic weights, models, photos."""
+
+import functools
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+from tf_alexnet.testing import synthetic_weights
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLE_PHOTOS = ROOT / "examples" / "photos"
+
+
+@functools.lru_cache(maxsize=2)
+def weights_of(architecture):
+    """Full-size synthetic weights; kept for the next test that wants the same network."""
+    return synthetic_weights(architecture)
+
+
+@functools.lru_cache(maxsize=2)
+def model_of(architecture):
+    """The network of `weights_of`."""
+    import tf_alexnet as ta
+
+    return ta.AlexNet(weights_of(architecture))
+
+
+@pytest.fixture(scope="session")
+def example_photos():
+    """Paths of the photos that the repository ships."""
+    photos = sorted(EXAMPLE_PHOTOS.glob("*.jpg"))
+    assert len(photos) >= 3
+    return photos
+
+
+@pytest.fixture(scope="session")
+def shared_photos():
+    """Paths of more photos, where a folder of them lies beside the repository."""
+    folder = ROOT.parent / "shared" / "data" / "photos"
+    if not folder.is_dir():
+        pytest.skip("no folder of more photos beside the repository")
+    return sorted(path for path in folder.iterdir() if path.suffix != ".txt")
+
+
+@pytest.fixture(scope="session")
+def alexnet_file(tmp_path_factory):
+    """A full-size .npy in the form of the 2016 files, with synthetic weights."""
+    import tf_alexnet as ta
+
+    path = tmp_path_factory.mktemp("weights") / "bvlc_alexnet.npy"
+    ta.write_weights(weights_of("bvlc_alexnet"), path)
+    return path
