@@ -1,0 +1,172 @@
+"""Which network is it? Shapes can't tell AlexNet from CaffeNet; hashes and biases can.
+
+BVLC's AlexNet and its reference CaffeNet have arrays of the same shapes and differ only in the
+order of pooling and normalisation, so weights of one run without complaint, and wrongly, through
+the graph of the other. What is believed, in this order:
+
+1. the hash of the file, where its size is that of a published file;
+2. the biases of the convolutions, held against those of the trained networks
+   (``fingerprints.json``): the same in every file format;
+3. the architecture that the file itself records;
+4. the shapes, where only one network has them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures
+from tf_alexnet.weights.catalog import KnownWeights, catalog, file_checksum
+
+_FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
+
+# The fingerprint of bvlc_alexnet is good to 1e-3; biases of two different trainings differ by
+# more than 0.1 somewhere. Files of half precision stay within 1e-3 as well.
+_TOLERANCE = 5e-3
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What is known about a set of weights, and how.
+
+    Attributes
+    ----------
+    name : str or None
+        The trained network: a catalogue name. From a fingerprint it speaks of the convolutions;
+        dense layers put on top of them may be others.
+    architecture : str or None
+        Name of the table to build, or None where it can't be known.
+    preset : str or None
+        The preprocessing the network was trained with.
+    how : {"sha256", "fingerprint", "recorded", "shapes", "unknown"}
+        What this rests on: the file's hash, the biases, the file's own word, the shapes.
+    distance : float or None
+        Largest difference between the biases and those of `nearest`; None where nothing
+        was compared, as when the hash decided.
+    nearest : str or None
+        The trained network with the most similar biases.
+    candidates : tuple of str
+        The tables that have these shapes.
+    """
+
+    name: str | None
+    architecture: str | None
+    preset: str | None
+    how: str
+    distance: float | None = None
+    nearest: str | None = None
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether these are the weights (by fingerprint: the convolutions) of a known training."""
+        return self.name is not None and self.how not in ("recorded", "shapes", "unknown")
+
+
+def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identification:
+    """Find out which network weights belong to.
+
+    Parameters
+    ----------
+    weights : WeightArrays, str or path
+        Arrays, or the path of a weight file of any supported format.
+
+    Returns
+    -------
+    Identification
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged or foreign.
+    """
+    if isinstance(weights, WeightArrays):
+        return identify_arrays(weights)
+    record = published_file(weights)
+    if record is not None:
+        return identified(record)
+    from tf_alexnet.weights.formats import read_file
+
+    return identify_arrays(read_file(weights))
+
+
+def identified(record: KnownWeights) -> Identification:
+    """The identification of a file whose SHA-256 is that of `record`."""
+    table = record.architecture
+    return Identification(record.name, table, record.preset, "sha256", candidates=(table,))
+
+
+def published_file(path: str | os.PathLike) -> KnownWeights | None:
+    """The catalogue's record with the SHA-256 of this file, or None.
+
+    The file is read only where its size is that of a published file.
+    """
+    try:
+        size = Path(path).stat().st_size
+        for record in catalog():
+            if record.size == size and file_checksum(path, "sha256") == record.sha256:
+                return record
+    except OSError:
+        # The reader has the better words for a file that is missing or can't be opened.
+        return None
+    return None
+
+
+def identify_arrays(arrays: WeightArrays) -> Identification:
+    """Find out which network arrays belong to, whatever file they came from."""
+    fitting = tuple(fitting_architectures(arrays))
+    nearest, distance = nearest_fingerprint(arrays)
+    found = {"distance": distance, "nearest": nearest, "candidates": fitting}
+    if distance is not None and distance < _TOLERANCE:
+        name, preset = nearest, _preset_of(nearest)
+        return Identification(name, nearest, preset, "fingerprint", **found)
+    if arrays.architecture in fitting:
+        preset = arrays.metadata.get("preset") or _preset_of(arrays.architecture)
+        return Identification(None, arrays.architecture, preset, "recorded", **found)
+    if len(fitting) == 1:
+        return Identification(None, fitting[0], _preset_of(fitting[0]), "shapes", **found)
+    return Identification(None, None, None, "unknown", **found)
+
+
+def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
+    """The trained network with the most similar biases, and the largest difference to them.
+
+    Compared are the convolutions that both have; a network of which a layer has another number of
+    biases is not compared at all. (None, None) where nothing can be compared.
+    """
+    distances = {}
+    for name, layers in _fingerprints().items():
+        shared = [layer for layer in layers if layer in arrays.layers]
+        biases = [(np.asarray(arrays.layers[x].bias, np.float64), layers[x]) for x in shared]
+        if biases and all(a.shape == b.shape for a, b in biases):
+            distance = max(float(np.abs(a - b).max()) for a, b in biases)
+            if math.isfinite(distance):
+                distances[name] = distance
+    if not distances:
+        return None, None
+    nearest = min(distances, key=distances.get)
+    return nearest, distances[nearest]
+
+
+@cache
+def _fingerprints() -> dict[str, dict[str, np.ndarray]]:
+    """Network -> layer -> float64 biases."""
+    networks = json.loads(_FINGERPRINTS.read_text(encoding="utf-8"))
+    del networks["about"]
+    return {
+        name: {layer: np.array(biases) for layer, biases in layers.items()}
+        for name, layers in networks.items()
+    }
+
+
+def _preset_of(architecture: str) -> str:
+    """The preprocessing that the network's table names."""
+    return ARCHITECTURES[architecture].preset
