@@ -6,7 +6,7 @@ from tf_alexnet.weights.arrays import (
     check_arrays,
     fitting_architectures,
 )
-from tf_alexnet.weights.catalog import KnownWeights, catalog, check_file, known_weights
+from tf_alexnet.weights.catalog import KnownWeights, check_file, known_weights
 from tf_alexnet.weights.file_io import read_weights, write_weights
 from tf_alexnet.weights.identify import Identification, identify_weights
 from tf_alexnet.weights.store import fetch_weights, find_weights
@@ -16,7 +16,6 @@ __all__ = [
     "KnownWeights",
     "LayerArrays",
     "WeightArrays",
-    "catalog",
     "check_arrays",
     "check_file",
     "fetch_weights",

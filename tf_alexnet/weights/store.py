@@ -63,10 +63,10 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
         If the download can't be kept.
     """
     path, name = Path(name_or_path), str(name_or_path)
-    if _is_file(path):
+    if os.path.isfile(path):
         return path
     # A data set's folder is called "imagenet" more often than not, so a name beats a folder.
-    if path.is_dir() and name not in names():
+    if os.path.isdir(path) and name not in names():
         raise WeightsError(
             name, "this is a folder", "Give the weight file in it, or a name of the catalogue."
         )
@@ -87,7 +87,7 @@ def local_file(record: KnownWeights) -> Path | None:
         folders.insert(1, cache_folder())
     own = os.environ.get("TF_ALEXNET_WEIGHTS")
     if own:
-        path = Path(own).expanduser()
+        path = Path(os.path.expanduser(own))
         if not path.exists():
             raise WeightsError(
                 f"TF_ALEXNET_WEIGHTS={own}",
@@ -100,7 +100,7 @@ def local_file(record: KnownWeights) -> Path | None:
             return path
     for folder in folders:
         for spelling in record.spellings:
-            if _is_file(folder / spelling):
+            if os.path.isfile(folder / spelling):
                 return folder / spelling
     return None
 
@@ -166,7 +166,7 @@ def cache_folder() -> Path:
     """
     own = os.environ.get("TF_ALEXNET_CACHE")
     if own:
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     import pooch
 
     folder = Path(os.path.expanduser(pooch.os_cache("tf_alexnet")))
@@ -177,14 +177,6 @@ def cache_folder() -> Path:
             "Set TF_ALEXNET_CACHE to a folder, or put the file in ./weights.",
         )
     return folder
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; an impossible name is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _stands_for(path: Path, record: KnownWeights) -> bool:
