@@ -1,0 +1,257 @@
+"""A photo, from a path or from bytes, as uint8 RGB: one contract, Pillow's pixels.
+
+Decoders differ. TensorFlow's JPEG decoder rounds otherwise by default, ignores EXIF orientation
+and repairs truncated files; OpenCV drops alpha. Every picture therefore goes through here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+import warnings
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from tf_alexnet.errors import ImageError
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 2**29
+
+# Pillow opens many more. EPS would start Ghostscript, others (PSD, FITS, WMF, ...) are no photos.
+# TGA has no signature, so it is tried last.
+_WANTED = (
+    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
+    *("PPM", "JPEG2000", "AVIF", "ICO", "PCX", "TGA"),
+)
+
+# Pillow registers its decoders on demand; done here once, no two threads race for it.
+Image.init()
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if name in _WANTED)
+
+# Without a handler, Python prints a library's log to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_ORIENTATION = 0x0112  # EXIF 2.32, table 4
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_ANOTHER = "Replace the file by an intact copy, or leave it out."
+_CONVERT = "Save it as an 8-bit RGB PNG or JPEG first."
+
+
+class _PillowSwitches:
+    """Pillow's process-wide switches, held in place as long as any thread decodes.
+
+    Its warnings say nothing an error does not say better. `LOAD_TRUNCATED_IMAGES`, which much
+    code on the web sets, would turn half a photo into half a grey one.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._users = 0
+
+    def __enter__(self):
+        with self._lock:
+            if self._users == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._users += 1
+
+    def __exit__(self, *exc_info):
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._truncated
+                self._filters.__exit__(*exc_info)
+
+
+_switches = _PillowSwitches()
+
+
+def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np.ndarray:
+    """Read a photo.
+
+    Parameters
+    ----------
+    source : path, or bytes-like
+        A file's path, or what such a file holds. The kind is found from the content:
+        JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, 3)
+        RGB, 0..255, turned upright as EXIF says, transparency laid over white. 16-bit grey is
+        divided by 256, rounding down; CMYK is converted as Pillow does, without a colour
+        profile. Of an animation or a multi-page file, the first picture.
+
+    Raises
+    ------
+    ImageError
+        If it is missing, empty, no image, truncated or damaged, larger than `MAX_PIXELS` pixels,
+        or of a kind without an obvious reading as RGB (floating point, Lab, 32-bit integers).
+
+    Notes
+    -----
+    May be called from many threads at once.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        asked = f"image of {len(data)} bytes"
+        if not data:
+            raise ImageError(asked, "it is empty", _ANOTHER)
+    else:
+        asked = os.fsdecode(source)
+        data = _read(asked)
+    with _switches:
+        return _decode(data, asked)
+
+
+def _read(path: str) -> bytes:
+    """The content of a regular file of a sensible size."""
+    try:
+        status = os.stat(path)
+        fault, advice = _unreadable(status)
+        if fault:
+            raise ImageError(path, fault, advice)
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        fault, advice = "there is no such file", "Check the name and the folder."
+    except PermissionError:
+        fault, advice = "no permission to read it", "Make the file readable, or leave it out."
+    except (OSError, ValueError) as error:
+        fault = getattr(error, "strerror", None) or str(error)
+        fault, advice = f"it can't be read ({fault})", "Check the name and the disk."
+    raise ImageError(path, fault, advice)
+
+
+def _unreadable(status: os.stat_result) -> tuple[str, str]:
+    """What speaks against reading a file, and what to do; two empty strings if nothing does."""
+    if stat.S_ISDIR(status.st_mode):
+        return (
+            "it is a folder",
+            "Name a file in it, or give the folder to a command that takes one.",
+        )
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a regular file", "Copy its content to a file."
+    if status.st_size == 0:
+        return "the file is empty", _ANOTHER
+    if status.st_size > MAX_BYTES:
+        return (
+            f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}",
+            "Save it smaller, or as JPEG.",
+        )
+    return "", ""
+
+
+def _decode(data: bytes, asked: str) -> np.ndarray:
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, asked)
+            key = _colour_key(image, data)
+            image.load()
+            # An icon's directory may understate the picture inside.
+            _check_size(image, asked)
+            upright = _upright(image)
+            if upright.mode == "I;16" and _bits(image) == 12:
+                raise ImageError(asked, "it holds 12-bit samples", _CONVERT)
+            return _to_rgb(upright, key, asked, image.format)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            asked,
+            "it is no image of a kind read here, or its header is damaged",
+            f"Read are {', '.join(FORMATS)}; convert the file, or replace it by an intact copy.",
+        ) from None
+    except Image.DecompressionBombError:
+        fault = f"it has more than {MAX_PIXELS:,} pixels"
+    except MemoryError:
+        fault = "there is not enough memory to decode it"
+    except Exception as error:
+        # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
+        # struct.error, RecursionError, ... To the caller all are one: no picture.
+        fault = f"it can't be decoded ({str(error) or type(error).__name__})"
+    raise ImageError(asked, fault, _ANOTHER)
+
+
+def _check_size(image: Image.Image, asked: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(asked, f"its header says {width}x{height} pixels", _ANOTHER)
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            asked,
+            f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}",
+            "Save a smaller copy; the network sees at most a few hundred pixels a side.",
+        )
+
+
+def _bits(image: Image.Image) -> int | None:
+    """Bits a sample of a TIFF, which Pillow does not scale to the mode's range."""
+    return image.tag_v2.get(258, (None,))[0] if image.format == "TIFF" else None
+
+
+def _colour_key(image: Image.Image, data: bytes) -> tuple[int, ...] | None:
+    """The one colour that a PNG's tRNS chunk or a grey GIF declares transparent.
+
+    As it stands in Pillow's pixels: Pillow scales 2- and 4-bit grey up to 8 bits and cuts 16-bit
+    colour down to 8, but leaves the key as it is in the file.
+    """
+    key = image.info.get("transparency")
+    if image.mode not in ("1", "L", "RGB", "I", "I;16") or key is None:
+        return None
+    values = key if isinstance(key, tuple) else (key,)
+    if image.format != "PNG" or image.mode == "1":
+        return values
+    bits = data[24]  # IHDR is a PNG's first chunk
+    if image.mode == "RGB" and bits == 16:
+        return tuple(v >> 8 for v in values)
+    if image.mode == "L":
+        top = 2**bits - 1
+        return tuple((v & top) * 255 // top for v in values)
+    return values
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF orientation; EXIF that can't be read counts as none."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str) -> np.ndarray:
+    """uint8 RGB of a decoded picture in any of Pillow's modes."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        samples = np.asarray(image)[..., None]
+        rgb = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
+    elif image.mode in ("F", "I", "LAB", "HSV"):
+        what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
+        raise ImageError(asked, f"it holds {what} pixels, which have no fixed range", _CONVERT)
+    elif key is None and image.has_transparency_data:
+        alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return np.array(Image.alpha_composite(white, alpha).convert("RGB"))
+    else:
+        image.info.pop("transparency", None)
+        samples = rgb = np.array(image.convert("RGB"))
+    if key is not None:
+        rgb[(samples == key).all(axis=2)] = 255
+    return rgb
