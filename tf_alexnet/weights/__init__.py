@@ -7,7 +7,7 @@ from tf_alexnet.weights.arrays import (
     fitting_architectures,
 )
 from tf_alexnet.weights.catalog import KnownWeights, check_file, known_weights
-from tf_alexnet.weights.file_io import read_weights, write_weights
+from tf_alexnet.weights.files import read_weights, write_weights
 from tf_alexnet.weights.identify import Identification, identify_weights
 from tf_alexnet.weights.store import fetch_weights, find_weights
 
