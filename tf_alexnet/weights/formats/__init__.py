@@ -1,0 +1,144 @@
+"""Weight files of every kind: told apart by their content, written by their suffix."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+from tf_alexnet.errors import UsageError
+from tf_alexnet.weights.arrays import WeightArrays
+from tf_alexnet.weights.formats import caffemodel, npy, safetensors_file
+from tf_alexnet.weights.formats.common import GET_ANOTHER, damaged, replacing
+
+WRITERS = {
+    ".npy": npy.write,
+    ".caffemodel": caffemodel.write,
+    ".safetensors": safetensors_file.write,
+}
+READABLE = "Readable are .npy dictionaries of layers, Caffe models and safetensors files."
+MAX_BYTES = 1 << 31  # no network here takes more than 245 MB; protobuf ends here too
+
+_FOREIGN = (
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", READABLE),
+    (0, b"PK\x03\x04", "a zip archive (such as .npz, .keras or torch's .pth)", READABLE),
+    (0, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "a torch file", READABLE),
+    (0, b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (0, b"BZh", "a bzip2 archive", "Unpack it first."),
+    (0, b"\xfd7zXZ\x00", "an xz archive", "Unpack it first."),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it first."),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it first."),
+    (257, b"ustar", "a tar archive", "Unpack it first."),
+    (
+        0,
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the file itself",
+        "Run `git lfs pull`.",
+    ),
+    (0, b"\x89PNG", "a picture", READABLE),
+    (0, b"\xff\xd8\xff", "a picture", READABLE),
+)
+
+
+def read_file(path: str | os.PathLike) -> WeightArrays:
+    """Read a weight file of any supported format, told by its content.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; its name does not matter.
+
+    Returns
+    -------
+    WeightArrays
+        float32 in TensorFlow's layout, layers in network order; `architecture` and `metadata` as
+        far as the file records them. The values are not looked at: see `check_arrays`.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, foreign, or asks for code to be run.
+    """
+    try:
+        head = _head(path)
+        reader = _reader(path, head)
+        return reader(path)
+    except OSError as error:
+        raise damaged(
+            path, f"it can't be read ({error.strerror or error})", "Check the file and its rights."
+        ) from error
+    except MemoryError:
+        raise damaged(path, "not enough memory to read it", "Free some memory.") from None
+
+
+def _head(path: str | os.PathLike) -> bytes:
+    """The first bytes of a regular file of a reasonable size."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise damaged(
+            path, "there is no such file", "Check the path; `tf-alexnet weights list` knows names."
+        ) from None
+    except ValueError as error:  # a NUL in it
+        raise damaged(path, f"no path at all ({error})", "Check the path.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise damaged(path, "a folder, not a file", "Name a weight file in it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(path, "not a regular file", "Name a weight file.")
+    if status.st_size == 0:
+        raise damaged(path, "the file is empty", GET_ANOTHER)
+    if status.st_size > MAX_BYTES:
+        raise damaged(path, f"{status.st_size} bytes, more than 2 GiB", READABLE)
+    with open(path, "rb") as file:
+        return file.read(512)
+
+
+def _reader(path: str | os.PathLike, head: bytes):
+    """The `read` of the format that a file begins like."""
+    for offset, magic, found, advice in _FOREIGN:
+        if head.startswith(magic, offset):
+            raise damaged(path, found, advice)
+    if head.startswith(npy.MAGIC) or (head[0] == 0x80 and head[1:2] <= b"\x05"):
+        return npy.read
+    if len(head) > 8 and head[8:9] == b"{":
+        size = struct.unpack_from("<Q", head)[0]
+        if size < MAX_BYTES:
+            return safetensors_file.read
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise damaged(path, "an HTML or XML page", GET_ANOTHER)
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        raise damaged(path, "a text file", READABLE)
+    return caffemodel.read
+
+
+def write_file(arrays: WeightArrays, path: str | os.PathLike, **options) -> None:
+    """Write weights in the format that the suffix of `path` names, all or nothing.
+
+    Parameters
+    ----------
+    arrays : WeightArrays
+        What to write.
+    path : path-like
+        Ends in .npy, .caffemodel or .safetensors.
+    **options
+        Of the format's own `write`.
+
+    Raises
+    ------
+    UsageError
+        If the suffix or an option names nothing known.
+    WeightsError
+        If the format can't hold these arrays.
+    OutputError
+        If the file can't be written; nothing is left behind, and an old file stays as it was.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITERS:
+        raise UsageError(
+            str(path),
+            f"no weight format has the suffix {suffix!r}",
+            f"Use one of {', '.join(WRITERS)}.",
+        )
+    with replacing(path) as temporary:
+        WRITERS[suffix](arrays, temporary, **options)

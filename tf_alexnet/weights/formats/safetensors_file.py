@@ -1,0 +1,91 @@
+"""safetensors files: tensors ``<layer>/kernel`` and ``<layer>/bias`` in TensorFlow's layout.
+
+The container is the safetensors library's; ours are the names, the layout and the limits.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tf_alexnet.errors import UsageError
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.formats.common import (
+    as_float32,
+    assemble,
+    damaged,
+    recorded,
+    split_metadata,
+)
+
+MAX_HEADER = 1 << 20  # 16 tensors take 2 KB; the library itself would parse 100 MB
+DTYPES = ("F16", "F32", "F64")
+
+
+def read(path: str | os.PathLike) -> WeightArrays:
+    """Read a safetensors file with tensors ``<layer>/kernel`` and ``<layer>/bias``.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, or its tensors are other ones.
+    """
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+    if len(prefix) < 8 or struct.unpack("<Q", prefix)[0] > MAX_HEADER:
+        raise damaged(path, "a safetensors file with a header out of all proportion")
+    try:
+        with safe_open(os.fspath(path), framework="np") as file:
+            parts = _parts(path, file)
+            metadata = file.metadata()
+    except (SafetensorError, OverflowError, TypeError, ValueError) as error:
+        raise damaged(path, f"a damaged safetensors file ({error})") from None
+    layers = {}
+    for name, arrays in parts.items():
+        if len(arrays) != 2:
+            raise damaged(path, f"layer {name} has only a {next(iter(arrays))}")
+        layers[name] = LayerArrays(**arrays)
+    return assemble(path, layers, *split_metadata(metadata or {}))
+
+
+def _parts(path, file) -> dict[str, dict]:
+    """Layer name -> part name -> array."""
+    parts = {}
+    for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+        name, _, part = key.rpartition("/")
+        dtype = file.get_slice(key).get_dtype()
+        if part not in LayerArrays._fields or not name or dtype not in DTYPES:
+            raise damaged(
+                path,
+                f"a safetensors file with the {dtype} tensor {key[:80]!r}",
+                "Expected are float tensors called <layer>/kernel and <layer>/bias.",
+            )
+        parts.setdefault(name, {})[part] = as_float32(file.get_tensor(key))
+    return parts
+
+
+def write(arrays: WeightArrays, path: str | os.PathLike) -> None:
+    """Write a safetensors file, with architecture and metadata in its header.
+
+    Raises
+    ------
+    UsageError
+        If the metadata are too long to be read back.
+    OSError
+        If the library can't write the file.
+    """
+    tensors = {
+        f"{name}/{part}": as_float32(array)
+        for name, layer in arrays.layers.items()
+        for part, array in zip(LayerArrays._fields, layer, strict=True)
+    }
+    metadata = recorded(arrays)
+    if sum(len(k) + len(v) for k, v in metadata.items()) > MAX_HEADER // 16:
+        raise UsageError("metadata", "more than 64 KB of it", "Write less of it.")
+    try:
+        save_file(tensors, os.fspath(path), metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
