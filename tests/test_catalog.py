@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,24 @@ def test_check_file_refuses_another_size_and_one_flipped_bit(tmp_path, algorithm
     path.write_bytes(content[:-1])
     with pytest.raises(WeightsError, match=r"9999 bytes, but weights\.bin has 10000"):
         check_file(path, record)
+
+
+def test_readme_beside_the_weights_lists_every_file_and_mirror():
+    text = (REPOSITORY / "weights" / "README.md").read_text()
+    for record in catalog():
+        assert f"`{record.name}`" in text
+        assert record.licence in text
+        assert not record.size or not record.mirrors or f"{record.size:,} bytes" in text
+        for mirror in record.mirrors:
+            if "raw.githubusercontent" not in mirror:  # the repository itself is linked
+                assert f"({mirror})" in text
+
+
+def test_importing_the_room_brings_no_heavy_library():
+    heavy = ("tensorflow", "keras", "h5py", "requests", "pooch", "PIL", "cv2")
+    code = (
+        "import sys, tf_alexnet.weights, tf_alexnet.labels; "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

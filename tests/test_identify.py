@@ -1,0 +1,207 @@
+"""Which network is it: hash, biases, the file's word, shapes, in this order of belief."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.errors import WeightsError
+from tf_alexnet.weights import (
+    LayerArrays,
+    WeightArrays,
+    find_weights,
+    identify_weights,
+    known_weights,
+    read_weights,
+)
+from tf_alexnet.weights import catalog as catalog_module
+from tf_alexnet.weights.catalog import file_checksum
+
+ROOT = Path(__file__).parents[1]
+FINGERPRINTS = json.loads((ROOT / "tf_alexnet/weights/fingerprints.json").read_text())
+CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+
+def arrays_of(table, biases=None, classes=1000, noise=0.0, layers=None, **fields):
+    """Arrays in the shapes of `table`, kernels zero, biases random but for those given."""
+    rng = np.random.default_rng(1)
+    made = {}
+    for name, (kernel, bias) in (
+        ARCHITECTURES[table].with_classes(classes).parameter_shapes().items()
+    ):
+        values = rng.normal(0, 0.5, bias)
+        if biases and name in biases:
+            values = np.array(biases[name]) + rng.uniform(-noise, noise, bias)
+        if layers is None or name in layers:
+            made[name] = LayerArrays(np.zeros(kernel, np.float32), values.astype(np.float32))
+    return WeightArrays(made, **fields)
+
+
+@pytest.mark.parametrize("network", ["bvlc_alexnet", "caffenet", "torchvision"])
+@pytest.mark.parametrize("classes", [1000, 20])
+def test_biases_tell_trained_networks_apart(network, classes):
+    arrays = arrays_of(network, FINGERPRINTS[network], classes, noise=1e-3)
+    found = identify_weights(arrays)
+    assert (found.name, found.architecture, found.how) == (network, network, "fingerprint")
+    assert found.trained
+    assert found.nearest == network
+    assert 9e-4 < found.distance < 1.1e-3
+    assert found.preset == ARCHITECTURES[network].preset
+
+
+def test_fingerprints_are_far_apart_and_fit_their_tables():
+    assert {k: len(v) for k, v in FINGERPRINTS.items() if k != "about"} == {
+        "bvlc_alexnet": 1,
+        "caffenet": 5,
+        "torchvision": 5,
+    }
+    for network in ("bvlc_alexnet", "caffenet", "torchvision"):
+        shapes = ARCHITECTURES[network].parameter_shapes()
+        for layer, biases in FINGERPRINTS[network].items():
+            assert (len(biases),) == shapes[layer][1]
+    alexnet, caffenet = FINGERPRINTS["bvlc_alexnet"], FINGERPRINTS["caffenet"]
+    apart = np.abs(np.subtract(alexnet["conv1"], caffenet["conv1"])).max()
+    assert apart > 0.5  # a hundred times the tolerance
+    # Caffe started CaffeNet's conv2 biases at 1 and AlexNet's at 0.1 (train_val.prototxt).
+    assert np.median(caffenet["conv2"]) == pytest.approx(1, abs=0.01)
+
+
+def test_each_layer_alone_is_enough_and_one_off_is_too_many():
+    for layer in CONVOLUTIONS:
+        arrays = arrays_of("caffenet", FINGERPRINTS["caffenet"], layers=(layer,))
+        assert identify_weights(arrays).name == "caffenet"
+    arrays = arrays_of("caffenet", FINGERPRINTS["caffenet"])
+    arrays.layers["conv4"].bias[200] += 0.006
+    found = identify_weights(arrays)
+    assert (found.name, found.how, found.trained) == (None, "unknown", False)
+    assert found.nearest == "caffenet"
+    assert found.distance == pytest.approx(0.006, abs=1e-5)
+
+
+def test_half_precision_is_still_known():
+    arrays = arrays_of("caffenet", FINGERPRINTS["caffenet"])
+    halved = {
+        name: LayerArrays(layer.kernel, layer.bias.astype(np.float16).astype(np.float32))
+        for name, layer in arrays.layers.items()
+    }
+    assert identify_weights(WeightArrays(halved)).name == "caffenet"
+
+
+def test_a_false_record_loses_to_the_biases():
+    lying = arrays_of("caffenet", FINGERPRINTS["caffenet"], architecture="bvlc_alexnet")
+    found = identify_weights(lying)
+    assert (found.architecture, found.how) == ("caffenet", "fingerprint")
+
+
+def test_a_record_is_believed_where_the_biases_are_silent():
+    arrays = arrays_of("caffenet", architecture="caffenet", metadata={"preset": "squash"})
+    found = identify_weights(arrays)
+    assert (found.name, found.architecture, found.how) == (None, "caffenet", "recorded")
+    assert (found.preset, found.trained) == ("squash", False)
+
+
+def test_a_record_that_the_shapes_contradict_is_not_believed():
+    found = identify_weights(arrays_of("compact", architecture="caffenet"))
+    assert (found.architecture, found.how) == ("compact", "shapes")
+
+
+@pytest.mark.parametrize("table", ["torchvision", "compact"])
+def test_shapes_decide_where_only_one_network_has_them(table):
+    found = identify_weights(arrays_of(table, classes=7))
+    assert (found.architecture, found.how, found.candidates) == (table, "shapes", (table,))
+    assert (found.preset, found.trained) == (table, False)
+
+
+def test_alexnet_or_caffenet_is_not_guessed():
+    found = identify_weights(arrays_of("bvlc_alexnet", classes=365))
+    assert (found.architecture, found.how) == (None, "unknown")
+    assert found.candidates == ("bvlc_alexnet", "caffenet")
+
+
+def test_nothing_to_compare_and_nothing_finite():
+    dense = identify_weights(arrays_of("bvlc_alexnet", layers=("fc7", "fc8")))
+    assert (dense.distance, dense.nearest, dense.how) == (None, None, "unknown")
+    broken = arrays_of("bvlc_alexnet", FINGERPRINTS["bvlc_alexnet"])
+    broken.layers["conv1"].bias[3] = np.nan
+    assert identify_weights(broken).distance is None
+    foreign = WeightArrays({"conv1": LayerArrays(np.zeros((3, 3)), np.zeros(7))})
+    assert identify_weights(foreign).candidates == ()
+
+
+def test_embedded_file_is_known_by_its_hash_and_read_with_its_preset():
+    path = find_weights("torchvision-convs")
+    found = identify_weights(path)
+    assert (found.name, found.how, found.trained) == ("torchvision-convs", "sha256", True)
+    arrays = read_weights(path)
+    assert (arrays.architecture, list(arrays.layers)) == ("torchvision", list(CONVOLUTIONS))
+    assert arrays.metadata["identified"] == "torchvision-convs"
+    assert arrays.metadata["preset"] == "torchvision"
+    for layer in CONVOLUTIONS:
+        off = np.abs(arrays.layers[layer].bias - np.array(FINGERPRINTS["torchvision"][layer])).max()
+        assert off < 1e-6  # observed 5e-7: the figures are rounded to six places
+    assert identify_weights(arrays).distance < 1e-6
+
+
+def test_file_is_hashed_only_where_its_size_is_a_published_one(tmp_path, monkeypatch):
+    path = tmp_path / "embedded"
+    content = find_weights("torchvision-convs").read_bytes()
+    path.write_bytes(content)
+    record = replace(known_weights("torchvision-convs"), name="mine")
+    monkeypatch.setattr(catalog_module, "_CATALOG", (record,))
+    assert identify_weights(path).name == "mine"
+    monkeypatch.setattr(catalog_module, "_CATALOG", (replace(record, size=len(content) + 1),))
+    monkeypatch.setattr("tf_alexnet.weights.identify.file_checksum", None)  # would be a TypeError
+    assert identify_weights(path).how == "fingerprint"
+
+
+def test_one_changed_value_is_not_the_published_file_any_more(tmp_path):
+    record = known_weights("torchvision-convs")
+    content = bytearray(find_weights(record.name).read_bytes())
+    content[-2] ^= 1  # in the last value
+    path = tmp_path / record.file_name
+    path.write_bytes(content)
+    assert file_checksum(path, "sha256") != record.sha256
+    assert identify_weights(path).how == "fingerprint"
+
+
+def test_missing_file_is_a_weights_error(tmp_path):
+    for call in (identify_weights, read_weights):
+        with pytest.raises(WeightsError, match=r"gone\.npy"):
+            call(tmp_path / "gone.npy")
+
+
+def test_reading_replaces_stale_notes_and_a_false_preset(tmp_path, monkeypatch):
+    notes = {"identified": "bvlc_alexnet", "preset": "torchvision", "licence": "mine"}
+    lying = arrays_of(
+        "caffenet", FINGERPRINTS["caffenet"], architecture="torchvision", metadata=notes
+    )
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"x")
+    monkeypatch.setattr("tf_alexnet.weights.formats.read_file", lambda _: lying)
+    arrays = read_weights(path)
+    assert arrays.architecture == "caffenet"
+    assert arrays.metadata == {
+        "identified": "caffenet",
+        "identified_by": "fingerprint",
+        "preset": "caffe",
+        "licence": "mine",
+    }
+    own = arrays_of("caffenet", architecture="caffenet", metadata=notes)
+    monkeypatch.setattr("tf_alexnet.weights.formats.read_file", lambda _: own)
+    assert "identified" not in read_weights(path).metadata
+
+
+def test_shared_archive_holds_the_embedded_arrays():
+    archive = ROOT.parent / "shared" / "data" / "torchvision_alexnet_convs.npz"
+    if not archive.is_file():
+        pytest.skip("no archive of the original arrays beside the repository")
+    from safetensors.numpy import load_file
+
+    embedded = load_file(find_weights("torchvision-convs"))
+    with np.load(archive) as original:
+        assert len(embedded) == len(original.files) == 10
+        for name, array in embedded.items():
+            np.testing.assert_array_equal(array, original[name.replace("/", "_")])
