@@ -1,6 +1,7 @@
 """Which network is it: hash, biases, the file's word, shapes, in this order of belief."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from tf_alexnet.weights import (
     known_weights,
     read_weights,
 )
-from tf_alexnet.weights import catalog as catalog_module
 from tf_alexnet.weights.catalog import file_checksum
 
+CATALOG_MODULE = sys.modules[known_weights.__module__]
 ROOT = Path(__file__).parents[1]
 FINGERPRINTS = json.loads((ROOT / "tf_alexnet/weights/fingerprints.json").read_text())
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -150,9 +151,9 @@ def test_file_is_hashed_only_where_its_size_is_a_published_one(tmp_path, monkeyp
     content = find_weights("torchvision-convs").read_bytes()
     path.write_bytes(content)
     record = replace(known_weights("torchvision-convs"), name="mine")
-    monkeypatch.setattr(catalog_module, "_CATALOG", (record,))
+    monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record,))
     assert identify_weights(path).name == "mine"
-    monkeypatch.setattr(catalog_module, "_CATALOG", (replace(record, size=len(content) + 1),))
+    monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (replace(record, size=len(content) + 1),))
     monkeypatch.setattr("tf_alexnet.weights.identify.file_checksum", None)  # would be a TypeError
     assert identify_weights(path).how == "fingerprint"
 

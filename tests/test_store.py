@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tf_alexnet.errors import OutputError, WeightsError
-from tf_alexnet.weights import catalog as catalog_module
 from tf_alexnet.weights import fetch_weights, find_weights, known_weights, store
 
+CATALOG_MODULE = sys.modules[known_weights.__module__]
 GOOD = bytes(range(256)) * 1024  # four chunks
 SHA256 = hashlib.sha256(GOOD).hexdigest()
 SHA1 = hashlib.sha1(GOOD).hexdigest()
@@ -97,7 +98,7 @@ def publish(server, monkeypatch):
         )
         none = {"size": len(GOOD), "sha256": None, "sha1": None, "git_blob": None}
         record = replace(original, mirrors=mirrors, **{**none, "sha256": SHA256, **changes})
-        monkeypatch.setattr(catalog_module, "_CATALOG", (record,))
+        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record,))
         return record
 
     return publish

@@ -1,4 +1,7 @@
-"""Weight files: read safely, identified, found or downloaded. No TensorFlow in here."""
+"""Weight files: read safely, identified, found or downloaded. No TensorFlow in here.
+
+`catalog` here is the function; the module of that name is reached by `from ... import` alone.
+"""
 
 from tf_alexnet.weights.arrays import (
     LayerArrays,
@@ -6,16 +9,17 @@ from tf_alexnet.weights.arrays import (
     check_arrays,
     fitting_architectures,
 )
-from tf_alexnet.weights.catalog import KnownWeights, check_file, known_weights
+from tf_alexnet.weights.catalog import KnownWeights, catalog, check_file, known_weights
 from tf_alexnet.weights.files import read_weights, write_weights
 from tf_alexnet.weights.identify import Identification, identify_weights
-from tf_alexnet.weights.store import fetch_weights, find_weights
+from tf_alexnet.weights.store import fetch_weights, find_weights, local_file
 
 __all__ = [
     "Identification",
     "KnownWeights",
     "LayerArrays",
     "WeightArrays",
+    "catalog",
     "check_arrays",
     "check_file",
     "fetch_weights",
@@ -23,6 +27,7 @@ __all__ = [
     "fitting_architectures",
     "identify_weights",
     "known_weights",
+    "local_file",
     "read_weights",
     "write_weights",
 ]
