@@ -1,6 +1,6 @@
 """Weight files: read safely, identified, found or downloaded. No TensorFlow in here.
 
-`catalog` here is the function; the module of that name is reached by `from ... import` alone.
+`catalog` here is the function; `from tf_alexnet.weights.catalog import ...` reaches the module.
 """
 
 from tf_alexnet.weights.arrays import (
