@@ -1,0 +1,262 @@
+"""AlexNet() and features() as a Keras user meets them."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import model_of, weights_of
+
+import tf_alexnet as ta
+from tf_alexnet.errors import InputError, LayerError, UsageError, WeightsError
+from tf_alexnet.testing import synthetic_weights
+from tf_alexnet.weights import LayerArrays, WeightArrays
+
+RNG = np.random.default_rng(1)
+
+
+def batch(n, size=227):
+    return RNG.uniform(-120, 130, size=(n, size, size, 3)).astype(np.float32)
+
+
+def compact_model(**kwargs):
+    return ta.AlexNet(weights_of("compact"), **kwargs)
+
+
+def test_layers_bear_caffes_names_and_hold_their_own_weights():
+    model = model_of("bvlc_alexnet")
+    names = [layer.name for layer in model.layers]
+    assert (
+        names
+        == (
+            "data conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten "
+            "fc6 drop6 fc7 drop7 fc8 prob"
+        ).split()
+    )
+    assert model.count_params() == 60_965_224
+    assert model.get_layer("fc7").output.shape == (None, 4096)
+    assert model.get_layer("conv2").kernel.shape == (5, 5, 48, 256)
+    assert type(model) is keras.Model or model.__class__.__name__ == "Functional"
+
+
+def test_the_batch_size_hardly_changes_a_row():
+    """TensorFlow's own sums of few rows differ; FeatureExtractor evens that out (see its test)."""
+    multi = ta.features(model_of("bvlc_alexnet"), ["conv5", "fc7", "prob"])
+    x = batch(7)
+    whole = multi.predict(x, batch_size=7, verbose=0)
+    for size in (1, 3):  # 7 = 3 + 3 + 1
+        parts = multi.predict(x, batch_size=size, verbose=0)
+        np.testing.assert_array_equal(parts["conv5"], whole["conv5"])
+        error = np.abs(parts["fc7"] - whole["fc7"]).max() / whole["fc7"].max()
+        assert error < 1e-5  # observed 2.7e-6
+    np.testing.assert_allclose(whole["prob"].sum(axis=1), 1, atol=1e-6)
+
+
+def test_feature_extract_is_fc7():
+    x = batch(2)
+    extractor = ta.AlexNet(weights_of("bvlc_alexnet"), feature_extract=True)
+    assert extractor.layers[-1].name == "fc7"
+    fc7 = extractor.predict(x, verbose=0)
+    expected = ta.features(model_of("bvlc_alexnet"), ["fc7"]).predict(x, verbose=0)["fc7"]
+    assert fc7.shape == (2, 4096)
+    assert fc7.min() == 0, "post-ReLU"
+    np.testing.assert_array_equal(fc7, expected)
+
+
+def test_preact_is_before_the_relu():
+    x = batch(1)
+    out = ta.features(model_of("bvlc_alexnet"), ["fc7_preact", "fc7"]).predict(x, verbose=0)
+    assert out["fc7_preact"].min() < 0
+    error = np.abs(np.maximum(out["fc7_preact"], 0) - out["fc7"]).max() / out["fc7"].max()
+    assert error < 1e-6
+
+
+def test_unknown_blob_lists_the_known_ones():
+    with pytest.raises(LayerError, match=r"layer 'fc9': .*Known are: data, conv1, .*fc7_preact"):
+        ta.features(model_of("bvlc_alexnet"), ["fc9"])
+    with pytest.raises(LayerError, match="not a list of names"):
+        ta.features(model_of("bvlc_alexnet"), "fc7")
+
+
+def test_save_and_load_give_the_same_model(tmp_path):
+    model = ta.features(compact_model(), ["pool5", "fc6_preact", "fc7"])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = batch(2, 224)
+    for name, expected in model.predict(x, verbose=0).items():
+        np.testing.assert_array_equal(loaded.predict(x, verbose=0)[name], expected)
+    assert ta.preset_of(loaded) == "compact"
+
+
+def test_the_full_network_survives_saving_bit_by_bit(tmp_path):
+    model = model_of("bvlc_alexnet")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for before, after in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert [x.name for x in loaded.layers] == [x.name for x in model.layers]
+    assert ta.preset_of(loaded) == "caffe"
+
+
+def test_fine_tuning_leaves_frozen_weights_as_they_are():
+    base = compact_model(include_top=False, pooling="avg")
+    for layer in base.layers:
+        layer.trainable = layer.name in ("conv5",)
+    model = keras.Sequential([base, keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    before = {x.name: x.get_weights() for x in base.layers}
+    model.fit(batch(4, 224) / 60, np.array([0, 1, 2, 0]), epochs=1, verbose=0)
+    for layer in base.layers:
+        same = [
+            np.array_equal(a, b)
+            for a, b in zip(before[layer.name], layer.get_weights(), strict=True)
+        ]
+        assert all(same) == (layer.name != "conv5"), layer.name
+    assert ta.preset_of(model) == "compact"
+
+
+def test_mixed_precision_policy(request):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    request.addfinalizer(lambda: keras.mixed_precision.set_global_policy("float32"))
+    small = synthetic_weights("bvlc_alexnet")
+    model = ta.AlexNet(small, include_top=False)
+    assert model.get_layer("conv1").kernel.dtype == "float32"
+    assert model.get_layer("conv1").compute_dtype == "bfloat16"
+    out = np.asarray(model(batch(1)), np.float32)
+    assert out.shape == (1, 6, 6, 256)
+    assert np.isfinite(out).all()
+
+
+def test_include_top_false_takes_any_size_with_caffes_pooling():
+    base = ta.AlexNet(weights_of("bvlc_alexnet"), include_top=False, input_shape=(231, 300, 3))
+    # Caffe rounds pooled sizes up: 231 -> 56 -> 28 -> 14 -> 7; 300 -> 73 -> 36 -> 18 -> 9
+    assert base.output_shape == (None, 7, 9, 256)
+    assert base(batch(1, 300)[:, :231]).shape == (1, 7, 9, 256)
+    pooled = ta.AlexNet(weights_of("bvlc_alexnet"), include_top=False, pooling="max")
+    assert pooled.output_shape == (None, 256)
+
+
+def test_a_hanging_pooling_window_equals_the_reference():
+    import reference
+
+    from tf_alexnet.architectures import ARCHITECTURES
+
+    table = ARCHITECTURES["bvlc_alexnet"].until("pool5")
+    base = ta.AlexNet(weights_of("bvlc_alexnet"), include_top=False, input_shape=(231, 240, 3))
+    x = batch(1, 240)[:, :231]
+    expected = reference.forward(table, weights_of("bvlc_alexnet"), x.transpose(0, 3, 1, 2))
+    ours = base.predict(x, verbose=0).transpose(0, 3, 1, 2)
+    assert reference.relative_error(ours, expected["pool5"]) < 1e-5  # observed 2e-6
+
+
+def test_dense_layers_take_one_size_only():
+    with pytest.raises(InputError, match=r"dense layers of compact take 224x224x3 only: the rows"):
+        compact_model(input_shape=(227, 227, 3))
+    with pytest.raises(InputError, match="take 224x224x3 only"):
+        compact_model(input_tensor=keras.Input((256, 256, 3)))
+
+
+def test_input_tensor_and_logits():
+    tensor = keras.Input((224, 224, 3), name="photo")
+    model = compact_model(input_tensor=tensor, classifier_activation=None, name="mine")
+    assert model.input is tensor
+    assert model.name == "mine"
+    assert model.layers[-1].name == "fc8"
+
+
+def test_another_number_of_classes_replaces_fc8_and_says_so():
+    with pytest.warns(UserWarning, match="fc8 is for 1000 classes, 5 were asked for: fc8 starts"):
+        model = compact_model(classes=5)
+    assert model.output_shape == (None, 5)
+    np.testing.assert_array_equal(
+        model.get_layer("fc7").kernel.numpy(), weights_of("compact").layers["fc7"].kernel
+    )
+
+
+def test_a_file_with_other_classes_keeps_them():
+    layers = dict(weights_of("compact").layers)
+    layers["fc8"] = LayerArrays(layers["fc8"].kernel[:, :365], layers["fc8"].bias[:365])
+    model = ta.AlexNet(WeightArrays(layers, "compact", "places"))
+    assert model.output_shape == (None, 365)
+
+
+def test_fresh_weights_are_the_tables():
+    model = ta.AlexNet(None, include_top=False)
+    assert model.name == "bvlc_alexnet"
+    assert model.get_layer("conv2").bias.numpy() == pytest.approx(0.1)
+    assert model.get_layer("conv1").kernel.numpy().std() == pytest.approx(0.01, rel=0.05)
+
+
+def test_saved_configs_hold_initializers_not_arrays():
+    config = model_of("bvlc_alexnet").get_layer("conv2").get_config()
+    assert config["kernel_initializer"]["class_name"] == "RandomNormal"
+    assert config["bias_initializer"]["config"]["value"] == 0.1
+
+
+def broken(**changes):
+    layers = dict(weights_of("compact").layers)
+    for name, layer in changes.items():
+        if layer is None:
+            del layers[name]
+        else:
+            layers[name] = layer
+    return WeightArrays(layers, "compact", "broken.npy")
+
+
+def test_all_faults_of_the_arrays_are_listed_at_once():
+    kernel, bias = weights_of("compact").layers["fc8"]
+    nan = bias.copy()
+    nan[3] = np.nan
+    arrays = broken(
+        conv2=None, fc9=LayerArrays(kernel, bias), fc7=LayerArrays(kernel, bias),
+        fc8=LayerArrays(kernel, nan),
+    )  # fmt: skip
+    with pytest.raises(WeightsError) as caught:
+        ta.AlexNet(arrays)
+    text = str(caught.value)
+    for part in (
+        "broken.npy as compact: ",
+        "conv2 is missing",
+        "fc9 is not a layer of the network",
+        "fc7 kernel has shape (2048, 1000), expected (2048, 2048)",
+        "fc8 bias holds NaN or infinite values",
+    ):
+        assert part in text
+
+
+def test_unknown_network_is_not_guessed():
+    arrays = WeightArrays(weights_of("bvlc_alexnet").layers, None, "some.npy")
+    with pytest.raises(WeightsError, match=r"some.npy: its shapes fit bvlc_alexnet and caffenet"):
+        ta.AlexNet(arrays)
+    assert ta.AlexNet(arrays, architecture="caffenet").name == "caffenet"
+
+
+def test_caffenet_does_not_run_as_bvlc_alexnet():
+    arrays = WeightArrays(weights_of("bvlc_alexnet").layers, "caffenet", "places.npy")
+    with pytest.raises(WeightsError, match="places.npy as bvlc_alexnet: these are caffenet"):
+        ta.AlexNet(arrays, architecture="bvlc_alexnet")
+
+
+def test_convolutions_alone_have_no_top():
+    with pytest.raises(WeightsError, match="it holds the convolutions only.*include_top=False"):
+        ta.AlexNet("torchvision-convs")
+    base = ta.AlexNet("torchvision-convs", include_top=False, pooling="avg")
+    assert base.output_shape == (None, 256)
+    assert ta.preset_of(base) == "torchvision"
+
+
+def test_contradicting_arguments():
+    for arguments in (
+        {"pooling": "avg"},
+        {"pooling": "mean", "include_top": False},
+        {"feature_extract": True, "include_top": False},
+        {"input_shape": (3, 227, 227)},
+        {"classes": 0},
+        {"architecture": "alexnet"},
+    ):
+        with pytest.raises(UsageError):
+            ta.AlexNet(weights_of("compact"), **arguments)
+
+
+def test_preset_of_a_stranger():
+    stranger = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(UsageError, match="it holds no AlexNet"):
+        ta.preset_of(stranger)
