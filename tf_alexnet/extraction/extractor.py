@@ -1,0 +1,139 @@
+"""`FeatureExtractor`: a loaded network that turns preprocessed batches into named arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_alexnet.architectures import PREACT
+from tf_alexnet.errors import InputError, PresetError
+from tf_alexnet.images import preset_named
+from tf_alexnet.model import AlexNet, features, table_for
+from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights
+
+# TensorFlow multiplies fewer than four rows by another kernel, which changes fc6 in the sixth
+# digit. Filled up to this many, a photo gives the same row alone and in company.
+_LEAST = 8
+
+
+class FeatureExtractor:
+    """A network and the layers wanted of it.
+
+    Parameters
+    ----------
+    weights : str, path or WeightArrays
+        As in `AlexNet`.
+    layers : sequence of str
+        Blob names, or ``"<name>_preact"`` for values before the ReLU.
+    architecture : str, optional
+        As in `AlexNet`.
+    preset : str, optional
+        Preprocessing; by default the one the weights were trained with.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        The layers wanted.
+    architecture, preset : str
+        What the weights are, and the preprocessing that batches need.
+    weights_digest : str
+        ``sha256:...`` over the arrays, the same in every file format.
+    weights_source : str
+        Where the weights came from.
+    trained_as : str or None
+        Catalogue name of the trained network these weights are known to be; None where they are
+        not known, and what comes out may mean nothing.
+
+    Raises
+    ------
+    WeightsError, LayerError, PresetError
+        If weights, a layer or the preset can't be had.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike | WeightArrays = "imagenet",
+        layers: Sequence[str] = ("fc7",),
+        *,
+        architecture: str | None = None,
+        preset: str | None = None,
+    ):
+        if not isinstance(weights, WeightArrays):
+            weights = read_weights(find_weights(weights))
+        table = table_for(weights, architecture)
+        self.layers = tuple(table.check_blob(name) for name in dict.fromkeys(layers))
+        self.architecture = table.name
+        self.preset = preset or weights.metadata.get("preset") or table.preset
+        self._size = table.input_size
+        if preset_named(self.preset).size not in (None, self._size):
+            raise PresetError(
+                f"preset {self.preset!r} for {table.name}",
+                f"it makes pictures of {preset_named(self.preset).size} pixels a side, the network "
+                f"takes {self._size}",
+                f"Use {table.preset!r}.",
+            )
+        self.weights_digest, self.weights_source = weights.digest, weights.source
+        self.trained_as = identify_weights(weights).name
+        convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
+        top = any(name.removesuffix(PREACT) not in convolutional for name in self.layers)
+        model = AlexNet(weights, architecture=table.name, include_top=top)
+        self._run = tf.function(
+            features(model, self.layers),
+            input_signature=[tf.TensorSpec((None, self._size, self._size, 3), tf.float32)],
+        )
+
+    def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of a preprocessed batch.
+
+        Parameters
+        ----------
+        batch : ndarray of float32, (N, S, S, 3)
+            What `preprocess_input` with this extractor's `preset` returns; S is 227 for the Caffe
+            networks and 224 for the others.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Layer -> float32 values, first axis N; convolutional blobs are (N, height, width,
+            channels).
+
+        Raises
+        ------
+        InputError
+            If the batch is of another dtype or shape, or its values were not preprocessed.
+        """
+        batch = np.asarray(batch)
+        self._check(batch)
+        count = len(batch)
+        if count < _LEAST:
+            batch = np.concatenate([batch, np.zeros((_LEAST - count, *batch.shape[1:]), "f4")])
+        return {name: blob.numpy()[:count] for name, blob in self._run(batch).items()}
+
+    def _check(self, batch: np.ndarray) -> None:
+        size = self._size
+        asked = f"batch for {self.architecture}"
+        advice = f"Pass what preprocess_input(images, preset={self.preset!r}) returns."
+        if batch.dtype != np.float32:
+            raise InputError(asked, f"dtype is {batch.dtype}, not float32", advice)
+        if batch.ndim != 4 or batch.shape[3] != 3:
+            raise InputError(asked, f"shape is {batch.shape}, not (N, {size}, {size}, 3)", advice)
+        if batch.shape[1:3] != (size, size):
+            raise InputError(
+                asked,
+                f"pictures are {batch.shape[1]}x{batch.shape[2]}, and the dense layers take "
+                f"{size}x{size} only: the rows of fc6 belong to the 6x6 places that pool5 has then",
+                advice,
+            )
+        if not batch.size:
+            return
+        low, high = float(batch.min()), float(batch.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(asked, "it holds NaN or infinite values", advice)
+        # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
+        if self.architecture in ("bvlc_alexnet", "caffenet") and 0 <= low < high <= 1:
+            raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
+        if high > 200 and low >= 0 and self.preset != "raw":
+            raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
