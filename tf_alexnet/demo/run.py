@@ -1,0 +1,158 @@
+"""What `tf-alexnet demo` does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
+from tf_alexnet.extraction import FeatureExtractor
+from tf_alexnet.extraction.worker import read_batches
+from tf_alexnet.images import find_images
+from tf_alexnet.labels import Prediction, decode_predictions
+from tf_alexnet.visualize import contact_sheet, save_picture
+from tf_alexnet.weights import find_weights
+
+EMBEDDED = "torchvision-convs"
+_BATCH = 32
+_NEIGHBOURS = 4
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the network saw.
+
+    Attributes
+    ----------
+    extractor : FeatureExtractor
+        The network that was used.
+    missing : str or None
+        Why BVLC's weights are not used, in one line, or None.
+    layer : str
+        Whose values were compared: ``fc7``, or ``pool5`` of the embedded network.
+    paths : list of str
+        The photos.
+    features : ndarray of float32, (N, D)
+        A row a photo.
+    predictions : list of list of Prediction, or None
+        A list a photo; None where the weights are not of a known trained network with a top.
+    neighbours : list of list of (str, float)
+        For each photo the others, nearest first, with cosine similarity.
+    failures : list of (str, str)
+        Path and reason of photos that could not be read.
+    sheet : str
+        Path of the contact sheet.
+    """
+
+    extractor: FeatureExtractor
+    missing: str | None
+    layer: str
+    paths: list[str]
+    features: np.ndarray
+    predictions: list[list[Prediction]] | None
+    neighbours: list[list[tuple[str, float]]]
+    failures: list[tuple[str, str]]
+    sheet: str
+
+
+def example_photos() -> Path:
+    """The folder of photos that come with this project.
+
+    Raises
+    ------
+    UsageError
+        If they were not installed.
+    """
+    candidates = [Path("examples", "photos"), Path(__file__).parents[2] / "examples" / "photos"]
+    for file in importlib.metadata.files("tf-alexnet") or ():
+        if file.match("share/tf_alexnet/photos/*.jpg"):
+            candidates.append(Path(file.locate()).resolve().parent)
+            break
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise UsageError(
+        "example photos", "they are not installed", "Name photos: tf-alexnet demo PHOTO..."
+    )
+
+
+def run_demo(
+    photos: Sequence[str | os.PathLike], sheet: str | os.PathLike, weights: str | None = None
+) -> Demo:
+    """Features, neighbours and, with trained weights that have a top, classes of photos.
+
+    Parameters
+    ----------
+    photos : sequence of paths
+        Photos, folders, lists.
+    sheet : path
+        Where the contact sheet goes.
+    weights : str or path, optional
+        By default BVLC's, wherever they can be had; failing that the embedded network.
+
+    Raises
+    ------
+    WeightsError
+        If `weights` are given and can't be used.
+    ImageError
+        If no photo can be read.
+    """
+    paths = find_images(photos)
+    extractor, missing = _network(weights)
+    layer = extractor.layers[0]
+    kept, rows, probabilities, failures = [], [], [], []
+    for batch in read_batches(paths, extractor.preset, _BATCH):
+        failures += batch.failures
+        if batch.paths:
+            blobs = extractor(batch.pixels)
+            kept += batch.paths
+            rows.append(blobs[layer].reshape(len(batch.paths), -1))
+            probabilities.append(blobs.get("prob"))
+    if not kept:
+        raise ImageError(failures[0][0], failures[0][1], "Name photos that can be read.")
+    features = np.concatenate(rows)
+    # Classes of weights that nobody trained would be noise that looks like an answer.
+    known = extractor.trained_as is not None and "prob" in extractor.layers
+    predictions = decode_predictions(np.concatenate(probabilities)) if known else None
+    neighbours = nearest(kept, features)
+    captions = [x[0].label for x in predictions] if predictions else map(os.path.basename, kept)
+    picture = contact_sheet(
+        list(zip(kept, captions, neighbours, strict=True)),
+        f"Nearest by cosine similarity of {layer}, {extractor.architecture} weights "
+        f"{os.path.basename(extractor.weights_source)}",
+    )
+    save_picture(picture, sheet)
+    return Demo(
+        extractor, missing, layer, kept, features, predictions, neighbours, failures, str(sheet)
+    )
+
+
+def nearest(paths: Sequence[str], features: np.ndarray) -> list[list[tuple[str, float]]]:
+    """For each photo the most similar others, by cosine similarity of their rows."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    count = min(_NEIGHBOURS, len(paths) - 1)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return [[(paths[j], float(similarity[i, j])) for j in best] for i, best in enumerate(order)]
+
+
+def _network(weights: str | None) -> tuple[FeatureExtractor, str | None]:
+    """BVLC's network, or the embedded one and the reason why."""
+    if weights is not None:
+        try:
+            return FeatureExtractor(weights, ("fc7", "prob")), None
+        except WeightsError:
+            if weights != EMBEDDED:
+                raise
+            return FeatureExtractor(EMBEDDED, ("pool5",)), None
+    try:
+        path = find_weights("imagenet")
+    except (WeightsError, OutputError) as error:
+        return FeatureExtractor(EMBEDDED, ("pool5",)), error.found
+    return FeatureExtractor(path, ("fc7", "prob")), None

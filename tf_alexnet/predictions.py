@@ -1,0 +1,82 @@
+"""Photos -> the classes that the network sees in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tf_alexnet.extraction import FeatureExtractor
+from tf_alexnet.extraction.worker import read_batches
+from tf_alexnet.images import find_images
+from tf_alexnet.labels import Prediction, decode_predictions
+
+_CROPS = {"center": 1, "ten": 10}
+
+
+@dataclass(frozen=True)
+class PhotoPrediction:
+    """What the network sees in one photo.
+
+    Attributes
+    ----------
+    path : str
+        The photo.
+    predictions : tuple of Prediction
+        Most probable first; empty if the photo could not be read.
+    error : str or None
+        Why it could not be read.
+    """
+
+    path: str
+    predictions: tuple[Prediction, ...] = ()
+    error: str | None = None
+
+
+def predict_photos(
+    images: str | os.PathLike | Sequence[str | os.PathLike],
+    extractor: FeatureExtractor,
+    *,
+    top: int = 5,
+    crops: str = "center",
+    batch_size: int = 32,
+) -> Iterator[PhotoPrediction]:
+    """Predict photos, batch by batch.
+
+    Parameters
+    ----------
+    images : path, or sequence of paths
+        Photos, folders, lists, as in `extract_features`.
+    extractor : FeatureExtractor
+        Made with ``layers=("prob",)``.
+    top : int
+        How many classes.
+    crops : {"center", "ten"}
+        One centre crop, or the mean over four corners, the centre, and their mirror images.
+    batch_size : int
+        Photos that go through the network together.
+
+    Yields
+    ------
+    PhotoPrediction
+        In the order of the photos within a batch, those that could not be read after the others.
+    """
+    paths = find_images(images if isinstance(images, list | tuple) else [images])
+    for batch in read_batches(paths, extractor.preset, batch_size, crops):
+        if batch.paths:
+            for path, found in zip(
+                batch.paths, _decode(extractor(batch.pixels)["prob"], crops, top), strict=True
+            ):
+                yield PhotoPrediction(path, tuple(found))
+        for path, reason in batch.failures:
+            yield PhotoPrediction(path, error=reason)
+
+
+def _decode(probabilities: np.ndarray, crops: str, top: int) -> list[list[Prediction]]:
+    classes = probabilities.shape[1]
+    mean = probabilities.reshape(-1, _CROPS[crops], classes).mean(axis=1)
+    # Classes that are not ImageNet's thousand have no names here: their index is shown.
+    labels = None if classes == 1000 else [f"class {i}" for i in range(classes)]
+    return decode_predictions(mean, top=min(top, classes), labels=labels)

@@ -1,0 +1,130 @@
+"""Pictures of results, drawn with Pillow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.files import check_folder, replacing
+from tf_alexnet.images import load_image
+
+_TILE = 220  # side of a thumbnail, pixels
+_GAP = 12
+_LINE = 20
+_INK, _PALE, _PAPER, _BAR = (20, 20, 20), (110, 110, 110), (255, 255, 255), (188, 212, 240)
+
+
+def check_picture(path: str | os.PathLike) -> None:
+    """Refuse a picture's path before any work is done for it.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is not that of a picture.
+    OutputError
+        If it could not be written.
+    """
+    Image.init()
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(
+            f"picture {os.fspath(path)}", "not a name for a picture", "End it with .png."
+        )
+    check_folder(path)
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write `picture` under a temporary name and rename it.
+
+    Raises
+    ------
+    OutputError
+        If it can't be written.
+    """
+    check_picture(path)
+    kind = Image.registered_extensions()[Path(path).suffix.lower()]
+    with replacing(path) as temporary:
+        picture.save(temporary, format=kind)
+
+
+def predictions_sheet(photos: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
+    """Each photo with its classes as bars beside it, two photos a row.
+
+    Parameters
+    ----------
+    photos : sequence of (path, classes)
+        `classes` are (name, probability), best first.
+    """
+    lines = max(len(classes) for _, classes in photos)
+    width, bars = 2 * _TILE + 3 * _GAP, _TILE
+    height = max(_TILE, lines * 2 * _LINE) + _LINE + 2 * _GAP
+    columns = min(2, len(photos))
+    rows = -(-len(photos) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), _PAPER)
+    for i, (path, classes) in enumerate(photos):
+        left, top = i % columns * width + _GAP, i // columns * height + _GAP
+        _caption(sheet, (left, top), os.path.basename(path), 2 * _TILE, _INK)
+        _thumbnail(sheet, path, (left, top + _LINE))
+        for j, (name, probability) in enumerate(classes):
+            x, y = left + _TILE + _GAP, top + _LINE + 2 * j * _LINE
+            box = (x, y + _LINE, x + max(1, round(bars * probability)), y + 2 * _LINE - 4)
+            ImageDraw.Draw(sheet).rectangle(box, fill=_BAR)
+            _caption(sheet, (x, y), name, bars, _INK)
+            _caption(sheet, (x + 4, y + _LINE - 1), f"{probability:.1%}", bars, _PALE)
+    return sheet
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], title: str
+) -> Image.Image:
+    """A row a photo: the photo, then its nearest neighbours with their similarity.
+
+    Parameters
+    ----------
+    rows : sequence of (path, caption, neighbours)
+        `neighbours` are (path, similarity), nearest first.
+    title : str
+        What was compared.
+    """
+    columns = 1 + max((len(neighbours) for _, _, neighbours in rows), default=0)
+    step = _TILE + _GAP
+    height = _TILE + _LINE + _GAP
+    sheet = Image.new(
+        "RGB", (columns * step + 2 * _GAP, len(rows) * height + _LINE + 2 * _GAP), _PAPER
+    )
+    _caption(sheet, (_GAP, _GAP), title, sheet.width - 2 * _GAP, _INK)
+    for i, (path, caption, neighbours) in enumerate(rows):
+        top = i * height + _LINE + 2 * _GAP
+        _thumbnail(sheet, path, (_GAP, top))
+        _caption(sheet, (_GAP, top + _TILE), caption, _TILE, _INK)
+        for j, (other, similarity) in enumerate(neighbours, 1):
+            left = j * step + 2 * _GAP  # a wider gap sets the photo off from its neighbours
+            _thumbnail(sheet, other, (left, top))
+            _caption(
+                sheet, (left, top + _TILE), f"{similarity:.2f}  {os.path.basename(other)}",
+                _TILE, _PALE,
+            )  # fmt: skip
+    return sheet
+
+
+def _thumbnail(sheet: Image.Image, path: str, corner: tuple[int, int]) -> None:
+    photo = Image.fromarray(load_image(path))
+    photo.thumbnail((_TILE, _TILE))
+    left, top = corner
+    sheet.paste(photo, (left + (_TILE - photo.width) // 2, top + (_TILE - photo.height) // 2))
+
+
+def _caption(
+    sheet: Image.Image, corner: tuple[int, int], text: str, width: int, color: tuple
+) -> None:
+    """One line of text, cut to `width`."""
+    font = ImageFont.load_default(size=14)
+    text = one_line(text)
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "...") > width:
+            text = text[:-1]
+        text += "..."
+    ImageDraw.Draw(sheet).text(corner, text, fill=color, font=font)
