@@ -1,0 +1,134 @@
+"""No room knows what it must not know: the imports of every module, read without running it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tf_alexnet
+
+PACKAGE = Path(tf_alexnet.__file__).parent
+TENSORFLOW = ("tensorflow", "keras")
+OBJECT_LOADERS = (
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "torch",
+    "shelve",
+)
+
+# Room (module or folder) -> what no module in it imports, directly.
+FORBIDDEN = {
+    "errors": ("tf_alexnet", *TENSORFLOW, "numpy"),
+    "version": ("tf_alexnet", *TENSORFLOW),
+    "files": TENSORFLOW,
+    "architectures": (*TENSORFLOW, "numpy", "pathlib", "os", "tf_alexnet.weights"),
+    "labels": (*TENSORFLOW, "tf_alexnet.model", "requests", "urllib", "pooch"),
+    "weights": (
+        *TENSORFLOW,
+        *("PIL", "cv2", "tf_alexnet.images", "tf_alexnet.model", "tf_alexnet.cli"),
+    ),
+    "layers": ("tf_alexnet.architectures", "tf_alexnet.model", "tf_alexnet.weights", "pathlib"),
+    "model": ("PIL", "cv2", "h5py", "tf_alexnet.images", "tf_alexnet.extraction"),
+    "images": ("h5py", "tf_alexnet.model", "tf_alexnet.weights", "tf_alexnet.extraction"),
+    "extraction": ("typer", "rich", "tf_alexnet.cli"),
+    "predictions": ("typer", "rich", "tf_alexnet.cli"),
+    "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
+    "demo": ("typer", "rich", "tf_alexnet.cli"),
+    "cli": ("numpy", "cv2", "PIL", "h5py", "keras"),
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path, top_level_only=False):
+    """Dotted names that a module imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name, parent):
+    return name == parent or name.startswith(parent + ".")
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_rooms_keep_to_themselves(room):
+    here = [
+        path for path in modules() if path.relative_to(PACKAGE).with_suffix("").parts[0] == room
+    ]
+    assert here
+    exempt = {"tf_ops.py"} if room == "images" else set()
+    for path in here:
+        if path.name in exempt:
+            continue
+        for name in imported(path):
+            for banned in FORBIDDEN[room]:
+                inside = within(name, "tf_alexnet." + room)
+                assert inside or not within(name, banned), f"{path} imports {name}"
+
+
+def test_only_one_module_of_the_images_knows_tensorflow():
+    knowing = {
+        path.name
+        for path in (PACKAGE / "images").glob("*.py")
+        if any(within(name, banned) for name in imported(path) for banned in TENSORFLOW)
+    }
+    assert knowing == {"tf_ops.py"}
+
+
+def test_nothing_in_the_package_can_load_objects():
+    for path in modules():
+        for name in imported(path):
+            assert not any(within(name, banned) for banned in OBJECT_LOADERS), f"{path}: {name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Attribute) and node.attr in ("load_model", "model_from_json"):
+                raise AssertionError(f"{path}:{node.lineno} loads Keras objects")
+
+
+def test_the_library_never_prints():
+    for path in modules():
+        if path.relative_to(PACKAGE).parts[0] in ("cli", "__main__.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not (called and node.func.id == "print"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import tf_alexnet",
+        "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
+        "import tf_alexnet.testing",
+        "import tf_alexnet.cli.main",
+    ],
+)
+def test_tensorflow_is_not_imported_before_it_is_needed(statement):
+    code = (
+        f"import sys; {statement}; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_exists_and_has_a_docstring():
+    for name in tf_alexnet.__all__:
+        assert getattr(tf_alexnet, name).__doc__, name
+    assert set(tf_alexnet.__all__) <= set(dir(tf_alexnet))
+    with pytest.raises(AttributeError, match="no attribute 'alexnet'"):
+        tf_alexnet.alexnet  # noqa: B018

@@ -1,0 +1,5 @@
+"""`python -m tf_alexnet`."""
+
+from tf_alexnet.cli.main import main
+
+main()

@@ -1,0 +1,60 @@
+"""`tf-alexnet demo`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tf_alexnet.cli import console
+
+if TYPE_CHECKING:
+    from tf_alexnet.demo import Demo
+
+
+def demo(
+    photos: Annotated[
+        list[str] | None, typer.Argument(help="Photos or folders; by default the examples.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", "-w", help="By default BVLC's, if they can be had.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The contact sheet.")
+    ] = "demo-contact-sheet.png",
+) -> None:
+    """Run the main job on a few photos: classes, features, neighbours, a contact sheet."""
+    console.load_tensorflow()
+    from tf_alexnet.demo import example_photos, run_demo
+    from tf_alexnet.visualize import check_picture
+
+    check_picture(output)
+    shown = run_demo(photos or [example_photos()], output, weights)
+    if shown.missing:
+        console.note(
+            f"BVLC's weights are not here ({shown.missing}); `tf-alexnet weights fetch "
+            "bvlc_alexnet` gets them. Without them: features of the embedded ImageNet-trained "
+            "convolutions, no classes"
+        )
+    elif shown.predictions is None:
+        console.note("these are not trained weights with classes: features only")
+    print(f"weights: {os.path.basename(shown.extractor.weights_source)}", end="")
+    print(f" ({shown.extractor.trained_as or 'unknown'}), preset {shown.extractor.preset}\n")
+    for i in range(len(shown.paths)):
+        _show(shown, i)
+    print(f"contact sheet: {shown.sheet}")
+    raise typer.Exit(console.report_failures(shown.failures))
+
+
+def _show(shown: Demo, i: int) -> None:
+    print(shown.paths[i])
+    for p in shown.predictions[i] if shown.predictions else ():
+        print(f"  {p.probability:.4f}  {p.synset}  {p.label}")
+    row = shown.features[i]
+    print(
+        f"  {shown.layer}: {row.size} values, {(row > 0).mean():.0%} above zero, "
+        f"largest {row.max():.2f}"
+    )
+    others = (f"{os.path.basename(path)} {score:.2f}" for path, score in shown.neighbours[i])
+    print(f"  nearest: {', '.join(others) or 'no other photo'}\n")

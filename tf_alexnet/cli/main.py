@@ -1,0 +1,59 @@
+"""The command `tf-alexnet`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from tf_alexnet.cli import console, demo, extract, predict, summary, weights
+from tf_alexnet.errors import AlexNetError, OutputError
+from tf_alexnet.version import VERSION
+
+app = typer.Typer(
+    name="tf-alexnet",
+    help="Caffe's AlexNet in TensorFlow: verified weights, fc7 or any layer, top-5.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo.demo, predict.predict, extract.extract, summary.summary):
+    app.command()(command)
+app.add_typer(weights.app, name="weights")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tf-alexnet {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Caffe's AlexNet in TensorFlow: verified weights, fc7 or any layer, top-5."""
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and an exit code, never in a traceback."""
+    warnings.showwarning = lambda message, *_, **__: console.note(str(message))
+    try:
+        app()
+    except AlexNetError as problem:
+        console.error(str(problem))
+        sys.exit(problem.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; Python must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OutputError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

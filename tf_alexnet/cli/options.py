@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Photos = Annotated[
+    list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", "-w", help="A weight file or a name of the catalogue.")
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the file can't tell."),
+]
+Preset = Annotated[
+    str | None, typer.Option(help="Preprocessing; by default what the weights were trained with.")
+]

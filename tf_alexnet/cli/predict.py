@@ -1,0 +1,107 @@
+"""`tf-alexnet predict`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tf_alexnet.cli import console
+from tf_alexnet.cli.options import Architecture, Photos, Preset, Weights
+from tf_alexnet.errors import ImageError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from tf_alexnet.predictions import PhotoPrediction
+
+
+class Crops(str, Enum):
+    """What is looked at."""
+
+    center = "center"
+    ten = "ten"
+
+
+def predict(
+    photos: Photos,
+    weights: Weights = "imagenet",
+    architecture: Architecture = None,
+    preset: Preset = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    crops: Annotated[
+        Crops, typer.Option(help="The centre, or the mean of ten crops.")
+    ] = Crops.center,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
+    plot: Annotated[str | None, typer.Option(help="Draw photos and classes into this PNG.")] = None,
+) -> None:
+    """Name the classes in photos: probability, synset id, name."""
+    if as_json and as_csv:
+        raise UsageError("--json --csv", "two formats at once", "Choose one.")
+    console.load_tensorflow()
+    from tf_alexnet.extraction import FeatureExtractor
+    from tf_alexnet.images import find_images
+    from tf_alexnet.predictions import predict_photos
+    from tf_alexnet.visualize import check_picture, predictions_sheet, save_picture
+
+    if plot:
+        check_picture(plot)
+    paths = find_images(photos)
+    extractor = FeatureExtractor(weights, ("prob",), architecture=architecture, preset=preset)
+    console.unknown_weights_note(extractor)
+    show = _show_json if as_json else _show_csv if as_csv else _show_table
+    results = show(predict_photos(paths, extractor, top=top, crops=crops.value))
+    seen = [(x.path, [(p.label, p.probability) for p in x.predictions]) for x in results]
+    drawn = [(path, classes) for path, classes in seen if classes]
+    if plot and drawn:
+        save_picture(predictions_sheet(drawn), plot)
+        console.note(f"wrote {plot}")
+    if len(drawn) < len(seen):
+        raise typer.Exit(ImageError.exit_code)
+
+
+def _noted(results: Iterable[PhotoPrediction], seen: list) -> Iterable[PhotoPrediction]:
+    """The readable photos; the others are reported as they come."""
+    for result in results:
+        seen.append(result)
+        if result.error:
+            console.report_failures([(result.path, result.error)])
+        else:
+            yield result
+
+
+def _show_table(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
+    seen: list[PhotoPrediction] = []
+    for result in _noted(results, seen):
+        print(one_line(result.path))
+        for p in result.predictions:
+            print(f"  {p.probability:.4f}  {p.synset or '-':9}  {p.label}")
+    return seen
+
+
+def _show_csv(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
+    seen: list[PhotoPrediction] = []
+    table = csv.writer(sys.stdout)
+    table.writerow(["path", "rank", "probability", "synset", "label", "index"])
+    for result in _noted(results, seen):
+        for rank, p in enumerate(result.predictions, 1):
+            table.writerow([result.path, rank, p.probability, p.synset, p.label, p.index])
+    return seen
+
+
+def _show_json(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
+    seen: list[PhotoPrediction] = []
+    list(_noted(results, seen))
+    rows = [
+        {"path": x.path, "error": x.error}
+        if x.error
+        else {"path": x.path, "predictions": [p._asdict() for p in x.predictions]}
+        for x in seen
+    ]
+    json.dump(rows, sys.stdout, indent=1)
+    print()
+    return seen
