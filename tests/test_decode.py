@@ -1,0 +1,440 @@
+"""One contract for every photo: its pixels by hand-made files, its refusals by damaged ones."""
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, features
+
+from tf_alexnet.errors import ImageError
+from tf_alexnet.images import decode, load_image
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+UPRIGHT = {
+    1: RGB,
+    2: RGB[:, ::-1],
+    3: RGB[::-1, ::-1],
+    4: RGB[::-1],
+    5: RGB.transpose(1, 0, 2),
+    6: np.rot90(RGB, -1),
+    7: RGB.transpose(1, 0, 2)[::-1, ::-1],
+    8: np.rot90(RGB),
+}
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, bits, colour, rows, *chunks):
+    """A PNG written by hand; `rows` are its packed, unfiltered rows."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", body), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(tags, data):
+    """A one-strip little-endian TIFF written by hand, from {tag: short}."""
+    offset = 8 + 2 + 12 * (len(tags) + 2) + 4
+    rows = {**{t: (3, v) for t, v in tags.items()}, 273: (4, offset), 279: (4, len(data))}
+    body = b"".join(struct.pack("<HHII", t, *(rows[t][0], 1, rows[t][1])) for t in sorted(rows))
+    return b"II*\0" + struct.pack("<IH", 8, len(rows)) + body + bytes(4) + data
+
+
+def grey(*values):
+    return np.repeat(np.array([values], np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "LZW", "WEBP"])
+def test_exif_orientation_is_applied_once(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"LZW": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = saved(RGB, "TIFF" if kind == "LZW" else kind, exif=exif.tobytes(), **options)
+    np.testing.assert_array_equal(load_image(data), UPRIGHT[orientation])
+
+
+def test_jpeg_orientation_turns_clockwise():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, turned = saved(RGB, "JPEG"), saved(RGB, "JPEG", exif=exif.tobytes())
+    np.testing.assert_array_equal(load_image(turned), np.rot90(load_image(plain), -1))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"garbage",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\x7f\x08\0\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
+    ],
+)
+def test_broken_exif_counts_as_none(exif, capfd):
+    data = saved(RGB, "JPEG")
+    marked = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+    np.testing.assert_array_equal(load_image(marked), load_image(data))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "TGA"])
+def test_alpha_is_laid_over_white(kind):
+    alpha = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7, 1)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    got = load_image(saved(np.concatenate([RGB, alpha], axis=2), kind, **options))
+    weight = alpha / 255.0
+    # Pillow blends in integers: half a level beside exact rounding.
+    np.testing.assert_allclose(got, RGB * weight + 255 * (1 - weight), atol=1.0)
+    assert (got[0, 0] == 255).all()
+    assert (got[-1, -1] == RGB[-1, -1]).all()
+
+
+def test_grey_with_alpha_is_laid_over_white():
+    pixels = np.array([[[0, 0], [0, 255], [100, 255], [100, 51]]], np.uint8)
+    got = load_image(saved(Image.fromarray(pixels, "LA"), "PNG"))
+    np.testing.assert_array_equal(got, grey(255, 0, 100, 224))  # 100 * 0.2 + 255 * 0.8
+    deep = png(2, 1, 16, 4, [struct.pack(">4H", 0x1234, 0xFFFF, 0x1234, 0)])
+    np.testing.assert_array_equal(load_image(deep), grey(0x12, 255))
+
+
+def test_palettes_and_their_transparency():
+    colours = chunk(b"PLTE", bytes([255, 0, 0, 0, 255, 0, 0, 0, 255]))
+    opaque = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    row = [bytes([0, 1, 2])]
+    np.testing.assert_array_equal(load_image(png(3, 1, 8, 3, row, colours)), [opaque])
+    one = png(3, 1, 8, 3, row, colours, chunk(b"tRNS", b"\xff\x00"))
+    np.testing.assert_array_equal(load_image(one), [[opaque[0], [255] * 3, opaque[2]]])
+    partly = png(3, 1, 8, 3, row, colours, chunk(b"tRNS", bytes([51, 0, 255])))
+    np.testing.assert_array_equal(load_image(partly), [[[255, 204, 204], [255] * 3, opaque[2]]])
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "key", "expected"),
+    [
+        (1, b"\x40", 1, (0, 255, 0)),
+        (1, b"\x40", 0, (255, 255, 255)),
+        (2, b"\x18", 1, (0, 255, 170)),
+        (4, b"\x1a\x50", 10, (17, 255, 85)),
+        (8, b"\x01\x0a\x50", 10, (1, 255, 80)),
+        (16, b"\x0a\x00\x0a\x01\x50\xff", 0x0A01, (10, 255, 80)),
+    ],
+)
+def test_colour_key_of_grey(bits, row, key, expected):
+    data = png(3, 1, bits, 0, [row], chunk(b"tRNS", struct.pack(">H", key)))
+    np.testing.assert_array_equal(load_image(data), grey(*expected))
+
+
+def test_colour_key_of_rgb():
+    key = chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))
+    data = png(3, 1, 8, 2, [bytes([1, 2, 3, 1, 2, 4, 3, 2, 1])], key)
+    np.testing.assert_array_equal(load_image(data), [[[255] * 3, [1, 2, 4], [3, 2, 1]]])
+    key = chunk(b"tRNS", struct.pack(">3H", 0x1011, 0x2022, 0x3033))
+    row = struct.pack(">6H", 0x1011, 0x2022, 0x3033, 0x9911, 0x2022, 0x3033)
+    got = load_image(png(2, 1, 16, 2, [row], key))
+    np.testing.assert_array_equal(got, [[[255] * 3, [0x99, 0x20, 0x30]]])
+
+
+def test_grey_gif_with_a_transparent_colour():
+    pixels = np.array([[0, 60, 120]], np.uint8)
+    data = saved(pixels, "GIF", transparency=60)
+    np.testing.assert_array_equal(load_image(data), grey(0, 255, 120))
+
+
+SIXTEEN = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+SIXTEEN_EXPECTED = grey(0, 0, 1, 0x12, 255)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(SIXTEEN, "PNG"),
+        saved(SIXTEEN, "TIFF"),
+        saved(SIXTEEN, "TIFF", compression="tiff_lzw"),
+        saved(Image.frombytes("I;16B", (5, 1), SIXTEEN.astype(">u2").tobytes()), "TIFF"),
+        b"P5 5 1 65535\n" + SIXTEEN.astype(">u2").tobytes(),
+        b"P2 5 1 65535\n0 255 256 4660 65535\n",
+    ],
+    ids=["png", "tiff", "tiff-lzw", "tiff-big-endian", "pgm", "pgm-plain"],
+)
+def test_sixteen_bit_grey_keeps_the_high_byte(data):
+    np.testing.assert_array_equal(load_image(data), SIXTEEN_EXPECTED)
+
+
+def test_sixteen_bit_colour_keeps_the_high_byte():
+    row = struct.pack(">6H", 0x00FF, 0x0100, 0xFFFF, 0x1234, 0x80FF, 0x7F00)
+    np.testing.assert_array_equal(
+        load_image(png(2, 1, 16, 2, [row])), [[[0, 1, 255], [0x12, 0x80, 0x7F]]]
+    )
+
+
+def test_pgm_is_scaled_from_its_maximum():
+    ten_bits = b"P5 3 1 1023\n" + struct.pack(">3H", 0, 512, 1023)
+    np.testing.assert_array_equal(
+        load_image(ten_bits), grey(0, round(512 / 1023 * 65535) >> 8, 255)
+    )
+    np.testing.assert_array_equal(load_image(b"P5 3 1 15\n\x00\x07\x0f"), grey(0, 119, 255))
+
+
+def test_sixteen_bit_pictures_are_turned_too():
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    got = load_image(saved(SIXTEEN, "PNG", exif=exif.tobytes()))
+    np.testing.assert_array_equal(got, np.rot90(SIXTEEN_EXPECTED))
+
+
+def test_one_bit():
+    bits = np.array([[True, False, True]])
+    np.testing.assert_array_equal(load_image(saved(bits, "PNG")), grey(255, 0, 255))
+    np.testing.assert_array_equal(load_image(b"P1 3 1\n0 1 0\n"), grey(255, 0, 255))
+
+
+def test_cmyk():
+    ink = RNG.integers(0, 256, (4, 6, 4), dtype=np.uint8)
+    got = load_image(saved(Image.fromarray(ink, "CMYK"), "TIFF"))
+    light = 1 - ink / 255.0
+    np.testing.assert_allclose(got, 255 * light[..., :3] * light[..., 3:], atol=1.0)
+    # A JPEG stores its inks inverted; a slip would turn this light red into dark cyan.
+    patch = Image.new("CMYK", (16, 16), (0, 200, 200, 20))
+    got = load_image(saved(patch, "JPEG", quality=100))
+    np.testing.assert_allclose(got[8, 8], [235, 51, 51], atol=4)
+
+
+def test_the_first_picture_of_several():
+    other = Image.fromarray(255 - RGB)
+    several = {"save_all": True, "append_images": [other]}
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(load_image(saved(RGB, kind, **several)), RGB)
+    webp = saved(RGB, "WEBP", lossless=True, **several)
+    np.testing.assert_array_equal(load_image(webp), RGB)
+    frames = {"save_all": True, "append_images": [Image.new("L", (3, 1), 9)]}
+    first = np.array([[0, 60, 120]], np.uint8)
+    np.testing.assert_array_equal(load_image(saved(first, "GIF", **frames)), grey(0, 60, 120))
+    mpo = saved(RGB, "MPO", **several)
+    np.testing.assert_array_equal(load_image(mpo), load_image(saved(RGB, "JPEG")))
+
+
+def test_path_and_bytes_give_the_same_fresh_array(tmp_path):
+    path = tmp_path / "wrong suffix.txt"
+    data = saved(RGB, "BMP")
+    path.write_bytes(data)
+    for source in (path, str(path), data, bytearray(data), memoryview(data)):
+        got = load_image(source)
+        np.testing.assert_array_equal(got, RGB)
+        assert got.dtype == np.uint8
+        assert got.flags.writeable
+        assert got.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (saved(Image.new("F", (3, 3), 0.5), "TIFF"), "floating-point pixels"),
+        (saved(Image.new("I", (3, 3), 70000), "TIFF"), "32-bit or signed pixels"),
+        (saved(Image.new("LAB", (3, 3)), "TIFF"), "Lab pixels"),
+        (b"Pf 1 1 -1.0\n" + struct.pack("<f", 0.5), "floating-point pixels"),
+        (
+            tiff({256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 277: 1, 278: 1}, b"\xff\xf0\x00"),
+            "12-bit samples",
+        ),
+    ],
+    ids=["float", "int32", "lab", "pfm", "12-bit"],
+)
+def test_pixels_without_an_obvious_range_are_refused(data, reason):
+    with pytest.raises(ImageError, match=reason):
+        load_image(data)
+
+
+WRITERS = {
+    "JPEG": {},
+    "PNG": {},
+    "GIF": {},
+    "BMP": {},
+    "TIFF": {},
+    "TIFF ": {"compression": "tiff_lzw"},
+    "WEBP": {},
+    "PPM": {},
+    "PCX": {},
+    "TGA": {},
+    "JPEG ": {"progressive": True},
+    **({"JPEG2000": {}} if features.check("jpg_2000") else {}),
+    **({"AVIF": {}} if features.check("avif") else {}),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_truncated_data_is_never_accepted(kind, tolerant, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    noise = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    data = saved(noise, kind.strip(), **WRITERS[kind])
+    assert load_image(data).shape == (40, 50, 3)
+    for part in (0.1, 0.5, 0.9, 0.98):
+        with pytest.raises(ImageError, match="image of"):
+            load_image(data[: int(part * len(data))])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(50000, 50000), (50001, 1000), (2**31 - 1, 2**31 - 1)]
+)
+def test_a_bomb_is_refused_by_its_header(width, height, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="more than 50,000,000"):
+        load_image(png(width, height, 8, 0, [b""]))
+
+
+def test_fifty_megapixels_are_allowed_by_the_header():
+    with pytest.raises(ImageError, match="can't be decoded"):  # there are no pixels in it
+        load_image(png(50_000, 1_000, 8, 0, [b""]))
+
+
+def test_a_bomb_inside_an_icon_is_refused():
+    inner = png(9000, 6000, 1, 0, [bytes(1125)] * 6000)
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)
+    with pytest.raises(ImageError, match="9000x6000 pixels"):
+        load_image(struct.pack("<HHH", 0, 1, 1) + entry + inner)
+
+
+def test_only_known_photo_formats_are_opened(monkeypatch):
+    monkeypatch.setattr(os, "system", lambda *a: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("a program was started"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    psd = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 1, 1, 8, 3) + bytes(12) + bytes(5)
+    for data in (eps, psd, saved(RGB, "SGI"), b"<html>404 Not Found</html>", bytes(1000)):
+        with pytest.raises(ImageError, match="no image of a kind read here"):
+            load_image(data)
+    assert not {"EPS", "PSD", "FITS", "WMF", "PDF"} & set(decode.FORMATS)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError, ValueError, SyntaxError, IndexError, TypeError, NotImplementedError),
+        *(struct.error, MemoryError, RecursionError, EOFError, KeyError, zlib.error),
+        *(Image.DecompressionBombError, AttributeError, OverflowError, AssertionError),
+    ],
+)
+def test_whatever_pillow_raises_becomes_one_error(error, monkeypatch):
+    def fail(self):
+        raise error("two\nlines")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(ImageError) as caught:
+        load_image(saved(RGB, "BMP"))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("copy, or leave it out.")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    def refusal(path):
+        with pytest.raises(ImageError) as caught:
+            load_image(path)
+        return str(caught.value)
+
+    (tmp_path / "empty.jpg").touch()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert ": the file is empty. " in refusal(tmp_path / "empty.jpg")
+    assert ": it is a folder. " in refusal(tmp_path)
+    assert ": it is not a regular file. " in refusal(tmp_path / "pipe.jpg")
+    assert refusal(tmp_path / "no\nsuch.jpg").count("\n") == 0
+    assert ": there is no such file. " in refusal(tmp_path / "none.jpg")
+    assert "can't be read" in refusal("nul\0character.jpg")
+    assert "can't be read (File name too long)" in refusal("x" * 5000)
+    with pytest.raises(ImageError, match="image of 0 bytes: it is empty"):
+        load_image(b"")
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    path = tmp_path / "secret.jpg"
+    path.write_bytes(saved(RGB, "JPEG"))
+    path.chmod(0)
+    if os.geteuid() == 0:  # root reads everything
+
+        def deny(*args):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("builtins.open", deny)
+    with pytest.raises(ImageError, match="no permission to read it"):
+        load_image(path)
+
+
+def test_an_oversized_file_is_not_read(tmp_path):
+    path = tmp_path / "huge.jpg"
+    with open(path, "wb") as file:
+        file.truncate(decode.MAX_BYTES + 1)
+    with pytest.raises(ImageError, match="536,870,913 bytes, more than 536,870,912"):
+        load_image(path)
+
+
+def noisy_png():
+    """A picture about which Pillow warns: an APNG control chunk that says nothing."""
+    data = saved(RGB, "PNG")
+    return data[:33] + chunk(b"acTL", bytes(8)) + data[33:]
+
+
+def test_pillows_warnings_stay_inside(capfd):
+    with pytest.warns(UserWarning, match="Invalid APNG"), Image.open(io.BytesIO(noisy_png())):
+        pass
+    before = list(warnings.filters)
+    np.testing.assert_array_equal(load_image(noisy_png()), RGB)
+    assert capfd.readouterr().err == ""
+    assert warnings.filters == before
+
+
+def test_many_threads_at_once(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    before = list(warnings.filters)
+    good = saved(RGB, "PNG")
+    start = threading.Barrier(8)
+
+    def work(number):
+        start.wait()
+        for _ in range(30):
+            np.testing.assert_array_equal(load_image(noisy_png()), RGB)
+            with pytest.raises(ImageError):
+                load_image(good[: 40 + 5 * number])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert warnings.filters == before
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared pictures are not here")
+def test_odd_pictures_of_the_wild():
+    refused = set()
+    for path in sorted((SHARED / "odd_images").glob("*/*.*")):
+        try:
+            assert path.suffix == ".txt" or load_image(path).std() >= 0
+        except ImageError:
+            refused.add(path.name)
+    # PngSuite calls its damaged files x*, among them one whose pixels are whole (xcsn0g01: only
+    # the checksum is wrong, which Pillow does not look at); monkey12 is a JPEG of 12 bits.
+    damaged = {path.name for path in (SHARED / "odd_images" / "pngsuite").glob("x*.png")}
+    assert refused == damaged - {"xcsn0g01.png"} | {"monkey12.jpg"}
+    folder = SHARED / "odd_images" / "exif_orientation"
+    for shape in ("Landscape", "Portrait"):
+        first = load_image(folder / f"{shape}_1.jpg").astype(int)
+        for number in range(2, 9):
+            turned = load_image(folder / f"{shape}_{number}.jpg")
+            assert np.abs(turned - first).mean() < 12, (shape, number)

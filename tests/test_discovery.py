@@ -1,0 +1,175 @@
+"""Files, folders and lists become one ordered list of paths."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.images import find_images
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Names chosen so that every wrong order (locale, case-blind, by suffix, files first) shows."""
+    names = [
+        "b/z.jpg",
+        "b/a.PNG",
+        "b/deep/er/1.webp",
+        "B.jpeg",
+        "a.gif",
+        "a/x.tif",
+        "notes.txt",
+        "README",
+        ".hidden.jpg",
+        "._b.jpg",
+        ".git/c.jpg",
+        "é.jpg",
+        "c.pdf",
+        "b10.jpg",
+        "b9.jpg",
+    ]
+    for name in names:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+IN_ORDER = [
+    "B.jpeg",
+    "a/x.tif",
+    "a.gif",
+    "b/a.PNG",
+    "b/deep/er/1.webp",
+    "b/z.jpg",
+    "b10.jpg",
+    "b9.jpg",
+    "é.jpg",
+]
+
+
+def below(folder, names):
+    return [os.path.join(folder, name) for name in names]
+
+
+def test_a_folder_is_searched_in_byte_order_of_names(tree, monkeypatch):
+    assert find_images("photos") == below("photos", IN_ORDER)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    assert find_images([tree]) == below(tree, IN_ORDER)
+
+
+def test_named_files_are_taken_in_the_given_order_and_once(tree):
+    named = ["photos/b9.jpg", "photos/README", "photos/b/deep", "./photos/b9.jpg", "photos/b"]
+    assert find_images(named) == [
+        "photos/b9.jpg",
+        "photos/README",
+        "photos/b/deep/er/1.webp",
+        "photos/b/a.PNG",
+        "photos/b/z.jpg",
+    ]
+    assert find_images(str(tree / "é.jpg")) == [str(tree / "é.jpg")]
+    assert find_images(Path("photos/é.jpg")) == ["photos/é.jpg"]
+    assert find_images(b"photos/a.gif") == ["photos/a.gif"]
+
+
+def test_text_list(tree):
+    lines = ["\ufeffphotos/b9.jpg\r", "photos/not there.jpg", "", "  ", f"{tree}/a.gif", "x\u2028y"]
+    (tree.parent / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    os.chdir("/")
+    assert find_images(tree.parent / "list.txt") == [
+        str(tree / "b9.jpg"),
+        str(tree / "not there.jpg"),
+        str(tree / "a.gif"),
+        str(tree.parent / "x\u2028y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("label,Path\n3,a.jpg\n4,b.jpg\n", ["a.jpg", "b.jpg"]),
+        ("path\na.jpg\n", ["a.jpg"]),
+        ("file,label\na.jpg,3\n\nb.jpg,4\n", ["a.jpg", "b.jpg"]),
+        ("a.JPG,3\nb.jpg,4\n", ["a.JPG", "b.jpg"]),
+        ('path,n\r\n"a, b.jpg",1\r\n"two\nlines.jpg",2\r\n', ["a, b.jpg", "two\nlines.jpg"]),
+        ("n,path\n1\n2,b.jpg\n3,\n", ["b.jpg"]),
+    ],
+)
+def test_csv_list(tmp_path, text, expected):
+    (tmp_path / "list.csv").write_bytes(text.encode())
+    assert find_images(tmp_path / "list.csv") == below(tmp_path, expected)
+
+
+def test_odd_names_survive(tmp_path):
+    names = [b"new\nline.jpg", b"latin-\xe9.jpg", "\U0001f431.jpg".encode(), b" .jpg", b"-v.jpg"]
+    for name in names:
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    found = find_images(tmp_path)
+    assert [os.path.basename(os.fsencode(path)) for path in found] == sorted(names)
+    (tmp_path / "list.txt").write_bytes(b"latin-\xe9.jpg\n\xf0\x9f\x90\xb1.jpg\n")
+    found = find_images(tmp_path / "list.txt")
+    assert [os.path.exists(path) for path in found] == [True, True]
+
+
+def test_links(tmp_path):
+    real = tmp_path / "real"
+    (real / "sub").mkdir(parents=True)
+    (real / "a.jpg").touch()
+    (real / "sub" / "up").symlink_to(real)
+    (real / "self.jpg").symlink_to("self.jpg")
+    (real / "dangling.png").symlink_to("nowhere")
+    (real / "looks_like.jpg").mkdir()
+    (real / "looks_like.jpg" / "b.jpg").touch()
+    inside = ["a.jpg", "dangling.png", "looks_like.jpg/b.jpg", "self.jpg"]
+    assert find_images(real) == below(real, inside)
+    (tmp_path / "link").symlink_to(real)
+    assert find_images(tmp_path / "link") == below(tmp_path / "link", inside)
+    # The same files by two ways: kept once, under the first name.
+    assert find_images([tmp_path / "link", real]) == below(tmp_path / "link", inside)
+
+
+def test_a_deep_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1500):  # deeper than Python's stack
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert find_images(".") == ["./" + "d/" * 1500 + "a.jpg"]
+    finally:  # too deep for pytest to clear away
+        os.remove("d/" * 1500 + "a.jpg")
+        os.removedirs("d/" * 1500)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ImageError, match=r"none\.jpg: there is no such file or folder\. Check"):
+        find_images([tmp_path, tmp_path / "none.jpg"])
+    with pytest.raises(ImageError, match="there is no such file"):
+        find_images("nul\0character.jpg")
+    with pytest.raises(UsageError, match=r"no image found\. Looked for files ending in .*\.jpeg"):
+        find_images(tmp_path)
+    with pytest.raises(UsageError, match="no input at all: no image found"):
+        find_images([])
+    (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16-le")
+    with pytest.raises(ImageError, match=r"list\.txt: the list can't be read \(it holds NUL"):
+        find_images(tmp_path / "list.txt")
+    (tmp_path / "list.csv").write_text('path\n"' + "x" * 200_000 + '"\n')
+    with pytest.raises(ImageError, match=r"list\.csv: the list can't be read \(field larger"):
+        find_images(tmp_path / "list.csv")
+
+
+def test_an_unreadable_folder_is_not_skipped_silently(tree, monkeypatch):
+    listdir = os.listdir
+
+    def deny(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", deny)
+    with pytest.raises(ImageError, match=r"deep: the folder can't be read \(Permission denied\)"):
+        find_images(tree)
