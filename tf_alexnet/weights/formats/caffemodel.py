@@ -69,13 +69,16 @@ class _Wire:
     def __init__(self):
         self.fields = 0
 
+    def count(self) -> None:
+        self.fields += 1
+        if self.fields > MAX_FIELDS:
+            raise WireError(f"more than {MAX_FIELDS} fields")
+
     def walk(self, message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
         """Number, wire type and value of each field: an integer, or the bytes of it."""
         at = 0
         while at < len(message):
-            self.fields += 1
-            if self.fields > MAX_FIELDS:
-                raise WireError(f"more than {MAX_FIELDS} fields")
+            self.count()
             key, at = varint(message, at)
             number, wire = key >> 3, key & 7
             if number == 0:
@@ -113,7 +116,7 @@ class _Wire:
             if key in (0x2D, 0x35, 0x41, 0x49):
                 form = "<f4" if key in (0x2D, 0x35) else "<f8"
                 values, at = run(message, at, form)
-                self.fields += 1
+                self.count()
                 if key == 0x2D:
                     blob.floats.append(values)
                 elif key == 0x41:
@@ -298,21 +301,19 @@ def _tensorflow_layout(layers: dict[str, list[np.ndarray]]) -> dict[str, LayerAr
         axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
         views[name] = LayerArrays(kernel.transpose(axes), bias.reshape(-1))
     flattened = first_dense(views)
-    if flattened:
-        name, side, channels = flattened
-        kernel, bias = views[name]
-        blocks = kernel.T.reshape(-1, channels, side, side)
-        views[name] = LayerArrays(_contiguous(blocks.transpose(2, 3, 1, 0), kernel.shape), bias)
-    return {
-        name: LayerArrays(_contiguous(layer.kernel), np.array(as_float32(layer.bias)))
-        for name, layer in views.items()
-    }
+    converted = {}
+    for name, (kernel, bias) in views.items():
+        shape = kernel.shape
+        if flattened and name == flattened[0]:
+            _, side, channels = flattened
+            kernel = kernel.T.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
+        converted[name] = LayerArrays(_float32_copy(kernel).reshape(shape), _float32_copy(bias))
+    return converted
 
 
-def _contiguous(array: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A float32 copy in C order, as `shape`."""
+def _float32_copy(array: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return array.astype(np.float32, order="C").reshape(shape or array.shape)
+        return array.astype(np.float32, order="C")
 
 
 def _architecture(title: str, arrays: WeightArrays) -> str | None:
