@@ -6,6 +6,7 @@ The container is the safetensors library's; ours are the names, the layout and t
 from __future__ import annotations
 
 import os
+import stat
 import struct
 
 from safetensors import SafetensorError, safe_open
@@ -85,7 +86,10 @@ def write(arrays: WeightArrays, path: str | os.PathLike) -> None:
     metadata = recorded(arrays)
     if sum(len(k) + len(v) for k, v in metadata.items()) > MAX_HEADER // 16:
         raise UsageError("metadata", "more than 64 KB of it", "Write less of it.")
+    with open(path, "wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
         save_file(tensors, os.fspath(path), metadata)
+        os.chmod(path, mode)  # the library's files are their owner's alone, whatever the umask
     except SafetensorError as error:
         raise OSError(str(error)) from error

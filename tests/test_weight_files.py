@@ -1,0 +1,259 @@
+"""Weight files told apart by content, written whole or not at all, and the same in every format."""
+
+import errno
+import gzip
+import json
+import os
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from weight_seeds import npy_header, python2_pickle, small_arrays
+
+from tf_alexnet.errors import OutputError, UsageError, WeightsError
+from tf_alexnet.weights import WeightArrays
+from tf_alexnet.weights.formats import common, read_file, safetensors_file, write_file
+
+ARRAYS = small_arrays(architecture="bvlc_alexnet", metadata={"licence": "unrestricted"})
+SUFFIXES = [".npy", ".caffemodel", ".safetensors"]
+
+
+def refusal(path):
+    """The one-line message that `path` is refused with."""
+    with pytest.raises(WeightsError) as caught:
+        read_file(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_content_decides_not_the_name(tmp_path, suffix):
+    write_file(ARRAYS, tmp_path / f"net{suffix}")
+    os.rename(tmp_path / f"net{suffix}", tmp_path / "weights.jpg")
+    found = read_file(str(tmp_path / "weights.jpg"))
+    assert found.digest == ARRAYS.digest
+    assert found.source == str(tmp_path / "weights.jpg")
+    if suffix != ".caffemodel":  # where only the name of a net that fits is believed
+        assert found.architecture == "bvlc_alexnet"
+        assert found.metadata == {"licence": "unrestricted"}
+
+
+def test_a_round_through_all_formats_keeps_every_bit(tmp_path):
+    kernel = ARRAYS.layers["conv1"].kernel.copy()
+    kernel.flat[:4] = [-0.0, 1e-45, np.float32(3.4028235e38), 0.1]
+    layers = {**ARRAYS.layers, "conv1": ARRAYS.layers["conv1"]._replace(kernel=kernel)}
+    arrays = WeightArrays(layers)
+    for step, suffix in enumerate([*SUFFIXES, ".npy", ".safetensors", ".caffemodel"]):
+        write_file(arrays, tmp_path / f"{step}{suffix}")
+        arrays = read_file(tmp_path / f"{step}{suffix}")
+    assert arrays.digest == WeightArrays(layers).digest
+
+
+def test_safetensors_is_the_librarys(tmp_path):
+    path = tmp_path / "net.safetensors"
+    write_file(ARRAYS, path)
+    tensors = safetensors.numpy.load_file(path)
+    assert set(tensors) == {f"{n}/{p}" for n in ARRAYS.layers for p in ("kernel", "bias")}
+    np.testing.assert_array_equal(tensors["fc6/kernel"], ARRAYS.layers["fc6"].kernel, strict=True)
+    for dtype in ("f8", "f2"):
+        tensors = {k: np.clip(v, -6e4, 6e4) for k, v in tensors.items()}
+        safetensors.numpy.save_file({k: v.astype(dtype) for k, v in tensors.items()}, path)
+        found = read_file(path)
+        assert found.layers["fc7"].bias.dtype == np.float32
+        expected = tensors["fc7/bias"].astype(dtype).astype("f4")
+        np.testing.assert_array_equal(found.layers["fc7"].bias, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "found"),
+    [
+        ({"features.0.weight": np.ones((2, 2), "f4")}, "the F32 tensor 'features.0.weight'"),
+        ({"fc8/kernel": np.ones((2, 2), "i4")}, "the I32 tensor 'fc8/kernel'"),
+        ({"fc8/kernel": np.ones((2, 2), "f4")}, "layer fc8 has only a kernel"),
+        ({"fc8/bias": np.ones(2, "f4")}, "layer fc8 has only a bias"),
+        ({}, "no layer with weights in it"),
+    ],
+)
+def test_other_safetensors_are_named(tmp_path, tensors, found):
+    safetensors.numpy.save_file(tensors, tmp_path / "x")
+    assert found in refusal(tmp_path / "x")
+
+
+def _zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", "b")
+
+
+STRANGERS = {
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(600),
+    "a gzip archive": gzip.compress(b"weights"),
+    "an HTML or XML page": b"\n <!DOCTYPE html><html>Not found</html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    "a text file": b'name: "AlexNet"\nlayer { name: "conv1" }\n',
+    "the file is empty": b"",
+    "a torch file": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
+    "a tar archive": bytes(257) + b"ustar" + bytes(300),
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(30),
+    "no weight file of a known kind": b"\x30\x01" * 9,
+    "wire type": bytes(range(255, 0, -1)),
+}
+
+
+@pytest.mark.parametrize("found", STRANGERS)
+def test_strangers_are_named(tmp_path, found):
+    (tmp_path / "weights.npy").write_bytes(STRANGERS[found])
+    if found == "wire type":  # noise: any sentence will do
+        refusal(tmp_path / "weights.npy")
+    else:
+        assert found in refusal(tmp_path / "weights.npy")
+
+
+def test_paths_that_are_no_files_are_named(tmp_path):
+    assert "there is no such file" in refusal(tmp_path / "missing.npy")
+    assert "a folder, not a file" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")  # and does not wait for a writer
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "it can't be read" in refusal(tmp_path / "loop")
+    _zip(tmp_path / "a.npz")
+    assert "a zip archive" in refusal(tmp_path / "a.npz")
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate((1 << 31) + 1)
+    assert "more than 2 GiB" in refusal(tmp_path / "huge")
+    (tmp_path / "new\nline").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"new\\nline: the file is empty\. "):
+        read_file(tmp_path / "new\nline")
+    with pytest.raises(WeightsError, match="no path at all"):
+        read_file("a\0b")
+
+
+def test_a_file_without_reading_rights(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write_file(ARRAYS, tmp_path / "net.npy")
+    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
+    assert "it can't be read (Permission denied)" in refusal(tmp_path / "net.npy")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"net{suffix}"
+    write_file(ARRAYS, path)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(common.os, "fsync", full)
+    with pytest.raises(OutputError, match=r"it can't be written \(No space left on device\)\. "):
+        write_file(small_arrays(9), path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    broken = WeightArrays({**ARRAYS.layers, "fc8": ("kernel", "bias")})
+    with pytest.raises((ValueError, AttributeError)):
+        write_file(broken, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+@pytest.mark.parametrize("suffix", [".npy", ".caffemodel"])
+def test_a_full_disk(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(common.uuid, "uuid4", lambda: type("U", (), {"hex": "x"}))
+    (tmp_path / ".tf-alexnet-x.part").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="it can't be written"):
+        write_file(ARRAYS, tmp_path / f"net{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_under_the_safetensors_library(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors_file, "save_file", full)
+    with pytest.raises(OutputError, match=r"net\.safetensors: it can't be written \(I/O error"):
+        write_file(ARRAYS, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_places_that_cannot_be_written(tmp_path, suffix):
+    with pytest.raises(OutputError, match="it can't be written"):
+        write_file(ARRAYS, tmp_path / "missing" / f"net{suffix}")
+    (tmp_path / f"net{suffix}").mkdir()
+    with pytest.raises(OutputError, match="it can't be written"):
+        write_file(ARRAYS, tmp_path / f"net{suffix}")
+    assert [p.name for p in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+def test_suffixes_and_metadata_that_do_not_fit(tmp_path):
+    with pytest.raises(UsageError, match=r"suffix '\.h5'\. Use one of \.npy, \.caffemodel, "):
+        write_file(ARRAYS, tmp_path / "net.h5")
+    chatty = WeightArrays(ARRAYS.layers, metadata={"note": "x" * 70_000})
+    for suffix in (".npy", ".safetensors"):
+        with pytest.raises(UsageError, match="metadata"):
+            write_file(chatty, tmp_path / f"net{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_written_files_follow_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        for suffix in SUFFIXES:
+            write_file(ARRAYS, tmp_path / f"net{suffix}")
+            assert (tmp_path / f"net{suffix}").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(old)
+
+
+def test_values_that_are_not_finite_are_read_as_they_are(tmp_path):
+    """They are refused where the arrays meet a network, with all other faults in one message."""
+    raw = npy_header() + python2_pickle(ARRAYS)
+    bias = ARRAYS.layers["fc8"].bias
+    raw = raw.replace(bias.tobytes(), np.full(bias.shape, np.nan, "f4").tobytes())
+    (tmp_path / "nan.npy").write_bytes(raw)
+    assert np.isnan(read_file(tmp_path / "nan.npy").layers["fc8"].bias).all()
+
+
+def safetensors_bytes(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape, start, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 4, 12)}, bytes(12)),
+        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 0, 8)}, bytes(8)),
+        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 12, 20)}, bytes(20)),
+        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 8, 16)}, bytes(12)),
+        safetensors_bytes({"a/kernel": entry([1, 2], 8, 0)}, bytes(8)),
+        safetensors_bytes({"a/kernel": entry([2**62, 4], 0, 0)}),
+        safetensors_bytes({"a/kernel": entry([2**32, 2**32], 0, 0)}),
+        safetensors_bytes({"a/kernel": entry([-1, -2], 0, 8)}, bytes(8)),
+        safetensors_bytes({"a/kernel": entry([10**6, 10**6], 0, 4 * 10**12)}, bytes(8)),
+        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8, "O")}, bytes(8)),
+        safetensors_bytes(b"{" + b'"a":{' * 10_000 + b"}" * 10_001),
+        safetensors_bytes(b"{" + b" " * 100_000_000 + b"}"),
+        struct.pack("<Q", 2**31 - 1) + b"{}",
+        struct.pack("<Q", 2**63) + b"{}",
+        safetensors_bytes(b"{nonsense}"),
+        safetensors_bytes(b'{"__metadata__": {"a": 1}}'),
+    ],
+    ids=["overlap", "same", "hole", "short", "backwards", "overflow", "overflow to 0", "negative",
+         "4 TB", "dtype", "nested", "100 MB header", "2 GB header", "2^63 header", "no JSON",
+         "odd metadata"],
+)  # fmt: skip
+def test_hostile_safetensors(tmp_path, raw):
+    (tmp_path / "x").write_bytes(raw)
+    refusal(tmp_path / "x")
