@@ -21,7 +21,7 @@ def synthetic_weights(
     """Random weights in the shapes of a network, for tests. Never trained on anything.
 
     Kernels are bell-shaped with He's standard deviation sqrt(2 / fan_in) (He et al. 2015), so that
-    signals keep their size through the ReLUs; those of the last layer are a 32nd of that, so
+    signals keep their size through the ReLUs; those of the last layer are a 64th of that, so
     that the softmax is not saturated. Biases have a standard deviation of 0.1. The bytes depend on
     `architecture` and `seed` alone: they come from Philox' raw 64-bit words by integer arithmetic
     and one correctly rounded product, the same on every NumPy version and platform.
@@ -43,7 +43,7 @@ def synthetic_weights(
     last = table.weighted[-1].name
     layers = {}
     for index, (name, (kernel, bias)) in enumerate(shapes.items()):
-        std = math.sqrt(2 / math.prod(kernel[:-1])) / (32 if name == last else 1)
+        std = math.sqrt(2 / math.prod(kernel[:-1])) / (64 if name == last else 1)
         layers[name] = LayerArrays(
             _bell(kernel, std, key=(seed << 32) + 2 * index),
             _bell(bias, 0.1, key=(seed << 32) + 2 * index + 1),

@@ -15,6 +15,7 @@ from tf_alexnet.images import load_image
 _TILE = 220  # side of a thumbnail, pixels
 _GAP = 12
 _LINE = 20
+_PERCENT = 55  # room for a figure behind a bar
 _INK, _PALE, _PAPER, _BAR = (20, 20, 20), (110, 110, 110), (255, 255, 255), (188, 212, 240)
 
 
@@ -70,10 +71,10 @@ def predictions_sheet(photos: Sequence[tuple[str, Sequence[tuple[str, float]]]])
         _thumbnail(sheet, path, (left, top + _LINE))
         for j, (name, probability) in enumerate(classes):
             x, y = left + _TILE + _GAP, top + _LINE + 2 * j * _LINE
-            box = (x, y + _LINE, x + max(1, round(bars * probability)), y + 2 * _LINE - 4)
-            ImageDraw.Draw(sheet).rectangle(box, fill=_BAR)
+            end = x + max(1, round((bars - _PERCENT) * probability))
+            ImageDraw.Draw(sheet).rectangle((x, y + _LINE, end, y + 2 * _LINE - 4), fill=_BAR)
             _caption(sheet, (x, y), name, bars, _INK)
-            _caption(sheet, (x + 4, y + _LINE - 1), f"{probability:.1%}", bars, _PALE)
+            _caption(sheet, (end + 5, y + _LINE - 1), f"{probability:.1%}", _PERCENT, _PALE)
     return sheet
 
 

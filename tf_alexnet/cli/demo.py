@@ -33,9 +33,8 @@ def demo(
     shown = run_demo(photos or [example_photos()], output, weights)
     if shown.missing:
         console.note(
-            f"BVLC's weights are not here ({shown.missing}); `tf-alexnet weights fetch "
-            "bvlc_alexnet` gets them. Without them: features of the embedded ImageNet-trained "
-            "convolutions, no classes"
+            f"{shown.missing}; `tf-alexnet weights fetch bvlc_alexnet` gets it. Until then: "
+            "features of the embedded ImageNet-trained convolutions, and no classes"
         )
     elif shown.predictions is None:
         console.note("these are not trained weights with classes: features only")

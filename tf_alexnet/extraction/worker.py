@@ -80,11 +80,13 @@ def _parts(paths: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _collect(jobs: list[tuple[str, Future]]) -> Batch:
-    read, failures = {}, []
+    paths, pixels, failures = [], [], []
     for path, job in jobs:
         try:
-            read[path] = job.result()
+            pixels.append(job.result())
+            paths.append(path)
         except ImageError as error:
             failures.append((path, error.found))
-    pixels = np.concatenate(list(read.values())) if read else np.empty((0, 0, 0, 3), np.float32)
-    return Batch(list(read), pixels, failures)
+    if not pixels:
+        pixels = [np.empty((0, 0, 0, 3), np.float32)]
+    return Batch(paths, np.concatenate(pixels), failures)

@@ -1,0 +1,264 @@
+"""Photos to rows: the extractor, the file, the bad photos among good ones."""
+
+import csv
+import json
+import tracemalloc
+
+import h5py
+import numpy as np
+import pytest
+import reference
+from conftest import model_of, weights_of
+from PIL import Image
+
+import tf_alexnet as ta
+from tf_alexnet.errors import (
+    ImageError,
+    InputError,
+    LayerError,
+    OutputError,
+    PresetError,
+    UsageError,
+)
+from tf_alexnet.extraction import sinks
+from tf_alexnet.extraction.worker import read_batches
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return ta.FeatureExtractor(weights_of("compact"), ["pool5", "fc7", "prob"])
+
+
+@pytest.fixture
+def folder(tmp_path, example_photos):
+    """Five good photos and two bad ones."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in example_photos:
+        (folder / path.name).symlink_to(path)
+    (folder / "broken.jpg").write_bytes(example_photos[0].read_bytes()[:3000])
+    (folder / "empty.png").touch()
+    return folder
+
+
+def test_a_row_is_the_same_alone_and_in_company(example_photos):
+    extractor = ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["conv5", "fc7", "prob"])
+    x = ta.preprocess_input([ta.load_image(path) for path in example_photos])
+    x = np.concatenate([x, -x[:, ::-1], x[:, :, ::-1]])  # 15
+    whole = extractor(x)
+    for size in (1, 2, 4, 7):
+        parts = [extractor(x[i : i + size]) for i in range(0, len(x), size)]
+        for name, expected in whole.items():
+            row = np.concatenate([part[name] for part in parts])
+            assert reference.relative_error(row, expected) < 1e-6, (name, size)  # observed 5e-7
+
+
+def test_extractor_equals_the_plain_model(extractor, example_photos):
+    x = ta.preprocess_input([ta.load_image(path) for path in example_photos], extractor.preset)
+    plain = ta.features(model_of("compact"), extractor.layers).predict(x, verbose=0)
+    for name, blob in extractor(x).items():
+        assert blob.dtype == np.float32
+        assert reference.relative_error(blob, plain[name]) < 1e-5  # observed 1e-6
+
+
+def test_extractor_builds_no_dense_layers_for_convolutional_blobs():
+    extractor = ta.FeatureExtractor("torchvision-convs", ["conv5", "pool5"])
+    assert extractor.trained_as == "torchvision"
+    out = extractor(np.zeros((1, 224, 224, 3), np.float32))
+    assert {name: blob.shape for name, blob in out.items()} == {
+        "conv5": (1, 13, 13, 256),
+        "pool5": (1, 6, 6, 256),
+    }
+
+
+def test_unknown_weights_are_not_called_trained(extractor):
+    assert extractor.trained_as is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (np.zeros((1, 227, 227, 3), np.uint8), "dtype is uint8, not float32. Pass what preprocess"),
+        (np.zeros((227, 227, 3), np.float32), r"shape is \(227, 227, 3\), not \(N, 227, 227, 3\)"),
+        (np.zeros((1, 224, 224, 3), np.float32), "pictures are 224x224, .* take 227x227 only: the"),
+        (np.full((1, 227, 227, 3), np.nan, np.float32), "NaN or infinite"),
+        (np.linspace(0, 1, 227 * 227 * 3, dtype=np.float32).reshape(1, 227, 227, 3), "lie in 0..1"),
+        (np.linspace(0, 255, 227 * 227 * 3, dtype=np.float32).reshape(1, 227, 227, 3), "no mean"),
+    ],
+)
+def test_batches_that_were_not_preprocessed_are_refused(batch, message):
+    extractor = ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["pool5"])
+    with pytest.raises(InputError, match=f"batch for bvlc_alexnet: .*{message}"):
+        extractor(batch)
+
+
+def test_a_preset_of_another_size_is_refused():
+    with pytest.raises(PresetError, match="pictures of 224 pixels a side, the network takes 227"):
+        ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["fc7"], preset="torchvision")
+    with pytest.raises(PresetError, match="Known are: caffe, "):
+        ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["fc7"], preset="vgg")
+
+
+def check_file(paths, rows, expected_photos, weights):
+    """Names belong to rows: every row is recomputed on its own."""
+    assert [p.rsplit("/", 1)[1] for p in paths] == [p.name for p in expected_photos]
+    single = ta.FeatureExtractor(weights, ["fc7"])
+    for path, row in zip(paths, rows, strict=True):
+        x = ta.preprocess_input([ta.load_image(path)], single.preset)
+        assert reference.relative_error(row, single(x)["fc7"][0]) < 1e-6
+
+
+def test_h5_holds_names_rows_errors_and_origin(folder, tmp_path, example_photos):
+    weights = weights_of("compact")
+    report = ta.extract_features(
+        folder, tmp_path / "f.h5", weights=weights, layers=["fc7", "conv5"], batch_size=2
+    )
+    assert (report.inputs, report.rows) == (7, 5)
+    assert [path.rsplit("/", 1)[1] for path, _ in report.errors] == ["broken.jpg", "empty.png"]
+    with h5py.File(tmp_path / "f.h5") as file:
+        paths = list(file["paths"].asstr())
+        check_file(paths, file["fc7"][:], example_photos, weights)
+        assert file["conv5"].shape == (5, 13, 13, 128)
+        assert list(file["errors/paths"].asstr()) == [path for path, _ in report.errors]
+        assert all(file["errors/reasons"].asstr())
+        assert file["fc7"].attrs["layer"] == "fc7"
+        assert file.attrs["weights_digest"] == weights.digest
+        assert dict(file.attrs) == report.attributes
+        assert {"architecture", "preset", "layers", "tf_alexnet_version"} <= set(file.attrs)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.h5", "photos"], "no temporary files"
+
+
+def test_npz_holds_the_same(folder, tmp_path, example_photos):
+    weights = weights_of("compact")
+    report = ta.extract_features(
+        [folder], tmp_path / "f.npz", weights=weights, batch_size=3, dtype="float16"
+    )
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as file:
+        assert file["fc7"].dtype == np.float16
+        assert file["fc7"].shape == (5, 2048) == report.shapes["fc7"]
+        assert [p.rsplit("/", 1)[1] for p in file["paths"]] == [p.name for p in example_photos]
+        assert json.loads(str(file["attributes"])) == report.attributes
+        assert list(file["errors_paths"]) == [path for path, _ in report.errors]
+    full = ta.FeatureExtractor(weights, ["fc7"])
+    x = ta.preprocess_input([ta.load_image(example_photos[0])], full.preset)
+    with np.load(tmp_path / "f.npz") as file:
+        np.testing.assert_allclose(file["fc7"][0], full(x)["fc7"][0], rtol=1e-3, atol=1e-3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz", "photos"], "no temporary files"
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_odd_names_come_back_as_they_are(suffix, tmp_path):
+    names = ["new\nline.png", "quote'\".png", "bytes\udcff.png", "ünïcode.png", "  spaces .png"]
+    for name in names:
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    ta.extract_features(
+        [tmp_path / name for name in names],
+        tmp_path / f"f{suffix}",
+        weights="torchvision-convs",
+        layers=["pool5"],
+    )
+    if suffix == ".h5":
+        with h5py.File(tmp_path / "f.h5") as file:
+            found = [raw.decode("utf-8", "surrogateescape") for raw in file["paths"]]
+    else:
+        found = np.load(tmp_path / "f.npz")["paths"].tolist()
+    assert found == [str(tmp_path / name) for name in names]
+
+
+def test_lists_are_read(tmp_path, example_photos):
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label"], *[[p, "x"] for p in example_photos[:2]]])
+    report = ta.extract_features(
+        tmp_path / "list.csv", tmp_path / "f.npz", weights="torchvision-convs", layers=["pool5"]
+    )
+    assert report.rows == 2
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
+    def peak(batches):
+        rows = {"fc7": np.ones((64, 4096), np.float32)}
+        tracemalloc.start()
+        with sinks.open_sink(tmp_path / f"{batches}{suffix}") as sink:
+            for i in range(batches):
+                sink.add([f"{i}-{j}" for j in range(64)], rows)
+            sink.close([], {})
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    assert peak(64) < peak(8) + 2e6  # 56 batches more: 59 MB of rows, of which only names stay
+
+
+def test_only_a_few_batches_wait(example_photos, monkeypatch):
+    from tf_alexnet.extraction import worker
+
+    asked = []
+
+    def load(path):
+        asked.append(path)
+        return ta.load_image(path)
+
+    monkeypatch.setattr(worker, "load_image", load)
+    batches = read_batches([str(example_photos[0])] * 40, "squash", 2)
+    first = next(batches)
+    batches.close()
+    assert first.pixels.shape == (2, 227, 227, 3)
+    assert len(asked) <= 6, "two batches ahead, no more"
+
+
+def test_nothing_is_left_when_the_work_fails(tmp_path, example_photos, monkeypatch):
+    (tmp_path / "f.h5").write_text("older")
+    monkeypatch.setattr(sinks.Hdf5Sink, "close", lambda *_: (_ for _ in ()).throw(OSError(28, "x")))
+    with pytest.raises(OutputError, match=r"f.h5: it can't be written \(x\)\. Check"):
+        ta.extract_features(
+            example_photos[0], tmp_path / "f.h5", weights="torchvision-convs", layers=["pool5"]
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
+    assert (tmp_path / "f.h5").read_text() == "older", "what was there stays"
+
+
+def test_no_readable_photo_at_all(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ImageError, match=r"1 photo: none could be read; the first: .*a\.jpg: "):
+        ta.extract_features(
+            tmp_path, tmp_path / "f.h5", weights="torchvision-convs", layers=["pool5"]
+        )
+    assert not (tmp_path / "f.h5").exists()
+
+
+def test_calls_that_can_not_work(tmp_path, example_photos):
+    def run(output="f.h5", **kwargs):
+        arguments = {"weights": "torchvision-convs", "layers": ["pool5"], **kwargs}
+        ta.extract_features(example_photos[0], tmp_path / output, **arguments)
+
+    with pytest.raises(UsageError, match=r"no format has the suffix '\.csv'"):
+        run("f.csv")
+    with pytest.raises(OutputError, match="there is no folder .*none"):
+        run("none/f.h5")
+    (tmp_path / "folder.h5").mkdir()
+    with pytest.raises(OutputError, match="it is a folder"):
+        run("folder.h5")
+    with pytest.raises(LayerError, match="layer 'fc9': .* Known are: data, conv1"):
+        run(layers=["fc9"])
+    with pytest.raises(UsageError, match="dtype 'int8'"):
+        run(dtype="int8")
+    with pytest.raises(UsageError, match="batch of 0"):
+        run(batch_size=0)
+    with pytest.raises(UsageError, match="no image found"):
+        ta.extract_features(tmp_path, tmp_path / "f.h5")
+
+
+def test_values_beyond_float16_are_refused(tmp_path, example_photos, monkeypatch):
+    monkeypatch.setattr(
+        ta.FeatureExtractor, "__call__", lambda self, batch: {"pool5": np.full((1, 2), 7e4, "f4")}
+    )
+    with pytest.raises(InputError, match="pool5 as float16: a value of 70000 is beyond 65504"):
+        ta.extract_features(
+            example_photos[0],
+            tmp_path / "f.h5",
+            weights="torchvision-convs",
+            layers=["pool5"],
+            dtype="float16",
+        )
+    assert not list(tmp_path.iterdir())
