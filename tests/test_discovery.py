@@ -104,7 +104,14 @@ def test_csv_list(tmp_path, text, expected):
 
 
 def test_odd_names_survive(tmp_path):
-    names = [b"new\nline.jpg", b"latin-\xe9.jpg", "\U0001f431.jpg".encode(), b" .jpg", b"-v.jpg"]
+    names = [
+        b"new\nline.jpg",
+        b"latin-\xe9.jpg",
+        b"\xff.jpg",
+        "\U0001f431.jpg".encode(),
+        b" .jpg",
+        b"-v.jpg",
+    ]
     for name in names:
         Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
     found = find_images(tmp_path)
