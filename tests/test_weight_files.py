@@ -230,13 +230,19 @@ def entry(shape, start, end, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+def two_tensors(start, end, size):
+    return safetensors_bytes(
+        {"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], start, end)}, bytes(size)
+    )
+
+
 @pytest.mark.parametrize(
     "raw",
     [
-        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 4, 12)}, bytes(12)),
-        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 0, 8)}, bytes(8)),
-        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 12, 20)}, bytes(20)),
-        safetensors_bytes({"a/kernel": entry([1, 2], 0, 8), "a/bias": entry([2], 8, 16)}, bytes(12)),
+        two_tensors(4, 12, 12),
+        two_tensors(0, 8, 8),
+        two_tensors(12, 20, 20),
+        two_tensors(8, 16, 12),
         safetensors_bytes({"a/kernel": entry([1, 2], 8, 0)}, bytes(8)),
         safetensors_bytes({"a/kernel": entry([2**62, 4], 0, 0)}),
         safetensors_bytes({"a/kernel": entry([2**32, 2**32], 0, 0)}),
@@ -244,16 +250,22 @@ def entry(shape, start, end, dtype="F32"):
         safetensors_bytes({"a/kernel": entry([10**6, 10**6], 0, 4 * 10**12)}, bytes(8)),
         safetensors_bytes({"a/kernel": entry([1, 2], 0, 8, "O")}, bytes(8)),
         safetensors_bytes(b"{" + b'"a":{' * 10_000 + b"}" * 10_001),
-        safetensors_bytes(b"{" + b" " * 100_000_000 + b"}"),
         struct.pack("<Q", 2**31 - 1) + b"{}",
         struct.pack("<Q", 2**63) + b"{}",
         safetensors_bytes(b"{nonsense}"),
         safetensors_bytes(b'{"__metadata__": {"a": 1}}'),
     ],
     ids=["overlap", "same", "hole", "short", "backwards", "overflow", "overflow to 0", "negative",
-         "4 TB", "dtype", "nested", "100 MB header", "2 GB header", "2^63 header", "no JSON",
+         "4 TB", "dtype", "nested", "2 GB header", "2^63 header", "no JSON",
          "odd metadata"],
 )  # fmt: skip
 def test_hostile_safetensors(tmp_path, raw):
     (tmp_path / "x").write_bytes(raw)
     refusal(tmp_path / "x")
+
+
+def test_a_header_of_100_mb_is_not_parsed(tmp_path):
+    with open(tmp_path / "x", "wb") as file:
+        file.write(struct.pack("<Q", 99_999_999) + b"{")
+        file.truncate(100_000_100)
+    assert "out of all proportion" in refusal(tmp_path / "x")

@@ -31,7 +31,7 @@ from tf_alexnet.weights.formats.common import (
 )
 
 MAX_BYTES = 1 << 31
-MAX_FIELDS = 100_000  # a network of 24 layers takes about 1,000
+MAX_FIELDS = 20_000  # a network of 24 layers takes about 1,000
 MAX_DIMENSIONS = 8
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 CONVOLUTION, INNER_PRODUCT = 4, 14  # V1LayerParameter.LayerType
