@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 from weight_seeds import npy_header, python2_pickle, small_arrays
 
+from tf_alexnet import files
 from tf_alexnet.errors import OutputError, UsageError, WeightsError
 from tf_alexnet.weights import WeightArrays
-from tf_alexnet.weights.formats import common, read_file, safetensors_file, write_file
+from tf_alexnet.weights.formats import read_file, safetensors_file, write_file
 
 ARRAYS = small_arrays(architecture="bvlc_alexnet", metadata={"licence": "unrestricted"})
 SUFFIXES = [".npy", ".caffemodel", ".safetensors"]
@@ -150,7 +151,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch, suffix):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(common.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OutputError, match=r"it can't be written \(No space left on device\)\. "):
         write_file(small_arrays(9), path)
     monkeypatch.undo()
@@ -165,7 +166,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch, suffix):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
 @pytest.mark.parametrize("suffix", [".npy", ".caffemodel"])
 def test_a_full_disk(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(common.uuid, "uuid4", lambda: type("U", (), {"hex": "x"}))
+    monkeypatch.setattr(files.uuid, "uuid4", lambda: type("U", (), {"hex": "x"}))
     (tmp_path / ".tf-alexnet-x.part").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="it can't be written"):
         write_file(ARRAYS, tmp_path / f"net{suffix}")

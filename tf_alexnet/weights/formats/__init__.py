@@ -8,9 +8,10 @@ import struct
 from pathlib import Path
 
 from tf_alexnet.errors import UsageError
+from tf_alexnet.files import replacing
 from tf_alexnet.weights.arrays import WeightArrays
 from tf_alexnet.weights.formats import caffemodel, npy, safetensors_file
-from tf_alexnet.weights.formats.common import GET_ANOTHER, damaged, replacing
+from tf_alexnet.weights.formats.common import GET_ANOTHER, damaged
 
 WRITERS = {
     ".npy": npy.write,

@@ -1,18 +1,15 @@
-"""What every weight format shares: the order of layers, sane shapes, float32, safe writing."""
+"""What every weight format shares: the order of layers, sane shapes, float32."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import OutputError, WeightsError
+from tf_alexnet.errors import WeightsError
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
 
 LAYER_ORDER = tuple(
@@ -121,33 +118,3 @@ def recorded(arrays: WeightArrays) -> dict[str, str]:
     if arrays.architecture:
         record["architecture"] = arrays.architecture
     return record
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it once the block ends well.
-
-    A reader of `path` sees the old file or the new one, never half of one.
-
-    Raises
-    ------
-    OutputError
-        If anything in the block or the renaming fails for the operating system's reasons.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".tf-alexnet-{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            str(path),
-            f"it can't be written ({reason})",
-            "Check that the folder exists, may be written to and has space left.",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
