@@ -67,16 +67,16 @@ def test_opencv_ops_equal_opencv():
 def test_pillow_ops_equal_pillow():
     resize = as_function(resize_pillow_ops)
     targets = [(256, 341), (224, 224), (31, 50)]
-    one_call_is_two = int(PIL.__version__.split(".")[0]) < 13
+    version = int(PIL.__version__.split(".")[0])
     for number, shape in enumerate(shapes(300)):
         image, target = noise(*shape), targets[number % 3]
         got = resize_pillow(image, *target)
         np.testing.assert_array_equal(resize(image, *target), got, f"{shape} to {target}")
         once = Image.fromarray(image).resize(target[::-1], Image.Resampling.BILINEAR)
-        # From 13 on Pillow may do heights first: a level of rounding, no more.
-        np.testing.assert_allclose(
-            got.astype(int), np.asarray(once).astype(int), rtol=0, atol=0 if one_call_is_two else 1
-        )
+        # Pillow 13, and 12 with very tall pictures, may do heights first: a level of rounding.
+        tall = shape[0] > 100 * shape[1]
+        atol = 1 if version >= 13 or (version == 12 and tall) else 0
+        np.testing.assert_allclose(got.astype(int), np.asarray(once).astype(int), rtol=0, atol=atol)
 
 
 def test_extreme_pixels_do_not_overflow():

@@ -46,8 +46,8 @@ def resize_pillow(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
         uint8, heights.
     """
     image = Image.fromarray(np.ascontiguousarray(rgb))
-    # Pillow 13 takes the cheaper order, other pixels in a third of all sizes; up to 12 it was
-    # always widths first, as when today's networks were trained. Two calls are that in any version.
+    # Pillow 13 takes the cheaper order, which gives other pixels; before 12 it was always widths
+    # first, as when today's networks were trained. Two calls are that in any version.
     across = image.resize((width, image.height), Image.Resampling.BILINEAR)
     return np.array(across.resize((width, height), Image.Resampling.BILINEAR))
 
