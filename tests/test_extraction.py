@@ -99,6 +99,22 @@ def test_a_preset_of_another_size_is_refused():
         ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["fc7"], preset="vgg")
 
 
+def test_a_mean_image_is_read_once_and_subtracted(tmp_path, example_photos):
+    mean = np.arange(3 * 256 * 256, dtype=np.float64).reshape(3, 256, 256) % 200
+    np.save(tmp_path / "mean.npy", mean)
+    arguments = {"weights": weights_of("bvlc_alexnet"), "layers": ["data"]}
+    extractor = ta.FeatureExtractor(
+        **arguments, preset="caffe-mean-image", mean_image=tmp_path / "mean.npy"
+    )
+    (tmp_path / "mean.npy").unlink()
+    images = [ta.load_image(example_photos[0])]
+    raw = ta.preprocess_input(images) + ta.images.presets.CAFFE_MEAN
+    expected = raw - mean[:, 14:241, 14:241].transpose(1, 2, 0)
+    np.testing.assert_allclose(extractor.preprocess(images), expected, atol=1e-4)
+    with pytest.raises(PresetError, match="it needs a mean image"):
+        ta.FeatureExtractor(**arguments, preset="caffe-mean-image")
+
+
 def check_file(paths, rows, expected_photos, weights):
     """Names belong to rows: every row is recomputed on its own."""
     assert [p.rsplit("/", 1)[1] for p in paths] == [p.name for p in expected_photos]
@@ -200,7 +216,7 @@ def test_only_a_few_batches_wait(example_photos, monkeypatch):
         return ta.load_image(path)
 
     monkeypatch.setattr(worker, "load_image", load)
-    batches = read_batches([str(example_photos[0])] * 40, "squash", 2)
+    batches = read_batches([str(example_photos[0])] * 40, ta.preprocess_input, 2)
     first = next(batches)
     batches.close()
     assert first.pixels.shape == (2, 227, 227, 3)
@@ -234,12 +250,12 @@ def test_calls_that_can_not_work(tmp_path, example_photos):
 
     with pytest.raises(UsageError, match=r"no format has the suffix '\.csv'"):
         run("f.csv")
-    with pytest.raises(OutputError, match="there is no folder .*none"):
+    with pytest.raises(OutputError, match=r"there is no folder .*none"):
         run("none/f.h5")
     (tmp_path / "folder.h5").mkdir()
     with pytest.raises(OutputError, match="it is a folder"):
         run("folder.h5")
-    with pytest.raises(LayerError, match="layer 'fc9': .* Known are: data, conv1"):
+    with pytest.raises(LayerError, match=r"layer 'fc9': .* Known are: data, conv1"):
         run(layers=["fc9"])
     with pytest.raises(UsageError, match="dtype 'int8'"):
         run(dtype="int8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def predict_photos(
         In the order of the photos within a batch, those that could not be read after the others.
     """
     paths = find_images(images if isinstance(images, list | tuple) else [images])
-    for batch in read_batches(paths, extractor.preset, batch_size, crops):
+    preprocess = functools.partial(extractor.preprocess, crops=crops)
+    for batch in read_batches(paths, preprocess, batch_size):
         if batch.paths:
             for path, found in zip(
                 batch.paths, _decode(extractor(batch.pixels)["prob"], crops, top), strict=True

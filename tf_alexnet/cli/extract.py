@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Photos, Preset, Weights
+from tf_alexnet.cli.options import Architecture, MeanImage, Photos, Preset, Weights
 
 
 class RowType(str, Enum):
@@ -27,6 +27,7 @@ def extract(
     weights: Weights = "imagenet",
     architecture: Architecture = None,
     preset: Preset = None,
+    mean_image: MeanImage = None,
     batch: Annotated[int, typer.Option(min=1, help="Photos in one pass.")] = 64,
     dtype: Annotated[RowType, typer.Option(help="Type of the rows.")] = RowType.float32,
 ) -> None:
@@ -42,6 +43,7 @@ def extract(
             layers=layer,
             architecture=architecture,
             preset=preset,
+            mean_image=mean_image,
             batch_size=batch,
             dtype=dtype.value,
             progress=progress,

@@ -19,3 +19,6 @@ Architecture = Annotated[
 Preset = Annotated[
     str | None, typer.Option(help="Preprocessing; by default what the weights were trained with.")
 ]
+MeanImage = Annotated[
+    str | None, typer.Option(help="Mean image (.npy) for --preset caffe-mean-image.")
+]

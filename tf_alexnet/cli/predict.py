@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Photos, Preset, Weights
+from tf_alexnet.cli.options import Architecture, MeanImage, Photos, Preset, Weights
 from tf_alexnet.errors import ImageError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def predict(
     weights: Weights = "imagenet",
     architecture: Architecture = None,
     preset: Preset = None,
+    mean_image: MeanImage = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
     crops: Annotated[
         Crops, typer.Option(help="The centre, or the mean of ten crops.")
@@ -51,7 +52,9 @@ def predict(
     if plot:
         check_picture(plot)
     paths = find_images(photos)
-    extractor = FeatureExtractor(weights, ("prob",), architecture=architecture, preset=preset)
+    extractor = FeatureExtractor(
+        weights, ("prob",), architecture=architecture, preset=preset, mean_image=mean_image
+    )
     console.unknown_weights_note(extractor)
     show = _show_json if as_json else _show_csv if as_csv else _show_table
     results = show(predict_photos(paths, extractor, top=top, crops=crops.value))

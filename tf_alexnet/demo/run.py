@@ -106,7 +106,7 @@ def run_demo(
     extractor, missing = _network(weights)
     layer = extractor.layers[0]
     kept, rows, probabilities, failures = [], [], [], []
-    for batch in read_batches(paths, extractor.preset, _BATCH):
+    for batch in read_batches(paths, extractor.preprocess, _BATCH):
         failures += batch.failures
         if batch.paths:
             blobs = extractor(batch.pixels)

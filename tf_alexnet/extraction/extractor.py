@@ -10,7 +10,12 @@ import tensorflow as tf
 
 from tf_alexnet.architectures import PREACT
 from tf_alexnet.errors import InputError, PresetError
-from tf_alexnet.images import preset_named
+from tf_alexnet.images import (
+    load_mean_image,
+    preprocess_input,
+    preset_named,
+    read_mean_image,
+)
 from tf_alexnet.model import AlexNet, features, table_for
 from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights
 
@@ -32,6 +37,8 @@ class FeatureExtractor:
         As in `AlexNet`.
     preset : str, optional
         Preprocessing; by default the one the weights were trained with.
+    mean_image : ndarray (3, 256, 256) or path, optional
+        For the preset ``caffe-mean-image``, as in `preprocess_input`.
 
     Attributes
     ----------
@@ -60,6 +67,7 @@ class FeatureExtractor:
         *,
         architecture: str | None = None,
         preset: str | None = None,
+        mean_image: np.ndarray | str | os.PathLike | None = None,
     ):
         if not isinstance(weights, WeightArrays):
             weights = read_weights(find_weights(weights))
@@ -75,6 +83,10 @@ class FeatureExtractor:
                 f"takes {self._size}",
                 f"Use {table.preset!r}.",
             )
+        if isinstance(mean_image, str | os.PathLike):
+            mean_image = read_mean_image(mean_image)  # once, not for every photo
+        load_mean_image(preset_named(self.preset), mean_image)  # complains now, not at the first
+        self._mean_image = mean_image
         self.weights_digest, self.weights_source = weights.digest, weights.source
         self.trained_as = identify_weights(weights).name
         convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
@@ -111,6 +123,22 @@ class FeatureExtractor:
         if count < _LEAST:
             batch = np.concatenate([batch, np.zeros((_LEAST - count, *batch.shape[1:]), "f4")])
         return {name: blob.numpy()[:count] for name, blob in self._run(batch).items()}
+
+    def preprocess(self, images: Sequence[np.ndarray], crops: str = "center") -> np.ndarray:
+        """What this network takes of photos: `preprocess_input` with its preset.
+
+        Parameters
+        ----------
+        images : sequence of ndarray of uint8, (H, W, 3)
+            RGB, of any sizes.
+        crops : {"center", "ten"}
+            One picture a photo, or ten.
+
+        Returns
+        -------
+        ndarray of float32, (N, S, S, 3) or (10 N, S, S, 3)
+        """
+        return preprocess_input(images, self.preset, mean_image=self._mean_image, crops=crops)
 
     def _check(self, batch: np.ndarray) -> None:
         size = self._size

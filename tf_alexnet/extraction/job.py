@@ -55,6 +55,7 @@ def extract_features(
     layers: Sequence[str] = ("fc7",),
     architecture: str | None = None,
     preset: str | None = None,
+    mean_image: np.ndarray | str | os.PathLike | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
     progress: Callable[[int, int, int], None] | None = None,
@@ -71,7 +72,7 @@ def extract_features(
     output : path
         ``.h5`` or ``.npz``: ``paths`` (N,), one (N, ...) array a layer, the errors, and attributes
         (weights digest, architecture, preset, layers, dtype, versions).
-    weights, layers, architecture, preset
+    weights, layers, architecture, preset, mean_image
         As in `FeatureExtractor`.
     batch_size : int
         Photos that go through the network together.
@@ -97,11 +98,13 @@ def extract_features(
         raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
     check_output(output)
     paths = find_images(images if isinstance(images, list | tuple) else [images])
-    extractor = FeatureExtractor(weights, layers, architecture=architecture, preset=preset)
+    extractor = FeatureExtractor(
+        weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
+    )
     attributes = _attributes(extractor, dtype)
     done, errors, shapes = 0, [], {}
     with open_sink(output) as sink:
-        for batch in read_batches(paths, extractor.preset, batch_size):
+        for batch in read_batches(paths, extractor.preprocess, batch_size):
             errors += batch.failures
             if batch.paths:
                 rows = extractor(batch.pixels)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from tf_alexnet.errors import ImageError
-from tf_alexnet.images import load_image, preprocess_input
+from tf_alexnet.images import load_image
 
 _AHEAD = 2  # batches decoded before they are needed: memory stays flat, decoders stay busy
 
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 def read_batches(
-    paths: Sequence[str], preset: str, batch_size: int, crops: str = "center", **preprocessing
+    paths: Sequence[str], preprocess: Callable[[Sequence[np.ndarray]], np.ndarray], batch_size: int
 ) -> Iterator[Batch]:
     """Read, decode and preprocess photos, a batch at a time.
 
@@ -47,8 +47,8 @@ def read_batches(
     ----------
     paths : sequence of str
         Photo files.
-    preset, crops, **preprocessing
-        As in `preprocess_input`.
+    preprocess : callable
+        From uint8 RGB pictures to what the network takes, as `FeatureExtractor.preprocess`.
     batch_size : int
         Photos a batch; the last may be shorter.
 
@@ -58,7 +58,7 @@ def read_batches(
     """
 
     def read(path: str) -> np.ndarray:
-        return preprocess_input([load_image(path)], preset, crops=crops, **preprocessing)
+        return preprocess([load_image(path)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque[list[tuple[str, Future]]] = deque()

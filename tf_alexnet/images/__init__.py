@@ -5,7 +5,14 @@
 
 from tf_alexnet.images.decode import MAX_PIXELS, load_image
 from tf_alexnet.images.discovery import find_images
-from tf_alexnet.images.presets import PRESETS, Preset, preprocess_input, preset_named
+from tf_alexnet.images.presets import (
+    PRESETS,
+    Preset,
+    load_mean_image,
+    preprocess_input,
+    preset_named,
+    read_mean_image,
+)
 
 __all__ = [
     "MAX_PIXELS",
@@ -13,6 +20,8 @@ __all__ = [
     "Preset",
     "find_images",
     "load_image",
+    "load_mean_image",
     "preprocess_input",
     "preset_named",
+    "read_mean_image",
 ]

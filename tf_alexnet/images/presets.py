@@ -263,7 +263,7 @@ def load_mean_image(
         )
     asked, array = "mean_image", mean_image
     if isinstance(mean_image, str | PathLike):
-        asked, array = f"mean image {os.fspath(mean_image)}", _read_npy(mean_image)
+        asked, array = f"mean image {os.fspath(mean_image)}", read_mean_image(mean_image)
     array = np.asarray(array)
     if array.shape != MEAN_IMAGE_SHAPE or array.dtype.kind not in "fiu":
         raise InputError(
@@ -276,7 +276,14 @@ def load_mean_image(
     return np.ascontiguousarray(array.transpose(1, 2, 0), dtype=np.float32)
 
 
-def _read_npy(path: str | PathLike) -> np.ndarray:
+def read_mean_image(path: str | PathLike) -> np.ndarray:
+    """The array in a plain .npy file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no such array.
+    """
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError) as error:
