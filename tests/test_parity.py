@@ -12,7 +12,7 @@ from conftest import model_of, weights_of
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization
+from tf_alexnet.layers import LocalResponseNormalization
 from tf_alexnet.weights import LayerArrays, WeightArrays
 
 # Observed, all blobs of all four networks on photos: at most 6e-6 (prob), 3e-6 before it.

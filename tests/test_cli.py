@@ -1,0 +1,297 @@
+"""The command line as a user meets it: output, exit codes, one-line errors."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from conftest import EXAMPLE_PHOTOS, weights_of
+from PIL import Image
+
+import tf_alexnet as ta
+from tf_alexnet.cli.main import main
+from tf_alexnet.weights import LayerArrays, WeightArrays
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_weights_here(monkeypatch, tmp_path):
+    """An empty working folder, cache and no network, whatever this machine has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
+    monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
+
+
+def one_error(err):
+    """The only error line of `err`."""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained_file(tmp_path_factory):
+    """Synthetic weights with the conv1 biases of the trained network: identified, full size."""
+    from tf_alexnet.weights.identify import _fingerprints
+
+    arrays = weights_of("bvlc_alexnet")
+    bias = _fingerprints()["bvlc_alexnet"]["conv1"].astype(np.float32)
+    layers = {**arrays.layers, "conv1": LayerArrays(arrays.layers["conv1"].kernel, bias)}
+    path = tmp_path_factory.mktemp("trained") / "bvlc-alexnet.npy"
+    ta.write_weights(WeightArrays(layers), path)
+    return path
+
+
+def test_help_is_quick_and_needs_no_tensorflow():
+    code = (
+        "import sys\nsys.argv = ['tf-alexnet', '--help']\n"
+        "from tf_alexnet.cli.main import main\n"
+        "try: main()\n"
+        "finally: assert not {'tensorflow', 'keras', 'numpy', 'cv2'} & set(sys.modules)\n"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5, "0.2 s on a quiet machine; TensorFlow alone takes 3"
+    for command in ("demo", "predict", "extract", "summary", "weights"):
+        assert command in done.stdout
+
+
+def test_summary(run):
+    code, out, err = run("summary")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert lines["conv2"] == (
+        ["conv2", "Conv", "5", "1", "2", "2", "27x27x256", "307,456", "223,948,800", "51"]
+    )  # fmt: skip
+    assert lines["total"][1] == "60,965,224"
+    assert run("summary", "-a", "torchvision")[1].splitlines()[-1].split()[1] == "61,100,840"
+    code, _, err = run("summary", "-a", "vgg")
+    assert code == 2
+    assert one_error(err).endswith("Known are: bvlc_alexnet, caffenet, torchvision, compact.")
+
+
+def test_predict_prints_a_table_a_photo(run, alexnet_file, example_photos):
+    code, out, err = run("predict", *example_photos[:2], "-w", alexnet_file, "--top", 3)
+    assert code == 0
+    assert "note: " in err
+    assert "not the weights of a known trained network" in err
+    lines = out.splitlines()
+    assert lines[0] == str(example_photos[0])
+    assert lines[4] == str(example_photos[1])
+    model = ta.AlexNet(weights_of("bvlc_alexnet"))
+    x = ta.preprocess_input([ta.load_image(path) for path in example_photos[:2]])
+    expected = ta.decode_predictions(model.predict(x, verbose=0), top=3)
+    for i, best in enumerate(expected):
+        for j, p in enumerate(best):
+            probability, synset, label = lines[4 * i + j + 1].split(maxsplit=2)
+            assert float(probability) == pytest.approx(p.probability, abs=1e-4)
+            assert (synset, label) == (p.synset, p.label)
+
+
+def test_predict_as_json_csv_and_picture(run, trained_file, example_photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff nothing")
+    photos = [example_photos[0], bad, example_photos[1]]
+    code, out, err = run("predict", *photos, "-w", trained_file, "--json", "--plot", "p.png")
+    assert code == 5
+    assert "known trained network" not in err
+    assert one_error(err).startswith(f"error: {bad}: ")
+    rows = {row["path"]: row for row in json.loads(out)}
+    assert set(rows) == set(map(str, photos))
+    assert "error" in rows[str(bad)]
+    first = rows[str(example_photos[0])]["predictions"]
+    assert [set(p) for p in first] == [{"synset", "label", "index", "probability"}] * 5
+    with Image.open("p.png") as picture:
+        assert picture.width > 400
+        assert len(picture.getcolors(2**24)) > 1000, "the photos are in it"
+    code, out, err = run("predict", *photos, "-w", trained_file, "--csv")
+    assert code == 5
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert [row["rank"] for row in table] == list("12345") * 2
+    assert float(table[0]["probability"]) == pytest.approx(first[0]["probability"])
+
+
+def test_ten_crops_are_averaged(run, trained_file, example_photos):
+    code, out, _ = run("predict", example_photos[0], "-w", trained_file, "--crops", "ten", "--json")
+    assert code == 0
+    model = ta.AlexNet(trained_file)
+    crops = ta.preprocess_input([ta.load_image(example_photos[0])], crops="ten")
+    assert crops.shape == (10, 227, 227, 3)
+    expected = ta.decode_predictions(model.predict(crops, verbose=0).mean(axis=0)[None])[0]
+    for ours, p in zip(json.loads(out)[0]["predictions"], expected, strict=True):
+        assert ours["index"] == p.index
+        assert ours["probability"] == pytest.approx(p.probability, rel=1e-4)
+
+
+def test_extract(run, alexnet_file, tmp_path):
+    (tmp_path / "bad.png").touch()
+    code, out, err = run(
+        *("extract", EXAMPLE_PHOTOS, "bad.png", "-o", "f.h5", "-w", alexnet_file),
+        *("--layer", "fc7", "--layer", "fc6_preact", "--batch", 2, "--dtype", "float16"),
+    )
+    assert code == 5
+    assert "5 rows + 1 errors = 6 photos; fc7 (5, 4096), fc6_preact (5, 4096) float16" in out
+    assert one_error(err).startswith("error: bad.png: ")
+    with h5py.File("f.h5") as file:
+        assert file["fc6_preact"].dtype == np.float16
+        assert file["fc6_preact"][:].min() < 0
+        assert file.attrs["weights_source"] == "bvlc_alexnet.npy"
+
+
+def test_demo_without_weights(run, monkeypatch):
+    code, out, err = run("demo", EXAMPLE_PHOTOS)
+    assert code == 0
+    note = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(note) == 1
+    assert "`tf-alexnet weights fetch bvlc_alexnet` gets it" in note[0]
+    assert "pool5: 9216 values" in out
+    assert " n0" not in out, "no classes without the weights for them"
+    with Image.open("demo-contact-sheet.png") as sheet:
+        assert sheet.height > 1000
+
+
+def test_demo_with_weights(run, trained_file, monkeypatch):
+    monkeypatch.setenv("TF_ALEXNET_WEIGHTS", str(trained_file))
+    code, out, err = run("demo", EXAMPLE_PHOTOS, "-o", "sheet.png")
+    assert (code, err) == (0, "")
+    assert out.count("fc7: 4096 values") == 5
+    assert sum(line.startswith("  0.") for line in out.splitlines()) == 25
+
+
+def test_demo_shows_no_classes_of_untrained_weights(run, alexnet_file):
+    code, out, err = run("demo", EXAMPLE_PHOTOS, "-w", alexnet_file)
+    assert code == 0
+    assert "note: these are not trained weights" in err
+    assert "fc7: 4096 values" in out
+    assert " n0" not in out
+
+
+def test_demo_decides_quickly_without_a_network(run, monkeypatch):
+    """A name server that never answers is waited for no longer than the store's limit."""
+    from tf_alexnet.weights import store
+
+    monkeypatch.delenv("TF_ALEXNET_OFFLINE")
+    monkeypatch.setattr(store, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr("requests.head", lambda *_, **__: time.sleep(30))
+    start = time.monotonic()
+    code, _, err = run("demo", EXAMPLE_PHOTOS)
+    assert code == 0
+    assert "no mirror can be reached" in err
+    assert time.monotonic() - start < 20
+    assert store.PROBE_SECONDS < 10
+
+
+def broken_files(folder, whole):
+    """Weight files a user may have: name -> what the error must say."""
+    npy = whole.read_bytes()
+    (folder / "truncated.npy").write_bytes(npy[: len(npy) // 2])
+    (folder / "empty.npy").touch()
+    (folder / "page.npy").write_text("<!DOCTYPE html><html><title>404 Not Found</title></html>")
+    (folder / "photo.npy").write_bytes((EXAMPLE_PHOTOS / "chelsea.jpg").read_bytes())
+    layers = dict(weights_of("compact").layers)
+    nan = layers["fc8"].bias.copy()
+    nan[0] = np.nan
+    layers["fc8"] = LayerArrays(layers["fc8"].kernel, nan)
+    del layers["conv3"]
+    ta.write_weights(WeightArrays(layers, "compact"), folder / "faulty.npy")
+    full = dict(weights_of("bvlc_alexnet").layers)
+    ta.write_weights(WeightArrays(full, "caffenet"), folder / "caffenet.caffemodel")
+    ta.write_weights(WeightArrays(full), folder / "unknown.npy")
+    return {
+        "missing.npy": "neither a file nor a name in the catalogue",
+        "truncated.npy": "truncated.npy: ",
+        "empty.npy": "empty",
+        "page.npy": "HTML",
+        "photo.npy": "photo.npy: ",
+        "faulty.npy": "conv3 is missing; fc8 bias holds NaN",
+        ".": "folder",
+        "unknown.npy": "its shapes fit bvlc_alexnet and caffenet alike",
+    }
+
+
+def test_bad_weight_files(run, tmp_path, alexnet_file):
+    photo = EXAMPLE_PHOTOS / "chelsea.jpg"
+    for name, message in broken_files(tmp_path, alexnet_file).items():
+        for command in (("predict", photo), ("extract", photo, "-o", "f.h5")):
+            code, out, err = run(*command, "-w", name)
+            assert code == 3, name
+            assert out == ""
+            assert message in one_error(err), name
+            assert not (tmp_path / "f.h5").exists()
+    code, _, err = run(
+        "predict", photo, "-w", "caffenet.caffemodel", "--architecture", "bvlc_alexnet"
+    )
+    assert code == 3
+    assert "these are caffenet weights" in one_error(err)
+
+
+def test_bad_calls(run, tmp_path, monkeypatch):
+    photo = EXAMPLE_PHOTOS / "chelsea.jpg"
+    convs = ("-w", "torchvision-convs")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file.txt").write_text("nosuch.jpg\n")
+    (tmp_path / "closed").mkdir()
+    calls = [
+        (("extract", photo, "-o", "f.h5", *convs, "-l", "fc9"), 2, "Known are: data, conv1"),
+        (("predict", photo, *convs, "--preset", "vgg"), 2, "Known are: caffe, "),
+        (("predict", "none", *convs), 2, "no image found"),
+        (("predict", "nosuch.jpg", *convs), 5, "nosuch.jpg"),
+        (("predict", "--json", "--csv", photo), 2, "two formats at once"),
+        (("extract", photo, "-o", "no/f.h5", *convs), 4, "there is no folder no"),
+        (("extract", photo, "-o", "f.csv", *convs), 2, "no format has the suffix"),
+        (("predict", photo, *convs, "--plot", "p.txt"), 2, "not a name for a picture"),
+        (("predict", photo, *convs), 3, "it holds the convolutions only"),
+        (("predict", photo), 3, "TF_ALEXNET_OFFLINE is set"),
+        (("weights", "fetch", "vgg16"), 3, "Give a path that exists, or one of: imagenet"),
+    ]
+    for arguments, expected, message in calls:
+        code, out, err = run(*arguments)
+        assert code == expected, (arguments, err)
+        assert out == ""
+        assert message in one_error(err), arguments
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: "closed" not in str(path) and real(path, mode)
+    )
+    code, _, err = run("extract", photo, "-o", "closed/f.h5", *convs)
+    assert code == 4
+    assert "the folder closed can't be written to" in one_error(err)
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".h5", ".part")]
+
+
+def test_weights_fetch_and_list(run, tmp_path):
+    code, out, _ = run("weights", "fetch", "torchvision-convs", "--to", tmp_path)
+    assert code == 0
+    assert "torchvision_convs.safetensors: torchvision-convs, sha256:" in out
+    assert ta.read_weights(tmp_path / "torchvision_convs.safetensors").architecture == "torchvision"
+    code, out, _ = run("weights", "list")
+    assert code == 0
+    assert out.count("not on this machine") == len(out.splitlines()) - 1
+
+
+def test_a_reader_that_goes_away_is_no_error(alexnet_file):
+    command = f"{sys.executable} -m tf_alexnet summary | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("bvlc_alexnet: ")
