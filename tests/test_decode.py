@@ -251,7 +251,7 @@ def test_path_and_bytes_give_the_same_fresh_array(tmp_path):
         (saved(Image.new("F", (3, 3), 0.5), "TIFF"), "floating-point pixels"),
         (saved(Image.new("I", (3, 3), 70000), "TIFF"), "32-bit or signed pixels"),
         (saved(Image.new("LAB", (3, 3)), "TIFF"), "Lab pixels"),
-        (b"Pf\n1 1\n-1.0\n" + struct.pack("<f", 0.5), "floating-point pixels"),
+        (b"Pf\n1 1\n-1.0\n" + struct.pack("<f", 0.5), "floating-point pixels|no image of a kind"),
         (
             tiff({256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 277: 1, 278: 1}, b"\xff\xf0\x00"),
             "12-bit samples",
