@@ -68,8 +68,8 @@ def test_receptive_fields_and_multiply_adds():
 
 
 def test_caffes_pooling_rounds_up_and_torchs_down():
-    assert dict((r.name, r.output_shape) for r in BVLC_ALEXNET.rows(231))["pool1"] == (28, 28, 96)
-    assert dict((r.name, r.output_shape) for r in TORCHVISION.rows(228))["pool1"] == (27, 27, 64)
+    assert {r.name: r.output_shape for r in BVLC_ALEXNET.rows(231)}["pool1"] == (28, 28, 96)
+    assert {r.name: r.output_shape for r in TORCHVISION.rows(228)}["pool1"] == (27, 27, 64)
 
 
 def test_another_number_of_classes():

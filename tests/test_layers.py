@@ -49,7 +49,7 @@ def test_lrn_of_the_paper_has_k_2():
 
 
 def test_lrn_refuses_an_even_window():
-    with pytest.raises(ValueError, match="local_size is 4. Give an odd number"):
+    with pytest.raises(ValueError, match=r"local_size is 4\. Give an odd number"):
         LocalResponseNormalization(4)
 
 

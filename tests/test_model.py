@@ -23,14 +23,9 @@ def compact_model(**kwargs):
 
 def test_layers_bear_caffes_names_and_hold_their_own_weights():
     model = model_of("bvlc_alexnet")
-    names = [layer.name for layer in model.layers]
-    assert (
-        names
-        == (
-            "data conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten "
-            "fc6 drop6 fc7 drop7 fc8 prob"
-        ).split()
-    )
+    before = "data conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten"
+    dense = "fc6 drop6 fc7 drop7 fc8 prob"
+    assert [layer.name for layer in model.layers] == f"{before} {dense}".split()
     assert model.count_params() == 60_965_224
     assert model.get_layer("fc7").output.shape == (None, 4096)
     assert model.get_layer("conv2").kernel.shape == (5, 5, 48, 256)
@@ -185,6 +180,17 @@ def test_fresh_weights_are_the_tables():
     assert model.get_layer("conv1").kernel.numpy().std() == pytest.approx(0.01, rel=0.05)
 
 
+def test_no_random_values_are_drawn_for_loaded_weights(monkeypatch):
+    def draw(*_, **__):
+        raise AssertionError("random values for weights that are there already")
+
+    for name in ("RandomNormal", "VarianceScaling", "RandomUniform"):
+        monkeypatch.setattr(getattr(keras.initializers, name), "__call__", draw)
+    compact_model()
+    with pytest.raises(AssertionError, match="random values"):
+        ta.AlexNet(None, architecture="compact")
+
+
 def test_saved_configs_hold_initializers_not_arrays():
     config = model_of("bvlc_alexnet").get_layer("conv2").get_config()
     assert config["kernel_initializer"]["class_name"] == "RandomNormal"
@@ -231,12 +237,12 @@ def test_unknown_network_is_not_guessed():
 
 def test_caffenet_does_not_run_as_bvlc_alexnet():
     arrays = WeightArrays(weights_of("bvlc_alexnet").layers, "caffenet", "places.npy")
-    with pytest.raises(WeightsError, match="places.npy as bvlc_alexnet: these are caffenet"):
+    with pytest.raises(WeightsError, match=r"places.npy as bvlc_alexnet: these are caffenet"):
         ta.AlexNet(arrays, architecture="bvlc_alexnet")
 
 
 def test_convolutions_alone_have_no_top():
-    with pytest.raises(WeightsError, match="it holds the convolutions only.*include_top=False"):
+    with pytest.raises(WeightsError, match=r"it holds the convolutions only.*include_top=False"):
         ta.AlexNet("torchvision-convs")
     base = ta.AlexNet("torchvision-convs", include_top=False, pooling="avg")
     assert base.output_shape == (None, 256)
@@ -258,5 +264,5 @@ def test_contradicting_arguments():
 
 def test_preset_of_a_stranger():
     stranger = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    with pytest.raises(UsageError, match="it holds no AlexNet"):
+    with pytest.raises(UsageError, match=r"it holds no AlexNet"):
         ta.preset_of(stranger)
