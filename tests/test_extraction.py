@@ -243,6 +243,18 @@ def test_no_readable_photo_at_all(tmp_path):
     assert not (tmp_path / "f.h5").exists()
 
 
+def test_a_photo_of_a_hopeless_shape_is_one_bad_row(tmp_path, example_photos):
+    Image.new("L", (40000, 2)).save(tmp_path / "line.png")  # 256 high: 5 million wide
+    report = ta.extract_features(
+        [tmp_path / "line.png", example_photos[0]],
+        tmp_path / "f.h5",
+        weights="torchvision-convs",
+        layers=["pool5"],
+    )
+    assert report.rows == 1
+    assert report.errors[0][0].endswith("line.png")
+
+
 def test_calls_that_can_not_work(tmp_path, example_photos):
     def run(output="f.h5", **kwargs):
         arguments = {"weights": "torchvision-convs", "layers": ["pool5"], **kwargs}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.errors import ImageError
+from tf_alexnet.errors import ImageError, InputError
 from tf_alexnet.images import load_image
 
 _AHEAD = 2  # batches decoded before they are needed: memory stays flat, decoders stay busy
@@ -41,7 +41,7 @@ def read_batches(
     """Read, decode and preprocess photos, a batch at a time.
 
     Decoding runs in as many threads as there are processors, `_AHEAD` batches ahead of the reader.
-    An unreadable photo becomes an entry in `Batch.failures`; any other error ends the reading.
+    An unusable photo becomes an entry in `Batch.failures`; any other error ends the reading.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def _collect(jobs: list[tuple[str, Future]]) -> Batch:
         try:
             pixels.append(job.result())
             paths.append(path)
-        except ImageError as error:
+        except (ImageError, InputError) as error:  # InputError: no preset fits such a shape
             failures.append((path, error.found))
     if not pixels:
         pixels = [np.empty((0, 0, 0, 3), np.float32)]
