@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test format clean
 
 demo: .venv/installed
-	$(BIN)/tf-alexnet demo
+	$(BIN)/tf-alexnet demo examples/photos
 
 test: .venv/installed
 	$(BIN)/ruff format --check .

@@ -46,6 +46,18 @@ def shared_photos():
 
 
 @pytest.fixture(scope="session")
+def trained_arrays():
+    """Synthetic weights with conv1 biases of the trained network: what identification goes by."""
+    from tf_alexnet.weights import LayerArrays, WeightArrays
+    from tf_alexnet.weights.identify import fingerprints
+
+    arrays = weights_of("bvlc_alexnet")
+    bias = fingerprints()["bvlc_alexnet"]["conv1"].astype("float32")
+    layers = {**arrays.layers, "conv1": LayerArrays(arrays.layers["conv1"].kernel, bias)}
+    return WeightArrays(layers)
+
+
+@pytest.fixture(scope="session")
 def alexnet_file(tmp_path_factory):
     """A full-size .npy in the form of the 2016 files, with synthetic weights."""
     import tf_alexnet as ta

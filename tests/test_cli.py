@@ -51,15 +51,10 @@ def one_error(err):
 
 
 @pytest.fixture(scope="module")
-def trained_file(tmp_path_factory):
-    """Synthetic weights with the conv1 biases of the trained network: identified, full size."""
-    from tf_alexnet.weights.identify import _fingerprints
-
-    arrays = weights_of("bvlc_alexnet")
-    bias = _fingerprints()["bvlc_alexnet"]["conv1"].astype(np.float32)
-    layers = {**arrays.layers, "conv1": LayerArrays(arrays.layers["conv1"].kernel, bias)}
+def trained_file(tmp_path_factory, trained_arrays):
+    """A full-size file that is taken for the trained network's."""
     path = tmp_path_factory.mktemp("trained") / "bvlc-alexnet.npy"
-    ta.write_weights(WeightArrays(layers), path)
+    ta.write_weights(trained_arrays, path)
     return path
 
 

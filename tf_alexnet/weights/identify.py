@@ -143,7 +143,7 @@ def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]
     biases is not compared at all. (None, None) where nothing can be compared.
     """
     distances = {}
-    for name, layers in _fingerprints().items():
+    for name, layers in fingerprints().items():
         shared = [layer for layer in layers if layer in arrays.layers]
         biases = [(np.asarray(arrays.layers[x].bias, np.float64), layers[x]) for x in shared]
         if biases and all(a.shape == b.shape for a, b in biases):
@@ -157,7 +157,7 @@ def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]
 
 
 @cache
-def _fingerprints() -> dict[str, dict[str, np.ndarray]]:
+def fingerprints() -> dict[str, dict[str, np.ndarray]]:
     """Network -> layer -> float64 biases."""
     networks = json.loads(_FINGERPRINTS.read_text(encoding="utf-8"))
     del networks["about"]
