@@ -1,10 +1,12 @@
 """A pickle reader that can only build dictionaries of arrays.
 
-AlexNet's weights travel as NumPy object arrays, that is as pickles, and Python's own reader runs
-whatever such a file asks for. This one is a small stack machine over the file's bytes: it knows the
-opcodes that a dictionary of arrays needs, in protocols 0 to 5, and refuses the others. Names that
-the file refers to become members of an enumeration, and "calling" one of them fills in a record.
-Nothing named in the file is imported or called, and nothing is looked up outside this module.
+AlexNet's weights travel as NumPy object arrays and torch files, that is as pickles, and Python's
+own reader runs whatever such a file asks for. This one is a small stack machine over the file's
+bytes: it knows the opcodes that a dictionary of arrays needs, in protocols 0 to 5, and refuses the
+others. Names that the file refers to become members of an enumeration, and "calling" one of them
+fills in a record.
+Nothing named in the file is imported or called, and nothing is looked up outside the `Dialect`
+that the kind of file speaks.
 
 Memory and time are bounded by the file's own size: every length is checked against the bytes that
 are left, large byte strings are views, and `MAX_STEPS` caps opcodes, stack, memo and containers.
@@ -18,9 +20,10 @@ import codecs
 import math
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -177,7 +180,79 @@ def buffer_order(order: object = "C", axes: object = None, *more: object) -> tup
     return order, axes
 
 
+class Dialect:
+    """What one kind of file may say beyond plain values. This one may say nothing.
+
+    Attributes
+    ----------
+    names : mapping
+        (module, name) -> the token that stands for it.
+    opcodes : bytes
+        Opcodes of `_OPTIONAL` that such files need.
+    """
+
+    names: Mapping[tuple[str, str], Enum] = MappingProxyType({})
+    opcodes = b""
+
+    def key(self, value: object) -> Hashable:
+        """`value` as a dictionary's key."""
+        return as_text(value)
+
+    def call(self, machine: _Machine, name: object, *arguments: object) -> object:
+        """What stands for the result of calling `name`."""
+        raise PickleError("a call that no weights need")
+
+    def build(self, target: object, state: object) -> None:
+        """Fill in a record."""
+        raise PickleError("a state that no weights need")
+
+    def persistent(self, identity: object) -> object:
+        """What stands for something outside the stream."""
+        raise PickleError("a reference to something outside of it")
+
+
+class NumpyDialect(Dialect):
+    """Dictionaries of NumPy arrays."""
+
+    names = NAMES
+
+    def call(self, machine, name, *arguments):
+        """A record for an array or a dtype; bytes for encoded text; a dict."""
+        match name, *arguments:
+            case [Name.RECONSTRUCT, Name.NDARRAY, tuple(), _]:
+                return PickledArray()
+            case [Name.FROMBUFFER, memoryview() as data, PickledDtype() as dtype, shape, *rest]:
+                return PickledArray(shape, dtype, *buffer_order(*rest), data)
+            case [Name.DTYPE, code, *_]:
+                return PickledDtype(as_text(code))
+            case [Name.ENCODE, str() as text, "latin1"]:
+                return memoryview(text.encode("latin-1"))
+            case [Name.ENCODE, LongText() as text, "latin1"]:
+                return text.latin1()
+            case [Name.BYTEARRAY, memoryview() as data]:
+                return data
+            case [Name.ORDERED_DICT, *pairs]:
+                return machine.ordered_dict(*pairs)
+        return super().call(machine, name, *arguments)
+
+    def build(self, target, state):
+        """The state of a dtype or an array."""
+        require(isinstance(state, tuple) and len(state) < 10, "an odd state")
+        match target, *state:
+            case [PickledDtype(), 3 | 4, order, None, None, None, -1, -1, int()]:
+                target.order = as_text(order)
+                require(target.order in ("<", ">", "|", "="), "an unknown byte order")
+            case [PickledArray(), 0 | 1, shape, PickledDtype() as dtype, fortran, data]:
+                data_fits = isinstance(data, list if dtype.is_object else memoryview)
+                require(data_fits, "an array with odd contents")
+                target.shape, target.dtype, target.data = shape, dtype, data
+                target.order = "F" if fortran else "C"
+            case _:
+                super().build(target, state)
+
+
 _OPCODES: dict[int, Callable[[_Machine], None]] = {}
+_OPTIONAL = b"QG"
 _MARK = object()
 
 
@@ -194,8 +269,8 @@ def _opcode(codes: bytes):
 class _Machine:
     """Stack, memo and position in one stream. `code` is the opcode at work."""
 
-    def __init__(self, data: bytes, start: int):
-        self.data, self.view = data, memoryview(data)
+    def __init__(self, data: bytes, start: int, dialect: Dialect):
+        self.data, self.view, self.dialect = data, memoryview(data), dialect
         self.at, self.steps, self.code = start, 0, 0
         self.stack: list = []
         self.memo: dict[int, object] = {}
@@ -210,7 +285,9 @@ class _Machine:
                 require(not self.stack, "values left over at its end")
                 return Pickled(value, self.comment, self.at)
             method = _OPCODES.get(self.code)
-            require(method is not None, f"opcode {bytes([self.code])!r}, which no weights need")
+            known = self.code not in _OPTIONAL or self.code in self.dialect.opcodes
+            known = known and method is not None
+            require(known, f"opcode {bytes([self.code])!r}, which no weights need")
             method(self)
 
     def spend(self, steps: int) -> None:
@@ -350,6 +427,10 @@ class _Machine:
         require(size <= 9, "an integer out of all proportion")
         self.push(int.from_bytes(self.take(size), "little", signed=True))
 
+    @_opcode(b"G")
+    def binfloat(self):
+        self.push(self.number(">d"))
+
     # Bytes and text
 
     @_opcode(b"UTCB\x8e\x96")
@@ -430,7 +511,7 @@ class _Machine:
         require(len(items) % 2 == 0, "a key without a value")
         self.spend(len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
-            name = as_text(key)
+            name = self.dialect.key(key)
             require(name not in target, f"{name!r} twice")
             target[name] = value
 
@@ -447,33 +528,25 @@ class _Machine:
 
     def refer(self, module: object, name: object) -> None:
         module, name = as_text(module), as_text(name)
-        require((module, name) in NAMES, f"a reference to {module}.{name}")
-        self.push(NAMES[module, name])
+        require((module, name) in self.dialect.names, f"a reference to {module}.{name}")
+        self.push(self.dialect.names[module, name])
+
+    @_opcode(b"Q")
+    def binpersid(self):
+        self.push(self.dialect.persistent(self.pop()))
 
     @_opcode(b"R")
     def reduce(self):
         arguments, name = self.pop(), self.pop()
         require(isinstance(arguments, tuple) and len(arguments) < 9, "a call with odd arguments")
-        match name, *arguments:
-            case [Name.RECONSTRUCT, Name.NDARRAY, tuple(), _]:
-                self.push(PickledArray())
-            case [Name.FROMBUFFER, memoryview() as data, PickledDtype() as dtype, shape, *rest]:
-                self.push(PickledArray(shape, dtype, *buffer_order(*rest), data))
-            case [Name.DTYPE, code, *_]:
-                self.push(PickledDtype(as_text(code)))
-            case [Name.ENCODE, str() as text, "latin1"]:
-                self.push(memoryview(text.encode("latin-1")))
-            case [Name.ENCODE, LongText() as text, "latin1"]:
-                self.push(text.latin1())
-            case [Name.BYTEARRAY, memoryview() as data]:
-                self.push(data)
-            case [Name.ORDERED_DICT]:
-                self.push({})
-            case [Name.ORDERED_DICT, list() as pairs]:
-                self.push({})
-                self.fill([part for pair in pairs for part in self.pair(pair)])
-            case _:
-                raise PickleError("a call that no weights need")
+        self.push(self.dialect.call(self, name, *arguments))
+
+    def ordered_dict(self, *pairs: object) -> dict:
+        """A dictionary, empty or of one list of (key, value) pairs."""
+        require(all(isinstance(x, list) for x in pairs) and len(pairs) < 2, "an odd dictionary")
+        self.push({})
+        self.fill([part for found in pairs for pair in found for part in self.pair(pair)])
+        return self.pop()
 
     def pair(self, value: object) -> list:
         self.spend(1)
@@ -483,23 +556,11 @@ class _Machine:
     @_opcode(b"b")
     def build(self):
         state = self.pop()
-        target = self.top(object)
-        require(isinstance(state, tuple) and len(state) < 10, "an odd state")
-        match target, *state:
-            case [PickledDtype(), 3 | 4, order, None, None, None, -1, -1, int()]:
-                target.order = as_text(order)
-                require(target.order in ("<", ">", "|", "="), "an unknown byte order")
-            case [PickledArray(), 0 | 1, shape, PickledDtype() as dtype, fortran, data]:
-                data_fits = isinstance(data, list if dtype.is_object else memoryview)
-                require(data_fits, "an array with odd contents")
-                target.shape, target.dtype, target.data = shape, dtype, data
-                target.order = "F" if fortran else "C"
-            case _:
-                raise PickleError("a state that no weights need")
+        self.dialect.build(self.top(object), state)
 
 
-def load(data: bytes, start: int = 0) -> Pickled:
-    """Read one pickle out of `data`, beginning at byte `start`.
+def load(data: bytes, start: int = 0, dialect: Dialect | None = None) -> Pickled:
+    """Read one pickle out of `data`, beginning at byte `start`; by default one of NumPy arrays.
 
     Byte strings and arrays of the result are views of `data`.
 
@@ -510,6 +571,6 @@ def load(data: bytes, start: int = 0) -> Pickled:
         message completes the sentence "it holds ...".
     """
     try:
-        return _Machine(data, start).run()
+        return _Machine(data, start, dialect or NumpyDialect()).run()
     except UnicodeError:
         raise PickleError("text in a broken encoding") from None
