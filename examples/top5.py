@@ -1,4 +1,4 @@
-"""Name what is in photos: python examples/top5.py PHOTO... (BVLC's weights, downloaded if needed)."""
+"""Name what is in photos: python examples/top5.py PHOTO... (downloads the weights if need be)."""
 
 import sys
 
