@@ -65,3 +65,42 @@ def test_blobs_and_top5_agree_with_opencv(engines, example_photos):
 
 def test_blobs_and_top5_agree_with_opencv_on_more_photos(engines, shared_photos):
     check_photos(engines, shared_photos[::4])
+
+
+def test_the_command_line_agrees_with_opencv_end_to_end(
+    alexnet_file, shared_photos, tmp_path, monkeypatch
+):
+    """`tf-alexnet extract` against OpenCV alone: its decoder, its resize, its network."""
+    import sys
+
+    import h5py
+
+    from tf_alexnet.cli.main import main
+
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["tf-alexnet", "extract", *map(str, shared_photos), "-o", str(tmp_path / "f.h5")]
+        + ["-w", str(alexnet_file), "-l", "fc7", "-l", "prob"],
+    )
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code
+    table = ARCHITECTURES["bvlc_alexnet"]
+    (tmp_path / "deploy.prototxt").write_text(prototxt(table))
+    ta.write_weights(weights_of(table.name), tmp_path / "net.caffemodel")
+    net = cv2.dnn.readNetFromCaffe(
+        str(tmp_path / "deploy.prototxt"), str(tmp_path / "net.caffemodel")
+    )
+    net.enableWinograd(False)
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert list(file["paths"].asstr()) == [str(path) for path in shared_photos]
+        for path, fc7, prob in zip(shared_photos, file["fc7"], file["prob"], strict=True):
+            image = cv2.resize(cv2.imread(str(path)), (256, 256))[14:241, 14:241]
+            mean = (104.00698793, 116.66876762, 122.67891434)
+            net.setInput(cv2.dnn.blobFromImage(image, mean=mean), "data")
+            theirs_fc7, theirs_prob = (x.ravel() for x in net.forward(["relu7", "prob"]))
+            assert reference.relative_error(fc7, theirs_fc7) < BOUND, path  # observed 1.7e-6
+            assert reference.relative_error(prob, theirs_prob) < BOUND, path  # observed 4.8e-6
+            top5 = [np.argsort(-x, kind="stable")[:5].tolist() for x in (prob, theirs_prob)]
+            assert top5[0] == top5[1], path
