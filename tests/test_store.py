@@ -1,7 +1,5 @@
 """Finding and downloading, against servers on this machine only."""
 
-import hashlib
-import http.server
 import os
 import socket
 import sys
@@ -11,65 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mirrors import GIT_BLOB, GOOD, SHA1, SHA256, serving
 
 from tf_alexnet.errors import OutputError, WeightsError
 from tf_alexnet.weights import fetch_weights, find_weights, known_weights, store
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]
-GOOD = bytes(range(256)) * 1024  # four chunks
-SHA256 = hashlib.sha256(GOOD).hexdigest()
-SHA1 = hashlib.sha1(GOOD).hexdigest()
-GIT_BLOB = hashlib.sha1(b"blob %d\0" % len(GOOD) + GOOD).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """What the first part of the path asks for."""
-
-    def do_HEAD(self):
-        self.send_response(200)
-        self.end_headers()
-
-    def do_GET(self):
-        what = self.path.split("/")[1]
-        self.server.served.append(what)
-        if what == "missing":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(GOOD)))
-        self.end_headers()
-        if what == "good":
-            self.wfile.write(GOOD)
-        elif what == "wrong":
-            self.wfile.write(GOOD[:-1] + b"!")
-        elif what == "cut":
-            self.wfile.write(GOOD[: len(GOOD) // 2])
-        elif what == "stall":
-            self.wfile.write(GOOD[:1000])
-            self.wfile.flush()
-            self.server.released.wait(20)
-        elif what == "drip":
-            for i in range(200):
-                if self.server.released.wait(0.05):
-                    break
-                self.wfile.write(GOOD[i : i + 1])
-        self.close_connection = True
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.served, server.released = [], threading.Event()
-    server.handle_error = lambda *_: None  # clients that hang up are what is tested
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +32,9 @@ def _nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(store, "PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(store, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(store, "STALL_SECONDS", 0.6)
+    impatience = {"PROBE": 1.0, "GRACE": 0.3, "STALL": 0.6, "PAUSE": 0.0}
+    for name, seconds in impatience.items():
+        monkeypatch.setattr(store, f"{name}_SECONDS", seconds)
 
 
 @pytest.fixture
@@ -237,14 +188,6 @@ def test_folder_that_is_a_file_and_full_disk(publish, tmp_path, server):
     with pytest.raises(OutputError, match=r"bytes are free.*TF_ALEXNET_CACHE"):
         fetch_weights("bvlc_alexnet")
     assert server.served == []
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_cache(publish, tmp_path, monkeypatch):
-    publish("good")
-    (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match=r"permission denied.*TF_ALEXNET_CACHE"):
-        fetch_weights("bvlc_alexnet")
 
 
 def test_user_without_a_home(publish, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -300,26 +301,49 @@ def file_checksum(path: str | os.PathLike, algorithm: str) -> str:
     return digest.hexdigest()
 
 
-def check_file(path: str | os.PathLike, record: KnownWeights) -> None:
+def check_file(
+    path: str | os.PathLike,
+    record: KnownWeights,
+    checksum: Callable[[str | os.PathLike, str], str] = file_checksum,
+) -> None:
     """Accept the file if it is the published one of `record`, byte for byte.
 
     A record without size and checksum can't refuse anything.
 
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    record : KnownWeights
+        What it should be.
+    checksum : callable
+        Computes or remembers a file's checksum, as `file_checksum` does. What it says can accept
+        the file; before a refusal the file is read.
+
     Raises
     ------
     WeightsError
-        If the file's size or checksum is another.
+        If the file's size or checksum is another, or the file can't be read.
     """
-    size = Path(path).stat().st_size
     advice = f"Delete it and run `tf-alexnet weights fetch {record.name}` again."
-    if record.size is not None and size != record.size:
+    try:
+        size = os.stat(path).st_size
+        if record.size is not None and size != record.size:
+            raise WeightsError(
+                str(path), f"{size} bytes, but {record.file_name} has {record.size}", advice
+            )
+        if record.checksum is None:
+            return
+        algorithm, expected = record.checksum.split(":")
+        if checksum(path, algorithm) == expected:
+            return
+        found = file_checksum(path, algorithm)
+    except OSError as error:
         raise WeightsError(
-            str(path), f"{size} bytes, but {record.file_name} has {record.size}", advice
-        )
-    if record.checksum is None:
-        return
-    algorithm, expected = record.checksum.split(":")
-    found = file_checksum(path, algorithm)
+            str(path),
+            f"it can't be read ({error.strerror or error})",
+            "Check the file and its rights.",
+        ) from error
     if found != expected:
         raise WeightsError(
             str(path),

@@ -18,12 +18,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tf_alexnet.errors import OutputError, WeightsError
+from tf_alexnet.weights.cache import cache_folder, remembered_checksum
 from tf_alexnet.weights.catalog import KnownWeights, check_file, known_weights, names
+from tf_alexnet.weights.workplace import clear_leftovers, workplace
 
 _EMBEDDED = Path(__file__).parents[1] / "data"
 
@@ -34,6 +36,11 @@ GRACE_SECONDS = 1.5
 # A mirror that takes longer than this for the next CHUNK bytes is given up.
 STALL_SECONDS = 30.0
 CHUNK = 1 << 16
+# A mirror whose failure may pass is asked so often, after a pause.
+ATTEMPTS = 2
+PAUSE_SECONDS = 2.0
+# Where the size is not known: four times that of the largest network, and no more.
+MOST_BYTES = 1 << 30
 _POLL_SECONDS = 0.1
 
 Progress = Callable[[int, int | None], None]
@@ -58,7 +65,7 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     Raises
     ------
     WeightsError
-        If it is neither, or a file can't be downloaded.
+        If it is neither, if a file can't be downloaded, or if the file in the cache is damaged.
     OutputError
         If the download can't be kept.
     """
@@ -71,7 +78,12 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
             name, "this is a folder", "Give the weight file in it, or a name of the catalogue."
         )
     record = known_weights(name)
-    return local_file(record) or fetch_weights(name)
+    found = local_file(record)
+    if found is None:
+        return fetch_weights(name)
+    if found == _in_cache(record):
+        check_file(found, record, remembered_checksum)
+    return found
 
 
 def local_file(record: KnownWeights) -> Path | None:
@@ -145,38 +157,24 @@ def fetch_weights(
     offline = os.environ.get("TF_ALEXNET_OFFLINE", "0") not in ("", "0")
     if offline and record.mirrors:
         raise _no_file(record, "TF_ALEXNET_OFFLINE is set", "Unset TF_ALEXNET_OFFLINE, or")
-    with _workplace(folder, record) as workplace:
+    with _room_for(record, folder, in_cache=to is None) as place:
         if record.mirrors:
-            part = _from_mirrors(record, workplace, progress)
+            part = _from_mirrors(record, place, progress)
         else:
-            part = Path(shutil.copyfile(embedded, workplace / record.file_name))
+            part = Path(shutil.copyfile(embedded, place / record.file_name))
         # Temporary files are their owner's alone; these are public.
         part.chmod(0o644)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # or the name may survive a power cut that the bytes do not
         os.replace(part, final)
     return final
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: ``TF_ALEXNET_CACHE``, or the system's cache folder.
-
-    Raises
-    ------
-    OutputError
-        If neither is known, as for a user without a home.
-    """
-    own = os.environ.get("TF_ALEXNET_CACHE")
-    if own:
-        return Path(os.path.expanduser(own))
-    import pooch
-
-    folder = Path(os.path.expanduser(pooch.os_cache("tf_alexnet")))
-    if not folder.is_absolute():
-        raise OutputError(
-            str(folder),
-            "there is no home folder to keep downloads in",
-            "Set TF_ALEXNET_CACHE to a folder, or put the file in ./weights.",
-        )
-    return folder
+def _in_cache(record: KnownWeights) -> Path | None:
+    """Where a download of `record` is kept; under its published name nothing else is believed."""
+    with contextlib.suppress(OutputError):
+        return cache_folder() / record.file_name
+    return None
 
 
 def _stands_for(path: Path, record: KnownWeights) -> bool:
@@ -195,23 +193,20 @@ def _no_file(record: KnownWeights, found: str, otherwise: str) -> WeightsError:
 
 
 @contextlib.contextmanager
-def _workplace(folder: Path, record: KnownWeights):
-    """A private folder beside the final file, gone afterwards whatever happens."""
-    advice = (
-        "Set TF_ALEXNET_CACHE to a folder with room that you may write to, or put "
-        f"{record.file_name} into ./weights."
-    )
+def _room_for(record: KnownWeights, folder: Path, in_cache: bool) -> Iterator[Path]:
+    """A private folder beside the final file; what the disk refuses is said in one line."""
+    where = "Set TF_ALEXNET_CACHE to a folder" if in_cache else "Name a folder"
+    advice = f"{where} with room that you may write to"
+    advice += f", or put {record.file_name} into ./weights." if in_cache else "."
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
         free = shutil.disk_usage(folder).free
         if record.size and free < record.size:
             found = f"{free} bytes are free, {record.file_name} needs {record.size}"
             raise OutputError(str(folder), found, advice)
-        # An abandoned download may still write while its folder is being removed.
-        with tempfile.TemporaryDirectory(
-            dir=folder, prefix=".download-", ignore_cleanup_errors=True
-        ) as workplace:
-            yield Path(workplace)
+        with workplace(folder) as place:
+            yield place
     except OSError as error:
         raise OutputError(
             str(folder), f"can't keep {record.file_name} here, {_words(error)}", advice
@@ -227,15 +222,18 @@ def _from_mirrors(record: KnownWeights, folder: Path, progress: Progress | None)
             f"no mirror can be reached ({_listed(failures)})",
             "Check the network and the proxy variables, or",
         )
-    for number, mirror in enumerate(record.mirrors):
-        if mirror not in alive:
-            continue
-        workplace = folder / str(number)
-        workplace.mkdir()
-        try:
-            return _download(mirror, record, workplace, progress)
-        except WeightsError as error:
-            failures[mirror] = error.found
+    waiting = [mirror for mirror in record.mirrors if mirror in alive]
+    for attempt in range(ATTEMPTS):
+        if attempt and waiting:
+            time.sleep(PAUSE_SECONDS)
+        for mirror in list(waiting):
+            place = Path(tempfile.mkdtemp(dir=folder))
+            try:
+                return _download(mirror, record, place, progress)
+            except WeightsError as error:
+                failures[mirror] = error.found
+                if not isinstance(error, _Passing):
+                    waiting.remove(mirror)
     raise _no_file(
         record, f"no mirror served the right bytes ({_listed(failures)})", "Try again later, or"
     )
@@ -269,6 +267,39 @@ def _reachable(mirrors: tuple[str, ...]) -> tuple[set[str], dict[str, str]]:
     return set(mirrors) - set(failures), failures
 
 
+class _Passing(WeightsError):
+    """A failure that may be over the next time."""
+
+
+class _Transfer:
+    """What pooch calls to get the bytes, counted, and at an end when they are too many.
+
+    Attributes
+    ----------
+    done : int
+        Bytes so far.
+    given_up : bool
+        Set from outside, ends the transfer at the next chunk.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.done, self.given_up = limit, 0, False
+
+    def __call__(self, url: str, output_file: str, _: object) -> None:
+        import requests
+
+        with (
+            requests.get(url, stream=True, timeout=STALL_SECONDS) as response,
+            open(output_file, "wb") as file,
+        ):
+            response.raise_for_status()
+            for chunk in response.iter_content(CHUNK):
+                self.done += len(chunk)
+                if self.given_up or self.done > self.limit:
+                    raise WeightsError(url, f"more than {self.limit} bytes", "Try again later.")
+                file.write(chunk)
+
+
 def _download(mirror: str, record: KnownWeights, folder: Path, progress: Progress | None) -> Path:
     """One mirror's file, verified, in `folder`.
 
@@ -283,40 +314,52 @@ def _download(mirror: str, record: KnownWeights, folder: Path, progress: Progres
         If the disk does not take them.
     """
     outcome: list[BaseException] = []
-    thread = threading.Thread(target=_transfer, args=(mirror, record, folder, outcome), daemon=True)
+    transfer = _Transfer(record.size or MOST_BYTES)
+    thread = threading.Thread(
+        target=_retrieve, args=(mirror, record, folder, transfer, outcome), daemon=True
+    )
     thread.start()
     before, since = 0, time.monotonic()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        done = _bytes_in(folder)
-        if done != before:
-            before, since = done, time.monotonic()
-            if progress:
-                progress(done, record.size)
-        elif done != record.size and time.monotonic() - since > STALL_SECONDS:
-            raise WeightsError(mirror, f"stalled after {done} bytes", "Try again later.")
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            done = transfer.done
+            if done != before:
+                before, since = done, time.monotonic()
+                if progress and thread.is_alive():
+                    progress(done, record.size)
+            elif done != record.size and time.monotonic() - since > STALL_SECONDS:
+                raise WeightsError(mirror, f"stalled after {done} bytes", "Try again later.")
+    finally:
+        transfer.given_up = True
     if outcome:
         raise outcome[0]
+    if progress:
+        progress(transfer.done, transfer.done)
     return folder / record.file_name
 
 
-def _transfer(
-    mirror: str, record: KnownWeights, folder: Path, outcome: list[BaseException]
+def _retrieve(
+    mirror: str,
+    record: KnownWeights,
+    folder: Path,
+    transfer: _Transfer,
+    outcome: list[BaseException],
 ) -> None:
     """Download and verify with pooch; what goes wrong is left in `outcome`."""
     import pooch
     import requests
 
-    downloader = pooch.HTTPDownloader(chunk_size=CHUNK, timeout=STALL_SECONDS)
     checked = None if record.checksum is None or record.git_blob else record.checksum
     # pooch tells where the file goes in its log, which is on standard error by default.
     pooch.get_logger().setLevel("WARNING")
     try:
-        pooch.retrieve(mirror, checked, record.file_name, folder, downloader=downloader)
+        pooch.retrieve(mirror, checked, record.file_name, folder, downloader=transfer)
         if not checked:
             check_file(folder / record.file_name, record)
     except requests.RequestException as error:
-        outcome.append(WeightsError(mirror, _words(error), "Try again later."))
+        kind = _Passing if _may_pass(error) else WeightsError
+        outcome.append(kind(mirror, _words(error), "Try again later."))
     except ValueError:
         # pooch's own words for a wrong checksum; the file is gone already.
         outcome.append(WeightsError(mirror, "the checksum is wrong", "Try again later."))
@@ -324,13 +367,15 @@ def _transfer(
         outcome.append(error)
 
 
-def _bytes_in(folder: Path) -> int:
-    """Bytes of the files in `folder`, one of which may just be renamed."""
-    size = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            size += path.stat().st_size
-    return size
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may well succeed a little later."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    lasting = (requests.exceptions.SSLError, requests.exceptions.ProxyError)
+    broken = (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, broken) and not isinstance(error, lasting)
 
 
 def _listed(failures: dict[str, str]) -> str:
@@ -350,6 +395,8 @@ def _words(error: BaseException) -> str:
         (requests.Timeout, "no answer in time"),
         (requests.exceptions.ChunkedEncodingError, "the connection broke off"),
         (requests.ConnectionError, "no connection"),
+        (requests.TooManyRedirects, "it redirects without end"),
+        (requests.exceptions.InvalidSchema, "it redirects to something other than the web"),
         (requests.RequestException, type(error).__name__),
     )
     for kind, words in kinds:
