@@ -154,7 +154,8 @@ def test_file_is_hashed_only_where_its_size_is_a_published_one(tmp_path, monkeyp
     monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record,))
     assert identify_weights(path).name == "mine"
     monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (replace(record, size=len(content) + 1),))
-    monkeypatch.setattr("tf_alexnet.weights.identify.file_checksum", None)  # would be a TypeError
+    # Calling it would be a TypeError.
+    monkeypatch.setattr("tf_alexnet.weights.identify.remembered_checksum", None)
     assert identify_weights(path).how == "fingerprint"
 
 
@@ -206,3 +207,82 @@ def test_shared_archive_holds_the_embedded_arrays():
         assert len(embedded) == len(original.files) == 10
         for name, array in embedded.items():
             np.testing.assert_array_equal(array, original[name.replace("/", "_")])
+
+
+def tuned(classes, last="fc8", path="anywhere", **fields):
+    """CaffeNet's shapes with biases of no known network, as a fine-tuning leaves them."""
+    arrays = arrays_of("caffenet", classes=classes, source=str(path), **fields)
+    layers = {last if name == "fc8" else name: x for name, x in arrays.layers.items()}
+    return replace(arrays, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "classes", "expected"),
+    [
+        ("alexnet_places365.caffemodel", 365, ("caffenet", "name")),
+        ("finetune_flickr_style.caffemodel", 20, ("caffenet", "name")),
+        ("mine.caffemodel", 365, (None, "unknown")),
+        ("alexnet_places365.caffemodel", 205, (None, "unknown")),
+        # Its fingerprint would have told; a name alone never makes an AlexNet.
+        ("bvlc_alexnet.caffemodel", 1000, (None, "unknown")),
+        ("bvlc_alexnet.npy", 1000, (None, "unknown")),
+    ],
+)
+def test_published_names_count_only_where_nothing_else_can(
+    tmp_path, monkeypatch, file_name, classes, expected
+):
+    path = tmp_path / file_name
+    path.write_bytes(b"x")
+    monkeypatch.setattr("tf_alexnet.weights.formats.read_file", lambda p: tuned(classes, path=p))
+    found = identify_weights(path)
+    assert (found.architecture, found.how) == expected
+    assert (found.name, found.trained) == (None, False)
+    arrays = read_weights(path)
+    assert (arrays.architecture, arrays.metadata["identified_by"]) == expected
+    assert arrays.classes == classes
+    assert identify_weights(tuned(classes, path=path)).how == "unknown", "no file, no name"
+
+
+def test_last_layer_renamed_by_a_fine_tuning_is_fc8(tmp_path, monkeypatch):
+    from weight_seeds import small_arrays
+
+    from tf_alexnet.weights.formats import caffemodel
+
+    small = small_arrays(3)
+    layers = {"fc8_flickr" if name == "fc8" else name: x for name, x in small.layers.items()}
+    path = tmp_path / "finetune_flickr_style.caffemodel"
+    caffemodel.write(WeightArrays(layers), path)
+    arrays = read_weights(path)
+    assert list(arrays.layers) == list(small.layers)
+    assert arrays.digest == small.digest
+    assert arrays.metadata["renamed"] == "fc8_flickr -> fc8"
+    for others in (
+        {"fc8": small.layers["fc8"], "fc8_flickr": small.layers["fc8"]},
+        {"fc8_a": small.layers["fc8"], "fc8_b": small.layers["fc8"]},
+        {"fc8_conv": small.layers["conv1"]},
+        {"style": small.layers["fc8"]},
+    ):
+        layers = {name: x for name, x in small.layers.items() if name != "fc8"} | others
+        caffemodel.write(WeightArrays(layers), path)
+        arrays = read_weights(path)
+        assert set(arrays.layers) == set(layers), "not guessed"
+        assert "renamed" not in arrays.metadata
+
+
+def test_flickr_style_and_places_become_models_of_their_classes(tmp_path, monkeypatch):
+    import tf_alexnet as ta
+
+    for name, classes, last in (
+        ("finetune_flickr_style.caffemodel", 20, "fc8_flickr"),
+        ("alexnet_places365.caffemodel", 365, "fc8"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        made = tuned(classes, last, path)
+        monkeypatch.setattr("tf_alexnet.weights.formats.read_file", lambda _, made=made: made)
+        model = ta.AlexNet(path)
+        assert model.output_shape == (None, classes)
+        names = [layer.name for layer in model.layers]
+        assert names.index("pool1") < names.index("norm1"), "CaffeNet's order"
+        assert ta.preset_of(model) == "caffe"
+        np.testing.assert_array_equal(model.get_layer("fc8").bias, made.layers[last].bias)

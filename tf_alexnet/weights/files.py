@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 from tf_alexnet.weights.arrays import WeightArrays
-from tf_alexnet.weights.identify import identified, identify_arrays, published_file
+from tf_alexnet.weights.identify import identified, identify_arrays, published_file, with_fc8
 
 
 def read_weights(path: str | os.PathLike) -> WeightArrays:
@@ -22,9 +22,10 @@ def read_weights(path: str | os.PathLike) -> WeightArrays:
     -------
     WeightArrays
         float32 arrays in TensorFlow's layout. `architecture` is what the file's hash, its biases,
-        its own record or its shapes tell, in this order, and None where they don't.
+        its own record, its shapes or its name tell, in this order, and None where they don't.
         `metadata` holds what the file recorded, and from here ``preset`` (unless recorded),
-        ``identified`` (the trained network's name) and ``identified_by``.
+        ``identified`` (the trained network's name), ``identified_by``, and ``renamed`` if the last
+        layer bore another name than `fc8`.
 
     Raises
     ------
@@ -35,8 +36,8 @@ def read_weights(path: str | os.PathLike) -> WeightArrays:
     from tf_alexnet.weights.formats import read_file
 
     record = published_file(path)
-    arrays = read_file(path)
-    known = identify_arrays(arrays) if record is None else identified(record)
+    arrays = with_fc8(read_file(path))
+    known = identify_arrays(arrays, path) if record is None else identified(record)
     metadata = {k: v for k, v in arrays.metadata.items() if k != "identified"}
     metadata["identified_by"] = known.how
     if known.name is not None:

@@ -8,7 +8,9 @@ the graph of the other. What is believed, in this order:
 2. the biases of the convolutions, held against those of the trained networks
    (``fingerprints.json``): the same in every file format;
 3. the architecture that the file itself records;
-4. the shapes, where only one network has them.
+4. the shapes, where only one network has them;
+5. the published name of the file, for a network of other classes than ImageNet's that nobody
+   published a checksum of. Networks of 1000 classes have fingerprints, and are never known by name.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +26,8 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures
-from tf_alexnet.weights.catalog import KnownWeights, catalog, file_checksum
+from tf_alexnet.weights.cache import remembered_checksum
+from tf_alexnet.weights.catalog import KnownWeights, catalog
 
 _FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
 
@@ -46,8 +49,9 @@ class Identification:
         Name of the table to build, or None where it can't be known.
     preset : str or None
         The preprocessing the network was trained with.
-    how : {"sha256", "fingerprint", "recorded", "shapes", "unknown"}
-        What this rests on: the file's hash, the biases, the file's own word, the shapes.
+    how : {"sha256", "fingerprint", "recorded", "shapes", "name", "unknown"}
+        What this rests on: the file's hash, the biases, the file's own word, the shapes, the
+        file's name.
     distance : float or None
         Largest difference between the biases and those of `nearest`; None where nothing
         was compared, as when the hash decided.
@@ -68,7 +72,7 @@ class Identification:
     @property
     def trained(self) -> bool:
         """Whether these are the weights (by fingerprint: the convolutions) of a known training."""
-        return self.name is not None and self.how not in ("recorded", "shapes", "unknown")
+        return self.name is not None and self.how in ("sha256", "fingerprint")
 
 
 def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identification:
@@ -95,7 +99,7 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
         return identified(record)
     from tf_alexnet.weights.formats import read_file
 
-    return identify_arrays(read_file(weights))
+    return identify_arrays(with_fc8(read_file(weights)), weights)
 
 
 def identified(record: KnownWeights) -> Identification:
@@ -107,12 +111,13 @@ def identified(record: KnownWeights) -> Identification:
 def published_file(path: str | os.PathLike) -> KnownWeights | None:
     """The catalogue's record with the SHA-256 of this file, or None.
 
-    The file is read only where its size is that of a published file.
+    The file is read only where its size is that of a published file, and then once: see
+    `tf_alexnet.weights.cache`.
     """
     try:
         size = Path(path).stat().st_size
         for record in catalog():
-            if record.size == size and file_checksum(path, "sha256") == record.sha256:
+            if record.size == size and remembered_checksum(path, "sha256") == record.sha256:
                 return record
     except OSError:
         # The reader has the better words for a file that is missing or can't be opened.
@@ -120,8 +125,8 @@ def published_file(path: str | os.PathLike) -> KnownWeights | None:
     return None
 
 
-def identify_arrays(arrays: WeightArrays) -> Identification:
-    """Find out which network arrays belong to, whatever file they came from."""
+def identify_arrays(arrays: WeightArrays, path: str | os.PathLike | None = None) -> Identification:
+    """Find out which network arrays belong to; `path` is the file they came from, if they did."""
     fitting = tuple(fitting_architectures(arrays))
     nearest, distance = nearest_fingerprint(arrays)
     found = {"distance": distance, "nearest": nearest, "candidates": fitting}
@@ -133,7 +138,26 @@ def identify_arrays(arrays: WeightArrays) -> Identification:
         return Identification(None, arrays.architecture, preset, "recorded", **found)
     if len(fitting) == 1:
         return Identification(None, fitting[0], _preset_of(fitting[0]), "shapes", **found)
+    for record in catalog() if path is not None else ():
+        special = record.classes not in (None, 1000) and record.classes == arrays.classes
+        if special and record.architecture in fitting and Path(path).name in record.spellings:
+            return Identification(None, record.architecture, record.preset, "name", **found)
     return Identification(None, None, None, "unknown", **found)
+
+
+def with_fc8(arrays: WeightArrays) -> WeightArrays:
+    """`arrays` with their last layer called `fc8`, whatever a fine-tuning has called it.
+
+    Who fine-tunes in Caffe renames the last layer, so that it starts anew (`fc8_flickr` in
+    BVLC/caffe ``models/finetune_flickr_style``). Where `fc8` is missing and exactly one dense layer
+    has a name that begins so, it is taken for `fc8`; ``metadata["renamed"]`` says so.
+    """
+    others = [name for name in arrays.layers if name.startswith("fc8")]
+    if len(others) != 1 or others == ["fc8"] or arrays.layers[others[0]].kernel.ndim != 2:
+        return arrays
+    layers = {"fc8" if name in others else name: x for name, x in arrays.layers.items()}
+    metadata = {**arrays.metadata, "renamed": f"{others[0]} -> fc8"}
+    return replace(arrays, layers=layers, metadata=metadata)
 
 
 def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
