@@ -18,7 +18,7 @@ from tf_alexnet.weights import WeightArrays
 from tf_alexnet.weights.formats import read_file, safetensors_file, write_file
 
 ARRAYS = small_arrays(architecture="bvlc_alexnet", metadata={"licence": "unrestricted"})
-SUFFIXES = [".npy", ".caffemodel", ".safetensors"]
+SUFFIXES = [".npy", ".npz", ".caffemodel", ".h5", ".safetensors"]
 
 
 def refusal(path):
@@ -49,7 +49,7 @@ def test_a_round_through_all_formats_keeps_every_bit(tmp_path):
     kernel.flat[:4] = [-0.0, 1e-45, np.float32(3.4028235e38), 0.1]
     layers = {**ARRAYS.layers, "conv1": ARRAYS.layers["conv1"]._replace(kernel=kernel)}
     arrays = WeightArrays(layers)
-    for step, suffix in enumerate([*SUFFIXES, ".npy", ".safetensors", ".caffemodel"]):
+    for step, suffix in enumerate([*SUFFIXES, ".npy", ".safetensors", ".caffemodel", ".npz"]):
         write_file(arrays, tmp_path / f"{step}{suffix}")
         arrays = read_file(tmp_path / f"{step}{suffix}")
     assert arrays.digest == WeightArrays(layers).digest
@@ -91,7 +91,7 @@ def _zip(path):
 
 
 STRANGERS = {
-    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(600),
+    "a damaged HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(600),
     "a gzip archive": gzip.compress(b"weights"),
     "an HTML or XML page": b"\n <!DOCTYPE html><html>Not found</html>",
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
@@ -164,7 +164,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
-@pytest.mark.parametrize("suffix", [".npy", ".caffemodel"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".caffemodel"])
 def test_a_full_disk(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(files.uuid, "uuid4", lambda: type("U", (), {"hex": "x"}))
     (tmp_path / ".tf-alexnet-x.part").symlink_to("/dev/full")
@@ -194,10 +194,13 @@ def test_places_that_cannot_be_written(tmp_path, suffix):
 
 
 def test_suffixes_and_metadata_that_do_not_fit(tmp_path):
-    with pytest.raises(UsageError, match=r"suffix '\.h5'\. Use one of \.npy, \.caffemodel, "):
-        write_file(ARRAYS, tmp_path / "net.h5")
+    with pytest.raises(UsageError, match=r"suffix '\.ckpt'\. Use one of \.npy, \.npz, \.caffemod"):
+        write_file(ARRAYS, tmp_path / "net.ckpt")
+    for suffix in (".pth", ".pt", ".net"):
+        with pytest.raises(UsageError, match=r"are read here, not written\. Use one of \.npy, "):
+            write_file(ARRAYS, tmp_path / f"net{suffix}")
     chatty = WeightArrays(ARRAYS.layers, metadata={"note": "x" * 70_000})
-    for suffix in (".npy", ".safetensors"):
+    for suffix in (".npy", ".npz", ".h5", ".safetensors"):
         with pytest.raises(UsageError, match="metadata"):
             write_file(chatty, tmp_path / f"net{suffix}")
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import struct
@@ -10,22 +11,33 @@ from pathlib import Path
 from tf_alexnet.errors import UsageError
 from tf_alexnet.files import replacing
 from tf_alexnet.weights.arrays import WeightArrays
-from tf_alexnet.weights.formats import caffemodel, npy, safetensors_file
+from tf_alexnet.weights.formats import (
+    caffemodel,
+    deep_compression,
+    hdf5_file,
+    npy,
+    npz,
+    safetensors_file,
+    torch_pth,
+)
 from tf_alexnet.weights.formats.common import GET_ANOTHER, damaged
+from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 
 WRITERS = {
     ".npy": npy.write,
+    ".npz": npz.write,
     ".caffemodel": caffemodel.write,
+    ".h5": hdf5_file.write,
     ".safetensors": safetensors_file.write,
 }
-READABLE = "Readable are .npy dictionaries of layers, Caffe models and safetensors files."
+READABLE = (
+    "Readable are .npy dictionaries of layers, .npz, Caffe models, HDF5 files of Keras and Caffe, "
+    "safetensors files, torch's .pth and Deep Compression's .net."
+)
 MAX_BYTES = 1 << 31  # no network here takes more than 245 MB; protobuf ends here too
 
 _FOREIGN = (
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", READABLE),
-    (0, b"PK\x03\x04", "a zip archive (such as .npz, .keras or torch's .pth)", READABLE),
-    (0, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "a torch file", READABLE),
-    (0, b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (0, b"\x1f\x8b", "a gzip archive", "Unpack it first: gunzip it."),
     (0, b"BZh", "a bzip2 archive", "Unpack it first."),
     (0, b"\xfd7zXZ\x00", "an xz archive", "Unpack it first."),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it first."),
@@ -100,6 +112,14 @@ def _reader(path: str | os.PathLike, head: bytes):
     for offset, magic, found, advice in _FOREIGN:
         if head.startswith(magic, offset):
             raise damaged(path, found, advice)
+    if head.startswith(torch_pth.MAGIC):
+        return torch_pth.read
+    if head.startswith(hdf5_file.MAGIC):
+        return hdf5_file.read
+    if head.startswith(b"PK\x03\x04"):
+        return _read_archive
+    if deep_compression.recognised(path, head):
+        return deep_compression.read
     if head.startswith(npy.MAGIC) or (head[0] == 0x80 and head[1:2] <= b"\x05"):
         return npy.read
     if len(head) > 8 and head[8:9] == b"{":
@@ -113,6 +133,30 @@ def _reader(path: str | os.PathLike, head: bytes):
     return caffemodel.read
 
 
+def _read_archive(path: str | os.PathLike) -> WeightArrays:
+    """Read a zip archive, told by its members."""
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        members = ZipMembers(mapped)
+    except ZipError as error:
+        raise damaged(path, f"a zip archive with {error}") from None
+    if "config.json" in members and "model.weights.h5" in members:
+        raise damaged(
+            path,
+            "a whole Keras model, which may hold code",
+            "Take the weights out of it (unzip it, and pass its model.weights.h5).",
+        )
+    root = torch_pth.archive_root(members)
+    if root is not None:
+        if any(name.startswith(root + "code/") for name in members):
+            raise damaged(path, "a TorchScript program, not weights", torch_pth.ADVICE)
+        return torch_pth.read_archive(path, members)
+    if any(name.endswith(".npy") for name in members):
+        return npz.read(path, members)
+    raise damaged(path, "a zip archive without weights of a known kind", READABLE)
+
+
 def write_file(arrays: WeightArrays, path: str | os.PathLike, **options) -> None:
     """Write weights in the format that the suffix of `path` names, all or nothing.
 
@@ -121,7 +165,7 @@ def write_file(arrays: WeightArrays, path: str | os.PathLike, **options) -> None
     arrays : WeightArrays
         What to write.
     path : path-like
-        Ends in .npy, .caffemodel or .safetensors.
+        Ends in .npy, .npz, .caffemodel, .h5 or .safetensors.
     **options
         Of the format's own `write`.
 
@@ -135,6 +179,12 @@ def write_file(arrays: WeightArrays, path: str | os.PathLike, **options) -> None
         If the file can't be written; nothing is left behind, and an old file stays as it was.
     """
     suffix = Path(path).suffix.lower()
+    if suffix in (".pth", ".pt", ".net"):
+        raise UsageError(
+            str(path),
+            f"{suffix} files are read here, not written",
+            f"Use one of {', '.join(WRITERS)}.",
+        )
     if suffix not in WRITERS:
         raise UsageError(
             str(path),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import WeightsError
+from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
 
 LAYER_ORDER = tuple(
     dict.fromkeys(layer.name for table in ARCHITECTURES.values() for layer in table.weighted)
 )
+MAX_METADATA = 1 << 16  # characters
 GET_ANOTHER = "Get the file again from where it is published, or use another one."
 
 
@@ -72,6 +74,77 @@ def first_dense(layers: Mapping[str, LayerArrays]) -> tuple[str, int, int] | Non
     return None
 
 
+def affordable(file_size: int) -> int:
+    """Bytes of arrays that a file of this size may unfold to: any AlexNet, and no bomb."""
+    return 2 * file_size + 245_000_000
+
+
+def from_channels_first(
+    layers: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> dict[str, LayerArrays]:
+    """Kernels and biases as Caffe and torch keep them, in TensorFlow's layout.
+
+    Parameters
+    ----------
+    layers : mapping of str to (kernel, bias)
+        Convolutions (out, in / groups, height, width), dense kernels (out, in) with the inputs of
+        the first one flattened as (channels, height, width).
+
+    Returns
+    -------
+    dict of str to LayerArrays
+        Float32 copies, in network order.
+
+    Raises
+    ------
+    ValueError
+        If a layer is none of these, or the order of the first dense layer's inputs is not known.
+    """
+    views = {}
+    for name in network_order(layers):
+        kernel, bias = layers[name]
+        if kernel.ndim not in (2, 4) or bias.ndim != 1:
+            raise ValueError(f"layer {name} with arrays of {kernel.shape} and {bias.shape}")
+        axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
+        views[name] = LayerArrays(kernel.transpose(axes), bias)
+    flattened = first_dense(views)
+    converted = {}
+    for name, (kernel, bias) in views.items():
+        shape = kernel.shape
+        if flattened and name == flattened[0]:
+            _, side, channels = flattened
+            kernel = kernel.T.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
+        converted[name] = LayerArrays(
+            float32_copy(kernel).reshape(shape), float32_copy(bias).reshape(-1)
+        )
+    return converted
+
+
+def to_channels_first(layers: Mapping[str, LayerArrays]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, kernel) of each layer in Caffe's and torch's layout; views but for the first dense.
+
+    Raises
+    ------
+    ValueError
+        If it is not known how the rows of the first dense layer are ordered.
+    """
+    flattened = first_dense(layers)
+    for name, layer in layers.items():
+        kernel = as_float32(layer.kernel)
+        if flattened and name == flattened[0]:
+            _, side, channels = flattened
+            kernel = kernel.reshape(side, side, channels, -1).transpose(3, 2, 0, 1)
+            yield name, kernel.reshape(len(kernel), -1)
+        else:
+            yield name, kernel.transpose((1, 0) if kernel.ndim == 2 else (3, 2, 0, 1))
+
+
+def float32_copy(array: np.ndarray) -> np.ndarray:
+    """A copy of `array` as float32 in C order; see `as_float32`."""
+    with np.errstate(all="ignore"):
+        return array.astype(np.float32, order="C")
+
+
 def assemble(
     path: str | os.PathLike,
     layers: Mapping[str, LayerArrays],
@@ -118,3 +191,25 @@ def recorded(arrays: WeightArrays) -> dict[str, str]:
     if arrays.architecture:
         record["architecture"] = arrays.architecture
     return record
+
+
+def metadata_text(arrays: WeightArrays) -> str:
+    """`recorded` as JSON, for formats that have room for one text.
+
+    Raises
+    ------
+    UsageError
+        If it is too long to be read back.
+    """
+    text = json.dumps(recorded(arrays))
+    if len(text) > MAX_METADATA // 2:
+        raise UsageError("metadata", f"{len(text)} characters of it", "Write less of it.")
+    return text
+
+
+def parsed_metadata(text: str | None) -> tuple[str | None, dict[str, str]]:
+    """Architecture and metadata out of such a text; nothing where it is damaged."""
+    try:
+        return split_metadata(json.loads(text or "{}"))
+    except (ValueError, RecursionError):
+        return None, {}

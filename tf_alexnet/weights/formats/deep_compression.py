@@ -1,0 +1,114 @@
+"""Deep Compression's .net files: BVLC's AlexNet, pruned and quantised to about 8.9 MB.
+
+The layout is that of ``decode.py`` in songhan/Deep-Compression-AlexNet, little-endian:
+
+- uint32 x 8: the number of codes of each layer, conv1 to fc8;
+- then each layer: float32 codebook of 256 entries (8-bit codes, convolutions) or 16 (4-bit codes,
+  dense); float32 biases; the codes; 4-bit gaps, one a code.
+
+A gap is the number of weights skipped before the code's own, in Caffe's flattened order; weights
+that no code falls on are 0. Gaps over 15 are bridged by codes of value 0. Of two 4-bit numbers in a
+byte the low one comes first. See Han, Mao and Dally 2016, "Deep Compression".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tf_alexnet.architectures import BVLC_ALEXNET
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.formats.common import assemble, damaged, first_dense
+
+ARCHITECTURE = BVLC_ALEXNET
+HEAD = 32
+_CHUNK = 1 << 20  # codes at a time: fc6 has several millions
+
+
+def recognised(path: str | os.PathLike, head: bytes) -> bool:
+    """Whether a file is one of these: it has no magic number, but its counts give its length."""
+    if len(head) < HEAD:
+        return False
+    shapes = ARCHITECTURE.parameter_shapes()
+    counts = np.frombuffer(head, "<u4", HEAD // 4)
+    if len(counts) != len(shapes):
+        return False
+    sizes = [math.prod(kernel) for kernel, _ in shapes.values()]
+    plausible = all(0 < n <= size for n, size in zip(counts.tolist(), sizes, strict=True))
+    return plausible and os.stat(path).st_size == _file_size(counts.tolist(), shapes)
+
+
+def _file_size(counts: list[int], shapes: dict) -> int:
+    size = HEAD
+    for count, (kernel, bias) in zip(counts, shapes.values(), strict=True):
+        bits = _bits(kernel)
+        codes = (count - 1) // (8 // bits) + 1
+        size += 4 * 2**bits + 4 * bias[0] + codes + (count - 1) // 2 + 1
+    return size
+
+
+def _bits(kernel: tuple[int, ...]) -> int:
+    return 8 if len(kernel) == 4 else 4
+
+
+def read(path: str | os.PathLike) -> WeightArrays:
+    """Read a .net file of BVLC's AlexNet.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged.
+    """
+    data = memoryview(Path(path).read_bytes())
+    counts = np.frombuffer(data, "<u4", HEAD // 4).tolist()
+    shapes = ARCHITECTURE.parameter_shapes()
+    # Zeros that are never touched take no memory, and only their shapes are looked at here.
+    blank = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
+    flattened = first_dense(blank)
+    layers, at = {}, HEAD
+    for count, (name, (shape, _)) in zip(counts, shapes.items(), strict=True):
+        bits = _bits(shape)
+        sizes = (4 * 2**bits, 4 * shape[-1], (count - 1) // (8 // bits) + 1, (count - 1) // 2 + 1)
+        fields = []
+        for size in sizes:
+            fields.append(np.frombuffer(data, "u1", size, at))
+            at += size
+        codebook, bias = (field.view("<f4") for field in fields[:2])
+        codes = _nibbles(fields[2], count) if bits == 4 else fields[2]
+        gaps = _nibbles(fields[3], count)
+        side = flattened[1] if name == flattened[0] else None
+        if not _scatter(codebook[codes], gaps, blank[name].kernel, side):
+            raise damaged(path, f"a Deep Compression file with codes beyond the end of {name}")
+        layers[name] = LayerArrays(blank[name].kernel, np.array(bias, np.float32))
+    return assemble(path, layers, ARCHITECTURE.name)
+
+
+def _nibbles(packed: np.ndarray, count: int) -> np.ndarray:
+    """`count` 4-bit numbers, low halves first."""
+    return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
+
+
+def _scatter(values: np.ndarray, gaps: np.ndarray, kernel: np.ndarray, side: int | None) -> bool:
+    """Put values into a kernel of zeros; False where they run past its end.
+
+    The positions count in Caffe's order, (out, in, height, width) or (out, in), the inputs of the
+    first dense layer (channels, `side`, `side`). The kernel is in TensorFlow's.
+    """
+    before = -1
+    if kernel.ndim == 4:
+        caffe = kernel.transpose(3, 2, 0, 1)
+    elif side is None:
+        caffe = kernel.T
+    else:
+        caffe = kernel.reshape(side, side, -1, kernel.shape[1]).transpose(3, 2, 0, 1)
+    for start in range(0, len(values), _CHUNK):
+        piece = slice(start, start + _CHUNK)
+        positions = before + np.cumsum(gaps[piece].astype(np.int64) + 1)
+        before = int(positions[-1])
+        if before >= kernel.size:
+            return False
+        caffe[np.unravel_index(positions, caffe.shape)] = values[piece]
+    return True

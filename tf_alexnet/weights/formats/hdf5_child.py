@@ -1,0 +1,291 @@
+"""The program that opens a person's HDF5 file, in a process of its own: see `hdf5_file`.
+
+Damaged files have crashed and hung the HDF5 library, so whoever runs this waits for an answer only
+so long. The answer, on stdout, is a length (uint32), that many bytes of JSON, and the arrays as
+little-endian float32 in the order of the JSON::
+
+    {"form": "keras", "metadata": "...", "layers": [["conv1", [11, 11, 3, 96], [96]], ...]}
+    {"fault": "what is wrong with the file"}
+
+Only plain arrays of floats are read: no links but hard ones, no storage outside of the file, no
+filters but those every HDF5 library has, no configuration of models. Arguments: the module search
+path as JSON, the file, how many bytes of arrays to accept, and seconds of processor time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import struct
+import sys
+
+MAX_OBJECTS = 2000  # a trained Keras model with its optimizer takes about 150
+MAX_DEPTH = 12
+MAX_NAMES = 1000  # in an attribute
+MAX_TEXT = 1 << 16
+MAX_RATIO = 100  # as in zip_members
+MAX_FILTERS = 4
+FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf
+BAND = 1 << 22  # bytes read at a time
+
+
+class Fault(Exception):
+    """What is wrong with the file; completes the sentence "it is ...", in a few words."""
+
+
+def require(condition, fault: str) -> None:
+    """Refuse the file with `fault` unless `condition` holds."""
+    if not condition:
+        raise Fault(fault)
+
+
+def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
+    """Write the answer about the file at `path` to the binary file `out`.
+
+    `seal` is called once the file is open.
+    """
+    import h5py
+
+    head, datasets = {}, []
+    try:
+        file = h5py.File(path, "r")
+        seal()
+        head, datasets = _layers(file, _Tree(file, h5py))
+        total = sum(_checked_size(h5py, dataset) for dataset in datasets)
+        require(total <= max_bytes, f"an HDF5 file of {total} bytes, far more than an AlexNet")
+    except Fault as fault:
+        head, datasets = {"fault": str(fault)}, []
+    except Exception as error:  # whatever the library makes of a damaged file
+        text = str(error).strip("'\"").split("\n")[0][:200]
+        head, datasets = {"fault": f"a damaged HDF5 file ({type(error).__name__}: {text})"}, []
+    raw = json.dumps(head).encode()
+    out.write(struct.pack("<I", len(raw)) + raw)
+    for dataset in datasets:
+        _copy(dataset, out)
+    out.flush()
+
+
+class _Tree:
+    """All objects of a file by path, found without following anything but hard links."""
+
+    def __init__(self, file, h5py):
+        self.file, self.h5py = file, h5py
+        self.groups: dict[str, list[str]] = {}
+        self.datasets: set[str] = set()
+        self._walk(file.id, "", 0)
+
+    def _walk(self, group, path: str, depth: int) -> None:
+        h5l, h5o = self.h5py.h5l, self.h5py.h5o
+        require(depth <= MAX_DEPTH, "an HDF5 file nested out of all proportion")
+        room = MAX_OBJECTS - len(self.groups) - len(self.datasets)
+        require(group.get_num_objs() <= room, f"an HDF5 file of more than {MAX_OBJECTS} objects")
+        self.groups[path] = names = []
+        for name in group:
+            link = group.links.get_info(name)
+            require(link.type == h5l.TYPE_HARD, "an HDF5 file with links, perhaps to other files")
+            text = name.decode("utf-8")
+            names.append(text)
+            child = f"{path}/{text}"
+            kind = h5o.get_info(group, name).type
+            if kind == h5o.TYPE_GROUP:
+                self._walk(h5o.open(group, name), child, depth + 1)
+            else:
+                require(kind == h5o.TYPE_DATASET, "an HDF5 file with types of its own")
+                self.datasets.add(child)
+
+    def dataset(self, path: str):
+        """The dataset at a path that the walk has seen."""
+        require(path in self.datasets, f"an HDF5 file without the array {path[:80]!r}")
+        return self.file[path]
+
+    def attribute(self, path: str, name: str):
+        """A text or list of texts beside an object, or None."""
+        h5a, h5t = self.h5py.h5a, self.h5py.h5t
+        holder = self.file[path or "/"]
+        if not h5a.exists(holder.id, name.encode()):
+            return None
+        found = h5a.open(holder.id, name.encode())
+        size = found.get_space().get_simple_extent_npoints()
+        if size == 0:  # an empty list, of no certain type
+            return []
+        stored = found.get_storage_size()
+        is_text = found.get_type().get_class() == h5t.STRING
+        require(is_text and size <= MAX_NAMES and stored <= MAX_TEXT, f"an odd attribute {name!r}")
+        value = holder.attrs[name]
+        values = [value] if isinstance(value, str | bytes) else list(value.reshape(-1))
+        texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]
+        require(sum(map(len, texts)) <= MAX_TEXT, f"an odd attribute {name!r}")
+        return texts
+
+    def names(self, path: str, name: str) -> list[str] | None:
+        """A list of texts, in one attribute or cut up into several as Keras does."""
+        found = self.attribute(path, name)
+        pieces = 0
+        while (piece := self.attribute(path, f"{name}{pieces}")) is not None:
+            found = (found or []) + piece
+            pieces += 1
+            require(len(found) <= MAX_NAMES, f"an odd attribute {name!r}")
+        return found
+
+
+def _layers(file, tree: _Tree) -> tuple[dict, list]:
+    """The head of the answer, and the datasets in its order."""
+    text = tree.attribute("", "metadata")
+    head = {"metadata": text[0] if text else None, "form": "keras"}
+    base = "/model_weights" if "/model_weights" in tree.groups else ""
+    if tree.names(base, "layer_names") is not None:
+        layers = _keras_2(tree, base)
+    elif tops := [x for x in ("/layers", "/_layer_checkpoint_dependencies") if x in tree.groups]:
+        layers = _keras_3(tree, tops[0])
+    elif "/data" in tree.groups:
+        layers = _caffe(tree)
+        head["form"] = "caffe"
+    else:
+        raise Fault("an HDF5 file without weights as Keras or Caffe keeps them")
+    found = [[name, tree.dataset(kernel), tree.dataset(bias)] for name, kernel, bias in layers]
+    head["layers"] = [[name, list(k.shape), list(b.shape)] for name, k, b in found]
+    return head, [dataset for _, *pair in found for dataset in pair]
+
+
+def _keras_2(tree: _Tree, base: str) -> list[tuple[str, str, str]]:
+    """Keras 1 and 2: groups listed in `layer_names`, each with its `weight_names`."""
+    layers = []
+    for group in tree.names(base, "layer_names"):
+        path = f"{base}/{group}"
+        require(path in tree.groups, f"an HDF5 file without the layer {group[:80]!r}")
+        names = tree.names(path, "weight_names") or []
+        if len(names) <= 2:
+            found = {group: names} if names else {}
+        else:  # a model within the model
+            found = {}
+            for name in names:
+                found.setdefault(name.split("/")[-2:][0], []).append(name)
+        for layer, pair in found.items():
+            _require_pair(layer, pair)
+            layers.append((layer, f"{path}/{pair[0]}", f"{path}/{pair[1]}"))
+    return layers
+
+
+def _keras_3(tree: _Tree, top: str) -> list[tuple[str, str, str]]:
+    """Keras 3: arrays `0` and `1` in a group `vars`, which bears the layer's name."""
+    layers = []
+    for path, names in tree.groups.items():
+        if not path.startswith(top + "/") or not path.endswith("/vars") or not names:
+            continue
+        if path.endswith("/seed_generator/vars"):  # of a dropout layer
+            continue
+        given = tree.attribute(path, "name")
+        layer = given[0] if given else path.split("/")[-2]
+        _require_pair(layer, sorted(names), ["0", "1"])
+        layers.append((layer, f"{path}/0", f"{path}/1"))
+    return layers
+
+
+def _caffe(tree: _Tree) -> list[tuple[str, str, str]]:
+    """Caffe: arrays `0` and `1` in a group of the layer's name (``Net::ToHDF5`` in net.cpp)."""
+    layers = []
+    for layer in tree.groups["/data"]:
+        names = tree.groups.get(f"/data/{layer}")
+        require(names is not None, f"an HDF5 file with the array {layer[:80]!r} instead of layers")
+        if names:
+            _require_pair(layer, sorted(names), ["0", "1"])
+            layers.append((layer, f"/data/{layer}/0", f"/data/{layer}/1"))
+    return layers
+
+
+def _require_pair(layer: str, names: list[str], expected: list[str] | None = None) -> None:
+    require(
+        len(names) == 2 and names == (expected or names),
+        f"an HDF5 file whose layer {layer[:80]!r} has the arrays {', '.join(names)[:80]}"
+        " instead of kernel and bias",
+    )
+
+
+def _checked_size(h5py, dataset) -> int:
+    """Bytes of an array as float32, once all that can be known before reading it is in order."""
+    name = dataset.name[:80]
+    kind = dataset.id.get_type()
+    is_float = kind.get_class() == h5py.h5t.FLOAT and dataset.dtype.kind == "f"
+    require(
+        is_float and dataset.dtype.itemsize in (2, 4, 8),
+        f"an HDF5 file whose array {name!r} is not of floats",
+    )
+    require(
+        1 <= len(dataset.shape or ()) <= 4 and dataset.size > 0,
+        f"an HDF5 file whose array {name!r} has the shape {dataset.shape}",
+    )
+    plist = dataset.id.get_create_plist()
+    layouts = (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED)
+    require(
+        plist.get_layout() in layouts and plist.get_external_count() == 0,
+        "an HDF5 file whose arrays lie in other files",
+    )
+    filters = [plist.get_filter(i)[0] for i in range(min(plist.get_nfilters(), MAX_FILTERS + 1))]
+    require(
+        len(filters) <= MAX_FILTERS and set(filters) <= FILTERS,
+        f"an HDF5 file whose array {name!r} is packed by filters {filters}",
+    )
+    declared, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    room = MAX_RATIO * stored + 1024 if stored else 0
+    require(declared <= room, f"an HDF5 file that declares {declared} bytes and stores {stored}")
+    if dataset.chunks:
+        chunk = dataset.dtype.itemsize
+        for n in dataset.chunks:
+            chunk *= n
+        require(chunk <= max(declared, BAND), f"an HDF5 file with chunks of {chunk} bytes")
+    return 4 * dataset.size
+
+
+def _copy(dataset, out) -> None:
+    """Write the values in C order, some rows at a time, each chunk read once."""
+    import numpy as np
+
+    row = dataset.dtype.itemsize * dataset.size // dataset.shape[0]
+    rows = max(1, BAND // row)
+    if dataset.chunks:
+        rows = -(-rows // dataset.chunks[0]) * dataset.chunks[0]
+    for start in range(0, dataset.shape[0], rows):
+        with np.errstate(all="ignore"):
+            values = np.ascontiguousarray(dataset[start : start + rows], "<f4")
+        out.write(memoryview(values).cast("B"))
+
+
+def limit(seconds: int, max_bytes: int) -> None:
+    """Bound processor time and memory from here on, and give up writing files."""
+    try:
+        import resource
+    except ImportError:  # not on this platform; the time limit of the caller remains
+        return
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    limits = {"CPU": int(used) + 1 + seconds, "FSIZE": 0, "CORE": 0}
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+        limits["AS"] = pages * os.sysconf("SC_PAGE_SIZE") + max_bytes
+    for name, value in limits.items():
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+def seal() -> None:
+    """Open no further file from here on, whatever a file asks for."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+
+
+def main(search_path: str, path: str, max_bytes: str, seconds: str) -> None:
+    """Answer about one file."""
+    sys.path[:] = json.loads(search_path)
+    import h5py  # noqa: F401 (before the limits, which are for the file alone)
+    import numpy  # noqa: F401
+
+    codecs.lookup("ascii")  # a module that Python would otherwise open when it is needed
+    limit(int(seconds), int(max_bytes))
+    answer(path, int(max_bytes), sys.stdout.buffer, seal)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

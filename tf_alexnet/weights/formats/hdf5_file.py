@@ -1,0 +1,264 @@
+"""HDF5 files: Keras' (of all its versions) and Caffe's.
+
+The HDF5 library has crashed and hung on damaged files, so a file is opened by another process,
+`hdf5_child`, which has so much time and memory and hands over plain float32. A model's
+configuration, which may hold code, is never looked at.
+
+Keras keeps TensorFlow's layout. Caffe's layout is that of `caffemodel`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from typing import BinaryIO, NamedTuple
+
+import h5py
+import numpy as np
+
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.formats import hdf5_child
+from tf_alexnet.weights.formats.common import (
+    LAYER_ORDER,
+    affordable,
+    as_float32,
+    assemble,
+    damaged,
+    from_channels_first,
+    metadata_text,
+    parsed_metadata,
+    to_channels_first,
+)
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+MAX_ANSWER = 1 << 20
+CPU_SECONDS = 5  # beyond the start and the bytes; reading 244 MB takes half a second
+WALL_SECONDS = 30
+BYTES_A_SECOND = 10_000_000  # a slow disk
+
+
+class _ChildError(Exception):
+    """The child's answer is cut off, or none."""
+
+
+class _Answer(NamedTuple):
+    """What the child found: layouts "keras" or "caffe", metadata, the layers as they are called."""
+
+    form: str
+    metadata: str | None
+    layers: dict[str, LayerArrays]
+
+
+def read(path: str | os.PathLike) -> WeightArrays:
+    """Read weights that Keras or Caffe saved as HDF5.
+
+    Of Keras: what ``save_weights`` writes, and whole models, of which only the weights are taken.
+    Layers called otherwise than here (``conv2d_1``) are told by their shapes, where these are a
+    known network's. Of Caffe: what ``Net::ToHDF5`` writes (``.caffemodel.h5``).
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, unfolds to far more than an AlexNet, refers to other files, takes
+        too long, or its layers can't be told.
+    """
+    form, text, layers = _ask_child(path)
+    if form == "caffe":
+        try:
+            layers = from_channels_first({k: _modern(*pair) for k, pair in layers.items()})
+        except ValueError as error:
+            raise damaged(path, f"an HDF5 file of Caffe's with {error}") from None
+    elif not set(layers) <= set(LAYER_ORDER):
+        layers = _renamed(path, layers)
+    return assemble(path, layers, *parsed_metadata(text))
+
+
+def _ask_child(path) -> _Answer:
+    """Run `hdf5_child` on the file."""
+    size = os.stat(path).st_size
+    slack = size // BYTES_A_SECOND
+    search_path = json.dumps([x for x in sys.path if isinstance(x, str) and x])
+    # Isolated and without site: nothing in the folder or the environment can add to it.
+    command = [sys.executable, "-I", "-S", hdf5_child.__file__, search_path]
+    command += [os.fsdecode(path), str(affordable(size)), str(CPU_SECONDS + slack)]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=_environment(), **pipes) as child:
+        timer = threading.Timer(WALL_SECONDS + slack, child.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            return _received(path, child.stdout, affordable(size))
+        except _ChildError:
+            child.stdout.close()
+            raise damaged(path, _cause(child.wait())) from None
+        finally:
+            timer.cancel()
+            child.kill()
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what would have the HDF5 library load plugins or log to files."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HDF5_")}
+    # "::" is HDF5's word for no plugins at all; one thread, since each reserves memory.
+    return own | {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _cause(code: int) -> str:
+    """What a child's exit code says."""
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if name in ("SIGXCPU", "SIGKILL"):
+        return "an HDF5 file that takes the HDF5 library too long to read"
+    return f"an HDF5 file that the HDF5 library breaks down on ({name})"
+
+
+def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
+    """The child's answer, believed no further than it must be."""
+    size = struct.unpack("<I", _filled(stream, bytearray(4)))[0]
+    if size > MAX_ANSWER:
+        raise _ChildError
+    try:
+        head = json.loads(bytes(_filled(stream, bytearray(size))))
+    except ValueError:
+        raise _ChildError from None
+    if "fault" in head:
+        raise damaged(path, str(head["fault"]))
+    shapes = [shape for _, *pair in head["layers"] for shape in pair]
+    if (
+        4 * sum(math.prod(shape) for shape in shapes) > max_bytes
+        or min(map(min, shapes), default=1) < 1
+    ):
+        raise _ChildError
+    layers = {}
+    for name, *pair in head["layers"]:
+        if name in layers:
+            raise damaged(path, f"an HDF5 file with the layer {name[:80]!r} twice")
+        arrays = [np.empty(shape, "<f4") for shape in pair]
+        for array in arrays:
+            _filled(stream, array)
+        layers[name] = LayerArrays(*arrays)
+    return _Answer(head["form"], head["metadata"], layers)
+
+
+def _filled(stream: BinaryIO, buffer):
+    """`buffer`, filled from the stream."""
+    view = memoryview(buffer).cast("B")
+    at = 0
+    while at < len(view):
+        size = stream.readinto(view[at:])
+        if not size:
+            raise _ChildError
+        at += size
+    return buffer
+
+
+def _modern(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias, also of before Caffe's BlobShape: (1, 1, out, in) and (1, 1, 1, out)."""
+    if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):
+        kernel = kernel.reshape(kernel.shape[2:])
+    return kernel, bias.reshape(-1) if bias.size == bias.shape[-1] else bias
+
+
+def _renamed(path, layers: dict[str, LayerArrays]) -> dict[str, LayerArrays]:
+    """The layers under Caffe's names, where only one name is right for each."""
+    for table in ARCHITECTURES.values():
+        names = _names_by_shape(table, layers)
+        if names is not None:
+            return {names[name]: layer for name, layer in layers.items()}
+    raise damaged(
+        path,
+        f"an HDF5 file with the layers {', '.join(layers)[:200]}, and not of AlexNet's shapes",
+        f"Call them {', '.join(LAYER_ORDER)}.",
+    )
+
+
+def _names_by_shape(table, layers: dict[str, LayerArrays]) -> dict[str, str] | None:
+    """Name in the file -> name in the table, or None. The last layer may have any units."""
+    shapes = {name: kernel for name, (kernel, _) in table.parameter_shapes().items()}
+    last = table.weighted[-1].name
+    fitting = {
+        name: {
+            known
+            for known, shape in shapes.items()
+            if layer.kernel.shape == ((*shape[:1], layer.bias.size) if known == last else shape)
+        }
+        for name, layer in layers.items()
+    }
+    sure = {known for names in fitting.values() if len(names) == 1 for known in names}
+    fitting = {k: names if len(names) == 1 else names - sure for k, names in fitting.items()}
+    if any(len(names) != 1 for names in fitting.values()):
+        return None
+    found = {name: next(iter(names)) for name, names in fitting.items()}
+    convolutions = {layer.name for layer in table.convolutions}
+    whole = set(found.values()) in (set(shapes), convolutions)
+    return found if whole and len(set(found.values())) == len(found) else None
+
+
+def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "keras") -> None:
+    """Write an HDF5 file for Keras or for Caffe, with architecture and metadata as an attribute.
+
+    Parameters
+    ----------
+    arrays : WeightArrays
+        What to write.
+    path : path-like
+        Where to.
+    form : {"keras", "caffe"}
+        "keras": ``load_weights`` of a model from `AlexNet` takes the file, called
+        ``<name>.weights.h5`` or ``<name>.h5``; each array has a name for either way. "caffe": for
+        ``Net::CopyTrainedLayersFrom`` (call it ``<name>.caffemodel.h5``).
+
+    Raises
+    ------
+    UsageError
+        If there is no such form, or the metadata are too long to be read back.
+    WeightsError
+        If for Caffe it is not known how the rows of the first dense layer are ordered.
+    """
+    if form not in ("keras", "caffe"):
+        raise UsageError(f"form={form!r}", "there is no such form", 'Use "keras" or "caffe".')
+    text = metadata_text(arrays)
+    try:
+        with h5py.File(path, "w") as file:
+            file.attrs["metadata"] = text
+            (_write_keras if form == "keras" else _write_caffe)(file, arrays)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    except ValueError as error:
+        raise WeightsError(arrays.source, str(error), "Write a .npy file instead.") from None
+
+
+def _write_keras(file: h5py.File, arrays: WeightArrays) -> None:
+    """Keras 3 finds layers by class and number, Keras 2 by the listed names: hard links serve both.
+
+    See ``saving_lib.py`` and ``legacy_h5_format.py`` in Keras.
+    """
+    counts = {"grouped_conv2d": 0, "dense": 0}
+    file.attrs["layer_names"] = [name.encode() for name in arrays.layers]
+    # By these Keras knows that kernels need no conversion.
+    file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"3.0.0"
+    for name, layer in arrays.layers.items():
+        kind = "grouped_conv2d" if layer.kernel.ndim == 4 else "dense"
+        number = f"_{counts[kind]}" if counts[kind] else ""
+        counts[kind] += 1
+        variables = file.create_group(f"layers/{kind}{number}/vars")
+        variables.attrs["name"] = name
+        listed = file.create_group(name)
+        names = [f"{name}/{part}" for part in LayerArrays._fields]
+        listed.attrs["weight_names"] = [x.encode() for x in names]
+        for index, (array, other) in enumerate(zip(layer, names, strict=True)):
+            listed[other] = variables.create_dataset(str(index), data=as_float32(array))
+
+
+def _write_caffe(file: h5py.File, arrays: WeightArrays) -> None:
+    for name, kernel in to_channels_first(arrays.layers):
+        group = file.create_group(f"data/{name}")
+        group.create_dataset("0", data=kernel)
+        group.create_dataset("1", data=as_float32(arrays.layers[name].bias))
