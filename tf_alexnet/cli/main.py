@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated
@@ -43,6 +44,8 @@ def options(
 
 def main() -> None:
     """Run a command; a user's mistake ends in one line and an exit code, never in a traceback."""
+    # A clean end also when a scheduler asks for it: temporary files are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     warnings.showwarning = lambda message, *_, **__: console.note(str(message))
     try:
         app()
