@@ -101,6 +101,7 @@ def _ask_child(path) -> _Answer:
             raise damaged(path, _cause(child.wait())) from None
         finally:
             timer.cancel()
+            timer.join()
             child.kill()
 
 
@@ -131,10 +132,8 @@ def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
     if "fault" in head:
         raise damaged(path, str(head["fault"]))
     shapes = [shape for _, *pair in head["layers"] for shape in pair]
-    if (
-        4 * sum(math.prod(shape) for shape in shapes) > max_bytes
-        or min(map(min, shapes), default=1) < 1
-    ):
+    total = 4 * sum(math.prod(shape) for shape in shapes)
+    if total > max_bytes or not all(shape and min(shape) > 0 for shape in shapes):
         raise _ChildError
     layers = {}
     for name, *pair in head["layers"]:
