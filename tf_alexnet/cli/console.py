@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 
 from tf_alexnet.errors import ImageError, one_line
@@ -53,6 +54,14 @@ def _captured_stderr() -> Iterator[None]:
             os.close(kept)
 
 
+def find_weights(name: str) -> str:
+    """The path of a weight file, downloaded with a progress bar if need be."""
+    from tf_alexnet import weights
+
+    with progress_bar("bytes") as progress:
+        return str(weights.find_weights(name, progress))
+
+
 def unknown_weights_note(extractor) -> None:
     """Say so where the numbers may mean nothing."""
     if extractor.trained_as is None:
@@ -68,29 +77,27 @@ def progress_bar(unit: str) -> Iterator:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    bar = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+    if unit == "bytes":
+        figures = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+    else:
+        figures = (rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}"))
+    bar = rich.Progress(
+        rich.BarColumn(),
+        *figures,
+        rich.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
     with bar:
-        task = bar.add_task("", total=None, rate="")
+        task = bar.add_task("", total=None, rate="", visible=False)
+        start = time.monotonic()
 
         def update(done: int, total: int | None, errors: int = 0) -> None:
-            speed = bar.tasks[task].speed or 0
-            rate = f"{speed:,.0f} {unit}/s" + (f", {errors} errors" if errors else "")
-            bar.update(task, completed=done, total=total, rate=rate)
+            rate = f"{done / (time.monotonic() - start):,.0f} {unit}/s"
+            rate += f", {errors} errors" if errors else ""
+            bar.update(task, completed=done, total=total, rate=rate, visible=True)
 
         yield update

@@ -30,7 +30,7 @@ def demo(
     from tf_alexnet.visualize import check_picture
 
     check_picture(output)
-    shown = run_demo(photos or [example_photos()], output, weights)
+    shown = run_demo(photos or [example_photos()], output, weights, console.find_weights)
     if shown.missing:
         console.note(
             f"{shown.missing}; `tf-alexnet weights fetch bvlc_alexnet` gets it. Until then: "

@@ -33,13 +33,15 @@ def extract(
 ) -> None:
     """Write features of photos, with their paths, into one file."""
     console.load_tensorflow()
-    from tf_alexnet.extraction import extract_features
+    from tf_alexnet.extraction import check_output, extract_features
 
+    check_output(output)  # before a download that may take minutes
+    file = console.find_weights(weights)
     with console.progress_bar("photos") as progress:
         report = extract_features(
             photos,
             output,
-            weights=weights,
+            weights=file,
             layers=layer,
             architecture=architecture,
             preset=preset,

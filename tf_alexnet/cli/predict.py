@@ -53,7 +53,11 @@ def predict(
         check_picture(plot)
     paths = find_images(photos)
     extractor = FeatureExtractor(
-        weights, ("prob",), architecture=architecture, preset=preset, mean_image=mean_image
+        console.find_weights(weights),
+        ("prob",),
+        architecture=architecture,
+        preset=preset,
+        mean_image=mean_image,
     )
     console.unknown_weights_note(extractor)
     show = _show_json if as_json else _show_csv if as_csv else _show_table

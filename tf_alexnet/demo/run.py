@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,10 @@ def example_photos() -> Path:
 
 
 def run_demo(
-    photos: Sequence[str | os.PathLike], sheet: str | os.PathLike, weights: str | None = None
+    photos: Sequence[str | os.PathLike],
+    sheet: str | os.PathLike,
+    weights: str | None = None,
+    find: Callable[[str], str | os.PathLike] = find_weights,
 ) -> Demo:
     """Features, neighbours and, with trained weights that have a top, classes of photos.
 
@@ -94,6 +97,8 @@ def run_demo(
         Where the contact sheet goes.
     weights : str or path, optional
         By default BVLC's, wherever they can be had; failing that the embedded network.
+    find : callable
+        Finds a weight file by name, or downloads it.
 
     Raises
     ------
@@ -103,7 +108,7 @@ def run_demo(
         If no photo can be read.
     """
     paths = find_images(photos)
-    extractor, missing = _network(weights)
+    extractor, missing = _network(weights, find)
     layer = extractor.layers[0]
     kept, rows, probabilities, failures = [], [], [], []
     for batch in read_batches(paths, extractor.preprocess, _BATCH):
@@ -142,7 +147,7 @@ def nearest(paths: Sequence[str], features: np.ndarray) -> list[list[tuple[str, 
     return [[(paths[j], float(similarity[i, j])) for j in best] for i, best in enumerate(order)]
 
 
-def _network(weights: str | None) -> tuple[FeatureExtractor, str | None]:
+def _network(weights: str | None, find: Callable) -> tuple[FeatureExtractor, str | None]:
     """BVLC's network, or the embedded one and the reason why."""
     if weights is not None:
         try:
@@ -152,7 +157,7 @@ def _network(weights: str | None) -> tuple[FeatureExtractor, str | None]:
                 raise
             return FeatureExtractor(EMBEDDED, ("pool5",)), None
     try:
-        path = find_weights("imagenet")
+        path = find("imagenet")
     except (WeightsError, OutputError) as error:
         return FeatureExtractor(EMBEDDED, ("pool5",)), error.found
     return FeatureExtractor(path, ("fc7", "prob")), None

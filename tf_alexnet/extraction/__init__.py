@@ -2,5 +2,6 @@
 
 from tf_alexnet.extraction.extractor import FeatureExtractor
 from tf_alexnet.extraction.job import ExtractionReport, extract_features
+from tf_alexnet.extraction.sinks import check_output
 
-__all__ = ["ExtractionReport", "FeatureExtractor", "extract_features"]
+__all__ = ["ExtractionReport", "FeatureExtractor", "check_output", "extract_features"]

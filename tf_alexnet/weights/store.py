@@ -46,7 +46,7 @@ _POLL_SECONDS = 0.1
 Progress = Callable[[int, int | None], None]
 
 
-def find_weights(name_or_path: str | os.PathLike) -> Path:
+def find_weights(name_or_path: str | os.PathLike, progress: Progress | None = None) -> Path:
     """The weight file of that name or path, downloaded if it is nowhere.
 
     A name is looked for in ``TF_ALEXNET_WEIGHTS``, ``./weights``, the cache folder and this
@@ -57,6 +57,8 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     ----------
     name_or_path : str or path
         A path that exists, or a catalogue name; ``"imagenet"`` is ``"bvlc_alexnet"``.
+    progress : callable, optional
+        As in `fetch_weights`, where there is something to download.
 
     Returns
     -------
@@ -80,7 +82,7 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     record = known_weights(name)
     found = local_file(record)
     if found is None:
-        return fetch_weights(name)
+        return fetch_weights(name, progress=progress)
     if found == _in_cache(record):
         check_file(found, record, remembered_checksum)
     return found
