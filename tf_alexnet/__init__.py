@@ -11,9 +11,11 @@ from tf_alexnet.version import VERSION as __version__  # noqa: F401
 _HOMES = {
     "AlexNet": "tf_alexnet.model",
     "FeatureExtractor": "tf_alexnet.extraction",
+    "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
+    "fetch_weights": "tf_alexnet.weights",
     "identify_weights": "tf_alexnet.weights",
     "load_image": "tf_alexnet.images",
     "preprocess_input": "tf_alexnet.images",

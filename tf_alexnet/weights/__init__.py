@@ -10,22 +10,26 @@ from tf_alexnet.weights.arrays import (
     fitting_architectures,
 )
 from tf_alexnet.weights.catalog import KnownWeights, catalog, check_file, known_weights
-from tf_alexnet.weights.files import read_weights, write_weights
+from tf_alexnet.weights.files import convert_weights, read_weights, write_weights
 from tf_alexnet.weights.identify import Identification, identify_weights
+from tf_alexnet.weights.inspection import Inspection, inspect_weights
 from tf_alexnet.weights.store import fetch_weights, find_weights, local_file
 
 __all__ = [
     "Identification",
+    "Inspection",
     "KnownWeights",
     "LayerArrays",
     "WeightArrays",
     "catalog",
     "check_arrays",
     "check_file",
+    "convert_weights",
     "fetch_weights",
     "find_weights",
     "fitting_architectures",
     "identify_weights",
+    "inspect_weights",
     "known_weights",
     "local_file",
     "read_weights",

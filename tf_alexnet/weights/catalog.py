@@ -16,6 +16,8 @@ from pathlib import Path
 from tf_alexnet.errors import WeightsError
 
 ALIASES = {"imagenet": "bvlc_alexnet"}
+# Kinds of checksums, the strongest first.
+ALGORITHMS = ("sha256", "sha1", "git_blob")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class KnownWeights:
         Accuracies to hold an evaluation against.
     note : str
         What else a user should know.
+    fingerprint : str or None
+        The trained network whose convolutions these are, in ``fingerprints.json``.
     """
 
     name: str
@@ -85,11 +89,12 @@ class KnownWeights:
     spellings: tuple[str, ...] = ()
     published: tuple[Accuracy, ...] = ()
     note: str = ""
+    fingerprint: str | None = None
 
     @property
     def checksum(self) -> str | None:
         """The strongest known checksum as ``algorithm:hex``, or None."""
-        for algorithm in ("sha256", "sha1", "git_blob"):
+        for algorithm in ALGORITHMS:
             if getattr(self, algorithm):
                 return f"{algorithm}:{getattr(self, algorithm)}"
         return None
@@ -115,6 +120,7 @@ _CATALOG = (
         size=243_862_414,
         sha256="4bff209a9837298157915ef50a4831a59636a6ca1a6b8ebacd990c3a5f3053e0",
         sha1="9116a64c0fbe4459d18f4bb6b56d647b63920377",
+        fingerprint="bvlc_alexnet",
         spellings=(
             "bvlc_alexnet.caffemodel",
             "bvlc_alexnet.safetensors",
@@ -135,6 +141,7 @@ _CATALOG = (
         licence="unrestricted use",
         mirrors=("https://www.cs.toronto.edu/~guerzhoy/tf_alexnet/bvlc_alexnet.npy",),
         sha256="1294ef51496c52f2e4879ee3b5e1da22c35d61f3240937491b4469403d5428cc",
+        fingerprint="bvlc_alexnet",
         spellings=("bvlc_alexnet.npy", "bvlc-alexnet.npy"),
         note=(
             "bvlc_alexnet.caffemodel converted by Michael Guerzhoy; the checksum rests on one "
@@ -152,6 +159,7 @@ _CATALOG = (
             "https://d17h27t6h515a5.cloudfront.net/topher/2016/October/"
             "580d880c_bvlc-alexnet/bvlc-alexnet.npy",
         ),
+        fingerprint="bvlc_alexnet",
         spellings=("bvlc-alexnet.npy", "bvlc_alexnet.npy"),
         note="the conversion that Udacity's course hands out; no checksum is published",
     ),
@@ -169,6 +177,7 @@ _CATALOG = (
         size=243_862_418,
         sha256="472d4a06035497b180636d8a82667129960371375bd10fcb6df5c6c7631f25e0",
         sha1="4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46",
+        fingerprint="caffenet",
         spellings=(
             "bvlc_reference_caffenet.caffemodel",
             "bvlc_reference_caffenet.safetensors",
@@ -205,6 +214,7 @@ _CATALOG = (
         licence="BSD-3-Clause",
         mirrors=("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",),
         sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        fingerprint="torchvision",
         spellings=("alexnet-owt-7be5be79.pth", "alexnet-owt-7be5be79.safetensors"),
         published=(
             Accuracy(
@@ -221,6 +231,7 @@ _CATALOG = (
         licence="BSD-3-Clause",
         size=9_879_792,
         sha256="23faf1a3026a0ec090418223845ccb70de77c2d6ff30e9c990fb473358a80325",
+        fingerprint="torchvision",
         spellings=("torchvision_convs.safetensors",),
         note="conv1 to conv5 of torchvision's weights, part of this package; no dense layers",
     ),

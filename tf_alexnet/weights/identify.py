@@ -27,7 +27,7 @@ import numpy as np
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures
 from tf_alexnet.weights.cache import remembered_checksum
-from tf_alexnet.weights.catalog import KnownWeights, catalog
+from tf_alexnet.weights.catalog import ALGORITHMS, KnownWeights, catalog
 
 _FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
 
@@ -49,7 +49,7 @@ class Identification:
         Name of the table to build, or None where it can't be known.
     preset : str or None
         The preprocessing the network was trained with.
-    how : {"sha256", "fingerprint", "recorded", "shapes", "name", "unknown"}
+    how : {"sha256", "sha1", "git_blob", "fingerprint", "recorded", "shapes", "name", "unknown"}
         What this rests on: the file's hash, the biases, the file's own word, the shapes, the
         file's name.
     distance : float or None
@@ -72,7 +72,7 @@ class Identification:
     @property
     def trained(self) -> bool:
         """Whether these are the weights (by fingerprint: the convolutions) of a known training."""
-        return self.name is not None and self.how in ("sha256", "fingerprint")
+        return self.name is not None and self.how in ("fingerprint", *ALGORITHMS)
 
 
 def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identification:
@@ -103,9 +103,9 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
 
 
 def identified(record: KnownWeights) -> Identification:
-    """The identification of a file whose SHA-256 is that of `record`."""
-    table = record.architecture
-    return Identification(record.name, table, record.preset, "sha256", candidates=(table,))
+    """The identification of a file whose checksum is that of `record`."""
+    table, how = record.architecture, record.checksum.partition(":")[0]
+    return Identification(record.name, table, record.preset, how, candidates=(table,))
 
 
 def published_file(path: str | os.PathLike) -> KnownWeights | None:
@@ -122,6 +122,32 @@ def published_file(path: str | os.PathLike) -> KnownWeights | None:
     except OSError:
         # The reader has the better words for a file that is missing or can't be opened.
         return None
+    return None
+
+
+def matching_record(path: str | os.PathLike) -> KnownWeights | None:
+    """The catalogue's record whose checksum this file has, or None, whatever the reading costs.
+
+    Unlike `published_file`, it also finds files of which nobody published the size. Where the only
+    checksum is not a SHA-256, the file must bear the published name.
+
+    Raises
+    ------
+    OSError
+        If the file can't be read.
+    """
+    size = os.stat(path).st_size
+    checksums = {}
+    for record in catalog():
+        if record.checksum is None or record.size not in (None, size):
+            continue
+        algorithm, expected = record.checksum.split(":")
+        if algorithm != "sha256" and Path(path).name != record.file_name:
+            continue
+        if algorithm not in checksums:
+            checksums[algorithm] = remembered_checksum(path, algorithm)
+        if checksums[algorithm] == expected:
+            return record
     return None
 
 
