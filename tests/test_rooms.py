@@ -38,6 +38,7 @@ FORBIDDEN = {
     "images": ("h5py", "tf_alexnet.model", "tf_alexnet.weights", "tf_alexnet.extraction"),
     "extraction": ("typer", "rich", "tf_alexnet.cli"),
     "predictions": ("typer", "rich", "tf_alexnet.cli"),
+    "verification": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.extraction", "PIL", "cv2"),
     "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
     "demo": ("typer", "rich", "tf_alexnet.cli"),
     "cli": ("numpy", "cv2", "PIL", "h5py", "keras"),
@@ -116,6 +117,7 @@ def test_the_library_never_prints():
         "import tf_alexnet",
         "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
         "import tf_alexnet.testing",
+        "import tf_alexnet.verification",
         "import tf_alexnet.cli.main",
     ],
 )
