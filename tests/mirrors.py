@@ -42,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def good(self):
-        self.send(GOOD)
+        self.send(self.server.content, len(self.server.content))
 
     def missing(self):
         self.send_error(404)
@@ -128,9 +128,10 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving():
-    """A running mirror; `served` lists what was asked for."""
+def serving(content=GOOD):
+    """A running mirror of `content`; `served` lists what was asked for."""
     server = Server(("127.0.0.1", 0), Handler)
+    server.content = content
     server.served, server.sent, server.released = [], 0, threading.Event()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:

@@ -283,16 +283,6 @@ def test_bad_calls(run, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".h5", ".part")]
 
 
-def test_weights_fetch_and_list(run, tmp_path):
-    code, out, _ = run("weights", "fetch", "torchvision-convs", "--to", tmp_path)
-    assert code == 0
-    assert "torchvision_convs.safetensors: torchvision-convs, sha256:" in out
-    assert ta.read_weights(tmp_path / "torchvision_convs.safetensors").architecture == "torchvision"
-    code, out, _ = run("weights", "list")
-    assert code == 0
-    assert out.count("not on this machine") == len(out.splitlines()) - 1
-
-
 def test_a_reader_that_goes_away_is_no_error(alexnet_file):
     command = f"{sys.executable} -m tf_alexnet summary | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

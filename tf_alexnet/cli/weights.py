@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tf_alexnet.cli import console
+from tf_alexnet.errors import WeightsError, one_line
 
-app = typer.Typer(help="Find and download weight files.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from tf_alexnet.weights import Inspection, KnownWeights
+
+app = typer.Typer(
+    help="List, download, look into, convert and verify weight files.", no_args_is_help=True
+)
+WeightFile = Annotated[str, typer.Argument(help="A weight file of any format.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Show the catalogue, and which of its files this machine has."""
+    from tf_alexnet.weights import catalog, local_file
+
+    places = {record.name: local_file(record) for record in catalog()}
+    if as_json:
+        found = [{**asdict(x), "path": _text(places[x.name])} for x in catalog()]
+        print(json.dumps(found, indent=1))
+        return
+    rows = [("name", "network", "bytes", "licence", "top-1", "top-5", "on this machine")]
+    for x in catalog():
+        best = x.published[0] if x.published else None
+        accuracy = (f"{best.top1:.1f}", f"{best.top5:.1f}") if best else ("-", "-")
+        size = f"{x.size:,}" if x.size else "-"
+        place = one_line(_text(places[x.name]) or "-")
+        rows.append((x.name, x.architecture, size, x.licence, *accuracy, place))
+    print(_table(rows, right=(2, 4, 5)))
+    console.note("accuracies are published ones, in percent, ILSVRC-2012 validation, centre crop")
 
 
 @app.command()
@@ -22,17 +53,138 @@ def fetch(
     record = known_weights(name)
     with console.progress_bar("bytes") as progress:
         path = fetch_weights(name, to, progress)
-    print(f"{path}: {record.name}, {record.checksum or 'no checksum published'}, {record.licence}")
+    print(one_line(path))
+    use = name if to is None else path
+    print(_table(list(_about(record, path.stat().st_size, str(use))), indent="  "))
 
 
-@app.command("list")
-def list_() -> None:
-    """Show the catalogue."""
-    from tf_alexnet.weights import catalog, local_file
-
-    for record in catalog():
-        place = local_file(record)
-        print(
-            f"{record.name:18} {record.architecture:13} {record.licence:17} "
-            f"{place or 'not on this machine'}"
+def _about(record: KnownWeights, size: int, use: str):
+    """What a user should know of a file just fetched, and what to type next."""
+    yield "size", f"{size:,} bytes"
+    yield "checksum", f"{record.checksum} (verified)" if record.checksum else "none is published"
+    classes = f"{record.classes} classes" if record.classes else "no dense layers"
+    yield "network", f"{record.architecture}, preset {record.preset}, {classes}"
+    yield "licence", record.licence
+    yield "origin", record.mirrors[0] if record.mirrors else "part of this package"
+    for x in record.published:
+        yield (
+            "accuracy",
+            f"top-1 {x.top1} %, top-5 {x.top5} %, published ({x.pipeline}; {x.source})",
         )
+    if record.note:
+        yield "note", record.note
+    photos = f"PHOTOS --weights {one_line(use)}"
+    if record.classes:
+        yield "next", f"tf-alexnet predict {photos}"
+    else:
+        yield "next", f"tf-alexnet extract {photos} --layer pool5 --output features.h5"
+
+
+@app.command()
+def inspect(file: WeightFile, as_json: Json = False) -> None:
+    """Say what a weight file holds, which network it is, and what to beware of."""
+    from tf_alexnet.weights import inspect_weights
+
+    found = inspect_weights(file)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    print(one_line(found.path))
+    print(_table(list(_identity(found)), indent="  "))
+    rows = [("layer", "kernel", "bias", "parameters")]
+    for x in found.layers:
+        kernel = "x".join(map(str, x.kernel))
+        rows.append((x.name, kernel, "x".join(map(str, x.bias)), f"{x.parameters:,}"))
+    rows.append(("total", "", "", f"{found.parameters:,}"))
+    print(_table([tuple(map(one_line, row)) for row in rows], indent="  ", right=(3,)))
+    for warning in found.warnings:
+        console.note(warning)
+
+
+def _identity(found: Inspection):
+    """The rows above the table of layers."""
+    known = found.identity
+    yield "format", f"{found.format}, {found.size:,} bytes, read as {found.dtype}"
+    yield "sha256", found.sha256
+    yield "arrays", found.digest
+    yield "is", f"{known.name or 'no known training'} (by {known.how})"
+    if found.distance is not None:
+        yield "biases", f"at most {found.distance:.2g} from those of {found.nearest}"
+    yield (
+        "architecture",
+        known.architecture or f"unknown: {' or '.join(known.candidates) or 'none'}",
+    )
+    yield "preset", known.preset or "unknown"
+    if found.classes:
+        yield "classes", str(found.classes)
+    for key, value in sorted(found.metadata.items()):
+        yield f"recorded {one_line(key)}", one_line(value)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A weight file of any format.")],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="Its ending names the format: .npy, .h5, ...")
+    ],
+    form: Annotated[
+        str | None, typer.Option(help="list or dict (.npy); keras or caffe (.h5).")
+    ] = None,
+) -> None:
+    """Write the same weights in another format, bit for bit."""
+    from tf_alexnet.weights import convert_weights
+
+    written = convert_weights(source, target, form)
+    print(f"{one_line(target)}: {len(written.layers)} layers, read back equal, {written.digest}")
+    kept = {"architecture": written.architecture, **written.metadata}
+    rows = [(one_line(k), one_line(v)) for k, v in kept.items() if v and k not in _FOUND_ANEW]
+    print(_table(rows, indent="  "))
+    if "origin_digest" not in kept:
+        console.note("this format has no place for origin, licence and number of classes")
+
+
+# What reading finds out by itself, whether or not the file records it.
+_FOUND_ANEW = ("identified", "identified_by")
+
+
+@app.command()
+def verify(
+    file: WeightFile,
+    photos: Annotated[
+        str | None, typer.Option(help="Folder with the pictures of published outputs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a weight file against all that is published: checksum, shapes, values, outputs."""
+    from tf_alexnet.verification import verify_weights
+
+    if photos is not None:
+        console.load_tensorflow()
+    checks = verify_weights(file, photos)
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        words = {True: "ok", False: "WRONG", None: "-"}
+        print(_table([(words[x.passed], x.name, one_line(x.found)) for x in checks]))
+    wrong = [check.name for check in checks if check.passed is False]
+    if wrong:
+        raise WeightsError(
+            file, f"wrong: {', '.join(wrong)}", "Get the file again from where it is published."
+        )
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)
+
+
+def _table(rows: list[tuple[str, ...]], indent: str = "", right: tuple[int, ...] = ()) -> str:
+    """Rows in columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
