@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test format clean
+.PHONY: demo test faults format clean
 
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
@@ -12,6 +12,10 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+# Downloads cut, killed and crowded many times over: half a minute.
+faults: .venv/installed
+	$(BIN)/python -m pytest -m slow tests/test_store_faults.py
 
 format: .venv/installed
 	$(BIN)/ruff format .
