@@ -10,18 +10,15 @@ import tensorflow as tf
 
 from tf_alexnet.architectures import PREACT
 from tf_alexnet.errors import InputError, PresetError
+from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
     load_mean_image,
     preprocess_input,
     preset_named,
     read_mean_image,
 )
-from tf_alexnet.model import AlexNet, features, table_for
+from tf_alexnet.model import AlexNet, table_for
 from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights
-
-# TensorFlow multiplies fewer than four rows by another kernel, which changes fc6 in the sixth
-# digit. Filled up to this many, a photo gives the same row alone and in company.
-_LEAST = 8
 
 
 class FeatureExtractor:
@@ -92,10 +89,7 @@ class FeatureExtractor:
         convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
         top = any(name.removesuffix(PREACT) not in convolutional for name in self.layers)
         model = AlexNet(weights, architecture=table.name, include_top=top)
-        self._run = tf.function(
-            features(model, self.layers),
-            input_signature=[tf.TensorSpec((None, self._size, self._size, 3), tf.float32)],
-        )
+        self._run = fast_network(table, model, self.layers)
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -119,10 +113,7 @@ class FeatureExtractor:
         """
         batch = np.asarray(batch)
         self._check(batch)
-        count = len(batch)
-        if count < _LEAST:
-            batch = np.concatenate([batch, np.zeros((_LEAST - count, *batch.shape[1:]), "f4")])
-        return {name: blob.numpy()[:count] for name, blob in self._run(batch).items()}
+        return {name: blob.numpy() for name, blob in self._run(tf.constant(batch)).items()}
 
     def preprocess(self, images: Sequence[np.ndarray], crops: str = "center") -> np.ndarray:
         """What this network takes of photos: `preprocess_input` with its preset.
