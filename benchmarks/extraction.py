@@ -1,0 +1,158 @@
+"""How fast features come: the network alone, and photos to a file, beside other engines.
+
+    pip install '.[bench]'
+    python benchmarks/extraction.py network [--batches 1 32 64 128 256] [--rounds 7]
+    python benchmarks/extraction.py photos FOLDER [--count 2000] [--rounds 5]
+
+Engines take turns in one process tree; printed are medians of images a second, and the ratio to
+OpenVINO round by round. The limit is that of the network's multiply-adds at the speed of one large
+matrix product in the same round. Full-size synthetic weights.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from tf_alexnet.architectures import BVLC_ALEXNET
+from tf_alexnet.testing import synthetic_weights
+
+
+def product_limit(size=2048):
+    """Multiply-adds a second of one large matrix product."""
+    import tensorflow as tf
+
+    a = tf.random.normal((size, size))
+    tf.matmul(a, a).numpy()
+    start = time.perf_counter()
+    tf.matmul(a, a).numpy()
+    return size**3 / (time.perf_counter() - start)
+
+
+def engines(weights):
+    """Name -> function of a batch."""
+    import tensorflow as tf
+    from peers import openvino_network
+
+    import tf_alexnet as ta
+
+    extractor = ta.FeatureExtractor(weights, ["fc7"])
+    plain = tf.function(ta.AlexNet(weights, feature_extract=True))
+    return {
+        "FeatureExtractor": lambda x: extractor(x)["fc7"],
+        "OpenVINO": openvino_network(BVLC_ALEXNET, weights),
+        "plain Keras graph": lambda x: plain(x).numpy(),
+    }
+
+
+def network(batches, rounds):
+    """Print images a second of each engine at each batch size."""
+    found = engines(synthetic_weights("bvlc_alexnet"))
+    macs = sum(r.multiply_adds for r in BVLC_ALEXNET.rows() if r.name not in ("fc8", "prob"))
+    rng = np.random.default_rng(0)
+    for batch in batches:
+        x = rng.uniform(-120, 130, (batch, 227, 227, 3)).astype(np.float32)
+        for engine in found.values():
+            engine(x), engine(x)
+        seconds = {name: [] for name in found}
+        limits = []
+        for _ in range(rounds):
+            limits.append(product_limit() / macs)
+            for name, engine in found.items():
+                start = time.perf_counter()
+                engine(x)
+                seconds[name].append(time.perf_counter() - start)
+        limit = statistics.median(limits)
+        print(f"batch {batch}: limit {limit:.0f} images/s")
+        for name, taken in seconds.items():
+            speed = batch / statistics.median(taken)
+            pairs = zip(seconds["OpenVINO"], taken, strict=True)
+            ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+            print(
+                f"  {name:18} {speed:6.1f} images/s  {ratio:5.2f} x OpenVINO  {speed / limit:.2f}"
+            )
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import tf_alexnet as ta
+from tf_alexnet.architectures import BVLC_ALEXNET
+from peers import opencv_openvino_script
+paths = Path(sys.argv[1]).read_text().split("\\n")
+opencv_openvino_script(paths, sys.argv[3], ta.read_weights(sys.argv[2]), BVLC_ALEXNET)
+"""
+
+
+def photos(folder, count, rounds):
+    """Print photos a second, whole process and steady state, of the command and of the script."""
+    import tf_alexnet as ta
+
+    files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
+    with tempfile.TemporaryDirectory() as place:
+        weights = Path(place, "bvlc_alexnet.npy")
+        ta.write_weights(synthetic_weights("bvlc_alexnet"), weights)
+        seconds = {(name, n): [] for name in ("tf-alexnet extract", "script") for n in (64, count)}
+        for _ in range(rounds):
+            for name, n in seconds:
+                paths = Path(place, f"{n}.txt")
+                paths.write_text("\n".join(_linked(files, n, place)))
+                output = str(Path(place, f"{time.time_ns()}.h5"))
+                command = [sys.executable, "-m", "tf_alexnet", "extract", paths, "-o", output]
+                command += ["-w", weights]
+                if name == "script":
+                    code = SCRIPT.format(here=str(Path(__file__).parent))
+                    command = [sys.executable, "-c", code, paths, weights, output]
+                start = time.perf_counter()
+                subprocess.run(list(map(str, command)), check=True, capture_output=True)
+                seconds[name, n].append(time.perf_counter() - start)
+                Path(output).unlink()
+        for name in ("tf-alexnet extract", "script"):
+            whole, short = (statistics.median(seconds[name, n]) for n in (count, 64))
+            steady = (count - 64) / (whole - short)
+            print(f"{name:20} {count / whole:6.1f} photos/s whole, {steady:6.1f} steady", end="")
+            print(f", {short:.1f} s for the first 64")
+        for n in (count,):
+            pairs = zip(seconds["script", n], seconds["tf-alexnet extract", n], strict=True)
+            print(f"whole process, {n} photos: {statistics.median(t / o for t, o in pairs):.2f} x")
+
+
+def _linked(files, count, place):
+    """`count` distinct names for the photos, by hard link."""
+    folder = Path(place, f"photos{count}")
+    folder.mkdir(exist_ok=True)
+    names = [folder / f"{i:06}.jpg" for i in range(count)]
+    for i, name in enumerate(names):
+        if not name.exists():
+            try:
+                os.link(files[i % len(files)], name)
+            except OSError:
+                name.write_bytes(Path(files[i % len(files)]).read_bytes())
+    return map(str, names)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    alone = commands.add_parser("network")
+    alone.add_argument("--batches", type=int, nargs="+", default=[1, 32, 64, 128, 256])
+    alone.add_argument("--rounds", type=int, default=7)
+    whole = commands.add_parser("photos")
+    whole.add_argument("folder")
+    whole.add_argument("--count", type=int, default=2000)
+    whole.add_argument("--rounds", type=int, default=5)
+    arguments = vars(parser.parse_args())
+    {"network": network, "photos": photos}[arguments.pop("command")](**arguments)
+
+
+if __name__ == "__main__":
+    main()
