@@ -77,12 +77,9 @@ def test_the_command_line_agrees_with_opencv_end_to_end(
 
     from tf_alexnet.cli.main import main
 
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["tf-alexnet", "extract", *map(str, shared_photos), "-o", str(tmp_path / "f.h5")]
-        + ["-w", str(alexnet_file), "-l", "fc7", "-l", "prob"],
-    )
+    command = ["tf-alexnet", "extract", *shared_photos, "-o", tmp_path / "f.h5"]
+    command += ["-w", alexnet_file, "-l", "fc7", "-l", "prob"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
     with pytest.raises(SystemExit) as exit_:
         main()
     assert not exit_.value.code
