@@ -17,6 +17,9 @@ test: .venv/installed
 faults: .venv/installed
 	$(BIN)/python -m pytest -m slow tests/test_store_faults.py
 
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz.py 100000
+
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -130,6 +130,8 @@ class ZipMembers:
             name = str(self.view[at + 46 : at + 46 + name_size], "utf-8")
         except UnicodeDecodeError:
             raise ZipError("a name that is no UTF-8") from None
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise ZipError(f"the member {name[:80]!r}, a path out of it")
         extra = self.view[at + 46 + name_size : at + 46 + name_size + extra_size]
         size, stored, offset = _wide(extra, [size, stored, offset])
         if flags & 1 or method not in (STORED, DEFLATED):
