@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test faults format clean
+.PHONY: demo test faults fuzz format clean
 
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
