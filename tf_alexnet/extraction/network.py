@@ -65,7 +65,8 @@ def fast_network(
             blobs[layer.name] = x
         return {name: blobs[name][:count] for name in layers}
 
-    return tf.function(forward, input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
+    pixels = tf.TensorSpec((None, size, size, 3), tf.float32)
+    return tf.function(forward, input_signature=[pixels], autograph=False)
 
 
 def _weighted(layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
@@ -81,7 +82,7 @@ def _weighted(layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor) -> t
     return tf.nn.bias_add(tf.matmul(x, kernel), bias)
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _normalize(x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float) -> tf.Tensor:
     """`LocalResponseNormalization` for XLA, which makes one loop of it."""
     half = local_size // 2
