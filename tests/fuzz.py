@@ -9,12 +9,14 @@ same file the proper way and expects the one-line error. Every 40th HDF5 mutant 
 way in any case.
 """
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import pickletools
 import random
+import resource
 import select
 import struct
 import subprocess
@@ -196,13 +198,25 @@ def peak(reset=False):
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
+@contextlib.contextmanager
+def memory_limit(size):
+    """As the child has it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def outcome(path, in_process):
     """Whether a file was "read" or "refused", or what went wrong."""
     try:
         if in_process:
-            sink = io.BytesIO()
+            sink, room = io.BytesIO(), affordable(path.stat().st_size)
             try:
-                hdf5_child.answer(str(path), affordable(path.stat().st_size), sink)
+                hdf5_child.answer(str(path), room, sink)
             except Exception:
                 return "refused"  # the child ends badly, and its parent says so
             size = struct.unpack("<I", sink.getbuffer()[:4])[0]
@@ -229,7 +243,7 @@ def work(folder, seed, start, stop):
     path, active, events = Path(folder) / "mutant", [False], []
 
     def hook(event, arguments):
-        own = event == "open" and arguments[0] in (str(path), path)
+        own = event == "open" and str(arguments[0]) == str(path)
         if active[0] and not own and event not in HARMLESS:
             events.append(event)
 
@@ -244,11 +258,13 @@ def work(folder, seed, start, stop):
         path.write_bytes(raw)
         properly = is_hdf5 and index // len(pool) % PROPERLY == 0
         before = peak(reset=True)
-        active[0] = not properly
-        began = time.perf_counter()
-        found = outcome(path, is_hdf5 and not properly)
-        seconds = time.perf_counter() - began
-        active[0] = False
+        limited = is_hdf5 and not properly
+        with memory_limit(affordable(len(raw))) if limited else contextlib.nullcontext():
+            active[0] = not properly
+            began = time.perf_counter()
+            found = outcome(path, limited)
+            seconds = time.perf_counter() - began
+            active[0] = False
         memory = max(0, peak() - before)
         if events:
             found = "events: " + " ".join(sorted(set(events)))

@@ -155,12 +155,12 @@ SIZES = {
 }  # fmt: skip
 
 
-def refuse(path, memory, seconds=1):
-    """Read a hostile file: WeightsError, one line, within `seconds` and `memory` bytes."""
-    start = time.perf_counter()
+def refuse(path, memory):
+    """Read a hostile file: WeightsError, one line, within a second of work and `memory` bytes."""
+    start = time.process_time()
     with pytest.raises(WeightsError) as caught:
         read_file(path)
-    assert time.perf_counter() - start < seconds
+    assert time.process_time() - start < 1
     tracemalloc.start()
     with pytest.raises(WeightsError):
         read_file(path)
@@ -621,6 +621,16 @@ HDF5 = {
 }  # fmt: skip
 
 
+def refuse_by_child(path):
+    """Read a hostile file that is opened elsewhere: the start takes 0.1 s on an idle core."""
+    start = time.perf_counter()
+    with pytest.raises(WeightsError) as caught:
+        read_file(path)
+    assert time.perf_counter() - start < 4
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("name", HDF5)
 def test_hostile_hdf5(tmp_path, monkeypatch, name):
     """A pipe stands where other files are referred to: opening it would wait for ever."""
@@ -631,7 +641,7 @@ def test_hostile_hdf5(tmp_path, monkeypatch, name):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         make(file)
     os.mkfifo(tmp_path / "pipe")
-    assert re.search(found, refuse(tmp_path / "x.h5", memory=6e6, seconds=4))
+    assert re.search(found, refuse_by_child(tmp_path / "x.h5"))
 
 
 def test_hdf5_files_cut_off(tmp_path):
@@ -640,7 +650,7 @@ def test_hdf5_files_cut_off(tmp_path):
     raw = path.read_bytes()
     for size in (9, 100, 2000, len(raw) // 2, len(raw) - 1):
         path.write_bytes(raw[:size])
-        assert "damaged HDF5 file" in refuse(path, memory=6e6, seconds=4)
+        assert "damaged HDF5 file" in refuse_by_child(path)
 
 
 def test_nothing_but_the_child_is_started_for_hdf5(tmp_path):

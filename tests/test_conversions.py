@@ -1,5 +1,6 @@
 """From every form a file may have to every form that can be written, and back: bit by bit."""
 
+import io
 import itertools
 
 import numpy as np
@@ -19,7 +20,13 @@ from weight_seeds import (
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights import read_weights, write_weights
-from tf_alexnet.weights.formats import deep_compression, read_file, write_file
+from tf_alexnet.weights.formats import (
+    deep_compression,
+    hdf5_child,
+    hdf5_file,
+    read_file,
+    write_file,
+)
 
 METADATA = {
     "preset": "caffe",
@@ -43,6 +50,19 @@ WRITTEN = {
     },
 }
 READ_ONLY = ["torch zip", "torch legacy", "python 2", "python 2 text", "deep compression"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """HDF5 files opened right here; that they are not, otherwise, has tests of its own."""
+
+    def ask(path):
+        sink = io.BytesIO()
+        hdf5_child.answer(str(path), 10**9, sink)
+        sink.seek(0)
+        return hdf5_file._received(path, sink, 10**9)
+
+    monkeypatch.setattr(hdf5_file, "_ask_child", ask)
 
 
 @pytest.fixture(autouse=True)
