@@ -108,8 +108,13 @@ def _ask_child(path) -> _Answer:
 def _environment() -> dict[str, str]:
     """The environment without what would have the HDF5 library load plugins or log to files."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("HDF5_")}
-    # "::" is HDF5's word for no plugins at all; one thread, since each reserves memory.
-    return own | {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1"}
+    # "::" is HDF5's word for no plugins at all. Network drives may know no locks, and to read none
+    # is needed. One thread, since each reserves memory.
+    return own | {
+        "HDF5_PLUGIN_PRELOAD": "::",
+        "HDF5_USE_FILE_LOCKING": "FALSE",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def _cause(code: int) -> str:
