@@ -96,6 +96,13 @@ class OutputError(AlexNetError):
 
 
 class ImageError(AlexNetError):
-    """A photo that can't be read, or too many of them."""
+    """A photo that can't be read, or too many of them.
+
+    Attributes
+    ----------
+    code : str
+        The reason in a word, for tables of failures: one of `tf_alexnet.extraction.REASONS`.
+    """
 
     exit_code = 5
+    code = "unreadable"

@@ -113,7 +113,7 @@ def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np
         data = bytes(source)
         asked = f"image of {len(data)} bytes"
         if not data:
-            raise ImageError(asked, "it is empty", _ANOTHER)
+            raise _refusal("empty", asked, "it is empty", _ANOTHER)
     else:
         asked = os.fsdecode(source)
         data = _read(asked)
@@ -121,42 +121,44 @@ def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np
         return _decode(data, asked)
 
 
+def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
+    """An `ImageError` that a program can tell from others by its `code`."""
+    error = ImageError(asked, found, advice)
+    error.code = code
+    return error
+
+
 def _read(path: str) -> bytes:
     """The content of a regular file of a sensible size."""
     try:
-        status = os.stat(path)
-        fault, advice = _unreadable(status)
-        if fault:
-            raise ImageError(path, fault, advice)
+        _check_file(path, os.stat(path))
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        fault, advice = "there is no such file", "Check the name and the folder."
+        code, fault = "missing", "there is no such file"
+        advice = "Check the name and the folder."
     except PermissionError:
-        fault, advice = "no permission to read it", "Make the file readable, or leave it out."
+        code, fault = "no_permission", "no permission to read it"
+        advice = "Make the file readable, or leave it out."
     except (OSError, ValueError) as error:
-        fault = getattr(error, "strerror", None) or str(error)
+        code, fault = "unreadable", getattr(error, "strerror", None) or str(error)
         fault, advice = f"it can't be read ({fault})", "Check the name and the disk."
-    raise ImageError(path, fault, advice)
+    raise _refusal(code, path, fault, advice)
 
 
-def _unreadable(status: os.stat_result) -> tuple[str, str]:
-    """What speaks against reading a file, and what to do; two empty strings if nothing does."""
+def _check_file(path: str, status: os.stat_result) -> None:
+    """Refuse what is not a regular file of a sensible size."""
     if stat.S_ISDIR(status.st_mode):
-        return (
-            "it is a folder",
-            "Name a file in it, or give the folder to a command that takes one.",
-        )
+        advice = "Name a file in it, or give the folder to a command that takes one."
+        raise _refusal("is_folder", path, "it is a folder", advice)
     if not stat.S_ISREG(status.st_mode):
-        return "it is not a regular file", "Copy its content to a file."
+        advice = "Copy its content to a file."
+        raise _refusal("unreadable", path, "it is not a regular file", advice)
     if status.st_size == 0:
-        return "the file is empty", _ANOTHER
+        raise _refusal("empty", path, "the file is empty", _ANOTHER)
     if status.st_size > MAX_BYTES:
-        return (
-            f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}",
-            "Save it smaller, or as JPEG.",
-        )
-    return "", ""
+        fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
+        raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
 
 
 def _decode(data: bytes, asked: str) -> np.ndarray:
@@ -169,33 +171,35 @@ def _decode(data: bytes, asked: str) -> np.ndarray:
             _check_size(image, asked)
             upright = _upright(image)
             if upright.mode == "I;16" and _bits(image) == 12:
-                raise ImageError(asked, "it holds 12-bit samples", _CONVERT)
+                raise _refusal("unsupported", asked, "it holds 12-bit samples", _CONVERT)
             return _to_rgb(upright, key, asked, image.format)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(
+        raise _refusal(
+            "not_an_image",
             asked,
             "it is no image of a kind read here, or its header is damaged",
             f"Read are {', '.join(FORMATS)}; convert the file, or replace it by an intact copy.",
         ) from None
     except Image.DecompressionBombError:
-        fault = f"it has more than {MAX_PIXELS:,} pixels"
+        code, fault = "too_large", f"it has more than {MAX_PIXELS:,} pixels"
     except MemoryError:
-        fault = "there is not enough memory to decode it"
+        code, fault = "too_large", "there is not enough memory to decode it"
     except Exception as error:
         # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
         # struct.error, RecursionError, ... To the caller all are one: no picture.
-        fault = f"it can't be decoded ({str(error) or type(error).__name__})"
-    raise ImageError(asked, fault, _ANOTHER)
+        code, fault = "damaged", f"it can't be decoded ({str(error) or type(error).__name__})"
+    raise _refusal(code, asked, fault, _ANOTHER)
 
 
 def _check_size(image: Image.Image, asked: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(asked, f"its header says {width}x{height} pixels", _ANOTHER)
+        raise _refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
     if width * height > MAX_PIXELS:
-        raise ImageError(
+        raise _refusal(
+            "too_large",
             asked,
             f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}",
             "Save a smaller copy; the network sees at most a few hundred pixels a side.",
@@ -244,7 +248,8 @@ def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: s
         rgb = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
     elif image.mode in ("F", "I", "LAB", "HSV"):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
-        raise ImageError(asked, f"it holds {what} pixels, which have no fixed range", _CONVERT)
+        fault = f"it holds {what} pixels, which have no fixed range"
+        raise _refusal("unsupported", asked, fault, _CONVERT)
     elif key is None and image.has_transparency_data:
         alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
