@@ -1,0 +1,53 @@
+"""`SharedRows`: memory that decoder processes write and the network reads, without a copy."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import weakref
+
+import numpy as np
+
+
+class SharedRows:
+    """Blocks of float32 in a file that has no name, so that nothing of it can be left behind.
+
+    A block is taken as an array; once that array and all views of it are gone, the next who asks
+    gets the same memory again, whose pages are in place already.
+
+    Attributes
+    ----------
+    file : int
+        Descriptor for the processes that write.
+    """
+
+    def __init__(self):
+        if hasattr(os, "memfd_create"):
+            self.file = os.memfd_create("tf-alexnet pixels")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.file = os.dup(file.fileno())
+        self._end = 0
+        self._free: list[tuple[int, mmap.mmap]] = []
+
+    def take(self, values: int) -> tuple[int, np.ndarray]:
+        """A block for so many values: its offset in bytes, and the values, which hold anything."""
+        for number, (_, block) in enumerate(self._free):
+            if len(block) >= 4 * values:
+                offset, block = self._free.pop(number)
+                break
+        else:
+            offset, length = self._end, -(-4 * values // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._end += length
+            os.ftruncate(self.file, self._end)
+            block = mmap.mmap(self.file, length, offset=offset)
+        # All views of an array made from a foreign buffer have it for their base, so it lives as
+        # long as any of them does.
+        array = np.frombuffer(block, np.float32, values)
+        weakref.finalize(array, self._free.append, (offset, block)).atexit = False
+        return offset, array
+
+    def close(self) -> None:
+        """Close the file; arrays that were taken stay as they are."""
+        os.close(self.file)

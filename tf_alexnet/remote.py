@@ -1,0 +1,39 @@
+"""Files behind a URL (``s3://``, ``gs://``, ``memory://`` ...): fsspec, imported only for those."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tf_alexnet.errors import UsageError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path has a scheme, and so is fsspec's."""
+    return _SCHEME.match(path) is not None
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Returns
+    -------
+    fsspec.AbstractFileSystem, str
+
+    Raises
+    ------
+    UsageError
+        If fsspec, or what it needs for this scheme, is not installed.
+    """
+    try:
+        import fsspec
+    except ImportError:
+        raise UsageError(
+            url, "fsspec is not installed", "Install it: pip install 'tf-alexnet[remote]'."
+        ) from None
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(url, f"it can't be reached ({error})", "Check the scheme.") from None
