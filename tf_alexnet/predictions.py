@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_alexnet.extraction import FeatureExtractor
-from tf_alexnet.extraction.worker import read_batches
+from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Prediction, decode_predictions
 
@@ -65,15 +64,16 @@ def predict_photos(
         In the order of the photos within a batch, those that could not be read after the others.
     """
     paths = find_images(images if isinstance(images, list | tuple) else [images])
-    preprocess = functools.partial(extractor.preprocess, crops=crops)
-    for batch in read_batches(paths, preprocess, batch_size):
-        if batch.paths:
-            for path, found in zip(
-                batch.paths, _decode(extractor(batch.pixels)["prob"], crops, top), strict=True
-            ):
-                yield PhotoPrediction(path, tuple(found))
-        for path, reason in batch.failures:
-            yield PhotoPrediction(path, error=reason)
+    with PhotoReader(extractor.preset, mean_image=extractor._mean_image, crops=crops) as reader:
+        for batch in reader.batches(paths, batch_size):
+            if batch.paths:
+                probabilities = extractor(batch.pixels)["prob"]
+                for path, found in zip(
+                    batch.paths, _decode(probabilities, crops, top), strict=True
+                ):
+                    yield PhotoPrediction(path, tuple(found))
+            for failure in batch.failures:
+                yield PhotoPrediction(failure.path, error=failure.detail)
 
 
 def _decode(probabilities: np.ndarray, crops: str, top: int) -> list[list[Prediction]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
 from tf_alexnet.extraction import FeatureExtractor
-from tf_alexnet.extraction.worker import read_batches
+from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Prediction, decode_predictions
 from tf_alexnet.visualize import contact_sheet, save_picture
@@ -111,13 +111,14 @@ def run_demo(
     extractor, missing = _network(weights, find)
     layer = extractor.layers[0]
     kept, rows, probabilities, failures = [], [], [], []
-    for batch in read_batches(paths, extractor.preprocess, _BATCH):
-        failures += batch.failures
-        if batch.paths:
-            blobs = extractor(batch.pixels)
-            kept += batch.paths
-            rows.append(blobs[layer].reshape(len(batch.paths), -1))
-            probabilities.append(blobs.get("prob"))
+    with PhotoReader(extractor.preset) as reader:
+        for batch in reader.batches(paths, _BATCH):
+            failures += [(failure.path, failure.detail) for failure in batch.failures]
+            if batch.paths:
+                blobs = extractor(batch.pixels)
+                kept += batch.paths
+                rows.append(blobs[layer].reshape(len(batch.paths), -1))
+                probabilities.append(blobs.get("prob"))
     if not kept:
         raise ImageError(failures[0][0], failures[0][1], "Name photos that can be read.")
     features = np.concatenate(rows)
