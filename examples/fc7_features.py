@@ -12,8 +12,8 @@ import tf_alexnet as ta
 
 folder, weights = sys.argv[1], (sys.argv[2:] or ["imagenet"])[0]
 report = ta.extract_features(folder, "fc7.h5", weights=weights, layers=["fc7"])
-for path, reason in report.errors:
-    print(f"skipped {path}: {reason}")
+for path, code, detail in report.errors:
+    print(f"skipped {path}: {code}, {detail}")
 
 with h5py.File("fc7.h5") as file:
     paths = list(file["paths"].asstr())

@@ -1,6 +1,7 @@
 """Photos to rows: the extractor, the file, the bad photos among good ones."""
 
 import csv
+import functools
 import json
 import tracemalloc
 
@@ -20,8 +21,7 @@ from tf_alexnet.errors import (
     PresetError,
     UsageError,
 )
-from tf_alexnet.extraction import sinks
-from tf_alexnet.extraction.worker import read_batches
+from tf_alexnet.extraction import outputs, sinks, storage
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +130,19 @@ def test_h5_holds_names_rows_errors_and_origin(folder, tmp_path, example_photos)
         folder, tmp_path / "f.h5", weights=weights, layers=["fc7", "conv5"], batch_size=2
     )
     assert (report.inputs, report.rows) == (7, 5)
-    assert [path.rsplit("/", 1)[1] for path, _ in report.errors] == ["broken.jpg", "empty.png"]
+    failed = [(x.path.rsplit("/", 1)[1], x.code) for x in report.errors]
+    assert failed == [("broken.jpg", "damaged"), ("empty.png", "empty")]
     with h5py.File(tmp_path / "f.h5") as file:
         paths = list(file["paths"].asstr())
         check_file(paths, file["fc7"][:], example_photos, weights)
         assert file["conv5"].shape == (5, 13, 13, 128)
-        assert list(file["errors/paths"].asstr()) == [path for path, _ in report.errors]
-        assert all(file["errors/reasons"].asstr())
+        columns = [file[f"errors/{name}"].asstr() for name in ("paths", "codes", "details")]
+        assert list(zip(*columns, strict=True)) == list(report.errors)
         assert file["fc7"].attrs["layer"] == "fc7"
         assert file.attrs["weights_digest"] == weights.digest
         assert dict(file.attrs) == report.attributes
         assert {"architecture", "preset", "layers", "tf_alexnet_version"} <= set(file.attrs)
+        assert [file.attrs[name] for name in ("inputs", "rows", "errors")] == ["7", "5", "2"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.h5", "photos"], "no temporary files"
 
 
@@ -154,7 +156,8 @@ def test_npz_holds_the_same(folder, tmp_path, example_photos):
         assert file["fc7"].shape == (5, 2048) == report.shapes["fc7"]
         assert [p.rsplit("/", 1)[1] for p in file["paths"]] == [p.name for p in example_photos]
         assert json.loads(str(file["attributes"])) == report.attributes
-        assert list(file["errors_paths"]) == [path for path, _ in report.errors]
+        columns = [file[f"errors_{name}"] for name in ("paths", "codes", "details")]
+        assert list(zip(*columns, strict=True)) == list(report.errors)
     full = ta.FeatureExtractor(weights, ["fc7"])
     x = ta.preprocess_input([ta.load_image(example_photos[0])], full.preset)
     with np.load(tmp_path / "f.npz") as file:
@@ -190,48 +193,27 @@ def test_lists_are_read(tmp_path, example_photos):
     assert report.rows == 2
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+@pytest.mark.parametrize("suffix", [".h5", ".npz", ".npy", ".parquet"])
 def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
+    attributes = {"layers": "fc7"}
+
     def peak(batches):
         rows = {"fc7": np.ones((64, 4096), np.float32)}
+        folder = storage.LocalFolder(tmp_path)
         tracemalloc.start()
-        with sinks.open_sink(tmp_path / f"{batches}{suffix}") as sink:
+        with folder.writing("shard.h5") as file, sinks.Hdf5Writer(file) as writer:
             for i in range(batches):
-                sink.add([f"{i}-{j}" for j in range(64)], rows)
-            sink.close([], {})
+                writer.add([f"{i}-{j}" for j in range(64)], rows)
+            writer.finish([], attributes)
+        shard = functools.partial(outputs.open_output, tmp_path / "shard.h5")
+        with folder.writing(f"all{suffix}") as file:
+            sinks.write_output(suffix, file, outputs.Joined([shard, shard], attributes))
+        assert (tmp_path / f"all{suffix}").stat().st_size > 2 * batches * 64 * 4096 * 4
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top
 
-    assert peak(64) < peak(8) + 2e6  # 56 batches more: 59 MB of rows, of which only names stay
-
-
-def test_only_a_few_batches_wait(example_photos, monkeypatch):
-    from tf_alexnet.extraction import worker
-
-    asked = []
-
-    def load(path):
-        asked.append(path)
-        return ta.load_image(path)
-
-    monkeypatch.setattr(worker, "load_image", load)
-    batches = read_batches([str(example_photos[0])] * 40, ta.preprocess_input, 2)
-    first = next(batches)
-    batches.close()
-    assert first.pixels.shape == (2, 227, 227, 3)
-    assert len(asked) <= 6, "two batches ahead, no more"
-
-
-def test_nothing_is_left_when_the_work_fails(tmp_path, example_photos, monkeypatch):
-    (tmp_path / "f.h5").write_text("older")
-    monkeypatch.setattr(sinks.Hdf5Sink, "close", lambda *_: (_ for _ in ()).throw(OSError(28, "x")))
-    with pytest.raises(OutputError, match=r"f.h5: it can't be written \(x\)\. Check"):
-        ta.extract_features(
-            example_photos[0], tmp_path / "f.h5", weights="torchvision-convs", layers=["pool5"]
-        )
-    assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
-    assert (tmp_path / "f.h5").read_text() == "older", "what was there stays"
+    assert peak(64) < peak(8) + 4e6  # 56 batches more: 59 MB of rows a shard
 
 
 def test_no_readable_photo_at_all(tmp_path):
@@ -240,7 +222,7 @@ def test_no_readable_photo_at_all(tmp_path):
         ta.extract_features(
             tmp_path, tmp_path / "f.h5", weights="torchvision-convs", layers=["pool5"]
         )
-    assert not (tmp_path / "f.h5").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_a_photo_of_a_hopeless_shape_is_one_bad_row(tmp_path, example_photos):
@@ -273,6 +255,15 @@ def test_calls_that_can_not_work(tmp_path, example_photos):
         run(dtype="int8")
     with pytest.raises(UsageError, match="batch of 0"):
         run(batch_size=0)
+    with pytest.raises(UsageError, match="shard of 0"):
+        run(shard_size=0)
+    with pytest.raises(UsageError, match=r"pool 'mean': no such pooling\. Use none, avg or max"):
+        run(pool="mean")
+    with pytest.raises(UsageError, match=r"conv5 pool5 in .*f\.npy: an \.npy holds one array"):
+        run("f.npy", layers=["conv5", "pool5"])
+    for limit in ("-1", "101%", "x", "%"):
+        with pytest.raises(UsageError, match=f"max_errors '{limit}': no such limit"):
+            run(max_errors=limit)
     with pytest.raises(UsageError, match="no image found"):
         ta.extract_features(tmp_path, tmp_path / "f.h5")
 

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, MeanImage, Photos, Preset, Weights
+from tf_alexnet.cli.options import Architecture, MeanImage, Preset, Weights
+from tf_alexnet.errors import UsageError
+
+_SHOWN = 20  # bad photos that are named on the screen; all are in the output
 
 
 class RowType(str, Enum):
@@ -18,9 +21,31 @@ class RowType(str, Enum):
     float16 = "float16"
 
 
+class Pool(str, Enum):
+    """What becomes of the places of a convolutional blob."""
+
+    none = "none"
+    avg = "avg"
+    max = "max"
+
+
 def extract(
-    photos: Photos,
-    output: Annotated[str, typer.Option("--output", "-o", help="The .h5 or .npz file to write.")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="Photos, folders, patterns, lists (.txt, .csv), - for a list on stdin, URLs.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .h5, .npz, .npy or .parquet; or a folder/ of .h5 shards (folder.parquet/: of "
+            ".parquet).",
+        ),
+    ],
     layer: Annotated[
         list[str], typer.Option("--layer", "-l", help="A blob, or <name>_preact; may be repeated.")
     ] = ["fc7"],  # noqa: B006 (typer copies it)
@@ -28,10 +53,33 @@ def extract(
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
-    batch: Annotated[int, typer.Option(min=1, help="Photos in one pass.")] = 64,
+    batch: Annotated[str, typer.Option(metavar="N|auto", help="Photos in one pass.")] = "auto",
     dtype: Annotated[RowType, typer.Option(help="Type of the rows.")] = RowType.float32,
+    pool: Annotated[
+        Pool, typer.Option(help="Reduce convolutional blobs to a number a channel.")
+    ] = Pool.none,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="Photos that are written, and kept, together.")
+    ] = 4096,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes; by default one a processor.")
+    ] = None,
+    fast_decode: Annotated[
+        bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
+    ] = False,
+    max_errors: Annotated[
+        str | None,
+        typer.Option(metavar="N|P%", help="Stop when more photos than this can't be read."),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try those again that could not be read.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew, and replace what is there.")
+    ] = False,
 ) -> None:
-    """Write features of photos, with their paths, into one file."""
+    """Write features of photos, with their paths; the same command again goes on where it ended."""
+    size = _batch_size(batch)
     console.load_tensorflow()
     from tf_alexnet.extraction import check_output, extract_features
 
@@ -46,14 +94,36 @@ def extract(
             architecture=architecture,
             preset=preset,
             mean_image=mean_image,
-            batch_size=batch,
+            batch_size=size,
             dtype=dtype.value,
+            pool=pool.value,
+            shard_size=shard_size,
+            workers=workers,
+            fast_decode=fast_decode,
+            max_errors=max_errors,
+            retry_errors=retry_errors,
+            force=force,
             progress=progress,
         )
-    code = console.report_failures(report.errors)
+    if report.absent:
+        console.note(
+            f"{report.absent} photos of earlier runs are not among these inputs; they stay in "
+            f"{report.output}"
+        )
     shapes = ", ".join(f"{name} {shape}" for name, shape in report.shapes.items())
+    code = console.report_failures([(x.path, x.detail) for x in report.errors[:_SHOWN]])
+    if len(report.errors) > _SHOWN:
+        console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
+    kept = f"; {report.kept} of them done before" if report.kept else ""
     print(
         f"{report.output}: {report.rows} rows + {len(report.errors)} errors = {report.inputs} "
-        f"photos; {shapes} {dtype.value}"
+        f"photos; {shapes} {dtype.value}{kept}"
     )
-    raise typer.Exit(code)
+    # Who says how many photos may fail is content when no more do.
+    raise typer.Exit(0 if max_errors is not None else code)
+
+
+def _batch_size(given: str) -> int | str:
+    if given == "auto" or (given.isascii() and given.isdigit() and int(given) > 0):
+        return given if given == "auto" else int(given)
+    raise UsageError(f"--batch {given}", "no such batch", "Use a number of photos, or auto.")

@@ -1,50 +1,59 @@
-"""A whole extraction: photos in, one file of names and features out."""
+"""A whole extraction: photos in, names and features out, in shards that outlive the job."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import h5py
 import numpy as np
-import PIL
 import tensorflow as tf
 
-from tf_alexnet.errors import ImageError, InputError, UsageError
+from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.extraction.extractor import FeatureExtractor
-from tf_alexnet.extraction.sinks import check_output, open_sink
-from tf_alexnet.extraction.worker import read_batches
-from tf_alexnet.images import find_images
-from tf_alexnet.version import VERSION
+from tf_alexnet.extraction.plan import SHARD_SIZE, fingerprint, plan_shards
+from tf_alexnet.extraction.reader import Failure, PhotoReader
+from tf_alexnet.extraction.state import working_on
+from tf_alexnet.extraction.target import Target
+from tf_alexnet.extraction.worker import POOLS, ShardSettings, run_shard
+from tf_alexnet.images import find_images, read_mean_image
 from tf_alexnet.weights import WeightArrays
+
+_BATCH, _GPU_BATCH = 64, 256
 
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What an extraction did; `rows` + `len(errors)` = `inputs`.
+    """What there is now; `rows` + `len(errors)` = `inputs`.
 
     Attributes
     ----------
     output : str
-        The file written.
+        The file or folder written.
     inputs, rows : int
-        Photos found, and photos whose features are in the file.
-    errors : tuple of (str, str)
-        Path and reason of each photo that could not be read.
+        Photos of the job, earlier runs included, and those whose features are in the output.
+    errors : tuple of Failure
+        Path, code and detail of each photo that could not be read.
     shapes : dict of str to tuple of int
-        Layer -> shape of its array in the file.
+        Layer -> shape of its array; of all shards together, where the output is a folder.
     attributes : dict of str to str
-        What the file records about its making.
+        What the output records about its making.
+    kept : int
+        Photos that earlier runs had done.
+    absent : int
+        Those of them that are not among this run's inputs; their rows stay.
     """
 
     output: str
     inputs: int
     rows: int
-    errors: tuple[tuple[str, str], ...]
+    errors: tuple[Failure, ...]
     shapes: dict[str, tuple[int, ...]]
     attributes: dict[str, str]
+    kept: int = 0
+    absent: int = 0
 
 
 def extract_features(
@@ -56,30 +65,58 @@ def extract_features(
     architecture: str | None = None,
     preset: str | None = None,
     mean_image: np.ndarray | str | os.PathLike | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = "auto",
     dtype: str = "float32",
+    pool: str = "none",
+    shard_size: int = SHARD_SIZE,
+    workers: int | None = None,
+    fast_decode: bool = False,
+    max_errors: int | str | None = None,
+    retry_errors: bool = False,
+    force: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> ExtractionReport:
-    """Extract features of photos into one file that holds paths and rows together.
+    """Extract features of photos into a file, or a folder of files, with paths and rows together.
 
-    Memory does not grow with the number of photos. The file is written under a temporary name and
-    renamed when it is whole.
+    The work is done in shards, each written whole before it is recorded as done. The same call
+    again, whatever ended the first, keeps what is recorded and does the rest; photos that are new
+    among the inputs are added. A file is put together from its shards at the end and renamed.
+    Memory does not grow with the number of rows.
 
     Parameters
     ----------
     images : path, or sequence of paths
-        Photos, folders (searched recursively), lists (``.txt``, ``.csv``).
-    output : path
-        ``.h5`` or ``.npz``: ``paths`` (N,), one (N, ...) array a layer, the errors, and attributes
-        (weights digest, architecture, preset, layers, dtype, versions).
+        Photos, folders (searched recursively), patterns (``*``, ``?``, ``**``), lists (``.txt``,
+        ``.csv``), ``-`` for a list on standard input, URLs that fsspec can open. A photo is known
+        by its path as it stands here.
+    output : path or URL
+        ``.h5``: ``paths`` (N,), one (N, ...) array a layer, a group ``errors`` with ``paths``,
+        ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
+        dtype, versions). ``.npz``: the same as arrays, ``errors_paths`` .. and ``attributes``
+        (JSON). ``.npy``: the array of one layer, and the rest in ``<output>.json``. ``.parquet``:
+        one row a photo, with path, status, detail, each layer a list of fixed size. A name that
+        ends in a slash or has no suffix: a folder with ``shards/*.h5`` (``*.parquet`` if it ends in
+        ``.parquet/``), ``errors.csv`` and ``manifest.json``.
     weights, layers, architecture, preset, mean_image
         As in `FeatureExtractor`.
-    batch_size : int
+    batch_size : int or "auto"
         Photos that go through the network together.
     dtype : {"float32", "float16"}
-        Of the rows in the file; the network always computes in float32.
+        Of the rows; the network always computes in float32.
+    pool : {"none", "avg", "max"}
+        Convolutional blobs (height, width, channels) pooled to (channels,).
+    shard_size : int
+        Photos a shard: the most that is done twice after an interruption.
+    workers, fast_decode
+        As in `PhotoReader`.
+    max_errors : int or "P%", optional
+        Stop when more photos than this, or than this part of the inputs, can't be read.
+    retry_errors : bool
+        Try those again that could not be read before.
+    force : bool
+        Begin anew, and replace what is there.
     progress : callable, optional
-        Called with (photos done, photos in all, errors so far) after every batch.
+        Called with (photos done, photos to do, errors) of this run after every batch.
 
     Returns
     -------
@@ -87,73 +124,139 @@ def extract_features(
 
     Raises
     ------
-    UsageError, OutputError, WeightsError
-        For a call that can't work; found out before the first photo is read.
+    UsageError
+        For a call that can't work, or one whose settings are not those that the output was begun
+        with; found out before the first photo is read.
+    OutputError
+        If the output can't be written, is being written by another job, or is a file that is none
+        of ours.
+    WeightsError
+        If the weights can't be had.
     ImageError
-        If no photo at all can be read.
+        If no photo at all, or too few of them, can be read.
     """
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"dtype {dtype!r}", "no such row type", "Use float32 or float16.")
-    if batch_size < 1:
-        raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
-    check_output(output)
+    target = Target(output)
+    target.check()
+    _check_settings(dtype, pool, batch_size, shard_size, layers, target)
     paths = find_images(images if isinstance(images, list | tuple) else [images])
+    limit = _error_limit(max_errors, len(paths))
+    if isinstance(mean_image, str | os.PathLike):
+        mean_image = read_mean_image(mean_image)
     extractor = FeatureExtractor(
         weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
     )
-    attributes = _attributes(extractor, dtype)
-    done, errors, shapes = 0, [], {}
-    with open_sink(output) as sink:
-        for batch in read_batches(paths, extractor.preprocess, batch_size):
-            errors += batch.failures
-            if batch.paths:
-                rows = extractor(batch.pixels)
-                sink.add(batch.paths, {k: _converted(k, v, dtype) for k, v in rows.items()})
-                shapes = {name: blob.shape[1:] for name, blob in rows.items()}
-            done += len(batch.paths) + len(batch.failures)
-            if progress:
-                progress(done, len(paths), len(errors))
-        if len(errors) == done:
-            raise ImageError(
-                f"{done} photo{'s' * (done > 1)}",
-                f"none could be read; the first: {errors[0][0]}: {errors[0][1]}",
-                "Check the files.",
-            )
-        sink.close(errors, attributes)
-    rows = done - len(errors)
+    job = fingerprint(
+        weights_digest=extractor.weights_digest,
+        architecture=extractor.architecture,
+        layers=extractor.layers,
+        preset=extractor.preset,
+        mean_image=mean_image,
+        dtype=dtype,
+        pool=pool,
+        fast_decode=fast_decode,
+    )
+    settings = ShardSettings(
+        _batch_size(batch_size), dtype, pool, target.shard_suffix, _attributes(extractor, job)
+    )
+    with working_on(target, job, paths, force) as state:
+        todo = state.remaining(retry_errors)
+        watch = _Watch(len(todo), 0 if retry_errors else len(state.failed), limit, progress)
+        with PhotoReader(
+            extractor.preset, mean_image=mean_image, workers=workers, fast_decode=fast_decode
+        ) as reader:
+            # A scheduler of other machines takes the place of this loop: it decides where
+            # `run_shard` runs; what comes back is recorded here, one by one.
+            for shard in plan_shards(todo, shard_size, state.manifest.shards):
+                record = run_shard(shard, target.shards, extractor, reader, settings, watch)
+                state.record(shard, record)
+        done = state.finish(settings.attributes)
     return ExtractionReport(
-        os.fspath(output),
-        done,
-        rows,
-        tuple(errors),
-        {name: (rows, *shape) for name, shape in shapes.items()},
-        attributes,
+        str(target),
+        done.count + len(done.failures),
+        done.count,
+        tuple(done.failures),
+        {name: (done.count, *shape) for name, (shape, _) in done.layers.items()},
+        done.attributes,
+        state.kept,
+        state.absent,
     )
 
 
-def _converted(layer: str, values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "float16" and np.abs(values).max() > np.finfo(np.float16).max:
-        raise InputError(
-            f"{layer} as float16",
-            f"a value of {np.abs(values).max():.0f} is beyond 65504",
-            "Extract this layer as float32.",
+class _Watch:
+    """Counts photos as they are done: tells of progress, and stops at too many errors."""
+
+    def __init__(
+        self,
+        total: int,
+        errors: int,
+        limit: int | None,
+        progress: Callable[[int, int, int], None] | None,
+    ):
+        self._total, self._limit, self._progress = total, limit, progress
+        self._done, self._errors = 0, errors
+
+    def __call__(self, done: int, failures: Sequence[Failure]) -> None:
+        self._done += done
+        self._errors += len(failures)
+        if self._progress:
+            self._progress(self._done, self._total, self._errors)
+        if self._limit is not None and self._errors > self._limit and failures:
+            raise ImageError(
+                f"{self._errors} photos",
+                f"they could not be read, and at most {self._limit} may fail; the last: "
+                f"{failures[-1].path}: {failures[-1].detail}",
+                "Check the files, or allow more; the same command again goes on from here.",
+            )
+
+
+def _error_limit(given: int | str | None, inputs: int) -> int | None:
+    """How many photos may fail; None for all of them."""
+    if given is None:
+        return None
+    text = str(given).strip()
+    with contextlib.suppress(ValueError):
+        if text.endswith("%"):
+            share = float(text[:-1])
+            if 0 <= share <= 100:
+                return int(inputs * share / 100)
+        elif int(text) >= 0:
+            return int(text)
+    raise UsageError(f"max_errors {text!r}", "no such limit", "Use a number, or a share as 1%.")
+
+
+def _check_settings(
+    dtype: str, pool: str, batch_size: int | str, shard_size: int, layers: Sequence[str], to: Target
+) -> None:
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"dtype {dtype!r}", "no such row type", "Use float32 or float16.")
+    if pool not in POOLS:
+        raise UsageError(f"pool {pool!r}", "no such pooling", "Use none, avg or max.")
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError(
+            f"batch of {batch_size}", "nothing would be done", "Use 1 or more, or auto."
         )
-    return values.astype(dtype, copy=False)
+    if shard_size < 1:
+        raise UsageError(f"shard of {shard_size}", "nothing would be done", "Use 1 or more.")
+    if to.suffix == ".npy" and len(set(layers)) > 1:
+        raise UsageError(
+            f"{' '.join(layers)} in {to}",
+            "an .npy holds one array",
+            "Choose one layer, or another format.",
+        )
 
 
-def _attributes(extractor: FeatureExtractor, dtype: str) -> dict[str, str]:
+def _batch_size(given: int | str) -> int:
+    if given != "auto":
+        return int(given)
+    return _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
+
+
+def _attributes(extractor: FeatureExtractor, job: dict[str, str]) -> dict[str, str]:
     """What a file of features records about its making."""
     return {
-        "weights_digest": extractor.weights_digest,
+        **job,
         "weights_source": os.path.basename(extractor.weights_source),
-        "architecture": extractor.architecture,
-        "preset": extractor.preset,
-        "layers": " ".join(extractor.layers),
-        "dtype": dtype,
-        "tf_alexnet_version": VERSION,
         "tensorflow_version": tf.__version__,
         "numpy_version": np.__version__,
-        "pillow_version": PIL.__version__,
-        "opencv_version": cv2.__version__,
         "h5py_version": h5py.__version__,
     }

@@ -1,92 +1,130 @@
-"""Photo files -> preprocessed batches, decoded in threads ahead of the network."""
+"""One shard: photos through reader and network into a file."""
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tf_alexnet.errors import ImageError, InputError
-from tf_alexnet.images import load_image
+from tf_alexnet.architectures import architecture_named
+from tf_alexnet.errors import InputError
+from tf_alexnet.extraction.manifest import ShardRecord
+from tf_alexnet.extraction.plan import Shard
+from tf_alexnet.extraction.reader import Failure, PhotoReader
+from tf_alexnet.extraction.sinks import writer_for
+from tf_alexnet.extraction.storage import Folder
 
-_AHEAD = 2  # batches decoded before they are needed: memory stays flat, decoders stay busy
+if TYPE_CHECKING:
+    from tf_alexnet.extraction.extractor import FeatureExtractor
+
+POOLS = {"avg": np.mean, "max": np.max, "none": None}
 
 
-class Batch(NamedTuple):
-    """Some photos of the input, in its order.
+@dataclass(frozen=True)
+class ShardSettings:
+    """How rows are made and kept, the same for every shard of a job.
 
     Attributes
     ----------
-    paths : list of str
-        The photos that could be read.
-    pixels : ndarray of float32, (len(paths) * crops, S, S, 3)
-        What the network takes.
-    failures : list of (str, str)
-        Path and reason of those that could not.
+    batch_size : int
+        Photos that go through the network together.
+    dtype : {"float32", "float16"}
+        Of the rows.
+    pool : {"avg", "max", "none"}
+        What becomes of the places of a convolutional blob.
+    suffix : str
+        Kind of file.
+    attributes : dict of str to str
+        What each file records about its making.
     """
 
-    paths: list[str]
-    pixels: np.ndarray
-    failures: list[tuple[str, str]]
+    batch_size: int
+    dtype: str
+    pool: str
+    suffix: str
+    attributes: Mapping[str, str]
 
 
-def read_batches(
-    paths: Sequence[str], preprocess: Callable[[Sequence[np.ndarray]], np.ndarray], batch_size: int
-) -> Iterator[Batch]:
-    """Read, decode and preprocess photos, a batch at a time.
-
-    Decoding runs in as many threads as there are processors, `_AHEAD` batches ahead of the reader.
-    An unusable photo becomes an entry in `Batch.failures`; any other error ends the reading.
+def run_shard(
+    shard: Shard,
+    folder: Folder,
+    extractor: FeatureExtractor,
+    reader: PhotoReader,
+    settings: ShardSettings,
+    watch: Callable[[int, list[Failure]], None] | None = None,
+) -> ShardRecord:
+    """Extract one shard into one file, which is there whole or not at all.
 
     Parameters
     ----------
-    paths : sequence of str
-        Photo files.
-    preprocess : callable
-        From uint8 RGB pictures to what the network takes, as `FeatureExtractor.preprocess`.
-    batch_size : int
-        Photos a batch; the last may be shorter.
+    shard : Shard
+        What to do.
+    folder : Folder
+        Where its file goes.
+    extractor : FeatureExtractor
+        The network.
+    reader : PhotoReader
+        Made for the extractor's preset.
+    settings : ShardSettings
+        How.
+    watch : callable, optional
+        Called after every batch with its number of photos and its failures; what it raises ends
+        the shard.
 
-    Yields
+    Returns
+    -------
+    ShardRecord
+        To be recorded; until then the shard counts as not done.
+
+    Raises
     ------
-    Batch
+    OutputError
+        If the file can't be written.
+    InputError
+        If a value does not fit the rows' type.
     """
-
-    def read(path: str) -> np.ndarray:
-        return preprocess([load_image(path)])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: deque[list[tuple[str, Future]]] = deque()
-        try:
-            for some in _parts(paths, batch_size):
-                waiting.append([(path, pool.submit(read, path)) for path in some])
-                if len(waiting) > _AHEAD:
-                    yield _collect(waiting.popleft())
-            while waiting:
-                yield _collect(waiting.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    name, failures, count = f"{shard.name}{settings.suffix}", [], 0
+    with folder.writing(name) as file, writer_for(settings.suffix)(file) as writer:
+        for batch in reader.batches(shard.paths, settings.batch_size):
+            failures += batch.failures
+            if batch.paths:
+                writer.add(batch.paths, make_rows(extractor(batch.pixels), settings))
+                count += len(batch.paths)
+            if watch:
+                watch(len(batch.paths) + len(batch.failures), batch.failures)
+        if not count:
+            writer.add([], _no_rows(extractor, settings))
+        writer.finish(failures, settings.attributes)
+    return ShardRecord(name, len(shard.paths), count, len(failures), folder.size(name) or 0)
 
 
-def _parts(paths: Iterable[str], size: int) -> Iterator[list[str]]:
-    paths = iter(paths)
-    while part := list(itertools.islice(paths, size)):
-        yield part
+def make_rows(blobs: Mapping[str, np.ndarray], settings: ShardSettings) -> dict[str, np.ndarray]:
+    """Rows of what the network computed: pooled, and of the type wanted."""
+    pool = POOLS[settings.pool]
+    rows = {}
+    for name, values in blobs.items():
+        if pool and values.ndim == 4:
+            values = pool(values, axis=(1, 2))
+        if settings.dtype == "float16":
+            _check_half(name, values)
+        rows[name] = values.astype(settings.dtype, copy=False)
+    return rows
 
 
-def _collect(jobs: list[tuple[str, Future]]) -> Batch:
-    paths, pixels, failures = [], [], []
-    for path, job in jobs:
-        try:
-            pixels.append(job.result())
-            paths.append(path)
-        except (ImageError, InputError) as error:  # InputError: no preset fits such a shape
-            failures.append((path, error.found))
-    if not pixels:
-        pixels = [np.empty((0, 0, 0, 3), np.float32)]
-    return Batch(paths, np.concatenate(pixels), failures)
+def _check_half(layer: str, values: np.ndarray) -> None:
+    largest = np.abs(values).max(initial=0)
+    if largest > np.finfo(np.float16).max:
+        raise InputError(
+            f"{layer} as float16",
+            f"a value of {largest:.0f} is beyond 65504",
+            "Extract this layer as float32.",
+        )
+
+
+def _no_rows(extractor: FeatureExtractor, settings: ShardSettings) -> dict[str, np.ndarray]:
+    """Arrays of no rows: a file has all its layers, whether any photo could be read or not."""
+    size = architecture_named(extractor.architecture).input_size
+    rows = make_rows(extractor(np.zeros((1, size, size, 3), np.float32)), settings)
+    return {name: values[:0] for name, values in rows.items()}
