@@ -5,10 +5,13 @@ The container is the safetensors library's; ours are the names, the layout and t
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import stat
 import struct
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -23,11 +26,13 @@ from tf_alexnet.weights.formats.common import (
 )
 
 MAX_HEADER = 1 << 20  # 16 tensors take 2 KB; the library itself would parse 100 MB
-DTYPES = ("F16", "F32", "F64")
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
     """Read a safetensors file with tensors ``<layer>/kernel`` and ``<layer>/bias``.
+
+    The library judges the file; the arrays are then views of it, mapped into memory.
 
     Raises
     ------
@@ -40,9 +45,10 @@ def read(path: str | os.PathLike) -> WeightArrays:
         raise damaged(path, "a safetensors file with a header out of all proportion")
     try:
         with safe_open(os.fspath(path), framework="np") as file:
-            parts = _parts(path, file)
+            names = {key: _dtype(path, file, key) for key in file.keys()}  # noqa: SIM118 (no dict)
             metadata = file.metadata()
-    except (SafetensorError, OverflowError, TypeError, ValueError) as error:
+        parts = _mapped_parts(path, names)
+    except (SafetensorError, OverflowError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, f"a damaged safetensors file ({error})") from None
     layers = {}
     for name, arrays in parts.items():
@@ -52,19 +58,31 @@ def read(path: str | os.PathLike) -> WeightArrays:
     return assemble(path, layers, *split_metadata(metadata or {}))
 
 
-def _parts(path, file) -> dict[str, dict]:
+def _dtype(path, file, key: str) -> np.dtype:
+    """The type of the tensor `key`, which must be a layer's kernel or bias."""
+    name, _, part = key.rpartition("/")
+    dtype = file.get_slice(key).get_dtype()
+    if part not in LayerArrays._fields or not name or dtype not in DTYPES:
+        raise damaged(
+            path,
+            f"a safetensors file with the {dtype} tensor {key[:80]!r}",
+            "Expected are float tensors called <layer>/kernel and <layer>/bias.",
+        )
+    return np.dtype(DTYPES[dtype])
+
+
+def _mapped_parts(path, names: dict[str, np.dtype]) -> dict[str, dict]:
     """Layer name -> part name -> array."""
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + struct.unpack("<Q", mapped[:8])[0]
+    header = json.loads(mapped[8:start])
     parts = {}
-    for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+    for key, dtype in names.items():
+        begin, end = header[key]["data_offsets"]
+        array = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, start + begin)
         name, _, part = key.rpartition("/")
-        dtype = file.get_slice(key).get_dtype()
-        if part not in LayerArrays._fields or not name or dtype not in DTYPES:
-            raise damaged(
-                path,
-                f"a safetensors file with the {dtype} tensor {key[:80]!r}",
-                "Expected are float tensors called <layer>/kernel and <layer>/bias.",
-            )
-        parts.setdefault(name, {})[part] = as_float32(file.get_tensor(key))
+        parts.setdefault(name, {})[part] = as_float32(array.reshape(header[key]["shape"]))
     return parts
 
 
