@@ -7,7 +7,8 @@ from typing import Any
 
 from tf_alexnet.errors import UsageError
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+_NAME = "[A-Za-z][A-Za-z0-9+.-]*"
+_SCHEME = re.compile(f"({_NAME}::)*{_NAME}://")  # fsspec chains them: simplecache::s3://
 
 
 def is_url(path: str) -> bool:

@@ -1,14 +1,19 @@
-"""Which photos a person means by files, folders and lists: an ordered list of paths."""
+"""Which photos a person means by files, folders, patterns, lists and URLs: an ordered list."""
 
 from __future__ import annotations
 
 import csv
+import glob
+import io
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from os import PathLike
+from typing import TextIO
 
-from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.errors import AlexNetError, ImageError, UsageError
 from tf_alexnet.images.decode import SUFFIXES
+from tf_alexnet.remote import filesystem, is_url
 
 LISTS = (".txt", ".csv")
 
@@ -25,7 +30,10 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
         any case, hidden names left out, links followed. A ``.txt`` list: a path a line. A ``.csv``
         list: its column `path`, or without such a column the first one, whose first row counts as
         the header unless it has an image's suffix. Paths in a list are relative to the list's
-        folder, and taken as they stand: whether they exist shows when they are read.
+        folder, and taken as they stand: whether they exist shows when they are read. ``-`` is a
+        list on standard input, relative to the current folder. A pattern (``*``, ``?``, ``[...]``,
+        ``**``) that is no file's name: what it matches, as if all that were named. A URL
+        (``s3://...``): the same by fsspec; entries of a list may be URLs too.
 
     Returns
     -------
@@ -42,14 +50,19 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
         If there is no image at all.
     """
     named = [inputs] if isinstance(inputs, str | bytes | PathLike) else list(inputs)
-    places: dict[tuple[str, str], str] = {}
+    places: dict[str, str] = {}
     real_folders: dict[str, str] = {}
+    first_names: dict[str, str] = {}  # of real folders
     for path in (os.fsdecode(name) for name in named):
         for image in _expanded(path):
             folder, name = os.path.split(image)
             if folder not in real_folders:
-                real_folders[folder] = os.path.realpath(folder)
-            places.setdefault((real_folders[folder], name), image)
+                real = folder if is_url(folder) else os.path.realpath(folder)
+                real_folders[folder] = first_names.setdefault(real, folder)
+            # By far the most often that is `image` itself, and no second string is kept.
+            first = real_folders[folder]
+            place = image if first == folder else os.path.join(first, name)
+            places.setdefault(place, image)
     if not places:
         asked = ", ".join(os.fsdecode(name) for name in named) or "no input at all"
         raise UsageError(
@@ -64,14 +77,29 @@ def has_image_suffix(name: str) -> bool:
 
 
 def _expanded(path: str) -> Iterator[str]:
+    if is_url(path):
+        return _at_url(path)
+    if path == "-":
+        return _in_list(path, ".txt")
     if os.path.isdir(path):
         return _in_folder(path)
     if not os.path.lexists(path):
-        raise ImageError(
-            path, "there is no such file or folder", "Check the name and the current folder."
-        )
+        return _matching(path)
     suffix = os.path.splitext(path)[1].lower()
     return _in_list(path, suffix) if suffix in LISTS else iter([path])
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """What a shell would have put in the place of a pattern."""
+    found = []
+    if glob.has_magic(pattern) and "\0" not in pattern:
+        found = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
+    if not found:
+        raise ImageError(
+            pattern, "there is no such file or folder", "Check the name and the current folder."
+        )
+    for path in found:
+        yield from _expanded(path)
 
 
 def _in_folder(top: str) -> Iterator[str]:
@@ -101,25 +129,69 @@ def _in_folder(top: str) -> Iterator[str]:
                 stack.append(below)
 
 
-def _in_list(path: str, suffix: str) -> Iterator[str]:
+def _at_url(url: str) -> Iterator[str]:
+    """Images that a URL names, sorted as those of a folder are."""
+    files, path = filesystem(url)
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            cells = _csv_cells(file) if suffix == ".csv" else _lines(file.read())
-            entries = [cell for cell in cells if cell.strip()]
-        if any("\0" in entry for entry in entries):
-            raise ValueError("it holds NUL characters")
+        if glob.has_magic(path) and not files.exists(path):
+            found = files.glob(path)
+        elif files.isdir(path):
+            found = [x for x in files.find(path) if _is_wanted(x[len(path.rstrip("/")) :])]
+        elif os.path.splitext(path)[1].lower() in LISTS:
+            return _in_list(url, os.path.splitext(path)[1].lower())
+        else:
+            return iter([url])
+    except AlexNetError:
+        raise
+    except Exception as error:  # every service has errors of its own kind
+        raise ImageError(
+            url,
+            f"it can't be listed ({error or type(error).__name__})",
+            "Check the address and your rights there.",
+        ) from error
+    found.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
+    return iter([files.unstrip_protocol(x) for x in found])
+
+
+def _is_wanted(below: str) -> bool:
+    return has_image_suffix(below) and not any(x.startswith(".") for x in below.split("/"))
+
+
+def _in_list(path: str, suffix: str) -> Iterator[str]:
+    folder = "" if path == "-" else os.path.dirname(path)
+    try:
+        with _opened(path, suffix) as file:
+            # One by one: a list of a million photos need not be in memory three times.
+            for entry in _csv_cells(file) if suffix == ".csv" else _lines(file):
+                if "\0" in entry:
+                    raise ValueError("it holds NUL characters")
+                if entry.strip():
+                    yield entry if is_url(entry) else os.path.join(folder, entry)
+    except AlexNetError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         fault = getattr(error, "strerror", None) or str(error)
         raise ImageError(
             path, f"the list can't be read ({fault})", "Give a text file with a path a line."
         ) from None
-    folder = os.path.dirname(path)
-    return (os.path.join(folder, entry) for entry in entries)
 
 
-def _lines(text: str) -> Iterator[str]:
-    # str.splitlines would also split at characters that a file's name may hold.
-    return (line.removesuffix("\r") for line in text.split("\n"))
+def _opened(path: str, suffix: str) -> TextIO:
+    """A list as text; bytes that are not UTF-8 become surrogates, as in the names of files."""
+    # A name may hold any other character that Python or the csv module would end a line at.
+    kind = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
+    if suffix == ".csv":
+        kind["newline"] = ""
+    if path == "-":
+        return io.TextIOWrapper(io.BytesIO(sys.stdin.buffer.read()), **kind)
+    if is_url(path):
+        files, place = filesystem(path)
+        return io.TextIOWrapper(io.BytesIO(files.cat_file(place)), **kind)
+    return open(path, **kind)
+
+
+def _lines(file: Iterable[str]) -> Iterator[str]:
+    return (line.removesuffix("\n").removesuffix("\r") for line in file)
 
 
 def _csv_cells(file: Iterable[str]) -> Iterator[str]:
