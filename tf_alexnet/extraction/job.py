@@ -200,11 +200,11 @@ class _Watch:
         self._errors += len(failures)
         if self._progress:
             self._progress(self._done, self._total, self._errors)
-        if self._limit is not None and self._errors > self._limit and failures:
+        if self._limit is not None and self._errors > self._limit:
+            last = f"; the last: {failures[-1].path}: {failures[-1].detail}" if failures else ""
             raise ImageError(
                 f"{self._errors} photos",
-                f"they could not be read, and at most {self._limit} may fail; the last: "
-                f"{failures[-1].path}: {failures[-1].detail}",
+                f"they could not be read, and at most {self._limit} may fail{last}",
                 "Check the files, or allow more; the same command again goes on from here.",
             )
 

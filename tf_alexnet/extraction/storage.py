@@ -34,10 +34,14 @@ class OutputFile(io.FileIO):
         done = 0
         try:
             while done < len(view) and self.failure is None:
-                done += super().write(view[done:])
+                done += self._put(view[done:])
         except BaseException as error:  # also a signal's: it must not get lost in C code
             self.failure = self.failure or error
         return len(view)
+
+    def _put(self, data: memoryview) -> int:
+        """One call of the operating system; it may take less than all."""
+        return super().write(data)
 
     def truncate(self, size: int | None = None) -> int:
         """Change the size, or remember why not."""

@@ -1,0 +1,89 @@
+"""Extractions without TensorFlow: everything but the network is the real thing.
+
+`Network` stands in for `FeatureExtractor`; it takes no time and its rows tell photos apart. Run as
+a program, this is `tf-alexnet` with that network: `python jobs.py SECONDS_A_BATCH extract ...`.
+"""
+
+import sys
+import time
+import types
+
+import numpy as np
+from PIL import Image
+
+import tf_alexnet as ta
+from tf_alexnet.errors import ImageError
+from tf_alexnet.extraction.reader import Batch, Failure
+
+
+class Network:
+    """What `extract_features` asks of a `FeatureExtractor`."""
+
+    architecture, preset, trained_as = "torchvision", "torchvision", "torchvision"
+    weights_digest, weights_source = "sha256:0", "network.npy"
+    seconds = 0.0
+
+    def __init__(self, weights, layers, **_):
+        self.layers = tuple(layers)
+
+    def __call__(self, batch):
+        time.sleep(self.seconds)
+        flat = batch.reshape(len(batch), -1)[:, ::97]
+        rows = np.concatenate([flat[:, :16] - flat.mean(1)[:, None], flat[:, -16:]], axis=1)
+        rows = rows.astype(np.float32)
+        blobs = {"fc7": rows, "conv5": rows[:, :24].reshape(-1, 2, 2, 6)}
+        return {name: blobs[name] for name in self.layers}
+
+
+class Reader:
+    """`PhotoReader` without processes."""
+
+    def __init__(self, preset, **_):
+        self._preset = preset
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def batches(self, paths, batch_size):
+        for start in range(0, len(paths), batch_size):
+            good, images, failures = [], [], []
+            for path in paths[start : start + batch_size]:
+                try:
+                    images.append(ta.load_image(path))
+                    good.append(path)
+                except ImageError as error:
+                    failures.append(Failure(path, error.code, error.found))
+            yield Batch(good, ta.preprocess_input(images, self._preset) if good else None, failures)
+
+
+def photos(folder, count, start=0):
+    """Small photos, each of a colour of its own."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for i in range(start, start + count):
+        paths.append(folder / f"{i:04d}.png")
+        Image.new("RGB", (4, 4), (i % 251, 7 * i % 256, 13 * i % 256)).save(paths[-1])
+    return [str(path) for path in paths]
+
+
+def main():
+    """`tf-alexnet` whose network takes so many seconds a batch."""
+    tensorflow = types.ModuleType("tensorflow")
+    tensorflow.__version__ = "0"
+    tensorflow.config = types.SimpleNamespace(list_physical_devices=lambda _: [])
+    extractor = types.ModuleType("tf_alexnet.extraction.extractor")
+    extractor.FeatureExtractor = Network
+    sys.modules |= {"tensorflow": tensorflow, extractor.__name__: extractor}
+    Network.seconds = float(sys.argv.pop(1))
+    from tf_alexnet.cli import console
+    from tf_alexnet.cli.main import main
+
+    console.find_weights = str
+    main()
+
+
+if __name__ == "__main__":
+    main()
