@@ -19,7 +19,13 @@ from weight_seeds import (
 )
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.weights import read_weights, write_weights
+from tf_alexnet.weights import (
+    LayerArrays,
+    WeightArrays,
+    identify_weights,
+    read_weights,
+    write_weights,
+)
 from tf_alexnet.weights.formats import (
     deep_compression,
     hdf5_child,
@@ -27,6 +33,7 @@ from tf_alexnet.weights.formats import (
     read_file,
     write_file,
 )
+from tf_alexnet.weights.identify import fingerprints
 
 METADATA = {
     "preset": "caffe",
@@ -148,3 +155,27 @@ def test_identification_does_not_pile_up(tmp_path):
     again = read_weights(path)
     assert (again.digest, again.architecture) == (first.digest, first.architecture)
     assert again.metadata == first.metadata
+
+
+@pytest.mark.parametrize("network", ["bvlc_alexnet", "caffenet", "torchvision"])
+def test_trained_networks_are_told_apart_in_every_format(tmp_path, network):
+    """Also with noise on one array, and with a record that says otherwise."""
+    shapes = ARCHITECTURES[network].until("pool5")
+    random = np.random.default_rng(9)
+    layers = {}
+    for conv in shapes.convolutions:
+        kernel = np.zeros((1, 2, 2, conv.filters), "f4")
+        bias = fingerprints()[network].get(conv.name, np.full(conv.filters, 0.5))
+        layers[conv.name] = LayerArrays(kernel, bias.astype("f4"))
+    noisy = layers["conv1"].bias + random.normal(0, 1e-4, len(layers["conv1"].bias))
+    layers["conv1"] = LayerArrays(layers["conv1"].kernel, noisy.astype("f4"))
+    arrays = WeightArrays(layers, "compact", "made for the test")
+    for index, (suffix, options) in enumerate(WRITTEN.values()):
+        write_file(arrays, tmp_path / f"{index}{suffix}", **options)
+        found = identify_weights(tmp_path / f"{index}{suffix}")
+        assert (found.name, found.how) == (network, "fingerprint"), suffix
+        assert found.distance < 1e-3
+    if network == "torchvision":
+        entries, storages = torch_parts(arrays, legacy=False)
+        (tmp_path / "a.pth").write_bytes(torch_zip(torch_pickle(entries), storages))
+        assert identify_weights(tmp_path / "a.pth").name == network
