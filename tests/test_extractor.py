@@ -1,0 +1,53 @@
+"""FeatureExtractor as an object: photos to arrays, pickling, parity with the plain model."""
+
+import pickle
+
+import numpy as np
+import pytest
+import reference
+from conftest import model_of, weights_of
+
+import tf_alexnet as ta
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.errors import ImageError, InputError
+
+
+def test_paths_and_arrays_give_the_same_rows_in_order(example_photos):
+    extractor = ta.FeatureExtractor("torchvision-convs", ["pool5", "conv3"])
+    arrays = [ta.load_image(path) for path in example_photos]
+    expected = extractor(extractor.preprocess(arrays))
+    mixed = [example_photos[0], arrays[1], str(example_photos[2]), *arrays[3:]]
+    for batch_size in (64, 2):
+        found = extractor.from_images(mixed, batch_size)
+        for name, blob in expected.items():
+            np.testing.assert_array_equal(found[name], blob)
+
+
+def test_from_images_refuses_what_is_no_list_of_photos(tmp_path):
+    extractor = ta.FeatureExtractor("torchvision-convs", ["pool5"])
+    for images in ("photo.jpg", [], tmp_path):
+        with pytest.raises(InputError, match="is no sequence of photos"):
+            extractor.from_images(images)
+    with pytest.raises(ImageError, match=r"nosuch\.jpg: there is no such file"):
+        extractor.from_images([tmp_path / "nosuch.jpg"])
+
+
+def test_a_pickled_extractor_is_small_and_gives_the_same_rows(alexnet_file, example_photos):
+    extractor = ta.FeatureExtractor(alexnet_file, ["fc7"], architecture="bvlc_alexnet")
+    stream = pickle.dumps(extractor)
+    assert len(stream) < 1000, "the path of the weights, not the weights"
+    copy = pickle.loads(stream)
+    assert copy.weights_digest == extractor.weights_digest
+    rows = [e.from_images(example_photos[:2])["fc7"] for e in (extractor, copy)]
+    np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_fast_path_equals_the_plain_model_blob_by_blob(name, example_photos):
+    table = ARCHITECTURES[name]
+    names = [*table.blobs, *table.preacts]
+    extractor = ta.FeatureExtractor(weights_of(name), names)
+    x = extractor.preprocess([ta.load_image(path) for path in example_photos])
+    plain = ta.features(model_of(name), names).predict(x, verbose=0)
+    for blob, ours in extractor(x).items():
+        assert reference.relative_error(ours, plain[blob]) < 1e-5, blob  # observed 2e-6
