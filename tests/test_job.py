@@ -372,14 +372,23 @@ def test_a_kill_between_the_last_steps_doubles_nothing(output, extract, tmp_path
     from tf_alexnet.extraction.state import JobState
 
     paths = jobs.photos(tmp_path / "photos", 10)
-    for some in (paths[:5], paths):  # a new file, and one that goes on from another
-        with monkeypatch.context() as patch:  # the file is there, and so is the working folder
-            patch.setattr(JobState, "discard", lambda _: None)
-            extract(some, output)
-        assert glob.glob("f*.job/shards/*")
-        report = extract(some, output)
-        assert (report.inputs, report.rows) == (len(some), len(some))
-        check(output, some)
+    # A new file, and some that go on from another. It is there, and so is the working folder.
+    for count, skipped in (
+        (4, ["_retire", "discard"]),
+        (8, ["_retire", "discard"]),
+        (10, ["discard"]),
+    ):
+        with monkeypatch.context() as patch:
+            for name in skipped:
+                patch.setattr(JobState, name, lambda _: None)
+            extract(paths[:count], output)
+        shards = glob.glob("f*.job/shards/*")
+        assert shards
+        if len(skipped) == 1:
+            os.unlink(shards[0])  # killed while removing them
+        again = extract(paths[:count], output)
+        assert (again.inputs, again.rows, again.kept) == (count, count, count)
+        check(output, paths[:count])
         assert not glob.glob("f*.job")
 
 

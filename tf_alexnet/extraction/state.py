@@ -151,7 +151,7 @@ class JobState:
 
     def discard(self) -> None:
         """Remove what belongs to the job; a finished file stays."""
-        for name in (NAME, ERRORS, "shards"):
+        for name in ("shards", ERRORS, NAME):  # what is there without a manifest is none of ours
             self._target.work.remove(name)
 
     def _finish_file(self, rows: Joined) -> None:
@@ -162,7 +162,13 @@ class JobState:
             if target.names:
                 with target.work.writing_beside(target.names) as file:
                     write_names(file, rows)
+            self._retire()
         self.discard()
+
+    def _retire(self) -> None:
+        """From now on the file is what there is, however much of the shards is removed."""
+        self.manifest = Manifest(self.manifest.job, extends=True)
+        self.manifest.save(self._target.work)
 
     def _finish_folder(self, rows: Joined, totals: dict[str, int]) -> None:
         work = self._target.work

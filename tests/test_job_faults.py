@@ -1,0 +1,246 @@
+"""Jobs that are killed, stopped, or that can't write: what they leave is gone on from."""
+
+import errno
+import glob
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jobs
+import pytest
+from test_job import check, extract, files_below  # noqa: F401 (extract is a fixture)
+
+from tf_alexnet.errors import OutputError
+from tf_alexnet.extraction import storage
+
+JOB = [sys.executable, str(Path(jobs.__file__))]
+
+
+def start(seconds, *arguments, **kwargs):
+    """A job in a process group of its own, whose network takes `seconds` a batch."""
+    command = [*JOB, str(seconds), "extract", *arguments, "-w", "network.npy"]
+    command += ["--shard-size", "4", "--batch", "2", "--workers", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, start_new_session=True, **pipes, **kwargs)
+
+
+def finish(process, code=0):
+    """What a job prints; it ends with `code`, and an error is one line."""
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == code, err
+    assert len(err.splitlines()) == (code not in (0, 130, 143)), err
+    return out, err
+
+
+def wait_for(condition, process):
+    until = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Two bad photos among 22, in a working folder."""
+    monkeypatch.chdir(tmp_path)
+    paths = jobs.photos(Path("photos"), 22)
+    for path in (paths[5], paths[17]):
+        Path(path).write_text("no picture")
+    return paths
+
+
+def operations(monkeypatch):
+    """Every call that writes, in turn: a list of their names, and which of them is to fail."""
+    calls, failing = [], [None]
+
+    def spied(name, call):
+        def spy(*arguments, **keywords):
+            calls.append(name)
+            if len(calls) - 1 == failing[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*arguments, **keywords)
+
+        return spy
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(storage.os, name, spied(name, getattr(os, name)))
+    monkeypatch.setattr(storage.OutputFile, "_put", spied("write", storage.OutputFile._put))
+    monkeypatch.setattr(Path, "mkdir", spied("mkdir", Path.mkdir))
+    opened = spied("open", storage.OutputFile.__init__)
+    monkeypatch.setattr(storage.OutputFile, "__init__", opened)
+    return calls, failing
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "f.h5",
+        *(
+            pytest.param(output, marks=pytest.mark.slow)
+            for output in ("f.npz", "f.npy", "f.parquet", "f/", "f.parquet/")
+        ),
+    ],
+)
+def test_a_full_disk_at_every_write(output, extract, photos, monkeypatch, capfd):  # noqa: F811
+    for path in photos[7:]:  # two shards are enough
+        os.unlink(path)
+    extract("photos", output)
+    whole = files_below(".")
+    calls, failing = operations(monkeypatch)
+    extract("photos", output, force=True)
+    total = len(calls)
+    assert set(calls) == {"open", "write", "fsync", "replace", "mkdir"}
+    assert total > 25
+    for number in range(total):
+        calls.clear()
+        failing[0] = number
+        remove(output)
+        with pytest.raises(OutputError, match=r"it can't be written \(No space left") as caught:
+            extract("photos", output)
+        assert "\n" not in str(caught.value)
+        assert not glob.glob(f"{output}*/**/.tf*", recursive=True), "nothing half written stays"
+        failing[0] = None
+        recorded = manifests(output)
+        report = extract("photos", output)
+        assert report.kept == sum(shard["inputs"] for shard in recorded)
+        assert files_below(".") == whole, (number, calls[number])
+    assert capfd.readouterr().err == "", "no library complains on its own"
+
+
+def remove(output):
+    subprocess.run(["rm", "-rf", *glob.glob(f"{output.rstrip('/')}*")], check=True)
+
+
+def manifests(output):
+    """Records of the finished shards of a job that is not finished, if any."""
+    for path in (f"{output}.job/manifest.json", f"{output}manifest.json"):
+        if os.path.exists(path):
+            return json.loads(Path(path).read_text())["shards"]
+    return []
+
+
+@pytest.mark.parametrize("limit", [100, 3000, 9000])
+def test_a_file_that_may_not_grow(limit, extract, photos, capfd):  # noqa: F811
+    """The kernel's own refusal, which cuts a write short."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"it can't be written \(File too large\)"):
+            extract("photos", "f.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capfd.readouterr().err == ""
+    assert extract("photos", "f.h5").rows == 20
+    check("f.h5", *parted(photos))
+
+
+def parted(photos):
+    bad = [photos[5], photos[17]]
+    bad = [os.path.relpath(path) for path in bad]
+    return [x for x in map(os.path.relpath, photos) if x not in bad], bad
+
+
+def finish_with_errors(process):
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert [line.split(":")[1].strip() for line in err.splitlines()] == [
+        "photos/0005.png",
+        "photos/0017.png",
+    ]
+    return out, err
+
+
+def test_a_job_that_exceeds_its_errors_goes_on_later(photos):
+    _, err = finish(start(0, "photos", "-o", "f.h5", "--max-errors", "1"), 5)
+    assert err.startswith("error: 2 photos: they could not be read, and at most 1 may fail; the ")
+    out, err = start(0, "photos", "-o", "f.h5", "--max-errors", "10%").communicate(timeout=60)
+    assert (
+        out
+        == "f.h5: 20 rows + 2 errors = 22 photos; fc7 (20, 32) float32; 16 of them done before\n"
+    )
+    check("f.h5", *parted(photos))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_job_soon(number, code, photos):
+    process = start(0.3, "photos", "-o", "f.npz")
+    wait_for(lambda: manifests("f.npz"), process)
+    asked = time.monotonic()
+    os.killpg(process.pid, number)
+    finish(process, code)
+    assert time.monotonic() - asked < 10
+    assert not glob.glob("f.npz.job/**/.tf*", recursive=True)
+    assert not os.path.exists("f.npz.job/.lock")
+    kept = sum(shard["inputs"] for shard in manifests("f.npz"))
+    assert kept >= 4
+    out, _ = finish_with_errors(start(0, "photos", "-o", "f.npz"))
+    assert out.endswith(f"; {kept} of them done before\n")
+    check("f.npz", *parted(photos))
+
+
+def test_the_second_of_two_jobs_is_refused_and_the_first_goes_on(photos):
+    first = start(0.2, "photos", "-o", "f/")
+    wait_for(lambda: os.path.exists("f/.lock") and os.stat("f/.lock").st_size, first)
+    _, err = finish(start(0, "photos", "-o", "f/"), 4)
+    assert err.startswith(f"error: f: another job is writing it (process {first.pid} on ")
+    finish_with_errors(first)
+    check("f/", *parted(photos))
+
+
+def kill_often(output, photos, kills, seed):
+    """Kill a job's processes at random moments; then let one end, and look at what it made."""
+    moments = random.Random(seed)
+    begun = time.monotonic()
+    finish_with_errors(start(0.05, "photos", "-o", f"whole/{output}"))
+    length = time.monotonic() - begun
+    killed = 0
+    while killed < kills:
+        remove(output)
+        kept = {}
+        for _ in range(3):  # the same job up to three times
+            process = start(0.05, "photos", "-o", output)
+            time.sleep(moments.uniform(0.1, 1) * length)
+            if process.poll() is None:
+                killed += 1
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            now = {shard["name"]: inode(output, shard["name"]) for shard in manifests(output)}
+            assert now.items() >= kept.items() or not now, "a recorded shard is done once"
+            kept = now
+        finish_with_errors(start(0, "photos", "-o", output))
+        check(output, *parted(photos))
+        if output.endswith("/"):
+            assert files_below(output) == files_below(f"whole/{output}")
+        else:
+            assert Path(output).read_bytes() == Path(f"whole/{output}").read_bytes()
+            assert not os.path.exists(f"{output}.job")
+    assert not [name for name in os.listdir(".") if name.startswith(".")]
+
+
+def inode(output, name):
+    (path,) = glob.glob(f"{output}*/shards/{name}") or glob.glob(f"{output}shards/{name}")
+    return os.stat(path).st_ino
+
+
+@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
+def test_killed_at_random_moments(output, photos):
+    os.mkdir("whole")
+    kill_often(output, photos, 3, seed=time.time_ns() % 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.parquet", "f/", "f.parquet/"])
+def test_killed_many_times(output, photos):
+    os.mkdir("whole")
+    kill_often(output, photos, 40, seed=1)
