@@ -22,10 +22,16 @@ from tf_alexnet.extraction import storage
 JOB = [sys.executable, str(Path(jobs.__file__))]
 
 
+REAL = [sys.executable, "-m", "tf_alexnet", "extract", "-w", "torchvision-convs", "-l", "pool5"]
+
+
 def start(seconds, *arguments, **kwargs):
-    """A job in a process group of its own, whose network takes `seconds` a batch."""
-    command = [*JOB, str(seconds), "extract", *arguments, "-w", "network.npy"]
-    command += ["--shard-size", "4", "--batch", "2", "--workers", "1"]
+    """A job in a process group of its own, whose network takes `seconds` a batch.
+
+    The real network, if `seconds` is None.
+    """
+    command = [*JOB, str(seconds), "extract", "-w", "network.npy"] if seconds is not None else REAL
+    command = [*command, *arguments, "--shard-size", "4", "--batch", "2", "--workers", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes, **kwargs)
 
@@ -198,18 +204,18 @@ def test_the_second_of_two_jobs_is_refused_and_the_first_goes_on(photos):
     check("f/", *parted(photos))
 
 
-def kill_often(output, photos, kills, seed):
+def kill_often(output, photos, kills, seed, seconds=0.05):
     """Kill a job's processes at random moments; then let one end, and look at what it made."""
     moments = random.Random(seed)
     begun = time.monotonic()
-    finish_with_errors(start(0.05, "photos", "-o", f"whole/{output}"))
+    finish_with_errors(start(seconds, "photos", "-o", f"whole/{output}"))
     length = time.monotonic() - begun
     killed = 0
     while killed < kills:
         remove(output)
         kept = {}
         for _ in range(3):  # the same job up to three times
-            process = start(0.05, "photos", "-o", output)
+            process = start(seconds, "photos", "-o", output)
             time.sleep(moments.uniform(0.1, 1) * length)
             if process.poll() is None:
                 killed += 1
@@ -218,8 +224,9 @@ def kill_often(output, photos, kills, seed):
             now = {shard["name"]: inode(output, shard["name"]) for shard in manifests(output)}
             assert now.items() >= kept.items() or not now, "a recorded shard is done once"
             kept = now
-        finish_with_errors(start(0, "photos", "-o", output))
-        check(output, *parted(photos))
+        finish_with_errors(start(seconds, "photos", "-o", output))
+        if seconds is not None:
+            check(output, *parted(photos))
         if output.endswith("/"):
             assert files_below(output) == files_below(f"whole/{output}")
         else:
@@ -244,3 +251,10 @@ def test_killed_at_random_moments(output, photos):
 def test_killed_many_times(output, photos):
     os.mkdir("whole")
     kill_often(output, photos, 40, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
+def test_killed_with_the_real_network(output, photos):
+    os.mkdir("whole")
+    kill_often(output, photos, 20, seed=2, seconds=None)
