@@ -6,7 +6,11 @@ import json
 import os
 import pathlib
 import re
+import resource
+import subprocess
+import sys
 import threading
+import time
 import types
 
 import h5py
@@ -17,8 +21,12 @@ import pytest
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError
-from tf_alexnet.extraction import job
+from tf_alexnet.extraction import job, sinks
+from tf_alexnet.extraction.manifest import ShardRecord
 from tf_alexnet.extraction.plan import changes, fingerprint, plan_shards
+from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.extraction.state import JobState, working_on
+from tf_alexnet.extraction.target import Target
 
 OUTPUTS = ["f.h5", "f.npz", "f.npy", "f.parquet", "f/", "f.parquet/"]
 
@@ -125,6 +133,53 @@ def test_plan():
     left = plan_shards(paths[:4] + paths[8:], 4, {"shard-000001"})
     assert list(left) == [plan[0], plan[2]]
     assert list(plan_shards([], 4)) == []
+
+
+def test_what_plans_and_records_needs_no_tensorflow():
+    modules = (
+        "lock",
+        "manifest",
+        "outputs",
+        "plan",
+        "sinks",
+        "state",
+        "storage",
+        "target",
+        "worker",
+    )
+    names = ", ".join(f"tf_alexnet.extraction.{name}" for name in modules)
+    code = f"import sys, {names}; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
+def test_a_job_of_a_million_photos_starts_soon(output, tmp_path, monkeypatch):
+    """3 s on a quiet machine."""
+    monkeypatch.chdir(tmp_path)
+    paths = [f"photos/{i % 1000:03d}/ILSVRC2012_val_{i:08d}.JPEG" for i in range(10**6)]
+    settings = {"layers": "fc7"}
+    with working_on(Target(output), settings, paths, False) as state:
+        target, rows = Target(output), np.zeros((4096, 4), np.float32)
+        for shard in plan_shards(state.remaining(False)):
+            if shard.number % 10 == 9:
+                continue
+            name, (bad, *good) = f"{shard.name}{target.shard_suffix}", shard.paths
+            with (
+                target.shards.writing(name) as file,
+                sinks.writer_for(target.shard_suffix)(file) as writer,
+            ):
+                writer.add(good, {"fc7": rows[: len(good)]})
+                writer.finish([Failure(bad, "missing", "it is gone")], settings)
+            size = target.shards.size(name)
+            state.manifest.shards[shard.name] = ShardRecord(name, len(good) + 1, len(good), 1, size)
+        state.manifest.save(target.work)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with working_on(Target(output), settings, paths, False) as state:
+        assert len(state.remaining(False)) == 24 * 4096
+        assert state.kept == 10**6 - 24 * 4096
+        assert time.monotonic() - start < 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
 def test_fingerprint_names_what_changed():
@@ -369,8 +424,6 @@ def test_shards_that_were_lost_or_damaged_are_done_again(extract, tmp_path):
 
 @pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.parquet"])
 def test_a_kill_between_the_last_steps_doubles_nothing(output, extract, tmp_path, monkeypatch):
-    from tf_alexnet.extraction.state import JobState
-
     paths = jobs.photos(tmp_path / "photos", 10)
     # A new file, and some that go on from another. It is there, and so is the working folder.
     for count, skipped in (
@@ -492,8 +545,6 @@ def test_files_behind_urls(output, extract, tmp_path, monkeypatch):
 
 
 def test_what_is_not_installed_is_named(extract, tmp_path, monkeypatch):
-    import sys
-
     paths = jobs.photos(tmp_path / "photos", 1)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'tf-alexnet\[parquet\]'"):

@@ -8,13 +8,15 @@ import hashlib
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 
 from tf_alexnet.errors import OutputError
 from tf_alexnet.extraction.target import Target
 
 LOCK = ".lock"
-_held: set[str] = set()  # the kernel's locks do not part the threads of one process
+_held: set[str] = set()
+_guard = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -34,17 +36,27 @@ def locked(target: Target) -> Iterator[None]:
         path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{os.getuid()}-{digest}.lock")
     else:
         path = os.path.join(os.path.realpath(str(target.work)), LOCK)
-    if path in _held:
-        raise _busy(target, f"process {os.getpid()}, this one")
-    descriptor = _acquire(target, path)
-    _held.add(path)
+    with _claimed(target, path):
+        descriptor = _acquire(target, path)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _claimed(target: Target, path: str) -> Iterator[None]:
+    """Keep this process's other threads out: the kernel's locks part processes only."""
+    with _guard:
+        if path in _held:
+            raise _busy(target, f"process {os.getpid()}, this one")
+        _held.add(path)
     try:
         yield
     finally:
         _held.discard(path)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        os.close(descriptor)
 
 
 def _acquire(target: Target, path: str) -> int:
