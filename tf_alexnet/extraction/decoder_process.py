@@ -57,45 +57,42 @@ class DecoderProcess:
         What the program reads first.
     pixels : int
         Descriptor of the shared memory.
+
+    Raises
+    ------
+    AlexNetError
+        If no process can be started.
     """
 
     def __init__(self, settings: bytes, pixels: int):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, PROGRAM, *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            pass_fds=[pixels],
-            bufsize=0,
-            env={**os.environ, **_ENVIRONMENT},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, PROGRAM, *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                pass_fds=[pixels],
+                bufsize=0,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        except OSError as error:
+            self._errors.close()
+            raise _no_start(error) from None
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._stdin, False)
         self._settings, self._buffer = settings, b""
 
     def wait_until_ready(self) -> None:
-        """Hand over the settings, and wait for the first answer.
-
-        Raises
-        ------
-        AlexNetError
-            If the process can't do its work.
-        """
+        """Hand over the settings, and wait for the first answer; `AlexNetError` if none comes."""
         try:
             deadline = time.monotonic() + _READY_WITHIN
             self._write(self._settings, deadline)
             ready = self.receive(_READY_WITHIN).reason == READ
-            fault = "" if ready else "it said something unexpected"
         except (DecoderEndedError, DecoderHungError):
-            fault = f"it did not start ({self._last_words() or 'without a word'})"
-        if fault:
-            self.end()
-            raise AlexNetError(
-                "decoder process",
-                fault,
-                "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
-            )
+            ready = False
+        if not ready:
+            raise _no_start(self._last_words())
 
     def send(self, kind: int, offset: int, source: bytes, timeout: float) -> None:
         """Ask for a photo; `DecoderHungError` if the process takes no request."""
@@ -145,7 +142,15 @@ class DecoderProcess:
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        return lines[-1] if lines else f"exit code {self._process.returncode}"
+
+
+def _no_start(reason: object) -> AlexNetError:
+    return AlexNetError(
+        "decoder process",
+        f"it did not start ({reason})",
+        "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
+    )
 
 
 def _await(file: int, event: int, deadline: float) -> None:

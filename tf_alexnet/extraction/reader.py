@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ _FETCHES = 16  # remote photos on their way at once
 _TRIES = 2  # a process may be ended by others too; a photo that ends two is guilty
 _MEMORY = 2 * 2**30  # for one process: 50 megapixels take less than half in any mode
 _RAW_SIDE = 512
+_BLOCKS = 64  # a caller who keeps more batches than this gets copies
 
 
 class Failure(NamedTuple):
@@ -184,8 +185,8 @@ class PhotoReader:
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos, a batch at a time, in the order of the input.
 
-        While one batch is in use, the next is being decoded; memory holds three batches, and
-        those that the caller keeps.
+        Decoding begins with this call, not with the first batch. While one batch is in use, the
+        next is being decoded; memory holds three batches, and those that the caller keeps.
 
         Parameters
         ----------
@@ -208,20 +209,21 @@ class PhotoReader:
         """
         if batch_size < 1:
             raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
-        if self._closed:
-            raise UsageError("photo reader", "it is closed", "Make another.")
-        return self._read(iter(paths), batch_size)
-
-    def _read(self, paths: Iterator[str], batch_size: int) -> Iterator[Batch]:
-        ahead = 1 + -(-_LEAST_AHEAD // batch_size)
+        paths, ahead = iter(paths), 1 + -(-_LEAST_AHEAD // batch_size)
         waiting: deque[list[_Task]] = deque()
+
+        def submit() -> None:
+            while len(waiting) < ahead and (some := [*itertools.islice(paths, batch_size)]):
+                waiting.append(self._submit(some))
+
+        submit()
+        return self._read(waiting, submit)
+
+    def _read(self, waiting: deque[list[_Task]], submit: Callable[[], None]) -> Iterator[Batch]:
         try:
-            while True:
-                while len(waiting) < ahead and (some := [*itertools.islice(paths, batch_size)]):
-                    waiting.append(self._submit(some))
-                if not waiting:
-                    return
+            while waiting:
                 yield self._collect(waiting.popleft())
+                submit()
         finally:
             with self._changed:
                 given_up = {id(task) for tasks in waiting for task in tasks}
@@ -229,6 +231,7 @@ class PhotoReader:
 
     def _submit(self, paths: list[str]) -> list[_Task]:
         """Queue photos for decoding; their pixels will lie side by side."""
+        self._check_open()
         schemes = {path.partition(":")[0]: path for path in paths if is_url(path)}
         for url in schemes.values():
             filesystem(url)  # complains of what is not installed, here rather than photo by photo
@@ -246,12 +249,15 @@ class PhotoReader:
             self._threads[-1].start()
         return tasks
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
+
     def _collect(self, tasks: list[_Task]) -> Batch:
         """Wait until all photos of a batch are done, and part the readable from the others."""
         with self._changed:
             while not self._fault and not all(task.answer for task in tasks):
-                if self._closed:
-                    raise UsageError("photo reader", "it was closed", "Keep it open to the end.")
+                self._check_open()
                 self._changed.wait()
             if self._fault:
                 raise self._fault
@@ -262,6 +268,8 @@ class PhotoReader:
         pixels = tasks[0].block.reshape(len(tasks), -1)[:, : crops * int(np.prod(picture))]
         if len(good) < len(tasks):
             pixels = pixels[good]
+        elif self._rows.taken > _BLOCKS:
+            pixels = pixels.copy()
         return Batch(
             [tasks[number].path for number in good],
             pixels.reshape(len(good) * crops, *picture),

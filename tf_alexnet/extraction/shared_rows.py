@@ -28,7 +28,8 @@ class SharedRows:
         else:
             with tempfile.TemporaryFile() as file:
                 self.file = os.dup(file.fileno())
-        self._end = 0
+        self._end = self._blocks = 0
+        self._closed = False
         self._free: list[tuple[int, mmap.mmap]] = []
 
     def take(self, values: int) -> tuple[int, np.ndarray]:
@@ -40,14 +41,26 @@ class SharedRows:
         else:
             offset, length = self._end, -(-4 * values // mmap.PAGESIZE) * mmap.PAGESIZE
             self._end += length
+            self._blocks += 1
             os.ftruncate(self.file, self._end)
             block = mmap.mmap(self.file, length, offset=offset)
         # All views of an array made from a foreign buffer have it for their base, so it lives as
         # long as any of them does.
         array = np.frombuffer(block, np.float32, values)
-        weakref.finalize(array, self._free.append, (offset, block)).atexit = False
+        weakref.finalize(array, self._give_back, offset, block).atexit = False
         return offset, array
+
+    @property
+    def taken(self) -> int:
+        """Blocks in use. Each has a file descriptor, so there should not be hundreds."""
+        return self._blocks - len(self._free)
+
+    def _give_back(self, offset: int, block: mmap.mmap) -> None:
+        if not self._closed:
+            self._free.append((offset, block))
 
     def close(self) -> None:
         """Close the file; arrays that were taken stay as they are."""
+        self._closed = True
+        self._free.clear()
         os.close(self.file)

@@ -1,0 +1,416 @@
+"""`PhotoReader`: order, memory, and that a bad photo costs that photo only."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_alexnet.errors import AlexNetError, ImageError, InputError, PresetError, UsageError
+from tf_alexnet.extraction import REASONS, decoder_process
+from tf_alexnet.extraction.reader import Batch, PhotoReader
+from tf_alexnet.images import load_image, preprocess_input
+
+# What a process may take on a busy machine; on a quiet one each of these is over in a second.
+SOON = 20.0
+
+
+def expected(paths, preset="caffe", **options):
+    return preprocess_input([load_image(path) for path in paths], preset, **options)
+
+
+def read(paths, batch_size=4, preset="caffe", **options):
+    with PhotoReader(preset, **options) as reader:
+        return list(reader.batches(map(str, paths), batch_size))
+
+
+def codes(batches):
+    return {os.path.basename(f.path): f.code for batch in batches for f in batch.failures}
+
+
+@pytest.fixture
+def photos(tmp_path, example_photos):
+    """Eleven small pictures, each its own colour and size."""
+    paths = []
+    for number in range(11):
+        path = tmp_path / f"{number:02}.png"
+        Image.new("RGB", (10 + number, 30 - number), (20 * number, 7, 250)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    monkeypatch.setattr(decoder_process, "PROGRAM", "faulty_decoder")
+
+
+def gone(pid):
+    """Whether a process is no more, or waits for nothing but a parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except FileNotFoundError:
+        return True
+
+
+def pids(reader):
+    return [process._process.pid for process in list(reader._processes)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_keep_the_order_of_the_input(photos, tmp_path, workers):
+    (tmp_path / "empty.jpg").touch()
+    names = [*photos[:6], str(tmp_path / "empty.jpg"), photos[2], photos[2], *photos[6:]]
+    batches = read(names, 4, workers=workers)
+    assert [len(b.paths) + len(b.failures) for b in batches] == [4, 4, 4, 2]
+    assert [p for b in batches for p in b.paths] == [n for n in names if n in photos]
+    assert [f.path for f in batches[1].failures] == [names[6]]
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        assert batch.pixels.dtype == np.float32
+        assert batch.pixels.flags.c_contiguous
+        np.testing.assert_array_equal(batch.pixels, expected(batch.paths))
+
+
+def test_photos_are_the_same_as_without_processes(example_photos):
+    for preset in ("caffe", "torchvision", "udacity"):
+        (batch,) = read(example_photos, 64, preset)
+        np.testing.assert_array_equal(batch.pixels, expected(example_photos, preset))
+
+
+def test_ten_crops_mean_image_and_raw(photos, tmp_path):
+    (batch,) = read(photos[:3], crops="ten")
+    np.testing.assert_array_equal(batch.pixels, expected(photos[:3], crops="ten"))
+    mean = np.arange(3 * 256 * 256, dtype=np.float64).reshape(3, 256, 256) % 251
+    np.save(tmp_path / "mean.npy", mean)
+    for given in (mean, tmp_path / "mean.npy"):
+        (batch,) = read(photos[:3], preset="caffe-mean-image", mean_image=given)
+        wanted = expected(photos[:3], "caffe-mean-image", mean_image=mean)
+        np.testing.assert_array_equal(batch.pixels, wanted)
+    first, second = read([photos[0], photos[1], photos[0]], 2, "raw")
+    np.testing.assert_array_equal(first.pixels, expected(photos[:1], "raw"))
+    assert first.failures[0].code == "bad_shape"
+    assert "11x29 pixels, those before 10x30" in first.failures[0].detail
+    assert second.pixels.shape == (1, 30, 10, 3)
+
+
+def test_a_batch_without_a_readable_photo(tmp_path):
+    (batch,) = read([tmp_path / "a.jpg", tmp_path / "b.jpg"])
+    assert batch.pixels.shape == (0, 227, 227, 3)
+    assert batch.pixels.dtype == np.float32
+    assert batch.paths == []
+    assert codes([batch]) == {"a.jpg": "missing", "b.jpg": "missing"}
+    assert read([]) == []
+
+
+def test_every_reason_has_its_code(photos, tmp_path, monkeypatch):
+    good = Path(photos[0]).read_bytes()
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "cut.png").write_bytes(good[:60])
+    Image.new("L", (8000, 6300)).save(tmp_path / "huge.png")
+    Image.new("F", (3, 3)).save(tmp_path / "float.tiff")
+    Image.new("L", (40000, 2)).save(tmp_path / "line.png")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    wanted = {
+        "empty.jpg": "empty",
+        "folder.jpg": "is_folder",
+        "text.jpg": "not_an_image",
+        "cut.png": "damaged",
+        "huge.png": "too_large",
+        "float.tiff": "unsupported",
+        "line.png": "bad_shape",
+        "loop.jpg": "unreadable",
+        "pipe.jpg": "unreadable",
+        "dangling.jpg": "missing",
+    }
+    batches = read([tmp_path / name for name in wanted], 3, "torchvision")
+    assert codes(batches) == wanted
+    for batch in batches:
+        for failure in batch.failures:
+            if failure.code != "bad_shape":  # that is no matter of decoding
+                with pytest.raises(ImageError) as caught:
+                    load_image(failure.path)
+                assert (caught.value.code, caught.value.found) == failure[1:]
+                assert pickle.loads(pickle.dumps(caught.value)).code == failure.code
+    assert set(wanted.values()) <= set(REASONS)
+
+
+def test_no_permission(photos, tmp_path):
+    Path(photos[0]).chmod(0)
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    assert codes(read(photos[:2])) == {"00.png": "no_permission"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("exits", "worker_died"),
+        ("killed", "worker_died"),
+        ("crashes", "worker_died"),
+        ("hungry", "too_large"),
+        ("sleeps", "timed_out"),
+        ("hangs", "timed_out"),
+    ],
+)
+def test_a_photo_that_ends_its_decoder_costs_that_photo(faulty, photos, tmp_path, fault, code):
+    bad = [str(tmp_path / f"{fault}-{number}.png") for number in range(2)]
+    for path in bad:
+        Image.new("RGB", (9, 9)).save(path)
+    names = [bad[0], *photos[:5], bad[1], *photos[5:]]
+    batches = read(names, 5, workers=2, timeout=1.0 if code == "timed_out" else 10.0)
+    assert codes(batches) == {os.path.basename(path): code for path in bad}
+    assert [p for b in batches for p in b.paths] == photos
+    for batch in batches:
+        np.testing.assert_array_equal(batch.pixels, expected(batch.paths))
+
+
+def test_a_process_that_others_end_costs_nothing(faulty, photos, tmp_path):
+    once = tmp_path / "dies-once.png"
+    Image.new("RGB", (9, 9)).save(once)
+    with PhotoReader("caffe", workers=2) as reader:
+        batches = list(reader.batches([photos[0], str(once), *photos[1:]], 6))
+        assert codes(batches) == {}
+        seen, ended = 0, 0
+        for number, batch in enumerate(reader.batches(photos * 40, 11)):
+            assert batch.paths == photos
+            np.testing.assert_array_equal(batch.pixels[0], expected(photos[:1])[0])
+            if number % 8 == 0:
+                for pid in pids(reader):
+                    os.kill(pid, signal.SIGKILL)
+                    ended += 1
+            seen += len(batch.paths)
+    assert seen == 440
+    assert ended >= 4
+
+
+def test_memory_does_not_grow(photos):
+    asked = []
+
+    def names():
+        for name in photos * 60:
+            asked.append(name)
+            yield name
+
+    with PhotoReader("caffe", workers=2) as reader:
+        for number, batch in enumerate(reader.batches(names(), 33)):
+            assert len(asked) <= 33 * (number + 2), "one batch ahead, no more"
+            assert batch.pixels.shape == (33, 227, 227, 3)
+        assert number == 19
+        del batch
+        row = 227 * 227 * 3 * 4
+        assert reader._rows._end <= 3 * (33 * row + 4096), "three batches at most"
+        for _ in reader.batches(photos * 9, 33):
+            pass
+        assert reader._rows._end <= 3 * (33 * row + 4096), "the same memory again"
+        for batch in reader.batches(photos * 20, 1):
+            assert len(batch.paths) == 1
+        assert reader._rows._end <= 3 * (33 * row + 4096) + 40 * (row + 4096)
+
+
+def test_batches_that_are_kept_stay_as_they_are(photos):
+    with PhotoReader("caffe") as reader:
+        kept = list(reader.batches(photos, 2))
+        views = [batch.pixels[-1:, 50:, 50:] for batch in kept]
+        lasts = [batch.paths[-1:] for batch in kept]
+        del kept
+        for _ in reader.batches(photos[:1] * 30, 2):
+            pass
+    for view, path in zip(views, lasts, strict=True):
+        np.testing.assert_array_equal(view, expected(path)[:, 50:, 50:])
+        view += 1  # it is the caller's
+
+
+def test_many_kept_batches_need_not_many_files(photos):
+    before = len(os.listdir("/proc/self/fd"))
+    batches = read(photos * 12, 1)
+    assert len(os.listdir("/proc/self/fd")) < before + 110 < before + len(batches)
+    for batch, path in zip(batches, photos * 12, strict=True):
+        np.testing.assert_array_equal(batch.pixels, expected([path]))
+
+
+def test_readings_may_end_early_and_overlap(photos):
+    with PhotoReader("caffe", workers=2) as reader:
+        early = reader.batches(photos * 5, 4)
+        next(early)
+        early.close()
+        left, right = reader.batches(photos, 3), reader.batches(photos[::-1], 3)
+        for one, other in zip(left, right, strict=True):
+            np.testing.assert_array_equal(one.pixels, expected(one.paths))
+            np.testing.assert_array_equal(other.pixels, expected(other.paths))
+        unfinished = reader.batches(photos * 20, 3)
+        next(unfinished)
+        reader.batches(photos * 9, 3)  # begun, never asked for
+    with pytest.raises(UsageError, match="it is closed"):
+        list(unfinished)
+    with pytest.raises(UsageError, match="it is closed"):
+        reader.batches(photos, 3)
+
+
+def test_what_the_input_raises_comes_through(photos):
+    def names():
+        yield from photos
+        raise KeyError("list")
+
+    with PhotoReader("caffe") as reader, pytest.raises(KeyError, match="list"):
+        list(reader.batches(names(), 2))
+
+
+def test_nothing_is_left_behind(faulty, photos, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "killed.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "sleeps.png")
+    before = (set(os.listdir("/dev/shm")), threading.active_count())
+    files = len(os.listdir("/proc/self/fd"))
+    with PhotoReader("caffe", timeout=0.5) as reader:
+        names = [*photos, str(tmp_path / "killed.png"), str(tmp_path / "sleeps.png")]
+        batches = list(reader.batches(names, 4))
+        assert len(codes(batches)) == 2
+        batches = list(reader.batches(photos, 4))
+        started = pids(reader)
+        assert started
+        stuck = reader.batches([str(tmp_path / "sleeps.png")], 1)
+        assert stuck
+    assert all(map(gone, started))
+    assert (set(os.listdir("/dev/shm")), threading.active_count()) == before
+    del batches, stuck
+    assert len(os.listdir("/proc/self/fd")) <= files
+
+
+def test_odd_names_and_a_working_folder_that_changes(tmp_path, monkeypatch):
+    names = ["new\nline.png", "quote'\".png", b"bytes\xff.png", "ünïcode.png", " spaces .png"]
+    names = [os.fsdecode(name) for name in names]
+    for name in names:
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with PhotoReader("caffe", workers=1) as reader:
+        (batch,) = reader.batches(names, 9)
+        assert batch.paths == names
+        monkeypatch.chdir("elsewhere")
+        (batch,) = reader.batches([*names, "nul\0.png", "x" * 100_000, "../new\nline.png"], 9)
+    assert batch.paths == ["../new\nline.png"]
+    assert [failure.code for failure in batch.failures] == ["missing"] * 5 + ["unreadable"] * 2
+
+
+def test_urls(photos, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    for number, path in enumerate(photos):
+        files.pipe(f"/reader/{number}.png", Path(path).read_bytes())
+    big = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
+    Image.fromarray(big).save(photos[0])  # more than a pipe holds
+    files.pipe("/reader/0.png", Path(photos[0]).read_bytes())
+    names = [f"memory://reader/{number}.png" for number in range(11)]
+    mixed = [*names[:5], "memory://reader/none.png", photos[3], *names[5:]] * 3
+    batches = read(mixed, 7, workers=2)
+    assert codes(batches) == {"none.png": "missing"}
+    assert [p for b in batches for p in b.paths] == [n for n in mixed if "none" not in n]
+    local = [photos[names.index(p)] if p in names else p for p in batches[0].paths]
+    np.testing.assert_array_equal(batches[0].pixels, expected(local))
+    monkeypatch.setattr(type(files), "_open", lambda *a, **k: (_ for _ in ()).throw(OSError("!")))
+    assert codes(read(names[:1])) == {"0.png": "unreadable"}
+    with pytest.raises(UsageError, match="nosuch"):
+        read(["nosuch://a/b.png"])
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UsageError, match=r"fsspec is not installed\. Install it: .*\[remote\]"):
+        read(names)
+
+
+def test_calls_that_can_not_work(photos):
+    with pytest.raises(PresetError, match="vgg"):
+        PhotoReader("vgg")
+    with pytest.raises(PresetError, match="mean image"):
+        PhotoReader("caffe-mean-image")
+    with pytest.raises(InputError, match="shape"):
+        PhotoReader("caffe-mean-image", mean_image=np.zeros((256, 256, 3)))
+    with pytest.raises(PresetError, match="crops"):
+        PhotoReader("squash", crops="ten")
+    with pytest.raises(UsageError, match="0 workers"):
+        PhotoReader("caffe", workers=0)
+    with pytest.raises(UsageError, match="timeout 0"):
+        PhotoReader("caffe", timeout=0)
+    with PhotoReader("caffe") as reader, pytest.raises(UsageError, match="batch of 0"):
+        reader.batches(photos, 0)
+
+
+def test_decoders_that_do_not_start(photos, monkeypatch):
+    monkeypatch.setattr(decoder_process, "PROGRAM", "no_such_program")
+    with pytest.raises(AlexNetError, match=r"decoder process: it did not start \(ModuleNotFound"):
+        read(photos)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(AlexNetError, match=r"decoder process: it did not start \(.*No such file"):
+        read(photos)
+
+
+READ_FOR_EVER = """
+import itertools, sys
+sys.path[:0] = [{tests!r}]
+from tf_alexnet.extraction import decoder_process
+from tf_alexnet.extraction.reader import PhotoReader
+decoder_process.PROGRAM = "faulty_decoder"
+reader = PhotoReader("caffe", workers=2, timeout=1.0)
+for batch in reader.batches(itertools.cycle(sys.argv[1:]), 4):
+    print(*(process._process.pid for process in list(reader._processes)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("fault", ["good", "hangs"])
+def test_decoders_do_not_outlive_their_parent(tmp_path, photos, fault):
+    Image.new("RGB", (9, 9)).save(tmp_path / f"{fault}.png")
+    code = READ_FOR_EVER.format(tests=str(Path(__file__).parent))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, photos[0], str(tmp_path / f"{fault}.png")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        started = [int(pid) for pid in parent.stdout.readline().split()]
+        time.sleep(0.2)
+        parent.kill()
+    assert started
+    deadline = time.monotonic() + SOON
+    while not all(map(gone, started)):
+        assert time.monotonic() < deadline, "the decoders go on"
+        time.sleep(0.05)
+
+
+def test_a_script_needs_no_guard_and_no_module_of_the_photos_folder_is_run(tmp_path, photos):
+    """The working folder may be a folder of anybody's files."""
+    for name in ("numpy", "cv2", "PIL", "json", "struct"):
+        (tmp_path / f"{name}.py").write_text(f"open('ran-{name}', 'w'); raise SystemExit\n")
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from tf_alexnet.extraction.reader import PhotoReader\n"
+        "reader = PhotoReader('caffe')\n"  # never closed
+        "print([len(batch.paths) for batch in reader.batches(sys.argv[1:], 8)])\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script, *photos],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[8, 3]\n", "")
+    assert not list(tmp_path.glob("ran-*"))
+
+
+def test_the_program_of_a_decoder_is_light():
+    code = (
+        "import sys, tf_alexnet.extraction.decoder as d\n"
+        "assert not {'tensorflow', 'keras', 'h5py', 'multiprocessing'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
