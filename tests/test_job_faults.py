@@ -117,9 +117,10 @@ def test_a_full_disk_at_every_write(output, extract, photos, monkeypatch, capfd)
         assert "\n" not in str(caught.value)
         assert not glob.glob(f"{output}*/**/.tf*", recursive=True), "nothing half written stays"
         failing[0] = None
-        recorded = manifests(output)
-        report = extract("photos", output)
-        assert report.kept == sum(shard["inputs"] for shard in recorded)
+        kept = sum(shard["inputs"] for shard in manifests(output))
+        if os.path.isfile(output):  # the fault came after it was whole
+            kept = 7
+        assert extract("photos", output).kept == kept
         assert files_below(".") == whole, (number, calls[number])
     assert capfd.readouterr().err == "", "no library complains on its own"
 
