@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -437,3 +438,33 @@ def test_odd_pictures_of_the_wild():
         for number in range(2, 9):
             turned = load_image(folder / f"{shape}_{number}.jpg")
             assert np.abs(turned - first).mean() < 12, (shape, number)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(RGB, "PNG"),
+        saved(Image.fromarray(RGB).convert("RGBA"), "PNG"),
+        saved(np.dstack([RGB, RGB[..., 0]]), "WEBP", lossless=True),
+        saved(Image.fromarray(RGB).convert("P"), "PNG", transparency=3),
+        saved(RGB[..., 0], "PNG", transparency=int(RGB[3, 1, 0])),
+        saved(RGB[..., 0].astype(np.uint16) * 257, "PNG"),
+        saved(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
+        saved(Image.fromarray(RGB[..., 0]).convert("1"), "TIFF"),
+    ],
+    ids=["rgb", "rgba", "webp", "palette", "key", "deep", "cmyk", "bits"],
+)
+def test_strips_change_no_pixel(data, monkeypatch):
+    whole = load_image(data)
+    for pixels in (1, 3 * whole.shape[1], whole.size // 3 - 1):
+        monkeypatch.setattr(decode, "_STRIP", pixels)
+        np.testing.assert_array_equal(load_image(data), whole)
+
+
+def test_a_large_picture_is_not_there_many_times(monkeypatch):
+    data = saved(Image.new("RGBA", (2000, 2000), (1, 2, 3, 100)), "PNG")
+    tracemalloc.start()
+    assert load_image(data).shape == (2000, 2000, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * 12e6, "the result is 12 MB"

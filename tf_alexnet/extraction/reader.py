@@ -32,7 +32,7 @@ _LEAST_AHEAD = 32  # photos being decoded beside the batch that is due, however 
 _DEPTH = 3  # photos a process knows of, so that it need not wait for the next
 _FETCHES = 16  # remote photos on their way at once
 _TRIES = 2  # a process may be ended by others too; a photo that ends two is guilty
-_MEMORY = 2 * 2**30  # for one process: 50 megapixels take less than half in any mode
+_MEMORY = 3 * 2**29  # for one process; 50 megapixels take up to 1 GB (JPEG 2000), mostly half
 _RAW_SIDE = 512
 _BLOCKS = 64  # a caller who keeps more batches than this gets copies
 

@@ -20,6 +20,7 @@ from tf_alexnet.errors import ImageError
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
+_STRIP = 2**18  # pixels
 
 # Pillow opens many more. EPS would start Ghostscript, others (PSD, FITS, WMF, ...) are no photos.
 # TGA has no signature, so it is tried last.
@@ -243,20 +244,32 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str) -> np.ndarray:
     """uint8 RGB of a decoded picture in any of Pillow's modes."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        samples = np.asarray(image)[..., None]
-        rgb = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
-    elif image.mode in ("F", "I", "LAB", "HSV"):
+    if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and kind not in ("PNG", "PPM")):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
         fault = f"it holds {what} pixels, which have no fixed range"
         raise _refusal("unsupported", asked, fault, _CONVERT)
+    # Some rows at a time: a large picture would else be there five times over.
+    height = max(1, _STRIP // image.width)
+    if height >= image.height:
+        return _strip_to_rgb(image, key)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key)
+    return rgb
+
+
+def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None) -> np.ndarray:
+    if image.mode.startswith("I"):
+        samples = np.asarray(image)[..., None]
+        rgb = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
     elif key is None and image.has_transparency_data:
         alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return np.array(Image.alpha_composite(white, alpha).convert("RGB"))
     else:
         image.info.pop("transparency", None)
-        samples = rgb = np.array(image.convert("RGB"))
+        samples = rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if key is not None:
         rgb[(samples == key).all(axis=2)] = 255
     return rgb
