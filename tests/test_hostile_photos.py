@@ -1,0 +1,202 @@
+"""A folder of hostile photos: each ends as a row or as one reason code, soon, in little memory.
+
+The reading is done by a process of its own, whose peak memory and whose children's can be told.
+"""
+
+import io
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_alexnet.extraction import REASONS
+from tf_alexnet.images.decode import FORMATS
+
+WRITERS = [
+    *[("JPEG", options) for options in ({}, {"progressive": True}, {"subsampling": 0})],
+    *[("TIFF", {"compression": name}) for name in ("raw", "tiff_lzw", "jpeg", "tiff_deflate")],
+    *[("WEBP", options) for options in ({}, {"lossless": True})],
+    *[(name, {}) for name in ("PNG", "GIF", "BMP", "DIB", "PPM", "PCX", "TGA", "ICO", "MPO")],
+    *[(name, {}) for name in ("JPEG2000", "AVIF", "SGI", "DDS", "PDF", "EPS", "MSP", "XBM")],
+]
+MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16", "I", "F", "LAB", "YCbCr", "HSV")
+NAMES = (
+    "plain{}",
+    "with space {}",
+    "new\nline {}",
+    "quote'\" {}",
+    "tab\t{}",
+    "ünï-{}",
+    "-rf {}",
+    "*?[{}]",
+    os.fsdecode(b"bytes\xff\xfe {}"),
+)
+
+CAMPAIGN = """
+import json, os, resource, sys, time
+from tf_alexnet.extraction.reader import PhotoReader
+
+folder = sys.argv[1]
+paths = sorted(os.path.join(folder, name) for name in os.listdir(folder))
+start = last = time.monotonic()
+rows, failures, slowest = [], [], 0.0
+with PhotoReader("torchvision", workers=2) as reader:
+    for batch in reader.batches(paths, 1):
+        now = time.monotonic()
+        slowest, last = max(slowest, now - last), now
+        assert batch.pixels.shape == (len(batch.paths), 224, 224, 3)
+        rows += batch.paths
+        failures += batch.failures
+peaks = [resource.getrusage(who).ru_maxrss for who in (
+    resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+assert sorted(rows + [failure.path for failure in failures]) == paths
+print(json.dumps([len(rows), [f[1:] for f in failures], slowest, *peaks]))
+"""
+
+
+def photo(random_, kind, options):
+    """An intact picture, if there is one of that kind and mode."""
+    mode = random_.choice(MODES)
+    size = random_.randint(1, 90), random_.randint(1, 90)
+    pixels = np.frombuffer(random_.randbytes(4 * size[0] * size[1]), np.uint8)
+    picture = Image.fromarray(pixels.reshape(size[1], size[0], 4)[..., :3].copy())
+    file = io.BytesIO()
+    try:
+        converted = picture if mode in ("RGB", "LAB") else picture.convert("L").convert(mode)
+        converted.save(file, kind, **options)
+    except (OSError, ValueError, KeyError):  # no such writer here, or not for this mode
+        picture.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def damaged(random_, data):
+    """Cut, flipped, overwritten, doubled or stuffed at random places."""
+    data = bytearray(data)
+    for _ in range(random_.choice((1, 1, 2, 5, 30))):
+        place = random_.randrange(len(data)) if random_.random() < 0.6 else 0
+        place += random_.randrange(min(64, len(data) - place))  # headers are where it hurts
+        match random_.randrange(6):
+            case 0 if len(data) > 20 and place:
+                del data[place:]
+            case 1:
+                data[place : place + 4] = random_.choice(
+                    (b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff")
+                )
+            case 2:
+                data[place:place] = random_.randbytes(random_.randrange(1, 40))
+            case 3:
+                del data[place : place + random_.randrange(1, 40)]
+            case _:
+                data[place] ^= 1 << random_.randrange(8)
+        data = data or bytearray(1)
+    return bytes(data)
+
+
+def bomb(width, height, depth=8, colours=0):
+    """A small PNG whose header promises a lot."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
+    body = zlib.compress(bytes(min(width * height, 10**6)))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+def large(kind, **options):
+    """An honest 49 megapixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (7000, 7000), (1, 2, 3)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def fill(folder, count, seed):
+    """Put `count` entries into a folder, few of them photos that anyone would wish for."""
+    random_ = random.Random(seed)
+    specials = [
+        bomb(2**31 - 1, 2**31 - 1),
+        bomb(50_000, 50_000),
+        bomb(7_000, 7_000, 16, 6),
+        bomb(1, 49_000_000),
+        bomb(49_000_000, 1),
+        large("JPEG"),
+        large("TIFF", compression="tiff_lzw"),
+        b"",
+        b"\x00" * 4096,
+        b"\xff\xd8\xff",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"GIF89a",
+        b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(200),
+        b"P6 99999 400 255\n" + bytes(99),
+        struct.pack("<2sIHHI", b"BM", 2**31, 0, 0, 54) + bytes(40),
+    ]
+    for number in range(count):
+        name = NAMES[number % len(NAMES)].replace("{}", str(number))
+        path = os.path.join(folder, name + random_.choice((".jpg", ".png", ".tif", "", ".txt")))
+        if number < len(specials):
+            data = specials[number]
+        elif number % 20 == 0:
+            match number // 20 % 5:
+                case 0:
+                    os.mkdir(path)
+                case 1:
+                    os.symlink(path, path)
+                case 2:
+                    os.symlink(os.path.join(folder, "..", "nothing"), path)
+                case 3:
+                    os.mkfifo(path)
+                case 4:
+                    os.symlink("/dev/zero", path)
+            continue
+        else:
+            data = photo(random_, *random_.choice(WRITERS))
+            if random_.random() < 0.8:
+                data = damaged(random_, data)
+        with open(path, "wb") as file:
+            file.write(data)
+        if random_.random() < 0.02:
+            os.chmod(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"),
+    [(200, 1), *[pytest.param(1000, seed, marks=pytest.mark.slow) for seed in range(2, 12)]],
+)
+def test_hostile_photos(tmp_path, count, seed):
+    fill(tmp_path, count, seed)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CAMPAIGN, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows, failures, slowest, own, largest_child = json.loads(done.stdout)
+    assert rows + len(failures) == count
+    assert rows > count // 10, "most of the intact ones"
+    assert {code for code, _ in failures} <= set(REASONS)
+    assert {"missing", "is_folder", "empty", "not_an_image", "damaged", "too_large"} <= {
+        code for code, _ in failures
+    }
+    assert not {"worker_died", "timed_out"} & {code for code, _ in failures}, "as far as we know"
+    assert all(text.strip() for _, text in failures)
+    assert slowest < 10
+    # Kilobytes: the reader, and two decoders at their worst at the same time.
+    assert own < 400_000
+    assert own + 2 * largest_child < 1_500_000
+
+
+def test_the_campaign_covers_what_is_read():
+    assert {kind for kind, _ in WRITERS} >= set(FORMATS)
