@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from tf_alexnet.architectures import PREACT
 from tf_alexnet.errors import InputError, PresetError
@@ -117,7 +116,7 @@ class FeatureExtractor:
         """
         batch = np.asarray(batch)
         self._check(batch)
-        return {name: blob.numpy() for name, blob in self._run(tf.constant(batch)).items()}
+        return self._run(batch)
 
     def from_images(
         self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
