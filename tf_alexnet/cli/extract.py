@@ -77,6 +77,20 @@ def extract(
     force: Annotated[
         bool, typer.Option("--force", help="Begin anew, and replace what is there.")
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ray|auto|ADDRESS",
+            help="Run the shards on Ray: one on this machine for the time of the job, the one that "
+            "runs here, or the one at HOST:PORT.",
+        ),
+    ] = None,
+    cluster_workers: Annotated[
+        int | None, typer.Option(min=1, help="Most copies of the network on the cluster.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="GPUs for each of them, also a part of one.")
+    ] = None,
 ) -> None:
     """Write features of photos, with their paths; the same command again goes on where it ended."""
     size = _batch_size(batch)
@@ -84,7 +98,8 @@ def extract(
     from tf_alexnet.extraction import check_output, extract_features
 
     check_output(output)  # before a download that may take minutes
-    file = console.find_weights(weights)
+    # Other machines have other caches: there a name is looked up where it is used.
+    file = console.find_weights(weights) if cluster in (None, "ray") else weights
     with console.progress_bar("photos") as progress:
         report = extract_features(
             photos,
@@ -103,6 +118,9 @@ def extract(
             max_errors=max_errors,
             retry_errors=retry_errors,
             force=force,
+            cluster=cluster,
+            cluster_workers=cluster_workers,
+            gpus_per_worker=gpus_per_worker,
             progress=progress,
         )
     if report.absent:

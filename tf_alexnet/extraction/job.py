@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import h5py
@@ -13,9 +14,11 @@ import tensorflow as tf
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.extraction.extractor import FeatureExtractor
-from tf_alexnet.extraction.plan import SHARD_SIZE, fingerprint, plan_shards
+from tf_alexnet.extraction.manifest import ShardRecord
+from tf_alexnet.extraction.plan import SHARD_SIZE, Shard, fair_size, fingerprint, plan_shards
 from tf_alexnet.extraction.reader import Failure, PhotoReader
 from tf_alexnet.extraction.state import working_on
+from tf_alexnet.extraction.storage import Folder
 from tf_alexnet.extraction.target import Target
 from tf_alexnet.extraction.worker import POOLS, ShardSettings, run_shard
 from tf_alexnet.images import find_images, read_mean_image
@@ -74,6 +77,9 @@ def extract_features(
     max_errors: int | str | None = None,
     retry_errors: bool = False,
     force: bool = False,
+    cluster: str | None = None,
+    cluster_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> ExtractionReport:
     """Extract features of photos into a file, or a folder of files, with paths and rows together.
@@ -115,8 +121,15 @@ def extract_features(
         Try those again that could not be read before.
     force : bool
         Begin anew, and replace what is there.
+    cluster : "ray", "auto" or address, optional
+        Where shards run, instead of in this process: on workers of a Ray of their own on this
+        machine, of the one that runs here, or of the one at an address
+        (`tf_alexnet.extraction.ray_cluster`). Rows, files and what is kept are the same.
+    cluster_workers, gpus_per_worker
+        As in `RayCrew`.
     progress : callable, optional
-        Called with (photos done, photos to do, errors) of this run after every batch.
+        Called with (photos done, photos to do, errors) of this run after every batch; on a
+        cluster, after every shard.
 
     Returns
     -------
@@ -142,34 +155,31 @@ def extract_features(
     limit = _error_limit(max_errors, len(paths))
     if isinstance(mean_image, str | os.PathLike):
         mean_image = read_mean_image(mean_image)
-    extractor = FeatureExtractor(
-        weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
-    )
-    job = fingerprint(
-        weights_digest=extractor.weights_digest,
-        architecture=extractor.architecture,
-        layers=extractor.layers,
-        preset=extractor.preset,
+    make = functools.partial(
+        ShardWorker,
+        weights,
+        tuple(layers),
+        architecture=architecture,
+        preset=preset,
         mean_image=mean_image,
+        batch_size=batch_size,
         dtype=dtype,
         pool=pool,
+        suffix=target.shard_suffix,
         fast_decode=fast_decode,
     )
-    settings = ShardSettings(
-        _batch_size(batch_size), dtype, pool, target.shard_suffix, _attributes(extractor, job)
-    )
-    with working_on(target, job, paths, force) as state:
+    with (
+        _crew(make, workers, cluster, cluster_workers, gpus_per_worker) as crew,
+        working_on(target, crew.job, paths, force) as state,
+    ):
         todo = state.remaining(retry_errors)
         watch = _Watch(len(todo), 0 if retry_errors else len(state.failed), limit, progress)
-        with PhotoReader(
-            extractor.preset, mean_image=mean_image, workers=workers, fast_decode=fast_decode
-        ) as reader:
-            # A scheduler of other machines takes the place of this loop: it decides where
-            # `run_shard` runs; what comes back is recorded here, one by one.
-            for shard in plan_shards(todo, shard_size, state.manifest.shards):
-                record = run_shard(shard, target.shards, extractor, reader, settings, watch)
+        size = fair_size(shard_size, len(todo), crew.places, crew.settings.batch_size)
+        shards = plan_shards(todo, size, state.manifest.shards)
+        with contextlib.closing(crew.run(shards, target.shards, watch)) as finished:
+            for shard, record in finished:
                 state.record(shard, record)
-        done = state.finish(settings.attributes)
+        done = state.finish(crew.settings.attributes)
     return ExtractionReport(
         str(target),
         done.count + len(done.failures),
@@ -180,6 +190,101 @@ def extract_features(
         state.kept,
         state.absent,
     )
+
+
+class ShardWorker:
+    """A loaded network and a photo reader: what runs shards, here or in a process of a cluster.
+
+    Parameters
+    ----------
+    weights, layers, architecture, preset, mean_image
+        As in `FeatureExtractor`.
+    batch_size, dtype, pool, fast_decode
+        As in `extract_features`.
+    suffix : str
+        Kind of the shards' files.
+    workers : int, optional
+        As in `PhotoReader`.
+
+    Attributes
+    ----------
+    job : dict of str to str
+        The `fingerprint` of a job done here.
+    settings : ShardSettings
+        How its rows are made.
+    places : int
+        Shards that may run at a time.
+    """
+
+    places = 1
+
+    def __init__(
+        self,
+        weights: str | os.PathLike | WeightArrays,
+        layers: Sequence[str],
+        *,
+        architecture: str | None,
+        preset: str | None,
+        mean_image: np.ndarray | None,
+        batch_size: int | str,
+        dtype: str,
+        pool: str,
+        suffix: str,
+        fast_decode: bool,
+        workers: int | None,
+    ):
+        self._extractor = extractor = FeatureExtractor(
+            weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
+        )
+        self.job = fingerprint(
+            weights_digest=extractor.weights_digest,
+            architecture=extractor.architecture,
+            layers=extractor.layers,
+            preset=extractor.preset,
+            mean_image=mean_image,
+            dtype=dtype,
+            pool=pool,
+            fast_decode=fast_decode,
+        )
+        attributes = _attributes(extractor, self.job)
+        self.settings = ShardSettings(_batch_size(batch_size), dtype, pool, suffix, attributes)
+        self._reader = PhotoReader(
+            extractor.preset, mean_image=mean_image, workers=workers, fast_decode=fast_decode
+        )
+
+    def run_shard(
+        self, shard: Shard, folder: Folder, watch: Callable[[int, Sequence[Failure]], None]
+    ) -> ShardRecord:
+        """As `tf_alexnet.extraction.worker.run_shard`."""
+        return run_shard(shard, folder, self._extractor, self._reader, self.settings, watch)
+
+    def run(
+        self,
+        shards: Iterable[Shard],
+        folder: Folder,
+        watch: Callable[[int, Sequence[Failure]], None],
+    ) -> Iterator[tuple[Shard, ShardRecord]]:
+        """Run shards one after another; the decoder processes end with the last."""
+        with self._reader:
+            for shard in shards:
+                yield shard, self.run_shard(shard, folder, watch)
+
+
+def _crew(make, workers, cluster, cluster_workers, gpus_per_worker):
+    """What runs the shards of a job: a `ShardWorker`, or a `RayCrew` of them; as a context."""
+    if cluster is not None:
+        from tf_alexnet.extraction.ray_cluster import RayCrew
+
+        return RayCrew(
+            cluster, make, places=cluster_workers, gpus=gpus_per_worker, decoders=workers
+        )
+    if cluster_workers is not None or gpus_per_worker is not None:
+        raise UsageError(
+            "cluster_workers, gpus_per_worker",
+            "they say what a cluster gives, and none is named",
+            "Name it: --cluster ray (cluster='ray') is one on this machine.",
+        )
+    return contextlib.nullcontext(make(workers=workers))
 
 
 class _Watch:

@@ -14,6 +14,7 @@ from tf_alexnet.images import load_mean_image, preset_named
 from tf_alexnet.version import VERSION
 
 SHARD_SIZE = 4096
+_ROUNDS = 4  # shards a place: the slowest keeps the others waiting for a part of its last one
 
 
 class Shard(NamedTuple):
@@ -60,6 +61,17 @@ def plan_shards(
             number += 1
         yield Shard(number, shard_name(number), list(paths[start : start + size]))
         number += 1
+
+
+def fair_size(size: int, photos: int, places: int, batch_size: int) -> int:
+    """Photos a shard where several run at a time: no more than `size`, and four for each place.
+
+    Whole batches, so that photos keep the company that they have in shards of any other size.
+    """
+    if places == 1:
+        return size
+    share = -(-photos // (_ROUNDS * places))
+    return min(size, max(1, -(-share // batch_size)) * batch_size)
 
 
 def shard_name(number: int) -> str:

@@ -1,0 +1,406 @@
+"""`RayCrew`: the shards of a job on workers that Ray places, on this machine or on a cluster.
+
+The shard stays what it is on one machine: planned here, written under its final name by
+`run_shard` on storage that all machines see, recorded here. Ray decides where, and tells who died.
+That is why these are Ray's plain actors and `ray.wait`, not ``ray.data.map_batches``: that one
+repeats the work of lost actors without end, and would carry paths and rows through blocks of its
+own, while all that has to travel are a shard's paths and its record.
+
+Each worker is a process that holds one `ShardWorker`. All are asked for at once, and those that
+find no place wait for it, which is what an autoscaling cluster goes by; none is kept longer than
+there are shards for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tf_alexnet.errors import AlexNetError, OutputError, UsageError
+from tf_alexnet.extraction.manifest import ShardRecord
+from tf_alexnet.extraction.plan import Shard, changes
+from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.extraction.storage import Folder, folder_at
+
+if TYPE_CHECKING:
+    from tf_alexnet.extraction.job import ShardWorker
+    from tf_alexnet.extraction.worker import ShardSettings
+
+LOCAL = "ray"
+_CPUS = 4  # for a worker, where nobody says how many: more make one network little faster
+_TRIES = 3  # a worker may die of many things; a shard that ends three is guilty
+_CONNECT_SECONDS = 18.0
+_PLACE_SECONDS = 600.0  # an autoscaler may have to start a machine first
+_VISIBLE_SECONDS = 30.0  # network file systems show other machines' files with delay
+_OBJECT_STORE = 2**29  # weights given as arrays, once; nothing else of size
+# What Ray need not tell nor report when this program starts it; a user's own setting stays.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class RayCrew:
+    """Workers on a Ray cluster; use as a context manager.
+
+    Parameters
+    ----------
+    address : str
+        ``ray`` for a Ray of its own on this machine, ``auto`` for the one that runs here or that
+        ``RAY_ADDRESS`` names, or an address (``host:6379``, ``ray://host:10001``). A program that
+        has connected to Ray already keeps its connection, whatever is given here.
+    make : callable
+        Makes a `ShardWorker` from the keyword ``workers``, in each worker.
+    places : int, optional
+        Workers at most; by default one for each GPU, or for every 4 processors of a machine.
+    gpus : float, optional
+        GPUs a worker, also a part of one; by default one, or as much as `places` leaves.
+    decoders : int, optional
+        Decoding processes of each worker; by default one for each of its processors.
+
+    Attributes
+    ----------
+    job : dict of str to str
+    settings : ShardSettings
+    places : int
+        As of a `ShardWorker`.
+
+    Raises
+    ------
+    UsageError
+        If Ray is not installed, not to be reached, or has no place for a worker.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        make: Callable[..., ShardWorker],
+        *,
+        places: int | None = None,
+        gpus: float | None = None,
+        decoders: int | None = None,
+    ):
+        if places is not None and places < 1:
+            raise UsageError(f"{places} workers", "nothing would be done", "Use 1 or more.")
+        if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
+            raise UsageError(
+                f"{gpus} GPUs a worker", "no such part", "Use a whole number, or less than 1."
+            )
+        self._address, self._make, self._decoders = address, make, decoders
+        self._wishes = places, gpus
+        self._loading: dict[Any, Any] = {}  # what a worker owes -> the worker
+        self._running: dict[Any, tuple[Any, Shard]] = {}
+        self._idle: list[Any] = []
+        self._bad_starts = 0
+        self.job: dict[str, str] = {}
+        self.settings: ShardSettings
+        self.places = 0
+
+    def __enter__(self) -> RayCrew:
+        self._ray, self._owned = _connected(self._address)
+        try:
+            self._plan_places()
+            self._made = self._ray.put(self._make)  # arrays in it: once on each machine
+            for _ in range(self.places):
+                self._start()
+            self._wait_for_first()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._end(self._workers())
+        if self._owned:
+            self._ray.shutdown()
+
+    def run(
+        self,
+        shards: Iterable[Shard],
+        folder: Folder,
+        watch: Callable[[int, Sequence[Failure]], None],
+    ) -> Iterator[tuple[Shard, ShardRecord]]:
+        """Run shards, and give back each with its record when it is there.
+
+        Raises
+        ------
+        AlexNetError
+            What a worker met; or if workers keep dying.
+        """
+        planned, again, deaths = iter(shards), [], Counter()
+        try:
+            while True:
+                while self._idle and (shard := again.pop() if again else next(planned, None)):
+                    worker = self._idle.pop()
+                    self._running[worker.run_shard.remote(shard, str(folder))] = worker, shard
+                if self._idle and not self._running:
+                    return
+                if self._idle:  # and no shard for them; should one come back, another is started
+                    self._end([*self._idle, *self._loading.values()])
+                if (done := self._next()) is None:
+                    continue
+                worker, shard, answer = done
+                if isinstance(answer, Exception):
+                    deaths[shard.number] += 1
+                    if deaths[shard.number] == _TRIES:
+                        raise _deadly(f"shard {shard.name}, from {shard.paths[0]}", answer)
+                    again.append(shard)
+                    self._end([worker])
+                    self._start()
+                    continue
+                self._idle.append(worker)
+                record, failures = answer
+                _check_visible(folder, record)
+                yield shard, record
+                watch(record.inputs, failures)
+        finally:
+            owed = list(self._running)
+            self._end(self._workers())
+            if owed:  # what they were writing appears until they are gone, and goes then
+                self._ray.wait(owed, num_returns=len(owed), timeout=5)
+            folder.clear_parts()
+
+    def _plan_places(self) -> None:
+        """Decide how many workers there are, and what one takes."""
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self.places, cpus, gpus = shares(machines, *self._wishes)
+        if self._owned and self._address == LOCAL and gpus > machines[0].get("GPU", 0):
+            raise UsageError(
+                f"{gpus:g} GPUs a worker",
+                f"this machine has {machines[0].get('GPU', 0):g}",
+                "Ask for less, or name a cluster that has more.",
+            )
+        self._needs = f"{cpus} processors and {gpus:g} GPUs"
+        self._arguments = os.getcwd(), cpus, gpus, self._decoders or cpus
+        self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker)
+
+    def _start(self) -> None:
+        worker = self._actor.remote(*self._arguments)
+        self._loading[worker.load.remote(self._made)] = worker
+
+    def _wait_for_first(self) -> None:
+        until = time.monotonic() + _PLACE_SECONDS
+        while not self.job:
+            left = max(0.0, until - time.monotonic())
+            if not self._ray.wait(list(self._loading), timeout=left)[0]:
+                raise UsageError(
+                    f"workers of {self._needs}",
+                    f"the cluster had no place for one in {_PLACE_SECONDS:.0f} seconds",
+                    "Ask for more workers or fewer GPUs a worker, or see what ray status says.",
+                )
+            self._next()
+
+    def _next(self) -> tuple[Any, Shard, Any] | None:
+        """Wait for what comes first: a shard's answer, or (None) a worker that is ready."""
+        ((ref, *_), _) = self._ray.wait([*self._running, *self._loading])
+        if ref in self._running:
+            worker, shard = self._running.pop(ref)
+            return worker, shard, self._answer(ref)
+        worker, answer = self._loading.pop(ref), self._answer(ref)
+        if isinstance(answer, Exception):
+            self._bad_starts += 1
+            if self._bad_starts == _TRIES:
+                raise _deadly("workers, at their start", answer)
+            self._end([worker])
+            self._start()
+            return None
+        job, settings = answer
+        if not self.job:
+            self.job, self.settings = job, settings
+        elif differences := changes(self.job, job):
+            raise UsageError(
+                f"cluster {self._address}",
+                f"its workers don't agree ({', '.join(differences)})",
+                "Install the same packages, and put the same weights, on all machines.",
+            )
+        self._bad_starts = 0
+        self._idle.append(worker)
+        return None
+
+    def _answer(self, ref: Any) -> Any:
+        """What a worker gave back; the error, if it died over it."""
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, AlexNetError):
+                raise error.cause from None
+            raise
+        except self._ray.exceptions.RayError as error:
+            return error
+
+    def _workers(self) -> list[Any]:
+        running = [worker for worker, _ in self._running.values()]
+        return [*self._idle, *self._loading.values(), *running]
+
+    def _end(self, workers: Iterable[Any]) -> None:
+        for worker in workers:
+            with contextlib.suppress(Exception):
+                self._ray.kill(worker)
+            self._idle = [x for x in self._idle if x is not worker]
+            self._loading = {ref: x for ref, x in self._loading.items() if x is not worker}
+            self._running = {ref: x for ref, x in self._running.items() if x[0] is not worker}
+
+
+class _Worker:
+    """What Ray places: a process with one `ShardWorker`."""
+
+    def __init__(self, folder: str, cpus: int, gpus: float, decoders: int):
+        # Read when TensorFlow starts, which is when `load` gets its argument.
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(cpus)
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elif gpus < 1:
+            os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+        self._decoders = decoders
+        try:
+            os.chdir(folder)
+        except OSError:  # paths that are relative to it must not find other files
+            os.chdir(tempfile.mkdtemp(prefix="tf-alexnet-"))
+
+    def load(self, make: Callable[..., ShardWorker]) -> tuple[dict[str, str], ShardSettings]:
+        self._worker = make(workers=self._decoders)
+        return self._worker.job, self._worker.settings
+
+    def run_shard(self, shard: Shard, folder: str) -> tuple[ShardRecord, list[Failure]]:
+        failures: list[Failure] = []
+        record = self._worker.run_shard(
+            shard, folder_at(folder), lambda _, some: failures.extend(some)
+        )
+        return record, failures
+
+
+def shares(
+    machines: Sequence[Mapping[str, float]], places: int | None, gpus: float | None
+) -> tuple[int, int, float]:
+    """How many workers, and what each of them takes.
+
+    Parameters
+    ----------
+    machines : sequence of mapping
+        ``CPU`` and ``GPU`` of each machine of a cluster; none of a kind may be there.
+    places, gpus
+        What was asked for, as in `RayCrew`.
+
+    Returns
+    -------
+    places : int
+    cpus : int
+        Processors a worker: as many as leave room for all, at least 1.
+    gpus : float
+    """
+    cpus_of = [int(machine.get("CPU", 0)) for machine in machines]
+    there = int(sum(machine.get("GPU", 0) for machine in machines))
+    if gpus is None:
+        gpus = 1 / math.ceil((places or there) / there) if there else 0
+    if places is None and gpus:
+        places = max(1, int(there / gpus))
+    if places is None:
+        places = max(1, sum(-(-cpus // _CPUS) for cpus in cpus_of))
+    fitting = (
+        cpus
+        for cpus in range(max(cpus_of, default=1), 1, -1)
+        if sum(there // cpus for there in cpus_of) >= places
+    )
+    return places, next(fitting, 1), gpus
+
+
+def _connected(address: str) -> tuple[Any, bool]:
+    """Ray, and whether the connection is ours to close."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(
+            f"cluster {address}",
+            "Ray is not installed",
+            "Install it: pip install 'tf-alexnet[ray]'.",
+        ) from None
+    if ray.is_initialized():
+        return ray, False
+    settings = {"log_to_driver": False, "logging_level": "ERROR"}
+    with _keeping_signals():
+        if address == LOCAL:
+            ray.init(
+                "local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE,
+                **settings,
+            )
+        else:
+            _check_address(address)
+            ray.init(address, **settings)
+    return ray, True
+
+
+def _check_address(address: str) -> None:
+    """Connect from another process: Ray itself tries for minutes, and heeds no signal then."""
+    code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
+    try:
+        found = subprocess.run(
+            [sys.executable, "-c", code, address],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_CONNECT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"no Ray answers there within {_CONNECT_SECONDS:.0f} seconds"
+    else:
+        if not found.returncode:
+            return
+        reasons = re.findall(r"^[\w.]*(?:Error|Exception): (.+)", found.stderr, re.MULTILINE)
+        reason = reasons[-1].rstrip(".") if reasons else "no Ray answers there"
+    raise UsageError(
+        f"cluster {address}",
+        reason,
+        "Start one (ray start --head), correct the address, or use ray for one in this process.",
+    )
+
+
+@contextlib.contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; who set a handler before meant it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_visible(folder: Folder, record: ShardRecord) -> None:
+    """Refuse a shard that its worker wrote elsewhere than where this process looks for it."""
+    until = time.monotonic() + _VISIBLE_SECONDS
+    while folder.size(record.name) != record.size:
+        if time.monotonic() > until:
+            raise OutputError(
+                f"{folder}/{record.name}",
+                "a worker wrote it, and it is not here",
+                "Name an output that all machines see under the same path, or a URL.",
+            )
+        time.sleep(0.5)
+
+
+def _deadly(what: str, error: Exception) -> AlexNetError:
+    reason = " ".join(str(error).split())[:300].rstrip(".")
+    return AlexNetError(
+        what,
+        f"{_TRIES} workers ended over it, the last with: {reason}",
+        "See that a worker has the memory it needs (2 GB) and the same packages as this machine; "
+        "the same command again goes on from here.",
+    )
