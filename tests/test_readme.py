@@ -98,6 +98,7 @@ def test_examples(script, folder, tmp_path):
     arguments = {
         "fc7_features.py": [ROOT / "examples" / "photos", "weights/bvlc-alexnet.npy"],
         "fine_tune.py": [tmp_path],
+        "pandas_sklearn.py": [tmp_path, "weights/bvlc-alexnet.npy"],
     }.get(script, photos)
     for i, path in enumerate(photos[:4]):  # two classes of two photos
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
@@ -109,6 +110,7 @@ def test_examples(script, folder, tmp_path):
         "compare_layers.py": "conv5",
         "fc7_features.py": "is most like",
         "fine_tune.py": "validation accuracy",
+        "pandas_sklearn.py": "4 photos, 2 classes: accuracy",
         "top5.py": "  n",
     }[script]
     assert expected in done.stdout
