@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_alexnet.extraction import decoder
 
-_load = decoder.load_image
+_decode = decoder.decode_photo
 
 
 def _misbehave(path):
@@ -33,11 +33,11 @@ def _misbehave(path):
         re.match("(a+)+b", "a" * 60)  # in C, and no other thread gets the interpreter
 
 
-def load_image(source, **options):
+def decode_photo(source, **options):
     if isinstance(source, str):
         _misbehave(source)
-    return _load(source, **options)
+    return _decode(source, **options)
 
 
-decoder.load_image = load_image
+decoder.decode_photo = decode_photo
 main = decoder.main

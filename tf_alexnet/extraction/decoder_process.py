@@ -25,9 +25,9 @@ _READY_WITHIN = 120.0
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     # The C library gives memory back after every photo and asks for it again at the next, page by
-    # page: half of the time that a small photo takes. It may keep 64 MiB.
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    # page: half of the time that decoding takes. It may keep 128 MiB, and what is larger, too.
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
+    "MALLOC_MMAP_MAX_": "0",
 }
 
 

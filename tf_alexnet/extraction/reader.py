@@ -107,7 +107,8 @@ class PhotoReader:
     timeout : float
         Seconds that one photo may take.
     fast_decode : bool
-        Decode large JPEGs at a fraction of their size, as in `load_image`.
+        Decode JPEGs of more than four times the network's size at a half, a quarter or an eighth
+        of theirs, whichever still is twice the network's. See Notes.
 
     Raises
     ------
@@ -115,6 +116,16 @@ class PhotoReader:
         If preset, mean image and crops don't go together.
     UsageError
         If `workers` or `timeout` make no sense.
+
+    Notes
+    -----
+    `fast_decode` makes other pixels: JPEG's own averages come before the resize, which in preset
+    "caffe" takes single pixels. What that changes was measured on pictures of 12 megapixels made
+    of flower photos, 24 enlarged and 16 collages, whose finest detail is one pixel wide:
+
+    - pool5, trained torchvision network: relative L2 distance 0.013 (enlarged) and 0.030
+      (collages) in the median, cosine at least 0.9994; different pictures: at most 0.70;
+    - fc7, Caffe network with random weights: 0.008 and 0.073, cosine at least 0.9999 and 0.9966.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tf_alexnet.errors import ImageError
+from tf_alexnet.images import jpeg
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
@@ -37,8 +38,8 @@ SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if n
 # Without a handler, Python prints a library's log to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_ORIENTATION = 0x0112  # EXIF 2.32, table 4
-_TURNS = {
+_ORIENTATION = 0x0112
+_TURNS = {  # EXIF 2.32, table 4
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -110,6 +111,37 @@ def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np
     -----
     May be called from many threads at once.
     """
+    return decode_photo(source)
+
+
+def decode_photo(
+    source: str | os.PathLike | bytes | bytearray | memoryview,
+    *,
+    least: int | None = None,
+    opencv: bool = False,
+) -> np.ndarray:
+    """`load_image`, with what a decoder process may do besides.
+
+    Parameters
+    ----------
+    source : path, or bytes-like
+        As in `load_image`.
+    least : int, optional
+        Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
+        so many pixels. JPEG's own averages take the place of pixels then.
+    opencv : bool
+        Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, 3)
+        As of `load_image`.
+
+    Raises
+    ------
+    ImageError
+        As of `load_image`.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         asked = f"image of {len(data)} bytes"
@@ -119,7 +151,7 @@ def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np
         asked = os.fsdecode(source)
         data = _read(asked)
     with _switches:
-        return _decode(data, asked)
+        return _decode(data, asked, least, opencv)
 
 
 def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
@@ -162,11 +194,18 @@ def _check_file(path: str, status: os.stat_result) -> None:
         raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
 
 
-def _decode(data: bytes, asked: str) -> np.ndarray:
+def _decode(data: bytes, asked: str, least: int | None, opencv: bool) -> np.ndarray:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(image, asked)
             key = _colour_key(image, data)
+            size = image.size
+            if least and image.format in jpeg.KINDS:
+                image.draft(None, (least, least))
+            if opencv and image.size == size:
+                rgb = jpeg.opencv_pixels(image, data)
+                if rgb is not None:
+                    return jpeg.turned(rgb, _orientation(image))
             image.load()
             # An icon's directory may understate the picture inside.
             _check_size(image, asked)
@@ -233,12 +272,17 @@ def _colour_key(image: Image.Image, data: bytes) -> tuple[int, ...] | None:
     return values
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply EXIF orientation; EXIF that can't be read counts as none."""
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; EXIF that can't be read counts as none."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        orientation = image.getexif().get(_ORIENTATION)
+        return orientation if orientation in _TURNS else 1
     except Exception:
-        turn = None
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 

@@ -1,0 +1,137 @@
+"""JPEGs by OpenCV, which takes two thirds of Pillow's time, where it gives Pillow's pixels.
+
+Both carry their own copy of libjpeg, and need not carry the same. So once in a process both decode
+some pictures, and only if all pixels are equal is OpenCV used at all; and then only for files of
+the kinds that were compared, and whole. (OpenCV makes grey of what is missing; and libjpeg writes
+of damage to standard error through it. So this is for decoder processes, which have none.)
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from io import BytesIO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+KINDS = ("JPEG", "MPO")
+
+# Sampling factors (horizontal, vertical) of the components: 4:4:4, 4:2:2, 4:2:0, grey.
+_SAMPLINGS = (
+    ((1, 1), (1, 1), (1, 1)),
+    ((2, 1), (1, 1), (1, 1)),
+    ((2, 2), (1, 1), (1, 1)),
+    ((1, 1),),
+)
+
+# ITU-T T.81, table B.1; between them in the data stand stuffed bytes and restart markers.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
+_KNOWN = {
+    *(0xC0, 0xC1, _PROGRESSIVE),  # frames; the first two are baseline and extended
+    *(0xC4, 0xDB, 0xDD, _SCAN),  # tables, restart interval, scan
+    *range(0xE0, 0xF0),  # applications
+    0xFE,  # comment
+}
+
+_ROTATIONS = {
+    3: cv2.ROTATE_180,
+    6: cv2.ROTATE_90_CLOCKWISE,
+    7: cv2.ROTATE_180,
+    8: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+
+# Before OpenCV 4.11 there is BGR only, which Pillow's pixels are never equal to.
+_READ = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
+
+
+def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """The pixels that Pillow's `load` would give, as RGB; None if that is not certain.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Opened, not loaded.
+    data : bytes
+        The file.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, 3), or None
+        Not turned by EXIF.
+    """
+    if image.format not in KINDS or image.mode not in ("RGB", "L") or image.bits != 8:
+        return None
+    sampling = tuple(layer[1:3] for layer in image.layer)
+    if sampling not in _SAMPLINGS or not (_is_whole(data) and _opencv_agrees()):
+        return None
+    rgb = _by_opencv(data)
+    return rgb if rgb is not None and rgb.shape[1::-1] == image.size else None
+
+
+def turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture turned upright, by its EXIF orientation from 1 to 8."""
+    if orientation in (5, 7):
+        rgb = cv2.transpose(rgb)
+    if orientation in _ROTATIONS:
+        return cv2.rotate(rgb, _ROTATIONS[orientation])
+    if orientation in (2, 4):
+        return cv2.flip(rgb, 1 if orientation == 2 else 0)
+    return rgb
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether segments follow each other to the end of the picture, and hold nothing unusual."""
+    place, seen = 2, set()
+    while marker := _MARKER.search(data, place):
+        kind, place = data[marker.end() - 1], marker.end()
+        if kind == _END:
+            return _SCAN in seen
+        length = int.from_bytes(data[place : place + 2], "big")
+        place += length
+        if kind not in _KNOWN or length < 2 or place > len(data):
+            return False
+        if _SCAN in seen and _PROGRESSIVE not in seen:
+            return False  # what stands behind the last line of pixels, OpenCV does not look at
+        seen.add(kind)
+    return False
+
+
+def _by_opencv(data: bytes) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), _READ)
+    except cv2.error:
+        return None
+
+
+@functools.cache
+def _opencv_agrees() -> bool:
+    """Decode pictures of all kinds by both."""
+    steps = np.arange(37 * 51 * 3, dtype=np.uint64).reshape(37, 51, 3)
+    noise = (steps * steps * 2654435761 >> 21).astype(np.uint8)  # numpy.random takes long to load
+    smooth = cv2.resize(noise[:5, :7], (51, 37), interpolation=cv2.INTER_CUBIC)
+    for pixels in (noise, smooth):
+        picture = Image.fromarray(pixels)
+        for options in _compared():
+            file = BytesIO()
+            source = picture.convert("L") if options.pop("grey", False) else picture
+            source.save(file, "JPEG", **options)
+            data = file.getvalue()
+            wanted = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+            got = _by_opencv(data)
+            if got is None or not np.array_equal(got, wanted):
+                return False
+    return True
+
+
+def _compared() -> list[dict]:
+    """Pillow's options for the JPEGs that are compared."""
+    kinds = [
+        {"subsampling": subsampling, "progressive": progressive}
+        for subsampling in (0, 1, 2)
+        for progressive in (False, True)
+    ]
+    kinds += [{"grey": True}, {"quality": 30}, {"quality": 98, "restart_marker_blocks": 2}]
+    return kinds
