@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from enum import Enum
 from typing import Annotated
 
@@ -100,7 +103,9 @@ def extract(
     check_output(output)  # before a download that may take minutes
     # Other machines have other caches: there a name is looked up where it is used.
     file = console.find_weights(weights) if cluster in (None, "ray") else weights
-    with console.progress_bar("photos") as progress:
+    # Ray prints pages about workers that died to stdout; what matters of them comes as a note.
+    quiet = contextlib.redirect_stdout(io.StringIO() if cluster else sys.stdout)
+    with console.progress_bar("photos") as progress, quiet:
         report = extract_features(
             photos,
             output,

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 LOCAL = "ray"
 _CPUS = 4  # for a worker, where nobody says how many: more make one network little faster
 _TRIES = 3  # a worker may die of many things; a shard that ends three is guilty
-_CONNECT_SECONDS = 18.0
+_CONNECT_SECONDS = 15.0
 _PLACE_SECONDS = 600.0  # an autoscaler may have to start a machine first
 _VISIBLE_SECONDS = 30.0  # network file systems show other machines' files with delay
 _OBJECT_STORE = 2**29  # weights given as arrays, once; nothing else of size
@@ -155,6 +156,8 @@ class RayCrew:
                     deaths[shard.number] += 1
                     if deaths[shard.number] == _TRIES:
                         raise _deadly(f"shard {shard.name}, from {shard.paths[0]}", answer)
+                    text = f"a worker ended over {shard.name} ({_reason(answer)}); it is done again"
+                    warnings.warn(text, RuntimeWarning, stacklevel=2)
                     again.append(shard)
                     self._end([worker])
                     self._start()
@@ -356,13 +359,17 @@ def _check_address(address: str) -> None:
             timeout=_CONNECT_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
         reason = f"no Ray answers there within {_CONNECT_SECONDS:.0f} seconds"
+        if refusals := re.findall(
+            r"GCS server: (.+)", (error.stderr or b"").decode(errors="replace")
+        ):
+            reason = f"it does not let this program in ({refusals[-1].strip()})"
     else:
         if not found.returncode:
             return
         reasons = re.findall(r"^[\w.]*(?:Error|Exception): (.+)", found.stderr, re.MULTILINE)
-        reason = reasons[-1].rstrip(".") if reasons else "no Ray answers there"
+        reason = reasons[-1].split(". ")[0].rstrip(".") if reasons else "no Ray answers there"
     raise UsageError(
         f"cluster {address}",
         reason,
@@ -397,10 +404,16 @@ def _check_visible(folder: Folder, record: ShardRecord) -> None:
 
 
 def _deadly(what: str, error: Exception) -> AlexNetError:
-    reason = " ".join(str(error).split())[:300].rstrip(".")
     return AlexNetError(
         what,
-        f"{_TRIES} workers ended over it, the last with: {reason}",
+        f"{_TRIES} workers ended over it, the last with: {_reason(error)}",
         "See that a worker has the memory it needs (2 GB) and the same packages as this machine; "
         "the same command again goes on from here.",
     )
+
+
+def _reason(error: Exception) -> str:
+    """The line that matters of a page of Ray's."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    last = lines[-1].strip()
+    return (last if re.match(r"[\w.]+Error: ", last) else lines[0]).strip()[:300].rstrip(".")
