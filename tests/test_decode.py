@@ -374,8 +374,9 @@ def test_no_permission(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr("builtins.open", deny)
-    with pytest.raises(ImageError, match="no permission to read it"):
+    with pytest.raises(ImageError, match="no permission to read it") as caught:
         load_image(path)
+    assert caught.value.code == "no_permission"
 
 
 def test_an_oversized_file_is_not_read(tmp_path):
