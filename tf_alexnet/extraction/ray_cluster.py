@@ -100,6 +100,7 @@ class RayCrew:
             )
         self._address, self._make, self._decoders = address, make, decoders
         self._wishes = places, gpus
+        self._workers: list[Any] = []
         self._loading: dict[Any, Any] = {}  # what a worker owes -> the worker
         self._running: dict[Any, tuple[Any, Shard]] = {}
         self._idle: list[Any] = []
@@ -122,7 +123,7 @@ class RayCrew:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self._end(self._workers())
+        self._end(self._workers)
         if self._owned:
             self._ray.shutdown()
 
@@ -169,7 +170,7 @@ class RayCrew:
                 watch(record.inputs, failures)
         finally:
             owed = list(self._running)
-            self._end(self._workers())
+            self._end(self._workers)
             if owed:  # what they were writing appears until they are gone, and goes then
                 self._ray.wait(owed, num_returns=len(owed), timeout=5)
             folder.clear_parts()
@@ -190,6 +191,7 @@ class RayCrew:
 
     def _start(self) -> None:
         worker = self._actor.remote(*self._arguments)
+        self._workers.append(worker)
         self._loading[worker.load.remote(self._made)] = worker
 
     def _wait_for_first(self) -> None:
@@ -242,14 +244,11 @@ class RayCrew:
         except self._ray.exceptions.RayError as error:
             return error
 
-    def _workers(self) -> list[Any]:
-        running = [worker for worker, _ in self._running.values()]
-        return [*self._idle, *self._loading.values(), *running]
-
     def _end(self, workers: Iterable[Any]) -> None:
-        for worker in workers:
+        for worker in list(workers):
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
+            self._workers = [x for x in self._workers if x is not worker]
             self._idle = [x for x in self._idle if x is not worker]
             self._loading = {ref: x for ref, x in self._loading.items() if x is not worker}
             self._running = {ref: x for ref, x in self._running.items() if x[0] is not worker}
