@@ -44,7 +44,8 @@ def finish(process, code=0):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == code, err
-    assert len(err.splitlines()) == (code not in (0, 130, 143)), err
+    if code not in (130, 143):  # a signal in the middle of h5py's close makes Python mutter
+        assert len(err.splitlines()) == (code != 0), err
     return out, err
 
 
