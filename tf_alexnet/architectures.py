@@ -20,6 +20,7 @@ from typing import Literal
 from tf_alexnet.errors import InputError, LayerError, UsageError
 
 PREACT = "_preact"
+HEAD_LAYERS = ("pool5", "fc6", "fc7")  # what a new classifier may stand on
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,49 @@ class Architecture:
             layers=tuple(replace(x, units=classes) if x is last else x for x in self.layers),
         )
 
+    def with_head(self, layer: str, classes: int) -> Architecture:
+        """The network cut off after `layer`, with a linear classifier on it.
+
+        Parameters
+        ----------
+        layer : str
+            One of `HEAD_LAYERS`: ``pool5``, ``fc6`` or ``fc7``. The dropout that follows it stays.
+        classes : int
+            Units of the classifier, which is called `fc8` as in the whole network; `prob` is its
+            softmax. The rows of `fc8` on `pool5` follow the flattened (height, width, channels).
+
+        Raises
+        ------
+        LayerError
+            If a classifier can't stand on that layer.
+        """
+        if layer not in HEAD_LAYERS:
+            raise LayerError(
+                f"a classifier on {layer!r}",
+                "it needs the end of the convolutions or a dense layer",
+                f"Use one of {', '.join(HEAD_LAYERS)}.",
+            )
+        body = self.until(layer).layers
+        after = self.layers[len(body)]
+        dropout = (after,) if isinstance(after, Dropout) else ()
+        head = (Dense("fc8", classes, relu=False, filler=Gaussian(0.01)), Softmax("prob"))
+        return replace(self, layers=(*body, *dropout, *head))
+
     def until(self, name: str) -> Architecture:
-        """The network cut off after the layer `name`."""
+        """The network cut off after the layer `name`.
+
+        Raises
+        ------
+        LayerError
+            If it has no such layer, as a classifier on `pool5` has no `fc7`.
+        """
         names = [layer.name for layer in self.layers]
+        if name not in names:
+            raise LayerError(
+                f"layer {name!r}",
+                f"this {self.name} has no such layer",
+                f"Known are: {', '.join(names)}.",
+            )
         return replace(self, layers=self.layers[: names.index(name) + 1])
 
     def check_blob(self, name: str) -> str:

@@ -28,7 +28,13 @@ from tf_alexnet.architectures import (
 )
 from tf_alexnet.errors import InputError, LayerError, UsageError, WeightsError
 from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization, Preactivation
-from tf_alexnet.weights import WeightArrays, check_arrays, find_weights, read_weights
+from tf_alexnet.weights import (
+    WeightArrays,
+    check_arrays,
+    find_weights,
+    own_table,
+    read_weights,
+)
 
 
 def AlexNet(
@@ -89,15 +95,15 @@ def AlexNet(
     _check_arguments(feature_extract, include_top, pooling, input_shape, classes)
     if isinstance(weights, str | os.PathLike):
         weights = read_weights(find_weights(weights))
-    table = table_for(weights, architecture)
-    table = table.with_classes(classes or (weights and weights.classes) or table.classes)
+    own = table_for(weights, architecture)
+    table = own.with_classes(classes or own.classes)
     if not include_top:
         table = table.until("pool5")
     elif feature_extract:
         table = table.until("fc7")
     elif classifier_activation is None:
         table = table.until("fc8")
-    arrays = {} if weights is None else _fitted(weights, table)
+    arrays = {} if weights is None else _fitted(weights, table, own)
     if input_tensor is None:
         inputs = keras.Input(_checked_shape(table, input_shape, include_top), name="data")
     else:
@@ -190,33 +196,36 @@ def _check_arguments(feature_extract, include_top, pooling, input_shape, classes
 def table_for(weights: WeightArrays | None, architecture: str | None = None) -> Architecture:
     """The table for these weights, where they or the caller tell which it is.
 
+    It has the number of classes of the weights, and their head, where `fc8` stands on an earlier
+    layer than in the whole network (`Architecture.with_head`).
+
     Raises
     ------
     WeightsError
         If neither tells, or the two contradict each other.
     """
-    known = weights and weights.architecture
-    if architecture is None:
-        if weights is not None and not known:
-            raise WeightsError(
-                weights.source,
-                "its shapes fit bvlc_alexnet and caffenet alike, and neither hash nor biases are "
-                "those of a known network",
-                "Say which one it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture).",
-            )
-        return architecture_named(known or "bvlc_alexnet")
-    table = architecture_named(architecture)
-    if known and known != architecture:
+    if weights is None:
+        return architecture_named(architecture or "bvlc_alexnet")
+    known = weights.architecture
+    if architecture is None and not known:
+        raise WeightsError(
+            weights.source,
+            "its shapes fit bvlc_alexnet and caffenet alike, and neither hash nor biases are "
+            "those of a known network",
+            "Say which one it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture).",
+        )
+    table = architecture_named(architecture or known)
+    if known and known != table.name:
         raise WeightsError(
             f"{weights.source} as {architecture}",
             f"these are {known} weights",
             f"Leave architecture out, or pass {known}.",
         )
-    return table
+    return own_table(weights, table)
 
 
-def _fitted(weights: WeightArrays, table: Architecture) -> dict:
-    """The layers of `weights` that `table` takes, all checked."""
+def _fitted(weights: WeightArrays, table: Architecture, own: Architecture) -> dict:
+    """The layers of `weights`, whose own table is `own`, that `table` takes, all checked."""
     needed = [layer.name for layer in table.weighted]
     dense = {layer.name for layer in table.weighted if isinstance(layer, Dense)}
     absent = set(needed) - set(weights.layers)
@@ -226,8 +235,7 @@ def _fitted(weights: WeightArrays, table: Architecture) -> dict:
             "it holds the convolutions only, no dense layers",
             "Pass include_top=False and take pool5 or any layer before it.",
         )
-    full = ARCHITECTURES[table.name]
-    last = full.weighted[-1].name
+    last = own.weighted[-1].name
     if last in needed and weights.classes not in (None, table.classes):
         warnings.warn(
             f"{weights.source}: {last} is for {weights.classes} classes, {table.classes} were "
@@ -235,7 +243,7 @@ def _fitted(weights: WeightArrays, table: Architecture) -> dict:
             stacklevel=3,
         )
         needed.remove(last)
-    check_arrays(weights, full.with_classes(weights.classes or full.classes), needed)
+    check_arrays(weights, own, needed)
     return {name: weights.layers[name] for name in needed}
 
 

@@ -8,6 +8,7 @@ from tf_alexnet.weights.arrays import (
     WeightArrays,
     check_arrays,
     fitting_architectures,
+    own_table,
 )
 from tf_alexnet.weights.catalog import KnownWeights, catalog, check_file, known_weights
 from tf_alexnet.weights.files import convert_weights, read_weights, write_weights
@@ -32,6 +33,7 @@ __all__ = [
     "inspect_weights",
     "known_weights",
     "local_file",
+    "own_table",
     "read_weights",
     "write_weights",
 ]

@@ -68,14 +68,34 @@ class WeightArrays:
         return None if layer is None else int(layer.bias.shape[0])
 
 
+def own_table(arrays: WeightArrays, table: Architecture) -> Architecture:
+    """`table` with the number of classes, and cut to the head, that `arrays` have.
+
+    Where `fc8` stands on `pool5` (`Architecture.with_head`), its rows say so. On `fc6` it has as
+    many rows as on `fc7`, and a damaged file that has lost `fc7` would look the same: there the
+    file must record ``head: fc6``.
+    """
+    layers, classes = arrays.layers, arrays.classes or table.classes
+    if "fc8" not in layers or "fc7" in layers:
+        return table.with_classes(classes)
+    cut = table.with_head("fc6" if "fc6" in layers else "pool5", classes)
+    if "fc6" in layers:
+        own = arrays.metadata.get("head") == "fc6"
+    else:
+        own = layers["fc8"].kernel.shape[:1] == cut.parameter_shapes()["fc8"][0][:1]
+    return cut if own else table.with_classes(classes)
+
+
 def fitting_architectures(arrays: WeightArrays) -> list[str]:
     """Names of the tables whose shapes all given layers have (`fc8` with any number of classes).
+
+    A classifier that stands on `pool5` or `fc6` fits the table that it was cut from (`own_table`).
 
     bvlc_alexnet and caffenet have the same shapes, so either both are listed or neither.
     """
     names = []
     for table in ARCHITECTURES.values():
-        shapes = table.with_classes(arrays.classes or table.classes).parameter_shapes()
+        shapes = own_table(arrays, table).parameter_shapes()
         if arrays.layers and all(
             (layer.kernel.shape, layer.bias.shape) == shapes.get(name)
             for name, layer in arrays.layers.items()

@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import WeightsError
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, is_finite
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, is_finite, own_table
 from tf_alexnet.weights.cache import remembered_checksum
 from tf_alexnet.weights.files import read_unjudged
 from tf_alexnet.weights.identify import (
@@ -155,8 +155,8 @@ def misfits(arrays: WeightArrays, architecture: str) -> list[str]:
 
     A file without any dense layer is taken for the convolutions alone, and complete as such.
     """
-    table = ARCHITECTURES[architecture]
-    shapes = table.with_classes(arrays.classes or table.classes).parameter_shapes()
+    table = own_table(arrays, ARCHITECTURES[architecture])
+    shapes = table.parameter_shapes()
     if not any(x.kernel.ndim == 2 for x in arrays.layers.values()):
         shapes = {layer.name: shapes[layer.name] for layer in table.convolutions}
     found = [f"{name} is missing" for name in shapes if name not in arrays.layers]

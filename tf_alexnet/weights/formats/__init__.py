@@ -120,12 +120,11 @@ def _reader(path: str | os.PathLike, head: bytes):
         return _read_archive
     if deep_compression.recognised(path, head):
         return deep_compression.read
+    # Before pickles: a header of 0x480 bytes begins like one, but no pickle has these five zeros.
+    if len(head) > 8 and head[8:9] == b"{" and struct.unpack_from("<Q", head)[0] < MAX_BYTES:
+        return safetensors_file.read
     if head.startswith(npy.MAGIC) or (head[0] == 0x80 and head[1:2] <= b"\x05"):
         return npy.read
-    if len(head) > 8 and head[8:9] == b"{":
-        size = struct.unpack_from("<Q", head)[0]
-        if size < MAX_BYTES:
-            return safetensors_file.read
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise damaged(path, "an HTML or XML page", GET_ANOTHER)
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
