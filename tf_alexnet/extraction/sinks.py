@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.extraction.signals import SignalGate, signals_held
 from tf_alexnet.extraction.storage import OutputFile
 
 BLOCK_BYTES = 8 * 2**20  # rows that are in memory together while files are put together
@@ -46,8 +47,8 @@ def write_output(suffix: str, file: OutputFile, rows: Rows) -> None:
     elif suffix == ".npy":
         _write_npy(file, rows)
     else:
-        with writer_for(suffix)(file) as writer:
-            for paths, blobs in rows.blocks(list(rows.layers)):
+        with signals_held() as gate, writer_for(suffix)(file) as writer:
+            for paths, blobs in gate.taking(rows.blocks(list(rows.layers))):
                 writer.add(paths, blobs)
             writer.finish(rows.failures, rows.attributes)
 
@@ -227,15 +228,15 @@ def _write_npz(file: OutputFile, rows: Rows) -> None:
         "errors_details": np.array([failure.detail for failure in failures], dtype=str),
         "attributes": np.array(json.dumps(dict(rows.attributes))),
     }
-    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        _write_paths(archive, rows)
+    with signals_held() as gate, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        _write_paths(archive, rows, gate)
         for name, array in small.items():
             with _member(archive, name) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
         for name, (shape, dtype) in rows.layers.items():
             with _member(archive, name) as member:
                 _write_header(member, (rows.count, *shape), dtype)
-                for _, blobs in rows.blocks([name]):
+                for _, blobs in gate.taking(rows.blocks([name])):
                     member.write(np.ascontiguousarray(blobs[name]).data)
                     file.check()
 
@@ -245,13 +246,14 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
     return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
 
 
-def _write_paths(archive: zipfile.ZipFile, rows: Rows) -> None:
+def _write_paths(archive: zipfile.ZipFile, rows: Rows, gate: SignalGate) -> None:
     """The array ``paths``, in two passes: NumPy's strings are all as wide as the widest."""
-    width = max((len(path) for paths, _ in rows.blocks([]) for path in paths), default=1)
+    blocks = gate.taking(rows.blocks([]))
+    width = max((len(path) for paths, _ in blocks for path in paths), default=1)
     dtype = np.dtype(f"<U{max(1, width)}")
     with _member(archive, "paths") as member:
         _write_header(member, (rows.count,), dtype)
-        for paths, _ in rows.blocks([]):
+        for paths, _ in gate.taking(rows.blocks([])):
             for start in range(0, len(paths), 1024):
                 member.write(np.array(paths[start : start + 1024], dtype).tobytes())
 

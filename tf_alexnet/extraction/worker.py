@@ -13,6 +13,7 @@ from tf_alexnet.errors import InputError
 from tf_alexnet.extraction.manifest import ShardRecord
 from tf_alexnet.extraction.plan import Shard
 from tf_alexnet.extraction.reader import Failure, PhotoReader
+from tf_alexnet.extraction.signals import signals_held
 from tf_alexnet.extraction.sinks import writer_for
 from tf_alexnet.extraction.storage import Folder
 
@@ -86,16 +87,25 @@ def run_shard(
         If a value does not fit the rows' type.
     """
     name, failures, count = f"{shard.name}{settings.suffix}", [], 0
-    with folder.writing(name) as file, writer_for(settings.suffix)(file) as writer:
-        for batch in reader.batches(shard.paths, settings.batch_size):
+    with (
+        folder.writing(name) as file,
+        signals_held() as gate,
+        writer_for(settings.suffix)(file) as writer,
+    ):
+        for batch in gate.taking(reader.batches(shard.paths, settings.batch_size)):
             failures += batch.failures
             if batch.paths:
-                writer.add(batch.paths, make_rows(extractor(batch.pixels), settings))
+                with gate.opened():
+                    rows = make_rows(extractor(batch.pixels), settings)
+                writer.add(batch.paths, rows)
                 count += len(batch.paths)
+                del rows
             if watch:
                 watch(len(batch.paths) + len(batch.failures), batch.failures)
         if not count:
-            writer.add([], _no_rows(extractor, settings))
+            with gate.opened():
+                rows = _no_rows(extractor, settings)
+            writer.add([], rows)
         writer.finish(failures, settings.attributes)
     return ShardRecord(name, len(shard.paths), count, len(failures), folder.size(name) or 0)
 
