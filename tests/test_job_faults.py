@@ -199,6 +199,33 @@ def test_a_file_that_may_not_grow(limit, extract, photos, capfd):  # noqa: F811
     check("f.h5", *parted(photos))
 
 
+def test_no_memory_for_photos(photos):
+    def limited():  # in bytes of any file; the memory that decoders write is one without a name
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+
+    _, err = finish(start(0, "photos", "-o", "f.h5", preexec_fn=limited), 1)
+    assert err.startswith("error: memory for photos: there are not 1,204,224 bytes more (File too ")
+    assert os.listdir(".") == ["photos"]
+
+
+def test_no_folder_for_temporary_files():
+    code = """
+import sys, tempfile
+def nowhere():
+    raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+tempfile._get_default_tempdir = nowhere
+sys.argv = ["tf-alexnet", "extract", "photos", "-o", "f.h5"]
+from tf_alexnet.cli.main import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == (
+        "error: temporary files: no folder for them can be written to (No usable temporary "
+        "directory found in ['/tmp']). Set TMPDIR to one that can.\n"
+    )
+
+
 def parted(photos):
     bad = [photos[5], photos[17]]
     bad = [os.path.relpath(path) for path in bad]

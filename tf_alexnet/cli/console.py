@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-from tf_alexnet.errors import ImageError, one_line
+from tf_alexnet.errors import ImageError, OutputError, one_line
 
 
 def note(text: str) -> None:
@@ -30,8 +30,22 @@ def report_failures(failures: Sequence[tuple[str, str]]) -> int:
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow without its start-up messages, unless it fails."""
+    """Import TensorFlow without its start-up messages, unless it fails.
+
+    Raises
+    ------
+    OutputError
+        If there is no folder for temporary files, which TensorFlow needs too.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        tempfile.gettempdir()
+    except OSError as problem:
+        raise OutputError(
+            "temporary files",
+            f"no folder for them can be written to ({problem.strerror or problem})",
+            "Set TMPDIR to one that can.",
+        ) from None
     with _captured_stderr():
         import tensorflow  # noqa: F401
 

@@ -9,6 +9,8 @@ import weakref
 
 import numpy as np
 
+from tf_alexnet.errors import AlexNetError
+
 
 class SharedRows:
     """Blocks of float32 in a file that has no name, so that nothing of it can be left behind.
@@ -33,17 +35,30 @@ class SharedRows:
         self._free: list[tuple[int, mmap.mmap]] = []
 
     def take(self, values: int) -> tuple[int, np.ndarray]:
-        """A block for so many values: its offset in bytes, and the values, which hold anything."""
+        """A block for so many values: its offset in bytes, and the values, which hold anything.
+
+        Raises
+        ------
+        AlexNetError
+            If there is no memory for it, or one may not have so much.
+        """
         for number, (_, block) in enumerate(self._free):
             if len(block) >= 4 * values:
                 offset, block = self._free.pop(number)
                 break
         else:
             offset, length = self._end, -(-4 * values // mmap.PAGESIZE) * mmap.PAGESIZE
+            try:
+                os.ftruncate(self.file, offset + length)
+                block = mmap.mmap(self.file, length, offset=offset)
+            except OSError as error:
+                raise AlexNetError(
+                    "memory for photos",
+                    f"there are not {length:,} bytes more ({error.strerror})",
+                    "Use a smaller batch, or see what the limits of this program are (ulimit -a).",
+                ) from error
             self._end += length
             self._blocks += 1
-            os.ftruncate(self.file, self._end)
-            block = mmap.mmap(self.file, length, offset=offset)
         # All views of an array made from a foreign buffer have it for their base, so it lives as
         # long as any of them does.
         array = np.frombuffer(block, np.float32, values)
