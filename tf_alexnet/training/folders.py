@@ -213,7 +213,7 @@ def _split(photos: dict[str, list[str]], val_split: float, seed: int) -> tuple[d
 def _note_duplicates(
     train: Sequence[Example], val: Sequence[Example], folder: str
 ) -> Iterator[str]:
-    """A sentence where photos of `val` are in `train` too: what is known by heart proves nothing."""
+    """A sentence where photos of `val` are in `train` too."""
     sizes = [_by_size(x.path for x in part) for part in (train, val)]
     pairs = []
     for size in sorted(sizes[0].keys() & sizes[1].keys()):

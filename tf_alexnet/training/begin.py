@@ -1,0 +1,109 @@
+"""`begin_run`: is this RUN new, to be gone on with, finished, or another's?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tf_alexnet.errors import OutputError, UsageError
+from tf_alexnet.extraction.lock import locked
+from tf_alexnet.extraction.target import Target
+from tf_alexnet.training.run import RECORD, Run, read_record, write_text
+
+SETTINGS = "settings.json"  # what a training was begun with
+
+
+@contextlib.contextmanager
+def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[Path]:
+    """The RUN's folder, made if need be, and held: one training at a time.
+
+    Raises
+    ------
+    UsageError
+        With `resume`, where no training was begun.
+    OutputError
+        If the folder can't be made or written to, holds other things, or another training holds it.
+    """
+    path = Path(folder)
+    begun = any((path / name).is_file() for name in (SETTINGS, RECORD))
+    if resume and not begun:
+        raise UsageError(str(path), "no training was begun there", "Leave --resume out.")
+    target = Target(f"{path}/")
+    target.check()
+    if path.is_dir() and not begun and _is_foreign(path):
+        raise OutputError(
+            str(path), "it holds other things, and no training", "Name a new folder for the RUN."
+        )
+    target.work.make()
+    with locked(target):
+        for name in os.listdir(path):
+            if name.startswith(".tf-alexnet-"):  # what a killed training left half written
+                target.work.remove(name)
+        yield path
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether there is anything but the features of a training that was killed at once."""
+    return any(not name.startswith((".", "features.h5")) for name in os.listdir(path))
+
+
+def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | None:
+    """Compare what is there with the settings of this training, and record them if it is new.
+
+    Parameters
+    ----------
+    folder : Path
+        From `working_in`.
+    settings : dict of str to str, int, float, bool or None
+        All that the result depends on.
+    force : bool
+        Begin anew whatever is there.
+
+    Returns
+    -------
+    Run or None
+        The finished run where these very settings made one; None where there is work to do.
+
+    Raises
+    ------
+    UsageError
+        If it was begun with other settings; the message names them.
+    WeightsError
+        If the finished run that is there is damaged.
+    """
+    settings = dict(settings)
+    if force:
+        for name in (RECORD, SETTINGS):
+            (folder / name).unlink(missing_ok=True)
+    record = read_record(folder)
+    old = _begun(folder) if record is None else dict(record.settings)
+    if old is not None and old != settings:
+        names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+        changed = ", ".join(f"{x} {old.get(x)} -> {settings.get(x)}" for x in names)
+        raise UsageError(
+            str(folder),
+            f"it was begun with other settings: {changed}",
+            "Use the same settings, name another folder, or begin anew with --force (force=True).",
+        )
+    if record is not None:
+        return Run.open(folder)
+    if old is None:
+        write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+    return None
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The settings recorded by an unfinished training; None where there are none."""
+    try:
+        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(
+            str(folder / SETTINGS), f"it can't be read ({error})", "Begin anew with --force."
+        ) from None
+    return content if isinstance(content, dict) else {}

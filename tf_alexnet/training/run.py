@@ -1,0 +1,402 @@
+"""The RUN: a folder that says what was trained on what, and holds the network that came of it.
+
+Our own commands rebuild the network from two files: ``run.json``, plain JSON that is checked field
+by field, and ``weights.safetensors``, an ordinary weight file. A RUN from a stranger runs no code.
+``model.keras``, the tables and the pictures are for people and other programs; nothing here reads
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_alexnet.architectures import ARCHITECTURES, HEAD_LAYERS, Architecture
+from tf_alexnet.errors import OutputError, UsageError, WeightsError
+from tf_alexnet.files import replacing
+from tf_alexnet.images import PRESETS
+from tf_alexnet.training.folders import PhotoSet
+from tf_alexnet.version import VERSION
+from tf_alexnet.weights import WeightArrays, own_table, read_weights, write_weights
+
+if TYPE_CHECKING:
+    import keras
+
+    from tf_alexnet.extraction.reader import Failure
+
+FORMAT = 1  # of run.json
+MODES = ("head", "finetune", "scratch")
+RECORD, WEIGHTS = "run.json", "weights.safetensors"
+_MAX_RECORD = 1 << 26  # bytes; the names of a million photos take 30 MB
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``run.json`` holds.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names of the classes, in the order of the network's outputs.
+    architecture, preset : str
+        The network's table and the preprocessing it was trained with.
+    layer : {"pool5", "fc6", "fc7"}
+        What the classifier `fc8` stands on; with ``fc7`` the network is whole.
+    mode : {"head", "finetune", "scratch"}
+        What was trained: the classifier, it and layers below, or everything.
+    base : dict of str to str
+        ``digest`` and ``source`` of the weights it started from; empty for ``scratch``.
+    settings : dict of str to str, int, float, bool or None
+        Everything that the result depends on.
+    split : dict
+        ``drawn`` (bool), ``train`` and ``val`` (photos used), ``skipped`` (photos that could not be
+        read), and where the parts were drawn here, ``val_photos``: paths below the data's folder.
+    metrics : dict of str to float
+        ``train_accuracy``, ``val_accuracy`` (0..1) and others.
+    weights_digest : str
+        `WeightArrays.digest` of ``weights.safetensors``.
+    versions : dict of str to str
+        Of the software that made it.
+    """
+
+    classes: tuple[str, ...]
+    architecture: str
+    preset: str
+    layer: str
+    mode: str
+    base: Mapping[str, str]
+    settings: Mapping[str, Any]
+    split: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    weights_digest: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """As the JSON of ``run.json``; names of any bytes survive as escaped surrogates."""
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def parsed(cls, text: str, source: str) -> RunRecord:
+        """The record that such a JSON holds.
+
+        Raises
+        ------
+        WeightsError
+            If it is of another version or anything but that; `source` is named.
+        """
+        try:
+            content = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise _bad(source, f"it is no JSON ({str(error)[:80]})") from None
+        if not isinstance(content, dict) or "format" not in content:
+            raise _bad(source, "it does not record a training")
+        if content.pop("format") != FORMAT:
+            raise WeightsError(
+                source,
+                f"it is of another version than this tf_alexnet ({VERSION}) reads",
+                "Use the version that made it: `versions` in that file names it.",
+            )
+        names = {x.name for x in fields(cls)}
+        if content.keys() != names:
+            wrong = ", ".join(sorted(str(x)[:40] for x in content.keys() ^ names)[:5])
+            raise _bad(source, f"missing or unknown entries: {wrong}")
+        for name, (holds, expected) in _CHECKS.items():
+            if not holds(content[name]):
+                raise _bad(source, f"{name} is not {expected}")
+        return cls(**{**content, "classes": tuple(content["classes"])})
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} in it")
+
+
+def _bad(source: str, found: str) -> WeightsError:
+    return WeightsError(source, found, "Name a folder that `tf-alexnet train` made, unchanged.")
+
+
+def _is_names(value: Any) -> bool:
+    named = isinstance(value, list) and all(isinstance(x, str) and x for x in value)
+    return named and len(value) > 1 and len(set(value)) == len(value)
+
+
+def _is_flat(*kinds: type):
+    def holds(value: Any) -> bool:
+        return isinstance(value, dict) and all(type(x) in kinds for x in value.values())
+
+    return holds
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict) or type(value.get("drawn")) is not bool:
+        return False
+    counts = all(type(value.get(x)) is int and value[x] >= 0 for x in ("train", "val", "skipped"))
+    names = value.get("val_photos", [])
+    return counts and isinstance(names, list) and all(isinstance(x, str) for x in names)
+
+
+def _is_metrics(value: Any) -> bool:
+    return _is_flat(int, float)(value) and all(map(math.isfinite, value.values()))
+
+
+def _is_one_of(known: Sequence[str]):
+    return lambda value: isinstance(value, str) and value in known
+
+
+_CHECKS = {
+    "classes": (_is_names, "a list of two or more different names"),
+    "architecture": (_is_one_of(tuple(ARCHITECTURES)), f"one of {', '.join(ARCHITECTURES)}"),
+    "preset": (_is_one_of(tuple(PRESETS)), "a known preset"),
+    "layer": (_is_one_of(HEAD_LAYERS), f"one of {', '.join(HEAD_LAYERS)}"),
+    "mode": (_is_one_of(MODES), f"one of {', '.join(MODES)}"),
+    "base": (_is_flat(str), "a table of texts"),
+    "settings": (_is_flat(str, int, float, bool, type(None)), "a flat table"),
+    "split": (_is_split, "a split of photos"),
+    "metrics": (_is_metrics, "a table of finite numbers"),
+    "weights_digest": (
+        lambda x: isinstance(x, str) and bool(_DIGEST.fullmatch(x)),
+        "a SHA-256 digest",
+    ),
+    "versions": (_is_flat(str), "a table of texts"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training, checked: the record and the weights belong together.
+
+    Attributes
+    ----------
+    folder : Path
+        The RUN.
+    record : RunRecord
+        What ``run.json`` holds.
+    arrays : WeightArrays
+        What ``weights.safetensors`` holds; `AlexNet`, `FeatureExtractor` and all else take it.
+        ``metadata["preset"]`` is the record's preset.
+    """
+
+    folder: Path
+    record: RunRecord
+    arrays: WeightArrays
+
+    @property
+    def weights(self) -> Path:
+        """The path of ``weights.safetensors``."""
+        return self.folder / WEIGHTS
+
+    @property
+    def table(self) -> Architecture:
+        """The network: cut where the classifier stands, with as many outputs as classes."""
+        return own_table(self.arrays, ARCHITECTURES[self.record.architecture])
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Run:
+        """Read a RUN; nothing in it is executed.
+
+        Raises
+        ------
+        UsageError
+            If there is no such folder, or no run in it.
+        WeightsError
+            If files are missing or damaged, of another version, or don't belong together.
+        """
+        folder = Path(folder)
+        record = read_record(folder)
+        if record is None:
+            raise UsageError(
+                str(folder),
+                f"no finished training is there: it has no {RECORD}",
+                "Name a folder that `tf-alexnet train` made; with --resume that finishes one.",
+            )
+        arrays = read_weights(folder / WEIGHTS)
+        if arrays.digest != record.weights_digest:
+            raise WeightsError(
+                str(folder / WEIGHTS),
+                f"these are not the weights that {RECORD} records",
+                "Get both files from the same RUN again.",
+            )
+        _check_belonging(folder, record, arrays)
+        metadata = {**arrays.metadata, "preset": record.preset}
+        return cls(folder, record, replace(arrays, metadata=metadata))
+
+
+def read_record(folder: str | os.PathLike) -> RunRecord | None:
+    """What a folder's ``run.json`` holds; None where there is none.
+
+    Raises
+    ------
+    UsageError
+        If there is no such folder.
+    WeightsError
+        If it can't be read, or is no such record.
+    """
+    path = Path(folder, RECORD)
+    if not path.parent.is_dir():
+        found = "a file, not a folder" if path.parent.exists() else "there is no such folder"
+        raise UsageError(os.fspath(folder), found, "Name a folder that `tf-alexnet train` made.")
+    try:
+        if path.stat().st_size > _MAX_RECORD:
+            raise _bad(str(path), f"more than {_MAX_RECORD >> 20} MiB")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad(str(path), f"it can't be read ({error})") from None
+    return RunRecord.parsed(text, str(path))
+
+
+def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> None:
+    """Refuse weights of another network, or of other classes, than the record speaks of."""
+    path = str(folder / WEIGHTS)
+    if arrays.architecture != record.architecture:
+        raise WeightsError(
+            path,
+            f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights",
+            "Get both files from the same RUN again.",
+        )
+    table = own_table(arrays, ARCHITECTURES[record.architecture])
+    if arrays.classes != len(record.classes):
+        raise WeightsError(
+            path,
+            f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {len(record.classes)} "
+            "classes",
+            "Get both files from the same RUN again.",
+        )
+    whole = ARCHITECTURES[record.architecture].with_head(record.layer, len(record.classes))
+    if table.parameter_shapes() != whole.parameter_shapes():
+        raise WeightsError(
+            path,
+            f"its classifier does not stand on {record.layer}, as {RECORD} says",
+            "Get both files from the same RUN again.",
+        )
+
+
+def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str, Any]:
+    """The `RunRecord.split` of these photos; `skipped` are those that could not be read."""
+    bad = {failure.path for failure in skipped}
+    train, val = ([x for x in part if x.path not in bad] for part in (photos.train, photos.val))
+    found = {"drawn": photos.split, "train": len(train), "val": len(val), "skipped": len(bad)}
+    if photos.split:
+        found["val_photos"] = [photos.name_of(example) for example in photos.val]
+    return found
+
+
+def write_run(
+    folder: str | os.PathLike,
+    record: RunRecord,
+    weights: WeightArrays,
+    model: keras.Model,
+    *,
+    history: Sequence[Mapping[str, float]],
+    confusion: np.ndarray,
+    notes: Sequence[str] = (),
+    skipped: Sequence[Failure] = (),
+    explanation: str = "",
+) -> Run:
+    """Write all files of a RUN, each under a temporary name and renamed, ``run.json`` last.
+
+    Parameters
+    ----------
+    folder : path
+        The RUN, which exists.
+    record : RunRecord
+        Without `weights_digest` and `versions`, which are filled in here.
+    weights : WeightArrays
+        The trained network, `fc8` included.
+    model : keras.Model
+        The same, for ``model.keras``.
+    history : sequence of dict
+        A row a step, all with the same keys: the first (``epoch``, ``l2``) counts the steps, those
+        with ``loss`` or ``accuracy`` in their names are drawn.
+    confusion : ndarray of int, (classes, classes)
+        Validation photos by true class (rows) and predicted class (columns).
+    notes : sequence of str
+        Sentences for the report.
+    skipped : sequence of Failure
+        Photos that could not be read.
+    explanation : str
+        A paragraph of the report: what was trained, and how the figures came about.
+
+    Returns
+    -------
+    Run
+        As read back.
+
+    Raises
+    ------
+    OutputError
+        If a file can't be written; without ``run.json`` the folder is no finished RUN.
+    """
+    from tf_alexnet.training import report
+
+    folder = Path(folder)
+    metadata = {**weights.metadata, "preset": record.preset, "head": record.layer}
+    weights = replace(weights, architecture=record.architecture, metadata=metadata)
+    record = replace(record, weights_digest=weights.digest, versions=_versions())
+    (folder / RECORD).unlink(missing_ok=True)  # what follows is no longer what it speaks of
+    write_weights(weights, folder / WEIGHTS)
+    _save_model(model, folder)
+    indices = {name: index for index, name in enumerate(record.classes)}
+    write_text(folder / "class_indices.json", json.dumps(indices, indent=1) + "\n")
+    write_text(folder / "history.csv", report.history_table(history))
+    missing = report.draw(folder, record, history, confusion)
+    text = report.report_text(record, history, confusion, [*notes, *missing], skipped, explanation)
+    write_text(folder / "report.md", text)
+    write_text(folder / RECORD, record.text())
+    return Run.open(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, all or nothing.
+
+    Raises
+    ------
+    OutputError
+        If it can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+def _save_model(model: keras.Model, folder: Path) -> None:
+    """``model.keras``; Keras wants that suffix also of a temporary name."""
+    place = None
+    try:
+        place = tempfile.mkdtemp(prefix=".tf-alexnet-", suffix=".part", dir=folder)
+        model.save(os.path.join(place, "model.keras"))
+        os.replace(os.path.join(place, "model.keras"), folder / "model.keras")
+    except OSError as error:
+        raise OutputError(
+            str(folder / "model.keras"),
+            f"it can't be written ({error.strerror or error})",
+            "Check that the folder may be written to and has space left.",
+        ) from error
+    finally:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    import keras
+    import tensorflow as tf
+
+    return {
+        "tf_alexnet": VERSION,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
