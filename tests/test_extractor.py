@@ -1,6 +1,9 @@
 """FeatureExtractor as an object: photos to arrays, pickling, parity with the plain model."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,3 +54,25 @@ def test_the_fast_path_equals_the_plain_model_blob_by_blob(name, example_photos)
     plain = ta.features(model_of(name), names).predict(x, verbose=0)
     for blob, ours in extractor(x).items():
         assert reference.relative_error(ours, plain[blob]) < 1e-5, blob  # observed 2e-6
+
+
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_the_fast_path_holds_with_and_without_onednn(onednn):
+    """Kernels for groups are oneDNN's; without them groups are split. TensorFlow asks but once."""
+    code = """
+import numpy as np, tf_alexnet as ta
+from tf_alexnet.testing import synthetic_weights
+weights = synthetic_weights("bvlc_alexnet")
+x = np.random.default_rng(0).uniform(-120, 130, (3, 227, 227, 3)).astype(np.float32)
+plain = ta.AlexNet(weights, feature_extract=True).predict(x, verbose=0)
+extractor = ta.FeatureExtractor(weights, ["fc7"])
+for n in (1, 3):
+    print(np.abs(extractor(x[:n])["fc7"] - plain[:n]).max() / np.abs(plain).max())
+"""
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": onednn, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    errors = [float(line) for line in run.stdout.split()]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5  # observed 2e-6

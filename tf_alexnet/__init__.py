@@ -4,9 +4,14 @@ Names are imported when they are first used, so that `import tf_alexnet` and the
 do not wait for TensorFlow.
 """
 
+import os
 from importlib import import_module
 
 from tf_alexnet.version import VERSION as __version__  # noqa: F401
+
+# oneDNN's kernels are a fifth faster for this network. TensorFlow takes them by itself on some
+# processors only, and looks here when it is first imported; who says 0 gets 0.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _HOMES = {
     "AlexNet": "tf_alexnet.model",

@@ -5,16 +5,18 @@ Four things differ from the layers of `tf_alexnet.layers`; each was kept because
 
 - Response normalisation as five shifted slices in an inner function compiled by XLA: the stock
   kernel takes a quarter of the whole network's time on a processor.
-- Convolutions in groups by TensorFlow's own grouped kernels instead of split and concat.
+- Convolutions in groups by TensorFlow's own grouped kernels instead of split and concat, where it
+  has them: on a processor they are oneDNN's, which ``tf_alexnet/__init__.py`` asks for.
 - Convolutions over a few photos at a time, dense layers over the whole batch: the first need memory
   for every photo, the second read 218 MB of weights for every call.
-- Fewer than four rows are filled up before the dense layers: TensorFlow multiplies those by another
-  kernel, which changes fc6 in the sixth digit, so that a photo would have one row alone and another
-  in company.
+- Fewer than four rows go through the dense layers by NumPy, in eight partial sums: TensorFlow reads
+  the weights at half that speed then, and adds in an order that changes fc6 in the sixth digit, so
+  that a photo would have one row alone and another in company. On a GPU they are filled up to four.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
@@ -24,6 +26,9 @@ import tensorflow as tf
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, Dropout, Layer, MaxPool
 
 _LEAST_ROWS = 4
+_PARTS = (
+    8  # partial sums of a few rows: their order of additions is about as good as a large batch's
+)
 _CHUNK, _GPU_CHUNK = 32, 256  # photos that go through the convolutions together
 
 
@@ -53,7 +58,8 @@ def fast_network(
     early = [name for name in layers if name in names]
     late = [name for name in layers if name not in names]
     last = body[-1].name
-    chunk = _GPU_CHUNK if tf.config.list_physical_devices("GPU") else _CHUNK
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    chunk = _GPU_CHUNK if gpu else _CHUNK
     shape = (None, table.input_size, table.input_size, 3)
     convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
@@ -63,7 +69,10 @@ def fast_network(
         starts = range(0, len(batch), chunk)
         parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
         blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
-        if late:
+        if late and len(batch) < _LEAST_ROWS and not gpu:
+            flat = parts[0][last].numpy().reshape(len(batch), rows)
+            blobs |= _classify_few(head, model, late, flat)
+        elif late:
             flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
             missing = max(0, _LEAST_ROWS - len(batch))
             found = classify(tf.pad(flat, [[0, missing], [0, 0]]))
@@ -103,10 +112,55 @@ def _compiled(
 def _weighted(layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     kernel, bias = built.kernel.value, built.bias.value
     if isinstance(layer, Conv):
-        pad = [layer.pad, layer.pad]
-        product = tf.nn.conv2d(x, kernel, layer.stride, [[0, 0], pad, pad, [0, 0]])
+        pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
+        groups = 1 if layer.groups == 1 or _groups_are_native() else layer.groups
+        parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+        products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in parts]
+        product = products[0] if groups == 1 else tf.concat(products, -1)
         return tf.nn.bias_add(product, bias)
     return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+
+
+@functools.cache
+def _groups_are_native() -> bool:
+    """Whether a convolution with bias and ReLU may have groups here; without oneDNN it may not."""
+
+    @tf.function(autograph=False)
+    def convolve(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
+
+    try:
+        with tf.init_scope():  # run it now, also while another graph is being made
+            convolve(tf.zeros((1, 5, 5, 4)), tf.zeros((3, 3, 2, 4)), tf.zeros(4))
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
+        return False
+    return True
+
+
+def _classify_few(
+    steps: Sequence[Layer], model: keras.Model, wanted: Sequence[str], x: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The dense layers on the variables' own memory."""
+    blobs: dict[str, np.ndarray] = {}
+    for layer in steps:
+        if set(wanted) <= set(blobs):
+            break
+        if isinstance(layer, Dropout):
+            continue
+        if isinstance(layer, Dense):
+            built = model.get_layer(layer.name)
+            # The buffer, not .numpy(): that copies 150 MB.
+            kernel = np.asarray(memoryview(built.kernel.value.value()))
+            parts = np.gcd(_PARTS, len(kernel))
+            folded = np.ascontiguousarray(x.reshape(len(x), parts, -1).swapaxes(0, 1))
+            x = np.matmul(folded, kernel.reshape(parts, -1, layer.units)).sum(axis=0)
+            x = blobs[layer.name + PREACT] = x + built.bias.value.numpy()
+            x = np.maximum(x, 0) if layer.relu else x
+        else:
+            x = np.exp(x - x.max(axis=1, keepdims=True))
+            x = x / x.sum(axis=1, keepdims=True)
+        blobs[layer.name] = x
+    return {name: blobs[name] for name in wanted}
 
 
 @tf.function(jit_compile=True, autograph=False)
