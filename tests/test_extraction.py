@@ -146,6 +146,25 @@ def test_h5_holds_names_rows_errors_and_origin(folder, tmp_path, example_photos)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.h5", "photos"], "no temporary files"
 
 
+@pytest.mark.parametrize("pool", ["none", "max"])
+def test_rows_are_means_over_ten_crops(pool, folder, tmp_path, example_photos):
+    report = ta.extract_features(
+        folder, tmp_path / "f.h5", weights="torchvision-convs", layers=["conv5"], pool=pool,
+        crops="ten", batch_size=2,
+    )  # fmt: skip
+    assert len(report.errors) == 2
+    assert report.attributes["crops"] == "ten"
+    model = ta.AlexNet("torchvision-convs", include_top=False)
+    with h5py.File(tmp_path / "f.h5") as file:
+        rows = dict(zip(file["paths"].asstr(), file["conv5"][:], strict=True))
+    assert len(rows) == len(example_photos)
+    for path in example_photos:
+        x = ta.preprocess_input([ta.load_image(path)], "torchvision", crops="ten")
+        blobs = ta.features(model, ["conv5"]).predict(x, verbose=0)["conv5"]
+        expected = (blobs.max(axis=(1, 2)) if pool == "max" else blobs).mean(axis=0)
+        assert reference.relative_error(rows[str(folder / path.name)], expected) < 1e-5
+
+
 def test_npz_holds_the_same(folder, tmp_path, example_photos):
     weights = weights_of("compact")
     report = ta.extract_features(

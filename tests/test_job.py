@@ -192,6 +192,7 @@ def test_fingerprint_names_what_changed():
         "dtype": "float32",
         "pool": "none",
         "fast_decode": False,
+        "crops": "center",
     }
     old = fingerprint(**settings)
     assert changes(old, fingerprint(**settings)) == []
@@ -330,6 +331,7 @@ def test_other_settings_are_refused(output, extract, tmp_path, monkeypatch):
         ({"dtype": "float16"}, "dtype float32 -> float16"),
         ({"layers": ["conv5"]}, "layers fc7 -> conv5"),
         ({"pool": "max", "fast_decode": True}, "pool none -> max, fast_decode no -> yes"),
+        ({"crops": "ten"}, "crops center -> ten"),
     ):
         with pytest.raises(UsageError, match=rf"begun with other settings \({change}\)\. Use"):
             extract(paths, output, **arguments)
@@ -558,4 +560,5 @@ def test_a_gpu_gets_larger_batches(monkeypatch):
     for devices, size in (([], 64), (["GPU"], 256)):
         config = types.SimpleNamespace(list_physical_devices=lambda _, found=devices: found)
         monkeypatch.setattr(job.tf, "config", config)
-        assert job._batch_size("auto") == size
+        assert job._batch_size("auto", "center") == size
+        assert job._batch_size("auto", "ten") == size // 10, "as many pictures, or a few less"

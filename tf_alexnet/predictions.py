@@ -10,10 +10,9 @@ import numpy as np
 
 from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.reader import PhotoReader
+from tf_alexnet.extraction.worker import CROPS
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Prediction, decode_predictions
-
-_CROPS = {"center": 1, "ten": 10}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def predict_photos(
 
 def _decode(probabilities: np.ndarray, crops: str, top: int) -> list[list[Prediction]]:
     classes = probabilities.shape[1]
-    mean = probabilities.reshape(-1, _CROPS[crops], classes).mean(axis=1)
+    mean = probabilities.reshape(-1, CROPS[crops], classes).mean(axis=1)
     # Classes that are not ImageNet's thousand have no names here: their index is shown.
     labels = None if classes == 1000 else [f"class {i}" for i in range(classes)]
     return decode_predictions(mean, top=min(top, classes), labels=labels)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, MeanImage, Preset, Weights
+from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Preset, Weights
 from tf_alexnet.errors import UsageError
 
 _SHOWN = 20  # bad photos that are named on the screen; all are in the output
@@ -70,6 +70,9 @@ def extract(
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
+    crops: Annotated[
+        Crops, typer.Option(help="The centre, or the mean of the rows of ten crops.")
+    ] = Crops.center,
     max_errors: Annotated[
         str | None,
         typer.Option(metavar="N|P%", help="Stop when more photos than this can't be read."),
@@ -120,6 +123,7 @@ def extract(
             shard_size=shard_size,
             workers=workers,
             fast_decode=fast_decode,
+            crops=crops.value,
             max_errors=max_errors,
             retry_errors=retry_errors,
             force=force,

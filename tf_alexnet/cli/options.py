@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import typer
+
+
+class Crops(str, Enum):
+    """What is looked at."""
+
+    center = "center"
+    ten = "ten"
+
 
 Photos = Annotated[
     list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")

@@ -6,24 +6,16 @@ import csv
 import json
 import sys
 from collections.abc import Iterable
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, MeanImage, Photos, Preset, Weights
+from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Photos, Preset, Weights
 from tf_alexnet.errors import ImageError, UsageError, one_line
 
 if TYPE_CHECKING:
     from tf_alexnet.predictions import PhotoPrediction
-
-
-class Crops(str, Enum):
-    """What is looked at."""
-
-    center = "center"
-    ten = "ten"
 
 
 def predict(

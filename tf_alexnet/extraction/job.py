@@ -20,7 +20,7 @@ from tf_alexnet.extraction.reader import Failure, PhotoReader
 from tf_alexnet.extraction.state import working_on
 from tf_alexnet.extraction.storage import Folder
 from tf_alexnet.extraction.target import Target
-from tf_alexnet.extraction.worker import POOLS, ShardSettings, run_shard
+from tf_alexnet.extraction.worker import CROPS, POOLS, ShardSettings, run_shard
 from tf_alexnet.images import find_images, read_mean_image
 from tf_alexnet.weights import WeightArrays
 
@@ -74,6 +74,7 @@ def extract_features(
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
     fast_decode: bool = False,
+    crops: str = "center",
     max_errors: int | str | None = None,
     retry_errors: bool = False,
     force: bool = False,
@@ -115,6 +116,9 @@ def extract_features(
         Photos a shard: the most that is done twice after an interruption.
     workers, fast_decode
         As in `PhotoReader`.
+    crops : {"center", "ten"}
+        The centre of a photo; or its corners, its centre and their mirror images, each of which
+        goes through the network (and is pooled): the row is the mean of the ten.
     max_errors : int or "P%", optional
         Stop when more photos than this, or than this part of the inputs, can't be read.
     retry_errors : bool
@@ -150,7 +154,7 @@ def extract_features(
     """
     target = Target(output)
     target.check()
-    _check_settings(dtype, pool, batch_size, shard_size, layers, target)
+    _check_settings(dtype, pool, crops, batch_size, shard_size, layers, target)
     paths = find_images(images if isinstance(images, list | tuple) else [images])
     limit = _error_limit(max_errors, len(paths))
     if isinstance(mean_image, str | os.PathLike):
@@ -167,6 +171,7 @@ def extract_features(
         pool=pool,
         suffix=target.shard_suffix,
         fast_decode=fast_decode,
+        crops=crops,
     )
     with (
         _crew(make, workers, cluster, cluster_workers, gpus_per_worker) as crew,
@@ -199,7 +204,7 @@ class ShardWorker:
     ----------
     weights, layers, architecture, preset, mean_image
         As in `FeatureExtractor`.
-    batch_size, dtype, pool, fast_decode
+    batch_size, dtype, pool, fast_decode, crops
         As in `extract_features`.
     suffix : str
         Kind of the shards' files.
@@ -231,6 +236,7 @@ class ShardWorker:
         pool: str,
         suffix: str,
         fast_decode: bool,
+        crops: str,
         workers: int | None,
     ):
         self._extractor = extractor = FeatureExtractor(
@@ -245,11 +251,17 @@ class ShardWorker:
             dtype=dtype,
             pool=pool,
             fast_decode=fast_decode,
+            crops=crops,
         )
         attributes = _attributes(extractor, self.job)
-        self.settings = ShardSettings(_batch_size(batch_size), dtype, pool, suffix, attributes)
+        size = _batch_size(batch_size, crops)
+        self.settings = ShardSettings(size, dtype, pool, crops, suffix, attributes)
         self._reader = PhotoReader(
-            extractor.preset, mean_image=mean_image, workers=workers, fast_decode=fast_decode
+            extractor.preset,
+            mean_image=mean_image,
+            crops=crops,
+            workers=workers,
+            fast_decode=fast_decode,
         )
 
     def run_shard(
@@ -330,12 +342,20 @@ def _error_limit(given: int | str | None, inputs: int) -> int | None:
 
 
 def _check_settings(
-    dtype: str, pool: str, batch_size: int | str, shard_size: int, layers: Sequence[str], to: Target
+    dtype: str,
+    pool: str,
+    crops: str,
+    batch_size: int | str,
+    shard_size: int,
+    layers: Sequence[str],
+    to: Target,
 ) -> None:
     if dtype not in ("float32", "float16"):
         raise UsageError(f"dtype {dtype!r}", "no such row type", "Use float32 or float16.")
     if pool not in POOLS:
         raise UsageError(f"pool {pool!r}", "no such pooling", "Use none, avg or max.")
+    if crops not in CROPS:
+        raise UsageError(f"crops {crops!r}", "no such crops", "Use center or ten.")
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(
             f"batch of {batch_size}", "nothing would be done", "Use 1 or more, or auto."
@@ -350,10 +370,11 @@ def _check_settings(
         )
 
 
-def _batch_size(given: int | str) -> int:
+def _batch_size(given: int | str, crops: str) -> int:
     if given != "auto":
         return int(given)
-    return _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
+    pictures = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
+    return pictures // CROPS[crops]  # memory goes by pictures
 
 
 def _attributes(extractor: FeatureExtractor, job: dict[str, str]) -> dict[str, str]:

@@ -89,6 +89,7 @@ def fingerprint(
     dtype: str,
     pool: str,
     fast_decode: bool,
+    crops: str,
 ) -> dict[str, str]:
     """All that a job's rows depend on, by name; two jobs may share rows if theirs are equal.
 
@@ -105,6 +106,7 @@ def fingerprint(
         "dtype": dtype,
         "pool": pool,
         "fast_decode": "yes" if fast_decode else "no",
+        "crops": crops,
         "pillow_version": PIL.__version__,
         "opencv_version": cv2.__version__,
         "tf_alexnet_version": VERSION,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tf_alexnet.extraction.extractor import FeatureExtractor
 
 POOLS = {"avg": np.mean, "max": np.max, "none": None}
+CROPS = {"center": 1, "ten": 10}  # pictures a photo
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class ShardSettings:
         Of the rows.
     pool : {"avg", "max", "none"}
         What becomes of the places of a convolutional blob.
+    crops : {"center", "ten"}
+        One picture a photo, or ten, whose values are averaged.
     suffix : str
         Kind of file.
     attributes : dict of str to str
@@ -44,6 +47,7 @@ class ShardSettings:
     batch_size: int
     dtype: str
     pool: str
+    crops: str
     suffix: str
     attributes: Mapping[str, str]
 
@@ -111,12 +115,14 @@ def run_shard(
 
 
 def make_rows(blobs: Mapping[str, np.ndarray], settings: ShardSettings) -> dict[str, np.ndarray]:
-    """Rows of what the network computed: pooled, and of the type wanted."""
+    """Rows of what the network computed: pooled, averaged over crops, of the type wanted."""
     pool = POOLS[settings.pool]
     rows = {}
     for name, values in blobs.items():
         if pool and values.ndim == 4:
             values = pool(values, axis=(1, 2))
+        if CROPS[settings.crops] > 1:
+            values = values.reshape(-1, CROPS[settings.crops], *values.shape[1:]).mean(axis=1)
         if settings.dtype == "float16":
             _check_half(name, values)
         rows[name] = values.astype(settings.dtype, copy=False)
@@ -136,5 +142,6 @@ def _check_half(layer: str, values: np.ndarray) -> None:
 def _no_rows(extractor: FeatureExtractor, settings: ShardSettings) -> dict[str, np.ndarray]:
     """Arrays of no rows: a file has all its layers, whether any photo could be read or not."""
     size = architecture_named(extractor.architecture).input_size
-    rows = make_rows(extractor(np.zeros((1, size, size, 3), np.float32)), settings)
+    nothing = np.zeros((CROPS[settings.crops], size, size, 3), np.float32)
+    rows = make_rows(extractor(nothing), settings)
     return {name: values[:0] for name, values in rows.items()}
