@@ -1,4 +1,4 @@
-"""What a person reads of a training: ``report.md``, ``history.csv``, curves and confusion matrix."""
+"""What a person reads of a training: ``report.md``, ``history.csv`` and pictures."""
 
 from __future__ import annotations
 

@@ -233,6 +233,28 @@ class Run:
         return cls(folder, record, replace(arrays, metadata=metadata))
 
 
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training ended in.
+
+    Attributes
+    ----------
+    run : Run
+        The result, read back.
+    notes : tuple of str
+        What a user should know about the data and the result, a sentence each.
+    skipped : tuple of Failure
+        Photos that could not be read.
+    finished_before : bool
+        Whether all of it had been done by an earlier call; `skipped` is empty then.
+    """
+
+    run: Run
+    notes: tuple[str, ...] = ()
+    skipped: tuple[Failure, ...] = ()
+    finished_before: bool = False
+
+
 def read_record(folder: str | os.PathLike) -> RunRecord | None:
     """What a folder's ``run.json`` holds; None where there is none.
 

@@ -1,0 +1,401 @@
+"""`train_head`: every photo through the network once, then a linear classifier on what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_alexnet.architectures import Architecture, Dense
+from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.extraction import extract_features
+from tf_alexnet.extraction.outputs import open_output
+from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.model import AlexNet, table_for
+from tf_alexnet.training.begin import begin_run, working_in
+from tf_alexnet.training.folders import Example, PhotoSet, read_folders
+from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
+from tf_alexnet.training.softmax import (
+    GRID,
+    Linear,
+    Standard,
+    Step,
+    choose_softmax,
+    confusion_of,
+    folded,
+    judge,
+    standard_of,
+)
+from tf_alexnet.version import VERSION
+from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, read_weights
+
+FEATURES = "features.h5"
+_SHARD = 512  # photos that are kept together when the extraction is interrupted
+_MEMORY = 1 << 30  # bytes of rows that are held; more are read again in every pass
+
+Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
+
+
+def train_head(
+    data: str | os.PathLike,
+    run: str | os.PathLike,
+    *,
+    weights: str | os.PathLike | WeightArrays = "imagenet",
+    architecture: str | None = None,
+    preset: str | None = None,
+    layer: str | None = None,
+    pool: str | None = None,
+    l2: float | None = None,
+    val_split: float = 0.2,
+    seed: int = 0,
+    features: str | os.PathLike | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> TrainingReport:
+    """Train a linear softmax classifier on features of a pretrained network.
+
+    Every photo goes through the network once; its features are kept in a file. Then the classifier
+    is fitted by L-BFGS, with the penalty that does best on the validation photos, and put on the
+    network as `fc8`. The same call again goes on where an interrupted one ended.
+
+    Parameters
+    ----------
+    data, val_split, seed
+        As in `read_folders`.
+    run : path
+        Folder for the result: see `tf_alexnet.training.run`.
+    weights, architecture, preset
+        As in `FeatureExtractor`.
+    layer : {"pool5", "fc6", "fc7"}, optional
+        What the classifier stands on; by default `fc7`, or `pool5` where the weights have no dense
+        layers.
+    pool : {"avg", "none"}, optional
+        For `pool5`: one weight a channel, the same at all 6x6 positions (the default), or one a
+        channel and position.
+    l2 : float, optional
+        Strength of the penalty (`fit_softmax`); by default chosen on the validation photos.
+    features : path, optional
+        The ``.h5`` for the features, by default ``features.h5`` in the RUN. Trainings on the same
+        layer and weights may share it.
+    workers : int, optional
+        Decoding processes, as in `extract_features`.
+    resume : bool
+        Insist on a training that was begun.
+    force : bool
+        Begin anew whatever is there; features that fit are kept.
+    progress : callable, optional
+        Called with (stage, done, total, figures): stage "photos" with ``errors``, stage "fits" with
+        the fields of a `Step`.
+
+    Returns
+    -------
+    TrainingReport
+
+    Raises
+    ------
+    UsageError
+        For data or settings that can't work, and settings other than the training was begun with.
+    WeightsError, ImageError, OutputError
+        If weights, photos or the RUN can't be read or written.
+    """
+    photos = read_folders(data, val_split, seed)
+    base = weights
+    if not isinstance(base, WeightArrays):
+        base = read_weights(find_weights(base))
+    table = table_for(base, architecture)
+    layer, pool = _place(base, table, layer, pool)
+    if l2 is not None and not 0 < l2 < float("inf"):
+        raise UsageError(f"l2 {l2}", "no such penalty", "Use a number above 0, as 0.001.")
+    settings = {
+        "mode": "head",
+        "architecture": table.name,
+        "weights": base.digest,
+        "preset": preset or base.metadata.get("preset") or table.preset,
+        "layer": layer,
+        "pool": pool,
+        "l2": l2,
+        "classes": len(photos.classes),
+        "photos": len(photos.train) + len(photos.val),
+        "data": photos.digest,
+        "val_split": val_split if photos.split else None,
+        "seed": seed if photos.split else None,
+        "tf_alexnet_version": VERSION,
+    }
+    with working_in(run, resume=resume) as folder:
+        done = begin_run(folder, settings, force=force)
+        if done is not None:
+            return TrainingReport(done, photos.notes, finished_before=True)
+        file = Path(features or folder / FEATURES)
+        keys = _Keys(photos)
+        skipped = _extract(keys, file, base, settings, workers, force and not features, progress)
+        with Rows(file, layer, keys.parts()) as rows:
+            _check_classes(photos, rows)
+            return _fit(photos, settings, base, table, rows, folder, skipped, progress)
+
+
+def _place(
+    base: WeightArrays, table: Architecture, layer: str | None, pool: str | None
+) -> tuple[str, str]:
+    """Where the classifier stands, and what becomes of the places of `pool5`."""
+    if layer is None:
+        inner = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
+        dense = [name for name in inner if name in base.layers]
+        layer = dense[-1] if dense else "pool5"
+    table.with_head(layer, 2)  # complains
+    if pool not in (None, "avg", "none"):
+        raise UsageError(f"pool {pool!r}", "no such pooling", "Use avg or none.")
+    if pool == "avg" and layer != "pool5":
+        raise UsageError(f"pool avg of {layer}", "it has no positions", "Leave --pool out.")
+    return layer, pool or ("avg" if layer == "pool5" else "none")
+
+
+class _Keys:
+    """The names that photos have in a file of features: real folders, wherever one stands."""
+
+    def __init__(self, photos: PhotoSet):
+        self._real: dict[str, str] = {}
+        self._photos = photos
+
+    def of(self, example: Example) -> str:
+        folder, name = os.path.split(example.path)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        return os.path.join(self._real[folder], name)
+
+    def all(self) -> list[str]:
+        return list(dict.fromkeys(self.of(x) for x in (*self._photos.train, *self._photos.val)))
+
+    def parts(self) -> dict[str, list[tuple[str, int]]]:
+        """Part -> (name, label) of each photo."""
+        parts = {"train": self._photos.train, "val": self._photos.val}
+        return {name: [(self.of(x), x.label) for x in part] for name, part in parts.items()}
+
+
+def _extract(
+    keys: _Keys,
+    file: Path,
+    base: WeightArrays,
+    settings: Mapping[str, Any],
+    workers: int | None,
+    replace: bool,
+    progress: Progress | None,
+) -> tuple[Failure, ...]:
+    """Features of all photos into `file`, where they are not in it yet; those that failed."""
+    paths = keys.all()
+
+    def watch(done: int, total: int, errors: int) -> None:
+        if progress:
+            progress("photos", done, total, {"errors": errors})
+
+    def extract(force: bool):
+        return extract_features(
+            paths,
+            file,
+            weights=base,
+            layers=[settings["layer"]],
+            architecture=settings["architecture"],
+            preset=settings["preset"],
+            pool=settings["pool"],
+            shard_size=_SHARD,
+            workers=workers,
+            force=force,
+            progress=watch,
+        )
+
+    try:
+        report = extract(False)
+    except UsageError:
+        if not replace:
+            raise
+        report = extract(True)
+    wanted = set(paths)
+    return tuple(failure for failure in report.errors if failure.path in wanted)
+
+
+class Rows:
+    """Rows of a file of features, with labels, by part; held in memory where they fit.
+
+    Parameters
+    ----------
+    file : path
+        From `extract_features`.
+    layer : str
+        Which rows.
+    parts : dict of str to list of (str, int)
+        Part -> path and label of each photo; those without a row are left out.
+
+    Attributes
+    ----------
+    labels : dict of str to ndarray of int
+        Part -> labels of its rows, in the order of the file.
+    """
+
+    def __init__(self, file: Path, layer: str, parts: Mapping[str, Sequence[tuple[str, int]]]):
+        self._file, self._layer = file, layer
+        with open_output(file) as output:
+            place = {path: i for i, path in enumerate(output.paths)}
+            width = int(np.prod(output.layers[layer][0]))
+        self._rows: dict[str, np.ndarray] = {}
+        self.labels: dict[str, np.ndarray] = {}
+        for name, photos in parts.items():
+            found = sorted((place[path], label) for path, label in photos if path in place)
+            self._rows[name] = np.array([row for row, _ in found], np.int64)
+            self.labels[name] = np.array([label for _, label in found], np.int64)
+        total = sum(map(len, self._rows.values())) * width * 8
+        self._held: dict[str, list] | None = {} if total <= _MEMORY else None
+        self._standard: Standard | None = None
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._held = None
+
+    def standardize(self, standard: Standard) -> None:
+        """Let `blocks` give ``(x - mean) * scale`` from now on."""
+        self._standard = standard
+        if self._held is not None:
+            self._held = {}
+
+    def blocks(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows (n, d) float64 and labels (n,) of a part, block by block."""
+        if self._held is None:
+            yield from self._read(part)
+            return
+        if part not in self._held:
+            self._held[part] = _joined(list(self._read(part)))
+        yield from self._held[part]
+
+    def _read(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        wanted, labels, start, used = self._rows[part], self.labels[part], 0, 0
+        with open_output(self._file) as output:
+            for paths, blobs in output.blocks([self._layer]):
+                stop = start + len(paths)
+                end = int(np.searchsorted(wanted, stop))
+                if end > used:
+                    picked = blobs[self._layer][wanted[used:end] - start]
+                    rows = picked.reshape(end - used, -1).astype(np.float64)
+                    if self._standard is not None:
+                        rows -= self._standard.mean
+                        rows *= self._standard.scale
+                    yield rows, labels[used:end]
+                start, used = stop, end
+
+
+def _joined(blocks: list) -> list:
+    """One block of many; none of none."""
+    if len(blocks) < 2:
+        return blocks
+    rows, labels = zip(*blocks, strict=True)
+    return [(np.concatenate(rows), np.concatenate(labels))]
+
+
+def _check_classes(photos: PhotoSet, rows: Rows) -> None:
+    """Refuse to train where the photos of a class, or all of a part, could not be read."""
+    counts = np.bincount(rows.labels["train"], minlength=len(photos.classes))
+    lost = [name for name, count in zip(photos.classes, counts, strict=True) if not count]
+    if lost:
+        raise ImageError(
+            f"training photos of {', '.join(lost[:10])}",
+            "none of them could be read",
+            "Replace them, or leave the class out.",
+        )
+    if not len(rows.labels["val"]):
+        raise ImageError("validation photos", "none of them could be read", "Replace them.")
+
+
+def _fit(
+    photos: PhotoSet,
+    settings: dict[str, Any],
+    base: WeightArrays,
+    table: Architecture,
+    rows: Rows,
+    folder: Path,
+    skipped: tuple[Failure, ...],
+    progress: Progress | None,
+) -> TrainingReport:
+    """The classifier, and the RUN with it."""
+    strengths = GRID if settings["l2"] is None else (settings["l2"],)
+
+    def watch(step: Step) -> None:
+        nonlocal fits
+        fits += 1
+        if progress:
+            progress("fits", fits, len(strengths), step._asdict())
+
+    fits = 0
+    classes = len(photos.classes)
+    standard = standard_of(lambda: rows.blocks("train"))
+    rows.standardize(standard)
+    parts = {part: _again(rows, part) for part in ("train", "val")}
+    head, l2, steps = choose_softmax(parts["train"], parts["val"], classes, strengths, watch)
+    confusion = confusion_of(head, parts["val"])
+    metrics = {"l2": l2}
+    for part in parts:
+        metrics[f"{part}_loss"], metrics[f"{part}_accuracy"] = judge(head, parts[part])
+    layer, pool = settings["layer"], settings["pool"]
+    arrays = _network(base, table.with_head(layer, classes), folded(head, standard), pool)
+    record = RunRecord(
+        classes=photos.classes,
+        architecture=table.name,
+        preset=settings["preset"],
+        layer=layer,
+        mode="head",
+        base={"digest": base.digest, "source": os.path.basename(base.source)},
+        settings=settings,
+        split=split_record(photos, skipped),
+        metrics=metrics,
+    )
+    run = write_run(
+        folder,
+        record,
+        arrays,
+        AlexNet(arrays, architecture=table.name),
+        history=[step._asdict() for step in steps],
+        confusion=confusion,
+        notes=photos.notes,
+        skipped=skipped,
+        explanation=_explanation(settings, l2, len(steps), standard.mean.size),
+    )
+    return TrainingReport(run, photos.notes, skipped)
+
+
+def _again(rows: Rows, part: str):
+    return lambda: rows.blocks(part)
+
+
+def _network(base: WeightArrays, cut: Architecture, head: Linear, pool: str) -> WeightArrays:
+    """The pretrained layers below the classifier, and the classifier as `fc8`."""
+    kernel, inputs = head.kernel, cut.parameter_shapes()["fc8"][0][0]
+    if pool == "avg":
+        # A mean over positions, then one weight a channel: the same weight at every position.
+        positions = inputs // len(kernel)
+        kernel = np.tile(kernel / positions, (positions, 1))
+    layers = {x.name: base.layers[x.name] for x in cut.weighted[:-1]}
+    layers["fc8"] = LayerArrays(kernel.astype(np.float32), head.bias.astype(np.float32))
+    kept = {k: v for k, v in base.metadata.items() if k in ("licence", "origin")}
+    metadata = {"origin": os.path.basename(base.source), **kept}
+    return WeightArrays(layers, cut.name, "the trained network", metadata)
+
+
+def _explanation(settings: Mapping[str, Any], l2: float, tried: int, width: int) -> str:
+    layer = settings["layer"]
+    what = "averaged over its positions, " if settings["pool"] == "avg" else ""
+    text = (
+        f"The network below the classifier stayed as it was: every photo went through it once, up "
+        f"to {layer} ({what}{width} numbers a photo). A linear softmax classifier on them was "
+        f"fitted by L-BFGS, with the penalty `l2 / 2` times the sum of squares of its weights "
+        "(for features centred on the training photos and of mean squared length 1). "
+    )
+    if settings["l2"] is not None:
+        return text + f"`l2` = {l2:g} was given."
+    return text + (
+        f"Of {tried} strengths tried, `l2` = {l2:.3g} has the least loss on the validation photos. "
+        "It was chosen on them, so their figures are a little better than those of photos that had "
+        "no say in it would be."
+    )
