@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test faults fuzz format clean
+.PHONY: demo test faults kill-tests fuzz format clean
 
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
@@ -13,9 +13,14 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-# Downloads, jobs and decoders cut, killed, crowded and starved many times over: many minutes.
+# Downloads, jobs and decoders cut, crowded and starved many times over: many minutes.
 faults: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Extractions killed 240 times, here and on Ray: about half an hour.
+kill-tests: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,ray]'
+	$(BIN)/python -m pytest -m kills
 
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz.py 100000

@@ -4,6 +4,7 @@
 a program, this is `tf-alexnet` with that network: `python jobs.py SECONDS_A_BATCH extract ...`.
 """
 
+import os
 import sys
 import time
 import types
@@ -22,12 +23,16 @@ class Network:
     architecture, preset, trained_as = "torchvision", "torchvision", "torchvision"
     weights_digest, weights_source = "sha256:0", "network.npy"
     seconds = 0.0
+    log = os.environ.get("JOBS_LOG")  # a file that gets a byte a picture
 
     def __init__(self, weights, layers, **_):
         self.layers = tuple(layers)
 
     def __call__(self, batch):
         time.sleep(self.seconds)
+        if self.log:
+            with open(self.log, "ab") as file:
+                file.write(bytes(len(batch)))
         flat = batch.reshape(len(batch), -1)[:, ::97]
         rows = np.concatenate([flat[:, :16] - flat.mean(1)[:, None], flat[:, -16:]], axis=1)
         rows = rows.astype(np.float32)
@@ -69,19 +74,40 @@ def photos(folder, count, start=0):
     return [str(path) for path in paths]
 
 
-def main():
-    """`tf-alexnet` whose network takes so many seconds a batch."""
+def pretend():
+    """From now on this process has no TensorFlow, and `Network` for its networks."""
     tensorflow = types.ModuleType("tensorflow")
     tensorflow.__version__ = "0"
     tensorflow.config = types.SimpleNamespace(list_physical_devices=lambda _: [])
     extractor = types.ModuleType("tf_alexnet.extraction.extractor")
     extractor.FeatureExtractor = Network
-    sys.modules |= {"tensorflow": tensorflow, extractor.__name__: extractor}
+    sys.modules.update({"tensorflow": tensorflow, extractor.__name__: extractor})
+
+
+def shard_worker(seconds):
+    """A `ShardWorker` with that network, also in a process of Ray's, which knows nothing of it."""
+
+    def make(*arguments, **settings):
+        pretend()
+        Network.seconds = seconds
+        from tf_alexnet.extraction.job import ShardWorker
+
+        return ShardWorker(*arguments, **settings)
+
+    return make
+
+
+def main():
+    """`tf-alexnet` whose network takes so many seconds a batch."""
+    pretend()
     Network.seconds = float(sys.argv.pop(1))
     from tf_alexnet.cli import console
     from tf_alexnet.cli.main import main
+    from tf_alexnet.extraction import job
 
     console.find_weights = str
+    if "--cluster" in sys.argv:
+        job.ShardWorker = shard_worker(Network.seconds)
     main()
 
 

@@ -5,7 +5,6 @@ import gc
 import glob
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -277,59 +276,3 @@ def test_the_second_of_two_jobs_is_refused_and_the_first_goes_on(photos):
     assert err.startswith(f"error: f: another job is writing it (process {first.pid} on ")
     finish_with_errors(first)
     check("f/", *parted(photos))
-
-
-def kill_often(output, photos, kills, seed, seconds=0.05):
-    """Kill a job's processes at random moments; then let one end, and look at what it made."""
-    moments = random.Random(seed)
-    begun = time.monotonic()
-    finish_with_errors(start(seconds, "photos", "-o", f"whole/{output}"))
-    length = time.monotonic() - begun
-    killed = 0
-    while killed < kills:
-        remove(output)
-        kept = {}
-        for _ in range(3):  # the same job up to three times
-            process = start(seconds, "photos", "-o", output)
-            time.sleep(moments.uniform(0.1, 1) * length)
-            if process.poll() is None:
-                killed += 1
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            now = {shard["name"]: inode(output, shard["name"]) for shard in manifests(output)}
-            assert now.items() >= kept.items() or not now, "a recorded shard is done once"
-            kept = now
-        finish_with_errors(start(seconds, "photos", "-o", output))
-        if seconds is not None:
-            check(output, *parted(photos))
-        if output.endswith("/"):
-            assert files_below(output) == files_below(f"whole/{output}")
-        else:
-            assert Path(output).read_bytes() == Path(f"whole/{output}").read_bytes()
-            assert not os.path.exists(f"{output}.job")
-    assert not [name for name in os.listdir(".") if name.startswith(".")]
-
-
-def inode(output, name):
-    (path,) = glob.glob(f"{output}*/shards/{name}") or glob.glob(f"{output}shards/{name}")
-    return os.stat(path).st_ino
-
-
-@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
-def test_killed_at_random_moments(output, photos):
-    os.mkdir("whole")
-    kill_often(output, photos, 3, seed=time.time_ns() % 1000)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.parquet", "f/", "f.parquet/"])
-def test_killed_many_times(output, photos):
-    os.mkdir("whole")
-    kill_often(output, photos, 40, seed=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
-def test_killed_with_the_real_network(output, photos):
-    os.mkdir("whole")
-    kill_often(output, photos, 20, seed=2, seconds=None)
