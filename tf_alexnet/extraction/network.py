@@ -98,7 +98,7 @@ def _compiled(
                 x = blobs[layer.name + PREACT] = _weighted(layer, model.get_layer(layer.name), x)
                 x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
             elif isinstance(layer, LRN):
-                x = _normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
+                x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
             elif isinstance(layer, MaxPool):
                 x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
             else:
@@ -113,7 +113,7 @@ def _weighted(layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor) -> t
     kernel, bias = built.kernel.value, built.bias.value
     if isinstance(layer, Conv):
         pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
-        groups = 1 if layer.groups == 1 or _groups_are_native() else layer.groups
+        groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
         parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
         products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in parts]
         product = products[0] if groups == 1 else tf.concat(products, -1)
@@ -122,7 +122,7 @@ def _weighted(layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor) -> t
 
 
 @functools.cache
-def _groups_are_native() -> bool:
+def groups_are_native() -> bool:
     """Whether a convolution with bias and ReLU may have groups here; without oneDNN it may not."""
 
     @tf.function(autograph=False)
@@ -164,7 +164,7 @@ def _classify_few(
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _normalize(x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float) -> tf.Tensor:
+def normalize(x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float) -> tf.Tensor:
     """`LocalResponseNormalization` for XLA, which makes one loop of it."""
     half = local_size // 2
     squares = tf.pad(x * x, [[0, 0], [0, 0], [0, 0], [half, half]])

@@ -235,7 +235,7 @@ def preprocess_input(
     windows = _windows if crops == "ten" else _centre_window
     out = []
     for picture in pictures:
-        resized = _resize(picture, record)
+        resized = resize_by(picture, record)
         out += [_normalised(resized, mean, w, record) for w in windows(resized.shape, record.size)]
     return np.stack(out)
 
@@ -328,7 +328,8 @@ def _windows(shape: tuple[int, ...], size: int) -> list[tuple[int, int, bool]]:
     return [(top, left, mirror) for mirror in (False, True) for top, left in five]
 
 
-def _resize(picture: np.ndarray, preset: Preset) -> np.ndarray:
+def resize_by(picture: np.ndarray, preset: Preset) -> np.ndarray:
+    """A uint8 picture resized as the preset says, not yet cropped."""
     height = width = preset.resized
     if preset.keep_aspect:
         height, width = shorter_side_size(*picture.shape[:2], preset.resized)

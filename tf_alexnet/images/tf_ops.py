@@ -59,7 +59,7 @@ def tf_preprocess(
 
     def preprocess(image: tf.Tensor) -> tf.Tensor:
         image = tf.ensure_shape(tf.convert_to_tensor(image, tf.uint8), (None, None, 3))
-        return _normalised(_resized_centre(image, record), mean, record)
+        return normalised(_resized_centre(image, record), mean, record)
 
     return preprocess
 
@@ -185,7 +185,7 @@ def _pillow_weights(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
     return first, tf.cast(weights * (1 << 22) + 0.5, tf.int32)
 
 
-def _normalised(cropped: tf.Tensor, mean_image: np.ndarray | None, preset: Preset) -> tf.Tensor:
+def normalised(cropped: tf.Tensor, mean_image: np.ndarray | None, preset: Preset) -> tf.Tensor:
     """uint8 pixels as float32, in the network's channel order and range."""
     pixels = cropped[..., ::-1] if preset.channels == "BGR" else cropped
     out = tf.cast(pixels, tf.float32)
