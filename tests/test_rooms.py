@@ -38,6 +38,7 @@ FORBIDDEN = {
     "images": ("h5py", "tf_alexnet.model", "tf_alexnet.weights", "tf_alexnet.extraction"),
     "extraction": ("typer", "rich", "tf_alexnet.cli"),
     "predictions": ("typer", "rich", "tf_alexnet.cli"),
+    "sklearn_features": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "verification": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.extraction", "PIL", "cv2"),
     "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
     "demo": ("typer", "rich", "tf_alexnet.cli"),

@@ -15,6 +15,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _HOMES = {
     "AlexNet": "tf_alexnet.model",
+    "AlexNetFeatures": "tf_alexnet.sklearn_features",
     "FeatureExtractor": "tf_alexnet.extraction",
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",

@@ -1,0 +1,258 @@
+"""`AlexNetFeatures`: photos to rows of features as a step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_alexnet.architectures import architecture_named
+from tf_alexnet.errors import InputError, UsageError
+
+try:
+    from sklearn.base import BaseEstimator, TransformerMixin
+except ImportError:
+    # The name stays importable, and says in one line what is missing once it is used.
+    class BaseEstimator:  # type: ignore[no-redef]
+        """In the place of scikit-learn's."""
+
+        def __new__(cls, *_, **__):
+            raise UsageError(
+                cls.__name__,
+                "scikit-learn is not installed",
+                "Install it: pip install 'tf-alexnet[sklearn]'.",
+            )
+
+    class TransformerMixin:  # type: ignore[no-redef]
+        """In the place of scikit-learn's."""
+
+
+if TYPE_CHECKING:
+    from tf_alexnet.extraction import FeatureExtractor
+
+_POOLS = {"avg": np.mean, "max": np.max, "none": None}
+_NETWORKS = 2  # kept loaded in a process; the whole bvlc_alexnet takes 250 MB
+_loading = threading.Lock()  # joblib's threads ask at the same time
+
+
+class AlexNetFeatures(TransformerMixin, BaseEstimator):
+    """Photos, as paths or arrays, to a row of AlexNet's features each; scikit-learn's way.
+
+    There is nothing to fit: the network is trained already. It is loaded when it is first needed,
+    once in a process for all steps with the same settings, and is no part of the estimator: clones
+    and pickles hold the arguments below and nothing else.
+
+    Parameters
+    ----------
+    layer : str
+        A blob's name, or ``"<name>_preact"`` for values before the ReLU.
+    weights : str or path
+        A weight file or a name of the catalogue.
+    architecture : str, optional
+        As in `AlexNet`.
+    preset : str, optional
+        Preprocessing; by default the one the weights were trained with.
+    mean_image : path, optional
+        For the preset ``caffe-mean-image``.
+    pool : {"none", "avg", "max"}
+        Convolutional blobs (height, width, channels) pooled to (channels,), or flattened.
+    batch_size : int
+        Photos that go through the network together.
+
+    Attributes
+    ----------
+    n_features_out_ : int
+        Values a row; there after `fit`.
+
+    See Also
+    --------
+    tf_alexnet.extract_features : For photos too many for memory, or some of which can't be read.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> import tf_alexnet as ta
+    >>> steps = ta.AlexNetFeatures("pool5", "torchvision-convs"), LogisticRegression()
+    >>> model = make_pipeline(*steps, memory="cache").fit(paths, labels)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        layer: str = "fc7",
+        weights: str | os.PathLike = "imagenet",
+        *,
+        architecture: str | None = None,
+        preset: str | None = None,
+        mean_image: str | os.PathLike | None = None,
+        pool: str = "none",
+        batch_size: int = 64,
+    ):
+        self.layer = layer
+        self.weights = weights
+        self.architecture = architecture
+        self.preset = preset
+        self.mean_image = mean_image
+        self.pool = pool
+        self.batch_size = batch_size
+
+    def fit(self, X: Any = None, y: Any = None) -> AlexNetFeatures:
+        """Load the network, so that whatever is wrong with the arguments shows now.
+
+        Parameters
+        ----------
+        X, y : ignored
+
+        Returns
+        -------
+        AlexNetFeatures
+            This one.
+
+        Raises
+        ------
+        WeightsError, LayerError, PresetError, UsageError
+            If the network can't be had with these arguments.
+        """
+        self.n_features_out_ = self._width()
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Features of photos.
+
+        Parameters
+        ----------
+        X : sequence of paths, or of ndarray of uint8, (H, W, 3)
+            Photo files, or RGB arrays of any sizes: a list, an array of strings, (N, H, W, 3)
+            uint8, a pandas Series or a table of one column.
+
+        Returns
+        -------
+        ndarray of float32, (N, features)
+            A row a photo, in their order; convolutional blobs pooled, or flattened in the order
+            height, width, channels.
+
+        Raises
+        ------
+        ImageError
+            If a photo can't be read; rows and labels would no longer belong together without it.
+        InputError
+            If `X` is no sequence of photos.
+        """
+        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
+            raise UsageError(
+                f"batch_size={self.batch_size!r}", "nothing would be done", "Use 1 or more."
+            )
+        network = self._network()
+        images, parts = _images(X), []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            blob = network.from_images(batch, self.batch_size)[self.layer]
+            parts.append(_rows(blob, self.pool))  # pooled early: memory holds rows, not blobs
+        return np.concatenate(parts)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns, ``fc7_0``, ``fc7_1``, ..: for tables (`set_output`).
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        ndarray of object, (features,)
+        """
+        return np.array([f"{self.layer}_{i}" for i in range(self._width())], dtype=object)
+
+    def _network(self) -> FeatureExtractor:
+        if self.pool not in _POOLS:
+            raise UsageError(f"pool={self.pool!r}", "no such pooling", "Use none, avg or max.")
+        if not isinstance(self.layer, str):
+            raise UsageError(f"layer={self.layer!r}", "not the name of one layer", 'Use "fc7".')
+        if not isinstance(self.weights, str | os.PathLike):
+            raise UsageError(
+                f"weights of type {type(self.weights).__name__}",
+                "every clone and pickle of a pipeline would copy them",
+                "Write them to a file (write_weights) and give its path.",
+            )
+        from tf_alexnet.weights import find_weights
+
+        with _loading:
+            file = find_weights(self.weights)
+            return _loaded(
+                *(_stamp(file), self.layer, self.architecture, self.preset),
+                None if self.mean_image is None else _stamp(self.mean_image),
+            )
+
+    def _width(self) -> int:
+        network = self._network()
+        size = architecture_named(network.architecture).input_size
+        nothing = network(np.zeros((1, size, size, 3), np.float32))[self.layer]
+        return _rows(nothing, self.pool).shape[1]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Always: nothing is learned from photos."""
+        return True
+
+    def __sklearn_tags__(self):
+        """What scikit-learn may expect: photos instead of tables of numbers, and no need to fit."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True
+        tags.requires_fit = False
+        return tags
+
+
+@functools.lru_cache(maxsize=_NETWORKS)
+def _loaded(weights, layer, architecture, preset, mean_image) -> FeatureExtractor:
+    """The network for these settings; files are given by `_stamp`, so a changed one is read."""
+    from tf_alexnet.extraction import FeatureExtractor
+
+    return FeatureExtractor(
+        weights[0],
+        (layer,),
+        architecture=architecture,
+        preset=preset,
+        mean_image=mean_image and mean_image[0],
+    )
+
+
+def _stamp(path: str | os.PathLike) -> tuple[str, int, int]:
+    """A file as it is now: path, size, time of the last change."""
+    real = os.path.abspath(path)
+    try:
+        status = os.stat(real)
+    except OSError:
+        return real, 0, 0  # what reads it says what is wrong
+    return real, status.st_size, status.st_mtime_ns
+
+
+def _rows(blob: np.ndarray, pool: str) -> np.ndarray:
+    """A row a photo of (N, ...) values."""
+    if _POOLS[pool] and blob.ndim == 4:
+        return _POOLS[pool](blob, axis=(1, 2))
+    return blob.reshape(len(blob), -1)
+
+
+def _images(given: Any) -> list:
+    """Photos of whatever scikit-learn's users keep them in."""
+    shape, kind = getattr(given, "shape", None), getattr(given, "dtype", type(given).__name__)
+    if hasattr(given, "iloc"):
+        given = np.asarray(given, dtype=object)
+    if isinstance(given, np.ndarray):
+        if given.ndim == 2 and given.shape[1] == 1:
+            given = given[:, 0]
+        paths = given.ndim == 1 and given.dtype.kind in "OUS"
+        usable = paths or (given.ndim == 4 and given.dtype == np.uint8)
+    else:
+        usable = hasattr(given, "__len__") and not isinstance(given, str | bytes | os.PathLike)
+    if usable and len(given):
+        return list(given)
+    raise InputError(
+        f"photos of type {kind}" + (f" and shape {shape}" if shape is not None else ""),
+        "neither a sequence of paths nor of RGB arrays, uint8 (H, W, 3)",
+        'Give ["a.jpg", "b.jpg"], or an array of (N, H, W, 3) uint8.',
+    )
