@@ -10,13 +10,21 @@ from tf_alexnet.weights.arrays import (
     fitting_architectures,
     own_table,
 )
-from tf_alexnet.weights.catalog import KnownWeights, catalog, check_file, known_weights
+from tf_alexnet.weights.catalog import (
+    Accuracy,
+    KnownWeights,
+    catalog,
+    check_file,
+    known_weights,
+    published_accuracy,
+)
 from tf_alexnet.weights.files import convert_weights, read_weights, write_weights
 from tf_alexnet.weights.identify import Identification, identify_weights
 from tf_alexnet.weights.inspection import Inspection, inspect_weights
 from tf_alexnet.weights.store import fetch_weights, find_weights, local_file
 
 __all__ = [
+    "Accuracy",
     "Identification",
     "Inspection",
     "KnownWeights",
@@ -34,6 +42,7 @@ __all__ = [
     "known_weights",
     "local_file",
     "own_table",
+    "published_accuracy",
     "read_weights",
     "write_weights",
 ]

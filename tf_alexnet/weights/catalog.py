@@ -32,12 +32,15 @@ class Accuracy:
         The preprocessing it was measured with.
     source : str
         Who published it.
+    preset : str
+        The preset of ours that is this preprocessing.
     """
 
     top1: float
     top5: float
     pipeline: str
     source: str
+    preset: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class KnownWeights:
 _RAW_GITHUB = "https://raw.githubusercontent.com"
 _BVLC = "http://dl.caffe.berkeleyvision.org"
 _OPEN_MODEL_ZOO = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/public/2022.1"
+_MEAN = "mean image"
 _CHANNEL_MEAN = "resize 256, crop 227, BGR mean 104/117/123"
 
 _CATALOG = (
@@ -128,8 +132,10 @@ _CATALOG = (
             "bvlc-alexnet.npy",
         ),
         published=(
-            Accuracy(57.1, 80.2, "mean image", "BVLC/caffe models/bvlc_alexnet/readme.md"),
-            Accuracy(56.598, 79.812, _CHANNEL_MEAN, "OpenVINO Open Model Zoo"),
+            Accuracy(
+                57.1, 80.2, _MEAN, "BVLC/caffe models/bvlc_alexnet/readme.md", "caffe-mean-image"
+            ),
+            Accuracy(56.598, 79.812, _CHANNEL_MEAN, "OpenVINO Open Model Zoo", "caffe"),
         ),
     ),
     KnownWeights(
@@ -185,9 +191,13 @@ _CATALOG = (
         ),
         published=(
             Accuracy(
-                57.4, 80.4, "mean image", "BVLC/caffe models/bvlc_reference_caffenet/readme.md"
+                57.4,
+                80.4,
+                _MEAN,
+                "BVLC/caffe models/bvlc_reference_caffenet/readme.md",
+                "caffe-mean-image",
             ),
-            Accuracy(56.714, 79.916, _CHANNEL_MEAN, "OpenVINO Open Model Zoo"),
+            Accuracy(56.714, 79.916, _CHANNEL_MEAN, "OpenVINO Open Model Zoo", "caffe"),
         ),
     ),
     KnownWeights(
@@ -201,7 +211,13 @@ _CATALOG = (
         git_blob="ea0d14e98edfbcbfba995003c94d7259fa23b6cc",
         spellings=("AlexNet_compressed.net", "AlexNet_compressed.safetensors"),
         published=(
-            Accuracy(57.074, 80.254, "mean image", "songhan/Deep-Compression-AlexNet README.md"),
+            Accuracy(
+                57.074,
+                80.254,
+                _MEAN,
+                "songhan/Deep-Compression-AlexNet README.md",
+                "caffe-mean-image",
+            ),
         ),
         note="bvlc_alexnet pruned and quantised to about 8.9 MB: the smallest whole network",
     ),
@@ -218,7 +234,11 @@ _CATALOG = (
         spellings=("alexnet-owt-7be5be79.pth", "alexnet-owt-7be5be79.safetensors"),
         published=(
             Accuracy(
-                56.522, 79.066, "resize 256, crop 224", "torchvision AlexNet_Weights.IMAGENET1K_V1"
+                56.522,
+                79.066,
+                "resize 256, crop 224",
+                "torchvision AlexNet_Weights.IMAGENET1K_V1",
+                "torchvision",
             ),
         ),
     ),
@@ -286,6 +306,25 @@ def known_weights(name: str) -> KnownWeights:
         "neither a file nor a name in the catalogue",
         f"Give a path that exists, or one of: {', '.join(names())}.",
     )
+
+
+def published_accuracy(name: str, preset: str) -> Accuracy | None:
+    """What was published for a trained network with a preprocessing; None if nothing was.
+
+    Parameters
+    ----------
+    name : str
+        A name of the catalogue. Other files of the same training have its figures, unless they have
+        their own.
+    preset : str
+        A preset's name.
+    """
+    record = known_weights(name)
+    for known in (record, known_weights(record.fingerprint or name)):
+        for accuracy in known.published:
+            if accuracy.preset == preset and record.classes == known.classes:
+                return accuracy
+    return None
 
 
 def names() -> tuple[str, ...]:
