@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tf_alexnet.errors import one_line
+from tf_alexnet.errors import UsageError, one_line
 from tf_alexnet.files import replacing
 
 if TYPE_CHECKING:
@@ -151,8 +151,43 @@ def draw(
     except ImportError:
         return ["no pictures: matplotlib is not installed (pip install 'tf-alexnet[plot]')"]
     _save(_curves(Figure, history), folder / CURVES)
-    _save(_matrix(Figure, record.classes, confusion), folder / CONFUSION)
+    title = f"{int(confusion.sum())} validation photos"
+    _save(_matrix(Figure, record.classes, confusion, title), folder / CONFUSION)
     return []
+
+
+def save_confusion(
+    path: str | os.PathLike, classes: Sequence[str], confusion: np.ndarray, title: str
+) -> None:
+    """Draw a confusion matrix into a file.
+
+    Parameters
+    ----------
+    path : path
+        A ``.png``.
+    classes : sequence of str
+        Their names; up to 60 are written at the sides.
+    confusion : ndarray of int, (classes, classes)
+        Photos by true class (rows) and predicted class (columns).
+    title : str
+        Written above it.
+
+    Raises
+    ------
+    UsageError
+        If matplotlib is not installed.
+    OutputError
+        If the file can't be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError(
+            f"picture {os.fspath(path)}",
+            "matplotlib is not installed",
+            "Install it: pip install 'tf-alexnet[plot]'.",
+        ) from None
+    _save(_matrix(Figure, classes, confusion, title), Path(path))
 
 
 def _save(figure, path: Path) -> None:
@@ -184,7 +219,7 @@ def _curves(Figure, history: Sequence[Mapping[str, float]]):
     return figure
 
 
-def _matrix(Figure, classes: Sequence[str], confusion: np.ndarray):
+def _matrix(Figure, classes: Sequence[str], confusion: np.ndarray, title: str):
     """Rows: what the photo shows; columns: what was predicted; colours by share of the row."""
     count = len(classes)
     side = min(14.0, 3.2 + 0.55 * count)
@@ -202,7 +237,7 @@ def _matrix(Figure, classes: Sequence[str], confusion: np.ndarray):
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    axes.set_title(f"{int(confusion.sum())} validation photos", fontsize=11, color=_INK)
+    axes.set_title(title, fontsize=11, color=_INK)
     if count <= _NUMBERED:
         for i, j in np.ndindex(count, count):
             color = "white" if shares[i, j] > 0.55 else _INK
