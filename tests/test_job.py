@@ -379,7 +379,7 @@ class StopError(Exception):
 
 
 def stop_after(photos):
-    def progress(done, _total, _errors):
+    def progress(done, *_):
         if done >= photos:
             raise StopError
 
@@ -401,7 +401,8 @@ def test_an_interrupted_job_goes_on(output, extract, tmp_path):
     asked = []
     report = extract(paths, output, progress=lambda *numbers: asked.append(numbers))
     assert report.kept == 8
-    assert asked[-1] == (6, 6, 0), "progress is this run's"
+    assert asked[0] == (0, 6, 0, 0)
+    assert asked[-1] == (6, 6, 0, 6 * 32 * 4), "progress is this run's"
     if output.endswith("/"):
         assert {path: os.stat(path).st_ino for path in shards} == kept
         assert files_below(output) == files_below(f"whole {output}")

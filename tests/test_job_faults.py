@@ -1,14 +1,17 @@
 """Jobs that are killed, stopped, or that can't write: what they leave is gone on from."""
 
+import contextlib
 import errno
 import gc
 import glob
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -196,6 +199,29 @@ def test_a_file_that_may_not_grow(limit, extract, photos, capfd):  # noqa: F811
     assert capfd.readouterr().err == ""
     assert extract("photos", "f.h5").rows == 20
     check("f.h5", *parted(photos))
+
+
+def test_what_a_terminal_shows(photos):
+    screen, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 90))
+    command = [*JOB, "0.2", "extract", "-w", "network.npy", "photos", "-o", "f.h5", "--batch", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while more := os.read(screen, 1000):
+                shown += more
+        os.close(screen)
+    assert process.returncode == 5
+    figures = r"(\d+)/22, (\d+) photos/s, ([\d.]+ bytes|[\d.]+ kB), (\d) errors?, (0:00:\d\d|-) left"
+    steps = re.findall(figures, shown.decode())
+    done, rates, sizes, errors, _ = zip(*steps, strict=True)
+    assert done[0] == "0"
+    assert [int(x) for x in done] == sorted(int(x) for x in done)
+    assert 1 <= int(rates[-1]) <= 10
+    assert {"0 bytes", "256 bytes", "512 bytes"} <= set(sizes), "32 floats a photo"
+    assert errors[-1] in "12"
+    assert b"error: photos/0005.png" in shown.splitlines()[-2]
 
 
 def test_no_memory_for_photos(photos):

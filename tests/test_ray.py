@@ -63,7 +63,7 @@ def rows_of(path):
 
 
 def stop_after(photos):
-    def progress(done, _total, _errors):
+    def progress(done, *_):
         if done >= photos:
             raise KeyboardInterrupt
 

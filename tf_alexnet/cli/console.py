@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from tf_alexnet.errors import ImageError, OutputError, one_line
+
+_PACE_SECONDS = 60
 
 
 def note(text: str) -> None:
@@ -87,31 +91,63 @@ def unknown_weights_note(extractor) -> None:
 
 @contextlib.contextmanager
 def progress_bar(unit: str) -> Iterator:
-    """A bar on a terminal's stderr: yields a function (done, total, errors); elsewhere None."""
+    """A bar on a terminal's stderr, elsewhere None.
+
+    Yields
+    ------
+    callable or None
+        For ``bytes`` it takes (done, total); for ``photos`` also errors, and bytes written.
+    """
     if not sys.stderr.isatty():
         yield None
         return
+    from rich import filesize
     from rich import progress as rich
     from rich.console import Console
+    from rich.table import Column
 
     if unit == "bytes":
-        figures = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+        figures = (rich.DownloadColumn(), rich.TransferSpeedColumn(), rich.TimeRemainingColumn())
     else:
-        figures = (rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}"))
+        figures = (rich.TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),)
+    screen = Console(stderr=True)
+    screen.width -= 3  # where the terminal writes ^C; in the next line it would be in the way
     bar = rich.Progress(
-        rich.BarColumn(),
+        rich.BarColumn(None, table_column=Column(ratio=1)),
         *figures,
-        rich.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=screen,
         transient=True,
+        expand=True,
     )
+    pace = _Pace()
+
+    def update(done: int, total: int | None, errors: int = 0, written: int = 0) -> None:
+        rate = pace(done)
+        left = f"{datetime.timedelta(seconds=round((total - done) / rate))}" if rate else "-"
+        text = (
+            f"{done:,}/{total:,}, {rate:,.0f} photos/s, {filesize.decimal(written)}, "
+            f"{errors:,} error{'s' * (errors != 1)}, {left} left"
+        )
+        bar.update(task, completed=done, total=total, figures=text, visible=True)
+
+    def update_bytes(done: int, total: int | None) -> None:
+        bar.update(task, completed=done, total=total, visible=True)
+
     with bar:
-        task = bar.add_task("", total=None, rate="", visible=False)
-        start = time.monotonic()
+        task = bar.add_task("", total=None, figures="", visible=False)
+        yield update_bytes if unit == "bytes" else update
 
-        def update(done: int, total: int | None, errors: int = 0) -> None:
-            rate = f"{done / (time.monotonic() - start):,.0f} {unit}/s"
-            rate += f", {errors} errors" if errors else ""
-            bar.update(task, completed=done, total=total, rate=rate, visible=True)
 
-        yield update
+class _Pace:
+    """Things done a second, in the last minute or since the last two reports."""
+
+    def __init__(self):
+        self._reports: deque[tuple[float, int]] = deque()
+
+    def __call__(self, done: int) -> float:
+        now = time.monotonic()
+        self._reports.append((now, done))
+        while len(self._reports) > 2 and now - self._reports[1][0] > _PACE_SECONDS:
+            self._reports.popleft()
+        then, before = self._reports[0]
+        return (done - before) / (now - then) if now > then else 0.0

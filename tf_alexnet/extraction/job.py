@@ -81,7 +81,7 @@ def extract_features(
     cluster: str | None = None,
     cluster_workers: int | None = None,
     gpus_per_worker: float | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Callable[[int, int, int, int], None] | None = None,
 ) -> ExtractionReport:
     """Extract features of photos into a file, or a folder of files, with paths and rows together.
 
@@ -132,8 +132,8 @@ def extract_features(
     cluster_workers, gpus_per_worker
         As in `RayCrew`.
     progress : callable, optional
-        Called with (photos done, photos to do, errors) of this run after every batch; on a
-        cluster, after every shard.
+        Called with (photos done, photos to do, errors, bytes of rows written) of this run: at its
+        beginning and after every batch; on a cluster, after every shard.
 
     Returns
     -------
@@ -265,7 +265,7 @@ class ShardWorker:
         )
 
     def run_shard(
-        self, shard: Shard, folder: Folder, watch: Callable[[int, Sequence[Failure]], None]
+        self, shard: Shard, folder: Folder, watch: Callable[[int, Sequence[Failure], int], None]
     ) -> ShardRecord:
         """As `tf_alexnet.extraction.worker.run_shard`."""
         return run_shard(shard, folder, self._extractor, self._reader, self.settings, watch)
@@ -274,7 +274,7 @@ class ShardWorker:
         self,
         shards: Iterable[Shard],
         folder: Folder,
-        watch: Callable[[int, Sequence[Failure]], None],
+        watch: Callable[[int, Sequence[Failure], int], None],
     ) -> Iterator[tuple[Shard, ShardRecord]]:
         """Run shards one after another; the decoder processes end with the last."""
         with self._reader:
@@ -307,16 +307,21 @@ class _Watch:
         total: int,
         errors: int,
         limit: int | None,
-        progress: Callable[[int, int, int], None] | None,
+        progress: Callable[[int, int, int, int], None] | None,
     ):
         self._total, self._limit, self._progress = total, limit, progress
-        self._done, self._errors = 0, errors
+        self._done, self._errors, self._bytes = 0, errors, 0
+        self._tell()
 
-    def __call__(self, done: int, failures: Sequence[Failure]) -> None:
+    def _tell(self) -> None:
+        if self._progress:
+            self._progress(self._done, self._total, self._errors, self._bytes)
+
+    def __call__(self, done: int, failures: Sequence[Failure], size: int) -> None:
         self._done += done
         self._errors += len(failures)
-        if self._progress:
-            self._progress(self._done, self._total, self._errors)
+        self._bytes += size
+        self._tell()
         if self._limit is not None and self._errors > self._limit:
             last = f"; the last: {failures[-1].path}: {failures[-1].detail}" if failures else ""
             raise ImageError(

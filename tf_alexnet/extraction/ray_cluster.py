@@ -131,7 +131,7 @@ class RayCrew:
         self,
         shards: Iterable[Shard],
         folder: Folder,
-        watch: Callable[[int, Sequence[Failure]], None],
+        watch: Callable[[int, Sequence[Failure], int], None],
     ) -> Iterator[tuple[Shard, ShardRecord]]:
         """Run shards, and give back each with its record when it is there.
 
@@ -167,7 +167,7 @@ class RayCrew:
                 record, failures = answer
                 _check_visible(folder, record)
                 yield shard, record
-                watch(record.inputs, failures)
+                watch(record.inputs, failures, record.size)
         finally:
             owed = list(self._running)
             self._end(self._workers)
@@ -277,7 +277,7 @@ class _Worker:
     def run_shard(self, shard: Shard, folder: str) -> tuple[ShardRecord, list[Failure]]:
         failures: list[Failure] = []
         record = self._worker.run_shard(
-            shard, folder_at(folder), lambda _, some: failures.extend(some)
+            shard, folder_at(folder), lambda _, some, __: failures.extend(some)
         )
         return record, failures
 

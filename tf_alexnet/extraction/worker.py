@@ -58,7 +58,7 @@ def run_shard(
     extractor: FeatureExtractor,
     reader: PhotoReader,
     settings: ShardSettings,
-    watch: Callable[[int, list[Failure]], None] | None = None,
+    watch: Callable[[int, list[Failure], int], None] | None = None,
 ) -> ShardRecord:
     """Extract one shard into one file, which is there whole or not at all.
 
@@ -75,8 +75,8 @@ def run_shard(
     settings : ShardSettings
         How.
     watch : callable, optional
-        Called after every batch with its number of photos and its failures; what it raises ends
-        the shard.
+        Called after every batch with its number of photos, its failures and the bytes of its rows;
+        what it raises ends the shard.
 
     Returns
     -------
@@ -98,14 +98,16 @@ def run_shard(
     ):
         for batch in gate.taking(reader.batches(shard.paths, settings.batch_size)):
             failures += batch.failures
+            size = 0
             if batch.paths:
                 with gate.opened():
                     rows = make_rows(extractor(batch.pixels), settings)
                 writer.add(batch.paths, rows)
                 count += len(batch.paths)
+                size = sum(values.nbytes for values in rows.values())
                 del rows
             if watch:
-                watch(len(batch.paths) + len(batch.failures), batch.failures)
+                watch(len(batch.paths) + len(batch.failures), batch.failures, size)
         if not count:
             with gate.opened():
                 rows = _no_rows(extractor, settings)
