@@ -56,6 +56,7 @@ def train_head(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> TrainingReport:
     """Train a linear softmax classifier on features of a pretrained network.
 
@@ -91,6 +92,8 @@ def train_head(
     progress : callable, optional
         Called with (stage, done, total, figures): stage "photos" with ``errors``, stage "fits" with
         the fields of a `Step`.
+    note : callable, optional
+        Called with sentences for the user as soon as they are known.
 
     Returns
     -------
@@ -130,6 +133,8 @@ def train_head(
         done = begin_run(folder, settings, force=force)
         if done is not None:
             return TrainingReport(done, photos.notes, finished_before=True)
+        for text in photos.notes if note else ():
+            note(text)
         file = Path(features or folder / FEATURES)
         keys = _Keys(photos)
         skipped = _extract(keys, file, base, settings, workers, force and not features, progress)
@@ -188,7 +193,7 @@ def _extract(
     """Features of all photos into `file`, where they are not in it yet; those that failed."""
     paths = keys.all()
 
-    def watch(done: int, total: int, errors: int) -> None:
+    def watch(done: int, total: int, errors: int, *_) -> None:
         if progress:
             progress("photos", done, total, {"errors": errors})
 

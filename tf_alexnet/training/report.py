@@ -107,7 +107,8 @@ def _remarks(notes: Sequence[str], skipped: Sequence[Failure]) -> list[str]:
 
 
 def _use(record: RunRecord) -> list[str]:
-    settings = [f"- {name}: {_code(value)}" for name, value in record.settings.items()]
+    given = {name: x for name, x in record.settings.items() if x is not None}
+    settings = [f"- {name}: {_code(value)}" for name, value in given.items()]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return [
         "## To use it",
@@ -150,7 +151,8 @@ def draw(
         from matplotlib.figure import Figure
     except ImportError:
         return ["no pictures: matplotlib is not installed (pip install 'tf-alexnet[plot]')"]
-    _save(_curves(Figure, history), folder / CURVES)
+    chosen = record.metrics.get(next(iter(history[0])))
+    _save(_curves(Figure, history, chosen), folder / CURVES)
     title = f"{int(confusion.sum())} validation photos"
     _save(_matrix(Figure, record.classes, confusion, title), folder / CONFUSION)
     return []
@@ -192,11 +194,11 @@ def save_confusion(
 
 def _save(figure, path: Path) -> None:
     with replacing(path) as temporary:
-        figure.savefig(os.fspath(temporary), format="png", metadata={"Software": None})
+        figure.savefig(os.fspath(temporary), format="png", bbox_inches="tight", pad_inches=0.15)
 
 
-def _curves(Figure, history: Sequence[Mapping[str, float]]):
-    """Loss and accuracy, one above the other, over the first column."""
+def _curves(Figure, history: Sequence[Mapping[str, float]], chosen: float | None):
+    """Loss and accuracy, one above the other, over the first column; a line where the result is."""
     by = next(iter(history[0]))
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -206,6 +208,8 @@ def _curves(Figure, history: Sequence[Mapping[str, float]]):
             part, color = ("validation", _VAL) if "val" in name else ("training", _TRAIN)
             values = [row[name] for row in history]
             axes.plot(steps, values, color=color, marker="o", markersize=3.5, label=part)
+        if chosen is not None:
+            axes.axvline(chosen, color=_VAL, linewidth=1, linestyle=":", label=f"{by} {chosen:.3g}")
         axes.set_ylabel(kind, color=_INK)
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
