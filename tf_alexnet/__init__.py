@@ -19,6 +19,7 @@ _HOMES = {
     "FeatureExtractor": "tf_alexnet.extraction",
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
+    "evaluate_photos": "tf_alexnet.evaluate",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
     "fetch_weights": "tf_alexnet.weights",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tf_alexnet.cli import console, demo, extract, predict, summary, weights
+from tf_alexnet.cli import console, demo, evaluate, extract, predict, summary, train, weights
 from tf_alexnet.errors import AlexNetError, OutputError
 from tf_alexnet.version import VERSION
 
@@ -22,7 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, predict.predict, extract.extract, summary.summary):
+for command in (
+    demo.demo,
+    predict.predict,
+    extract.extract,
+    train.train,
+    evaluate.evaluate,
+    summary.summary,
+):
     app.command()(command)
 app.add_typer(weights.app, name="weights")
 

@@ -21,6 +21,14 @@ Photos = Annotated[
 Weights = Annotated[
     str, typer.Option("--weights", "-w", help="A weight file or a name of the catalogue.")
 ]
+OwnWeights = Annotated[
+    str | None,
+    typer.Option("--weights", "-w", help="A weight file or a name; by default BVLC's weights."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="RUN", help="What `tf-alexnet train` made, instead."),
+]
 Architecture = Annotated[
     str | None,
     typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the file can't tell."),

@@ -1,0 +1,172 @@
+"""`tf-alexnet evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tf_alexnet.cli import console
+from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Model, OwnWeights, Preset
+from tf_alexnet.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from tf_alexnet.evaluation import ClassResult, Evaluation
+
+_SHOWN = 20  # bad photos that are named on the screen
+_ALL, _WORST = 30, 10  # classes up to which all are shown, and how many of more
+
+
+def evaluate(
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="A folder with a folder a class; or val/ with such."),
+    ] = None,
+    model: Model = None,
+    weights: OwnWeights = None,
+    imagenet_val: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of ILSVRC's validation photos, instead of DATA."),
+    ] = None,
+    ground_truth: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Their classes, as Caffe's val.txt or a list of ids."),
+    ] = None,
+    crops: Annotated[
+        Crops, typer.Option(help="The centre, or the mean of ten crops.")
+    ] = Crops.center,
+    architecture: Architecture = None,
+    preset: Preset = None,
+    mean_image: MeanImage = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the table of classes as CSV.")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the confusion matrix into this PNG.")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.h5", help="Keep every photo's probabilities; used again."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Measure top-1 and top-5, class by class; the same command goes on where it was stopped."""
+    folder = _folder(data, imagenet_val, ground_truth)
+    _check_model(model, weights, architecture)
+    console.load_tensorflow()
+    from tf_alexnet.evaluate import evaluate_photos
+    from tf_alexnet.files import check_folder
+    from tf_alexnet.visualize import check_picture
+
+    if csv:
+        check_folder(csv)
+    if plot:
+        check_picture(plot)
+    file = console.find_weights(weights or "imagenet") if model is None else "imagenet"
+    with console.progress_bar("photos") as progress:
+        found = evaluate_photos(
+            folder,
+            file,
+            model=model,
+            ground_truth=ground_truth,
+            architecture=architecture,
+            preset=preset,
+            mean_image=mean_image,
+            crops=crops.value,
+            keep=keep,
+            progress=progress,
+        )
+    code = _report(found, as_json, is_run=model is not None)
+    if csv:
+        found.write_csv(csv)
+    if plot:
+        from tf_alexnet.training.report import save_confusion
+
+        names = [x.label for x in found.classes]
+        title = f"{found.photos:,} photos, top-1 {found.top1:.1%}"
+        save_confusion(plot, names, found.confusion, title)
+    for place in filter(None, (csv, plot)):
+        console.note(f"wrote {place}")
+    raise typer.Exit(code)
+
+
+def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None) -> str:
+    """What to evaluate, of two ways to say it."""
+    if data is not None and imagenet_val is None and ground_truth is None:
+        return data
+    if data is None and imagenet_val is not None and ground_truth is not None:
+        return imagenet_val
+    given = {"DATA": data, "--imagenet-val": imagenet_val, "--ground-truth": ground_truth}
+    names = " ".join(name for name, value in given.items() if value is not None)
+    raise UsageError(
+        "evaluate",
+        f"given is {names}" if names else "nothing to evaluate is given",
+        "Name a folder with a folder a class, or --imagenet-val DIR --ground-truth FILE.",
+    )
+
+
+def _check_model(model: str | None, weights: str | None, architecture: str | None) -> None:
+    if model is not None and (weights is not None or architecture is not None):
+        raise UsageError(
+            "--model with " + ("--weights" if weights is not None else "--architecture"),
+            "a RUN has its own",
+            "Leave one of them out.",
+        )
+
+
+def _report(found: Evaluation, as_json: bool, is_run: bool) -> int:
+    """Everything there is to say; the exit code."""
+    for note in found.notes:
+        console.note(note)
+    if found.kept:
+        console.note(f"{found.kept} of the photos were done before")
+    if not is_run:
+        console.unknown_weights_note(found)
+    code = console.report_failures([(x.path, x.detail) for x in found.failures[:_SHOWN]])
+    if len(found.failures) > _SHOWN:
+        console.note(f"{len(found.failures) - _SHOWN} more could not be read")
+    if as_json:
+        json.dump(found.as_dict(), sys.stdout, indent=1)
+        print()
+    else:
+        _show(found)
+    return code
+
+
+def _show(found: Evaluation) -> None:
+    network = (
+        f"{one_line(found.weights_source)}: {found.architecture}, {len(found.classes)} classes"
+    )
+    print(f"{network}, preset {found.preset}, {found.crops} crop{'s' * (found.crops == 'ten')}")
+    errors = f"; {len(found.failures)} could not be read" if found.failures else ""
+    print(f"{found.photos:,} photos{errors}")
+    published = found.published
+    for name, value in (("top-1", found.top1), ("top-5", found.top5)):
+        if value is None:
+            continue
+        line = f"{name}  {value:7.3%}"
+        if published:
+            other = published.top1 if name == "top-1" else published.top5
+            line += f"   published {other:.3f}%   difference {100 * value - other:+.3f}"
+        print(line)
+    if published:
+        print(f"published: {published.pipeline}; {published.source}")
+    _show_classes([row for row in found.by_class() if row.photos])
+
+
+def _show_classes(rows: list[ClassResult]) -> None:
+    if len(rows) > _ALL:
+        print(f"\nthe {_WORST} classes of lowest recall, of {len(rows)}:")
+        rows = sorted(rows, key=lambda row: row.recall)[:_WORST]
+    width = min(40, max(5, *(len(one_line(row.name)) for row in rows)))
+    print(f"\n{'class':{width}}  photos  correct  recall  precision  most confused with")
+    for x in rows:
+        name = one_line(x.name)
+        name = name if len(name) <= width else name[: width - 3] + "..."
+        precision = "-" if x.precision is None else f"{x.precision:.1%}"
+        other = f"{one_line(x.confused_with)} ({x.confused})" if x.confused else "-"
+        print(
+            f"{name:{width}}  {x.photos:6}  {x.correct:7}  {x.recall:6.1%}  {precision:>9}  {other}"
+        )

@@ -1,0 +1,297 @@
+"""Hold a network's answers against what photos show."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tf_alexnet.errors import ImageError, UsageError, WeightsError
+from tf_alexnet.evaluation import TOP, Evaluation
+from tf_alexnet.extraction import extract_features
+from tf_alexnet.extraction.outputs import open_output
+from tf_alexnet.extraction.plan import fingerprint
+from tf_alexnet.ground_truth import (
+    ILSVRC_PHOTOS,
+    GroundTruth,
+    read_class_folders,
+    read_ilsvrc_validation,
+)
+from tf_alexnet.images import read_mean_image
+from tf_alexnet.labels import Label, imagenet_labels
+from tf_alexnet.model import table_for
+from tf_alexnet.training import Run
+from tf_alexnet.weights import (
+    WeightArrays,
+    find_weights,
+    identify_weights,
+    published_accuracy,
+    read_weights,
+)
+from tf_alexnet.weights.cache import cache_folder
+
+_SHARD = 512  # photos that an interruption costs at most: some seconds of work
+
+
+def evaluate_photos(
+    data: str | os.PathLike,
+    weights: str | os.PathLike | WeightArrays = "imagenet",
+    *,
+    model: str | os.PathLike | Run | None = None,
+    ground_truth: str | os.PathLike | None = None,
+    architecture: str | None = None,
+    preset: str | None = None,
+    mean_image: np.ndarray | str | os.PathLike | None = None,
+    crops: str = "center",
+    keep: str | os.PathLike | None = None,
+    batch_size: int | str = "auto",
+    workers: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Evaluation:
+    """Hold a network's answers against what photos show.
+
+    An interrupted call is taken up by the same call again: what was computed lies in the cache
+    folder until the end.
+
+    Parameters
+    ----------
+    data : path
+        A folder with a folder a class, as `read_class_folders` takes it. With `ground_truth`: a
+        flat folder of ILSVRC's validation photos.
+    weights : str, path or WeightArrays
+        As in `AlexNet`. A thousand classes are taken for ImageNet's; others without names are
+        called ``0``, ``1``, .. here and in the names of folders.
+    model : path or Run, optional
+        A RUN of ``tf-alexnet train``, instead of weights. Of the photos that it was trained on and
+        judged by, where it drew the two itself, only the latter are evaluated.
+    ground_truth : path, optional
+        As in `read_ilsvrc_validation`.
+    architecture, preset, mean_image
+        As in `FeatureExtractor`.
+    crops : {"center", "ten"}
+        One picture a photo, or the mean of the probabilities of ten.
+    keep : path, optional
+        An ``.h5`` in which every photo's probabilities stay, as from
+        ``extract_features(layers=["prob"])``. Photos that it holds are not looked at again.
+    batch_size, workers, progress
+        As in `extract_features`.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    WeightsError
+        If the weights can't be had, or tell no classes apart.
+    UsageError
+        If the arguments contradict each other, or folders or list don't fit the network.
+    ImageError, OutputError
+        As `extract_features` raises them.
+    """
+    if model is not None:
+        run = model if isinstance(model, Run) else Run.open(model)
+        arrays, classes = run.arrays, tuple(Label("", name) for name in run.record.classes)
+    else:
+        run, arrays = None, _with_classes(weights)
+        classes = _classes(arrays.classes)
+    table = table_for(arrays, architecture)
+    if isinstance(mean_image, str | os.PathLike):
+        mean_image = read_mean_image(mean_image)
+    truth = _truth(data, ground_truth, classes, run)
+    preset = preset or arrays.metadata.get("preset") or table.preset
+    job = fingerprint(
+        weights_digest=arrays.digest,
+        architecture=table.name,
+        layers=["prob"],
+        preset=preset,
+        mean_image=mean_image,
+        dtype="float32",
+        pool="none",
+        fast_decode=False,
+        crops=crops,
+    )
+    with _place(keep, job, truth) as place:
+        report = extract_features(
+            list(truth.paths),
+            place,
+            weights=arrays,
+            layers=["prob"],
+            architecture=architecture,
+            preset=preset,
+            mean_image=mean_image,
+            crops=crops,
+            batch_size=batch_size,
+            workers=workers,
+            shard_size=_SHARD,
+            retry_errors=True,
+            progress=progress,
+        )
+        confusion, among_top = _compared(place, truth, len(classes))
+    if not confusion.any():
+        raise ImageError(
+            os.fspath(data), f"none of {len(truth.paths)} photos could be read", "Check the files."
+        )
+    known = identify_weights(arrays).name
+    found = Evaluation(
+        classes,
+        confusion,
+        among_top,
+        tuple(x for x in report.errors if x.path in set(truth.paths)),
+        truth.notes,
+        table.name,
+        preset,
+        crops,
+        f"{run.folder}" if run else arrays.source,
+        known,
+        kept=report.kept,
+    )
+    if ground_truth is not None and known and crops == "center":
+        found = replace(found, published=published_accuracy(known, preset))
+    return replace(found, notes=(*found.notes, *_remarks(found, truth, ground_truth is not None)))
+
+
+def _truth(
+    data: str | os.PathLike,
+    ground_truth: str | os.PathLike | None,
+    classes: tuple[Label, ...],
+    run: Run | None,
+) -> GroundTruth:
+    """The photos to look at, and what they show."""
+    if ground_truth is None:
+        truth = read_class_folders(data, classes)
+        return _held_out(truth, data, run) if run else truth
+    if classes != imagenet_labels():
+        raise UsageError(
+            os.fspath(ground_truth),
+            f"ILSVRC's classes, but the network's {len(classes)} classes are others",
+            "Give folders of the network's classes instead.",
+        )
+    return read_ilsvrc_validation(data, ground_truth)
+
+
+def _with_classes(weights: str | os.PathLike | WeightArrays) -> WeightArrays:
+    """Weights that tell classes apart."""
+    if not isinstance(weights, WeightArrays):
+        weights = read_weights(find_weights(weights))
+    if weights.classes is None:
+        raise WeightsError(
+            weights.source,
+            "it has no fc8, so it names no classes that could be right or wrong",
+            "Train one on it (tf-alexnet train), or evaluate weights of a whole network.",
+        )
+    return weights
+
+
+def _classes(count: int) -> tuple[Label, ...]:
+    """The classes of weights that record no names."""
+    if count == len(imagenet_labels()):
+        return imagenet_labels()
+    return tuple(Label("", str(index)) for index in range(count))
+
+
+def _held_out(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
+    """Without the photos a RUN was trained on, where these are the photos that it parted itself."""
+    judged = set(run.record.split.get("val_photos", ()))
+    names = [os.path.relpath(path, data) for path in truth.paths]
+    if not judged or not judged <= set(names):
+        return truth
+    chosen = [index for index, name in enumerate(names) if name in judged]
+    note = (
+        f"{run.folder} was trained on {os.fspath(data)}: only the {len(chosen)} photos that it set "
+        f"aside for validation are evaluated, {len(names) - len(chosen)} are left out"
+    )
+    paths = tuple(truth.paths[index] for index in chosen)
+    return GroundTruth(paths, truth.labels[chosen], (*truth.notes, note))
+
+
+@contextlib.contextmanager
+def _place(
+    keep: str | os.PathLike | None, job: Mapping[str, str], truth: GroundTruth
+) -> Iterator[str]:
+    """Where probabilities are kept: until the end, unless the caller names a file.
+
+    The name in the cache folder stands for everything that a row depends on but the photos'
+    contents, so it is only ever found again by the same call; what it names goes when that ends
+    well.
+    """
+    if keep is not None:
+        if not os.fspath(keep).endswith(".h5"):
+            raise UsageError(f"keep {os.fspath(keep)}", "not the name of an .h5", "End it in .h5.")
+        yield os.fspath(keep)
+        return
+    sha = hashlib.sha256(json.dumps([os.getcwd(), job, truth.paths]).encode())
+    folder = cache_folder() / "evaluations"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no cache to be had: nothing outlives an interruption then
+        with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as place:
+            yield os.path.join(place, "prob.h5")
+        return
+    place = folder / f"{sha.hexdigest()[:32]}.h5"
+    yield str(place)
+    place.unlink(missing_ok=True)
+    shutil.rmtree(f"{place}.job", ignore_errors=True)
+
+
+def _compared(place: str, truth: GroundTruth, classes: int) -> tuple[np.ndarray, int]:
+    """(confusion matrix, photos with their class among the first five), block by block."""
+    labels = dict(zip(truth.paths, truth.labels.tolist(), strict=True))
+    confusion, among_top, broken = np.zeros((classes, classes), np.int64), 0, 0
+    with open_output(Path(place)) as output:
+        for paths, rows in output.blocks(["prob"]):
+            wanted = [i for i, path in enumerate(paths) if path in labels]
+            probabilities = rows["prob"][wanted]
+            actual = np.array([labels[paths[i]] for i in wanted], np.int64)
+            finite = np.isfinite(probabilities).all(axis=1)
+            broken += int((~finite).sum())
+            np.add.at(confusion, (actual, probabilities.argmax(axis=1)), 1)
+            among_top += int((ranks(probabilities, actual) < TOP).sum())
+    if broken:
+        raise WeightsError(
+            f"probabilities of {broken} photos",
+            "they are NaN or infinite",
+            "Check the weights with `tf-alexnet weights verify`.",
+        )
+    return confusion, among_top
+
+
+def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """How many classes come before the true one: higher ones, and equal ones of lower index.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float, (N, classes)
+    actual : ndarray of int, (N,)
+
+    Returns
+    -------
+    ndarray of int64, (N,)
+        0 for a class of highest probability.
+    """
+    own = np.take_along_axis(probabilities, actual[:, None], axis=1)
+    lower = np.arange(probabilities.shape[1]) < actual[:, None]
+    return ((probabilities > own) | ((probabilities == own) & lower)).sum(axis=1)
+
+
+def _remarks(found: Evaluation, truth: GroundTruth, ilsvrc: bool) -> Iterator[str]:
+    """What a reader of the figures should know."""
+    again = len(truth.paths) - found.photos - len(found.failures)
+    if again:
+        yield f"{again} photos are links to others of them and count once"
+    if ilsvrc and found.photos != ILSVRC_PHOTOS:
+        yield (
+            f"{found.photos:,} of the {ILSVRC_PHOTOS:,} validation photos were evaluated: other "
+            "figures than the published ones are to be expected"
+        )
+    present = int((found.confusion.sum(axis=1) > 0).sum())
+    if present < len(found.classes) and not ilsvrc:
+        yield f"{present} of the network's {len(found.classes)} classes have photos here"

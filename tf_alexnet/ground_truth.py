@@ -1,0 +1,297 @@
+"""Which class each photo shows: told by class folders, or by ILSVRC's list of ground truth."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.images import find_images
+from tf_alexnet.labels import Label, imagenet_labels
+
+ILSVRC_PHOTOS = 50_000  # of the validation set
+_SYNSET = re.compile(r"n\d{8}(?!\d)")
+_MAX_BYTES = 1 << 26  # of a list; the longest known form has 3 MB
+_SHOWN = 5
+_INDICES = (
+    "Caffe's val.txt (get_ilsvrc_aux.sh fetches it) has indices 0..999, and the development kit's "
+    "meta.mat says which synset id each of its own stands for; lists of synset ids are read too."
+)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Photos and their classes.
+
+    Attributes
+    ----------
+    paths : tuple of str
+        The photos.
+    labels : ndarray of int64, (N,)
+        The index of each one's class among the network's outputs.
+    notes : tuple of str
+        What was left out or is missing, a sentence each.
+    """
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> GroundTruth:
+    """The photos below a folder that has a folder a class.
+
+    Parameters
+    ----------
+    data : path
+        Class folders, searched recursively; or ``train/`` and ``val/`` with such, of which ``val/``
+        is taken.
+    classes : sequence of Label
+        The network's classes. A folder bears a class's name; for ImageNet's, its synset id (also
+        as the beginning, ``n02085620-Chihuahua``), or one of its names if no other class has it.
+
+    Returns
+    -------
+    GroundTruth
+
+    Raises
+    ------
+    UsageError
+        If a folder's name is no class's, or there is no photo at all.
+    ImageError
+        If the folder is missing or can't be read.
+    """
+    folder = os.fspath(data)
+    folders, notes = _subfolders(folder), []
+    if {"train", "val"} <= folders.keys():
+        folder, notes = folders["val"], [f"{folder} has train/ and val/: val/ is evaluated"]
+        folders = _subfolders(folder)
+    if not folders:
+        raise UsageError(
+            folder,
+            "no class folder in it",
+            "Put the photos of each class into a folder of its name; ILSVRC's validation photos "
+            "go with a list: --imagenet-val DIR --ground-truth FILE.",
+        )
+    indices = _matched(folder, list(folders), classes)
+    paths, labels, empty = [], [], []
+    for name, below in folders.items():
+        try:
+            found = find_images([below])
+        except UsageError:
+            empty.append(name)
+            continue
+        paths += found
+        labels += [indices[name]] * len(found)
+    if not paths:
+        raise UsageError(folder, "not a photo in its class folders", "Put photos there.")
+    if empty:
+        notes.append(f"no photo in {_listed(empty)}")
+    return GroundTruth(tuple(paths), np.array(labels, np.int64), tuple(notes))
+
+
+def _subfolders(folder: str) -> dict[str, str]:
+    """Name -> path of the folders in a folder, in the order of their names' bytes."""
+    if not os.path.isdir(folder):
+        raise ImageError(folder, "there is no such folder", "Name a folder with a folder a class.")
+    try:
+        names = sorted(os.listdir(folder), key=os.fsencode)
+    except OSError as error:
+        raise ImageError(
+            folder, f"the folder can't be read ({error.strerror})", "Make it readable."
+        ) from None
+    paths = {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
+    return {name: path for name, path in paths.items() if os.path.isdir(path)}
+
+
+def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:
+    """The class of each folder; all that have none are named at once."""
+    known: defaultdict[str, set[int]] = defaultdict(set)
+    for index, label in enumerate(classes):
+        for key in _keys(label):
+            known[key].add(index)
+    imagenet = any(label.synset for label in classes)
+    found = {name: known.get(_key(name, imagenet), set()) for name in names}
+    unclear = [name for name, which in found.items() if len(which) > 1]
+    if unclear:
+        meant = sorted(classes[index].synset for index in found[unclear[0]])
+        raise UsageError(
+            os.path.join(folder, unclear[0]),
+            f"{len(meant)} classes have this name: {', '.join(meant)}",
+            "Name the folder by the synset id that is meant.",
+        )
+    unknown = [name for name, which in found.items() if not which]
+    if unknown:
+        few = ", ".join(label.synset or label.label for label in classes[:_SHOWN])
+        many = f" ({len(classes)} in all)" if len(classes) > _SHOWN else ""
+        raise UsageError(
+            folder,
+            f"no class of this network is called {_listed(unknown)}",
+            f"Name each folder as the network's class, which are {few}{many}; or leave it out.",
+        )
+    indices = {name: which.pop() for name, which in found.items()}
+    twice = [name for name in names if list(indices.values()).count(indices[name]) > 1]
+    if twice:
+        raise UsageError(
+            folder, f"{_listed(twice)} are one class", "Put its photos into one folder."
+        )
+    return indices
+
+
+def _keys(label: Label) -> Iterator[str]:
+    """What a class may be called."""
+    if not label.synset:
+        yield label.label
+        return
+    yield label.synset
+    yield _key(label.label, True)
+    for name in label.label.split(","):
+        yield _key(name, True)
+
+
+def _key(name: str, imagenet: bool) -> str:
+    """A folder's name as `_keys` has it: ImageNet's names in lower case, blanks as blanks."""
+    if not imagenet:
+        return name
+    synset = _SYNSET.match(name)
+    return synset[0] if synset else " ".join(name.replace("_", " ").lower().split())
+
+
+def read_ilsvrc_validation(
+    photos: str | os.PathLike, ground_truth: str | os.PathLike
+) -> GroundTruth:
+    """ILSVRC-2012's validation photos with a list of what they show.
+
+    Parameters
+    ----------
+    photos : path
+        A folder with ``ILSVRC2012_val_00000001.JPEG`` .. ``ILSVRC2012_val_00050000.JPEG``.
+    ground_truth : path
+        A text file, a line a photo: ``NAME CLASS`` (Caffe's ``val.txt``; a comma or more words
+        behind it do no harm), or only ``CLASS``, line 1 for photo 00000001. A class is a synset id
+        or its index in Caffe's order, 0..999. The development kit's own 1..1000 are refused: they
+        are another order.
+
+    Returns
+    -------
+    GroundTruth
+
+    Raises
+    ------
+    UsageError
+        If the list is none, or names none of the photos.
+    ImageError
+        If the folder or the list can't be read.
+    """
+    folder, file = os.fspath(photos), os.fspath(ground_truth)
+    truth, notes = read_truth_list(file)
+    found, extra = {}, []
+    for path in find_images([folder]):
+        name = _stem(path)
+        if name not in truth:
+            extra.append(path)
+        elif name in found:
+            raise UsageError(
+                path, f"{found[name]} has the same name", "Keep one photo of each name."
+            )
+        else:
+            found[name] = path
+    if not found:
+        raise UsageError(
+            f"{folder} with {file}",
+            f"the list names none of the {len(extra)} photos, as {os.path.basename(extra[0])}; "
+            f"it names {next(iter(truth))}",
+            "Give the list that belongs to these photos.",
+        )
+    missing = [name for name in truth if name not in found]
+    if missing:
+        notes.append(f"{len(missing)} photos of {file} are not in {folder}: {_listed(missing)}")
+    if extra:
+        names = _listed([os.path.basename(path) for path in extra])
+        notes.append(f"{len(extra)} photos are not in {file} and are left out: {names}")
+    labels = np.array([truth[name] for name in found], np.int64)
+    return GroundTruth(tuple(found.values()), labels, tuple(notes))
+
+
+def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
+    """Photo's name without suffix -> index 0..999 of its class, and notes about the list."""
+    rows = list(_rows(file))
+    synsets = {label.synset: index for index, label in enumerate(imagenet_labels())}
+    truth: dict[str, int] = {}
+    indices = set()
+    for number, (name, given) in enumerate(rows, 1):
+        if given in synsets:
+            index = synsets[given]
+        elif given.isascii() and given.isdigit() and len(given) < 9:
+            index = int(given)
+            indices.add(index)
+        else:
+            raise UsageError(
+                f"{file}, line {number}", f"{given!r} is no class of ILSVRC-2012", _FORMS
+            )
+        name = name or f"ILSVRC2012_val_{number:08d}"
+        if truth.setdefault(name, index) != index:
+            raise UsageError(f"{file}, line {number}", f"a second class for {name}", _FORMS)
+    _check_indices(file, indices)
+    notes = []
+    if indices and 0 not in indices:
+        notes.append(
+            f"{file} has neither index 0 nor 1000, so nothing shows whether it counts from 0, as "
+            "it must, or from 1, as the development kit does"
+        )
+    if len(truth) != ILSVRC_PHOTOS:
+        notes.append(f"{file} names {len(truth):,} photos, the validation set has 50,000")
+    return truth, notes
+
+
+_FORMS = "Give a line a photo: its name and its class, or the class alone (n01440764, or 0..999)."
+
+
+def _check_indices(file: str, indices: set[int]) -> None:
+    highest = max(indices, default=0)
+    if highest == 1000 and 0 not in indices:
+        raise UsageError(
+            file,
+            "classes 1..1000: these are the development kit's own numbers, in another order",
+            _INDICES,
+        )
+    if highest > 999:
+        raise UsageError(file, f"class {highest}, where 0..999 are due", _INDICES)
+
+
+def _rows(file: str) -> Iterator[tuple[str, str]]:
+    """(photo's name without suffix or "", class as it stands there) of each line."""
+    try:
+        if os.path.getsize(file) > _MAX_BYTES:
+            raise UsageError(file, f"more than {_MAX_BYTES >> 20} MiB: no list of classes", _FORMS)
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+            rows = [re.split(r"[\s,;]+", line.strip()) for line in lines.read().splitlines()]
+    except OSError as error:
+        raise ImageError(
+            file, f"the list can't be read ({error.strerror or error})", "Name a text file."
+        ) from None
+    while rows and rows[-1] == [""]:
+        rows.pop()
+    if rows and rows[0][0].lower() in ("imageid", "path", "name", "filename"):
+        rows = rows[1:]  # the header of a table
+    if not rows:
+        raise UsageError(file, "it is empty", _FORMS)
+    named = len(rows[0]) > 1
+    for number, row in enumerate(rows, 1):
+        if row == [""] or (len(row) > 1) != named:
+            raise UsageError(f"{file}, line {number}", "not of the same form as the first", _FORMS)
+        yield (_stem(row[0]), row[1]) if named else ("", row[0])
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
