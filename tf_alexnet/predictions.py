@@ -38,9 +38,10 @@ def predict_photos(
     images: str | os.PathLike | Sequence[str | os.PathLike],
     extractor: FeatureExtractor,
     *,
-    top: int = 5,
+    top: int | None = 5,
     crops: str = "center",
     batch_size: int = 32,
+    classes: Sequence[str] | None = None,
 ) -> Iterator[PhotoPrediction]:
     """Predict photos, batch by batch.
 
@@ -50,12 +51,15 @@ def predict_photos(
         Photos, folders, lists, as in `extract_features`.
     extractor : FeatureExtractor
         Made with ``layers=("prob",)``.
-    top : int
-        How many classes.
+    top : int or None
+        How many classes; None for all.
     crops : {"center", "ten"}
         One centre crop, or the mean over four corners, the centre, and their mirror images.
     batch_size : int
         Photos that go through the network together.
+    classes : sequence of str, optional
+        Their names, in the order of the network's outputs. By default those of ImageNet, or where
+        the network has another number of them, their indices.
 
     Yields
     ------
@@ -68,16 +72,18 @@ def predict_photos(
             if batch.paths:
                 probabilities = extractor(batch.pixels)["prob"]
                 for path, found in zip(
-                    batch.paths, _decode(probabilities, crops, top), strict=True
+                    batch.paths, _decode(probabilities, crops, top, classes), strict=True
                 ):
                     yield PhotoPrediction(path, tuple(found))
             for failure in batch.failures:
                 yield PhotoPrediction(failure.path, error=failure.detail)
 
 
-def _decode(probabilities: np.ndarray, crops: str, top: int) -> list[list[Prediction]]:
+def _decode(
+    probabilities: np.ndarray, crops: str, top: int | None, names: Sequence[str] | None
+) -> list[list[Prediction]]:
     classes = probabilities.shape[1]
     mean = probabilities.reshape(-1, CROPS[crops], classes).mean(axis=1)
-    # Classes that are not ImageNet's thousand have no names here: their index is shown.
-    labels = None if classes == 1000 else [f"class {i}" for i in range(classes)]
-    return decode_predictions(mean, top=min(top, classes), labels=labels)
+    if names is None and classes != 1000:
+        names = [f"class {i}" for i in range(classes)]
+    return decode_predictions(mean, top=min(top or classes, classes), labels=names)

@@ -51,23 +51,34 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
         picture.save(temporary, format=kind)
 
 
-def predictions_sheet(photos: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
+def predictions_sheet(
+    photos: Sequence[tuple[str, Sequence[tuple[str, float]]]], titled: bool = False
+) -> Image.Image:
     """Each photo with its classes as bars beside it, two photos a row.
 
     Parameters
     ----------
     photos : sequence of (path, classes)
         `classes` are (name, probability), best first.
+    titled : bool
+        The first class is the photo's title, and the file's name stands below; otherwise the name
+        is above it.
     """
     lines = max(len(classes) for _, classes in photos)
     width, bars = 2 * _TILE + 3 * _GAP, _TILE
-    height = max(_TILE, lines * 2 * _LINE) + _LINE + 2 * _GAP
+    foot = _LINE if titled else 0
+    height = max(_TILE + foot, lines * 2 * _LINE) + _LINE + 2 * _GAP
     columns = min(2, len(photos))
     rows = -(-len(photos) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), _PAPER)
     for i, (path, classes) in enumerate(photos):
         left, top = i % columns * width + _GAP, i // columns * height + _GAP
-        _caption(sheet, (left, top), os.path.basename(path), 2 * _TILE, _INK)
+        name = os.path.basename(path)
+        if titled:
+            _caption(sheet, (left, top - 5), classes[0][0], 2 * _TILE, _INK, size=17)
+            _caption(sheet, (left, top + _LINE + _TILE + 3), name, _TILE, _PALE)
+        else:
+            _caption(sheet, (left, top), name, 2 * _TILE, _INK)
         _thumbnail(sheet, path, (left, top + _LINE))
         for j, (name, probability) in enumerate(classes):
             x, y = left + _TILE + _GAP, top + _LINE + 2 * j * _LINE
@@ -119,10 +130,15 @@ def _thumbnail(sheet: Image.Image, path: str, corner: tuple[int, int]) -> None:
 
 
 def _caption(
-    sheet: Image.Image, corner: tuple[int, int], text: str, width: int, color: tuple
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    text: str,
+    width: int,
+    color: tuple,
+    size: int = 14,
 ) -> None:
     """One line of text, cut to `width`."""
-    font = ImageFont.load_default(size=14)
+    font = ImageFont.load_default(size=size)
     text = one_line(text)
     if font.getlength(text) > width:
         while text and font.getlength(text + "...") > width:

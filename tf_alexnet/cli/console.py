@@ -10,8 +10,12 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from tf_alexnet.errors import ImageError, OutputError, one_line
+from tf_alexnet.errors import ImageError, OutputError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from tf_alexnet.training import Run
 
 _PACE_SECONDS = 60
 
@@ -78,6 +82,24 @@ def find_weights(name: str) -> str:
 
     with progress_bar("bytes") as progress:
         return str(weights.find_weights(name, progress))
+
+
+def check_model(model: str | None, weights: str | None, architecture: str | None) -> None:
+    """Refuse a RUN and something else that says which network to take."""
+    for name, value in (("--weights", weights), ("--architecture", architecture)):
+        if model is not None and value is not None:
+            raise UsageError(
+                f"--model with {name}", "a RUN has its own", "Leave one of the two out."
+            )
+
+
+def open_run(folder: str | None) -> Run | None:
+    """What `tf-alexnet train` made, where a folder is given."""
+    if folder is None:
+        return None
+    from tf_alexnet.training import Run
+
+    return Run.open(folder)
 
 
 def unknown_weights_note(extractor) -> None:

@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5, class by class; the same command goes on where it was stopped."""
     folder = _folder(data, imagenet_val, ground_truth)
-    _check_model(model, weights, architecture)
+    console.check_model(model, weights, architecture)
     console.load_tensorflow()
     from tf_alexnet.evaluate import evaluate_photos
     from tf_alexnet.files import check_folder
@@ -105,15 +105,6 @@ def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None
         f"given is {names}" if names else "nothing to evaluate is given",
         "Name a folder with a folder a class, or --imagenet-val DIR --ground-truth FILE.",
     )
-
-
-def _check_model(model: str | None, weights: str | None, architecture: str | None) -> None:
-    if model is not None and (weights is not None or architecture is not None):
-        raise UsageError(
-            "--model with " + ("--weights" if weights is not None else "--architecture"),
-            "a RUN has its own",
-            "Leave one of them out.",
-        )
 
 
 def _report(found: Evaluation, as_json: bool, is_run: bool) -> int:

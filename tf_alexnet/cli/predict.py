@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Photos, Preset, Weights
+from tf_alexnet.cli.options import (
+    Architecture,
+    Crops,
+    MeanImage,
+    Model,
+    OwnWeights,
+    Photos,
+    Preset,
+)
 from tf_alexnet.errors import ImageError, UsageError, one_line
+
+_TOP = 5
+_DRAWN = 10  # classes beside a photo
 
 if TYPE_CHECKING:
     from tf_alexnet.predictions import PhotoPrediction
@@ -20,11 +31,14 @@ if TYPE_CHECKING:
 
 def predict(
     photos: Photos,
-    weights: Weights = "imagenet",
+    weights: OwnWeights = None,
+    model: Model = None,
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many classes; by default 5, of a RUN all.")
+    ] = None,
     crops: Annotated[
         Crops, typer.Option(help="The centre, or the mean of ten crops.")
     ] = Crops.center,
@@ -35,6 +49,7 @@ def predict(
     """Name the classes in photos: probability, synset id, name."""
     if as_json and as_csv:
         raise UsageError("--json --csv", "two formats at once", "Choose one.")
+    console.check_model(model, weights, architecture)
     console.load_tensorflow()
     from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.images import find_images
@@ -44,20 +59,24 @@ def predict(
     if plot:
         check_picture(plot)
     paths = find_images(photos)
+    run = console.open_run(model)
     extractor = FeatureExtractor(
-        console.find_weights(weights),
+        run.arrays if run else console.find_weights(weights or "imagenet"),
         ("prob",),
         architecture=architecture,
         preset=preset,
         mean_image=mean_image,
     )
-    console.unknown_weights_note(extractor)
+    if run is None:
+        console.unknown_weights_note(extractor)
     show = _show_json if as_json else _show_csv if as_csv else _show_table
-    results = show(predict_photos(paths, extractor, top=top, crops=crops.value))
-    seen = [(x.path, [(p.label, p.probability) for p in x.predictions]) for x in results]
+    names = run.record.classes if run else None
+    top = top or (None if run else _TOP)
+    results = show(predict_photos(paths, extractor, top=top, crops=crops.value, classes=names))
+    seen = [(x.path, [(p.label, p.probability) for p in x.predictions[:_DRAWN]]) for x in results]
     drawn = [(path, classes) for path, classes in seen if classes]
     if plot and drawn:
-        save_picture(predictions_sheet(drawn), plot)
+        save_picture(predictions_sheet(drawn, titled=run is not None), plot)
         console.note(f"wrote {plot}")
     if len(drawn) < len(seen):
         raise typer.Exit(ImageError.exit_code)
@@ -78,7 +97,8 @@ def _show_table(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
     for result in _noted(results, seen):
         print(one_line(result.path))
         for p in result.predictions:
-            print(f"  {p.probability:.4f}  {p.synset or '-':9}  {p.label}")
+            synset = f"{p.synset}  " if p.synset else ""
+            print(f"  {p.probability:.4f}  {synset}{one_line(p.label)}")
     return seen
 
 
