@@ -71,7 +71,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], state: State
     OutputError
         If it can't be written; the old one stays.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     metadata = {"tf_alexnet_checkpoint": _FORMAT, "state": json.dumps(asdict(state))}
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:

@@ -175,6 +175,7 @@ def train_network(
         epochs, batch_size, learning_rate, augment, seed, patience, mixed_precision,
     )  # fmt: skip
     settings = _settings(plan, photos, val_split)
+    first = first_weights(plan.table, plan.seed, plan.base)  # complains before a RUN is begun
     with working_in(run, resume=resume) as folder:
         if force:
             (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -183,7 +184,7 @@ def train_network(
             return TrainingReport(done, photos.notes, finished_before=True)
         for text in photos.notes:
             tell(text)
-        training = _Training(plan, photos, folder, settings, devices, progress)
+        training = _Training(plan, first, photos, folder, settings, devices, progress)
         for text in training.notes:
             tell(text)
         return training.run(workers, tensorboard)
@@ -315,6 +316,7 @@ class _Training:
     def __init__(
         self,
         plan: _Plan,
+        first: WeightArrays,
         photos: PhotoSet,
         folder: Path,
         settings: dict[str, Any],
@@ -327,7 +329,7 @@ class _Training:
         # A body rate is for layers that have been trained before.
         body = BODY if plan.mode == "finetune" else 1.0
         self._trainer = Trainer(
-            first_weights(plan.table, plan.seed, plan.base),
+            first,
             plan.table,
             plan.trained_from,
             lambda trained: optimizer_for(trained, plan.rate, adam=plan.adam, body=body),
@@ -464,9 +466,7 @@ class _Training:
         write_text(self._folder / "history.csv", history_table(state.history))
 
     def _take_best(self) -> None:
-        now = self._trainer.tensors()
-        best = {x.replace("best/", "model/", 1): y for x, y in self._best.items()}
-        self._trainer.restore({**now, **best})
+        self._trainer.restore({x.replace("best/", "model/", 1): y for x, y in self._best.items()})
 
     def _written(self, state: State, judged: Pass, skipped: tuple[Failure, ...]) -> TrainingReport:
         plan, row = self._plan, state.history[state.best_epoch - 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -119,18 +119,17 @@ class Trainer:
     def _updated(self, gradients: Sequence[tf.Tensor]) -> None:
         self.optimizer.apply(gradients, self._variables)
 
-    def _distributed_step(self, pixels, labels, seed, total):
-        loss, right = self._strategy.run(self._replica_step, (pixels, labels, seed, total))
+    def _distributed_step(self, pixels, labels, places, seed, total):
+        loss, right = self._strategy.run(self._replica_step, (pixels, labels, places, seed, total))
         add = tf.distribute.ReduceOp.SUM
         return [self._strategy.reduce(add, x, axis=None) for x in (loss, right)]
 
-    def _replica_step(self, pixels, labels, seed, total):
-        context = tf.distribute.get_replica_context()
-        seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
+    def _replica_step(self, pixels, labels, places, seed, total):
+        first = tf.reduce_min(places)
         values = [variable.value for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            logits = self._network.logits(pixels, seed)
+            logits = self._network.logits(pixels, seed, first)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_sum(losses)
             mean = loss / total
@@ -159,11 +158,9 @@ class Trainer:
             If the loss is no longer a number.
         """
         seed = np.random.SeedSequence([self._seed, epoch, number]).generate_state(2)
-        arguments = [batch.pixels, batch.labels]
-        if self._replicas > 1:
-            arguments = [self._parted(x) for x in arguments]
-        else:
-            arguments = [tf.convert_to_tensor(x) for x in arguments]
+        arguments = [batch.pixels, batch.labels, np.arange(len(batch.labels), dtype=np.int32)]
+        split = self._parted if self._replicas > 1 else tf.convert_to_tensor
+        arguments = [split(x) for x in arguments]
         total = tf.constant(len(batch.labels), tf.float32)
         loss, right = self._step(*arguments, tf.constant(seed.astype(np.int32)), total)
         loss = float(loss)
@@ -214,10 +211,11 @@ class Trainer:
         """All that training changes, by name: weights and what the optimizer keeps."""
         return {name: _array(variable) for name, variable in self._named().items()}
 
-    def restore(self, tensors: dict[str, np.ndarray]) -> None:
-        """Take up what `tensors` gave."""
+    def restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Take up what `tensors` gave, or a part of it."""
         for name, variable in self._named().items():
-            variable.assign(tensors[name])
+            if name in tensors:
+                variable.assign(tensors[name])
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of each of `tensors`."""

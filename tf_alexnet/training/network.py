@@ -48,7 +48,9 @@ class Network:
         # Asked here, not in the midst of a graph, where a replica's thread might be asking.
         self._native = any(x.groups > 1 for x in table.convolutions) and groups_are_native()
 
-    def logits(self, pictures: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+    def logits(
+        self, pictures: tf.Tensor, seed: tf.Tensor | None = None, first: tf.Tensor | int = 0
+    ) -> tf.Tensor:
         """What goes into the softmax.
 
         Parameters
@@ -57,6 +59,9 @@ class Network:
             Preprocessed.
         seed : tensor of int32 (2,), optional
             For dropout; None leaves dropout out.
+        first : int
+            Place of the first picture in its batch, where several devices share one: what is
+            dropped does not depend on how many they are.
 
         Returns
         -------
@@ -76,9 +81,7 @@ class Network:
             elif isinstance(layer, MaxPool):
                 x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
             elif isinstance(layer, Dropout) and seed is not None:
-                own = tf.random.experimental.stateless_fold_in(seed, place)
-                kept = tf.random.stateless_uniform(tf.shape(x), own) >= layer.rate
-                x = tf.where(kept, x / (1 - layer.rate), tf.zeros_like(x))
+                x = dropped(x, layer.rate, tf.stack([seed[0] + place, seed[1]]), first)
         return tf.cast(x, tf.float32)
 
     def _convolved(self, layer: Conv, x: tf.Tensor) -> tf.Tensor:
@@ -104,3 +107,11 @@ class Network:
         x = tf.cast(tf.reshape(x, (-1, kernel.shape[0])), self._dtype)
         x = tf.nn.bias_add(tf.matmul(x, kernel), bias)
         return tf.nn.relu(x) if layer.relu else x
+
+
+def dropped(x: tf.Tensor, rate: float, seed: tf.Tensor, first: tf.Tensor | int) -> tf.Tensor:
+    """Dropout, scaled so that the mean stays (Caffe's too: ``dropout_layer.cpp``)."""
+    shape = tf.shape(x)
+    # Drawn for the rows before as well, which are other devices'.
+    draws = tf.random.stateless_uniform(tf.concat([[first + shape[0]], shape[1:]], 0), seed)
+    return tf.where(draws[first:] >= rate, x / (1 - rate), tf.zeros_like(x))
