@@ -52,8 +52,8 @@ def ours(name, batch):
     import tf_alexnet  # noqa: F401 (asks for oneDNN before TensorFlow is there)
     from tf_alexnet.architectures import ARCHITECTURES
     from tf_alexnet.training.batches import Batch
-    from tf_alexnet.training.finetune import first_weights, optimizer_for
     from tf_alexnet.training.loop import Trainer
+    from tf_alexnet.training.plan import first_weights, optimizer_for
 
     table = ARCHITECTURES[name].with_classes(5)
     first, rate = ("conv1", 2e-4) if name == "compact" else ("conv5", 1e-3)

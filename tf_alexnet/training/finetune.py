@@ -9,26 +9,19 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.extraction.reader import Failure
-from tf_alexnet.images.presets import Preset
-from tf_alexnet.model import table_for
-from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.batches import BatchReader, Examined, examine_photos
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.checkpoint import CHECKPOINT, State, read_checkpoint, write_checkpoint
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
-from tf_alexnet.training.initial import fresh_layers
 from tf_alexnet.training.loop import Pass, Trainer
-from tf_alexnet.training.optimizer import CaffeSGD
+from tf_alexnet.training.plan import BODY, Plan, first_weights, optimizer_for, planned, settings_of
 from tf_alexnet.training.report import history_table
 from tf_alexnet.training.run import (
     RunRecord,
@@ -37,39 +30,9 @@ from tf_alexnet.training.run import (
     write_run,
     write_text,
 )
-from tf_alexnet.version import VERSION
-from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, find_weights, read_weights
+from tf_alexnet.weights import LayerArrays, WeightArrays
 
 Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
-
-BODY = 0.1  # of the head's learning rate
-DECAY, MOMENTUM = 5e-4, 0.9
-_EPOCHS = {"finetune": 10, "scratch": 30}
-_FINETUNE_RATE, _SCRATCH_RATE, _ADAM_RATE = 1e-3, 0.01, 2e-4
-_ADAM = ("compact",)  # architectures whose recipe has Adam
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be trained, and how."""
-
-    mode: str
-    table: Architecture
-    preset: Preset
-    layer: str
-    trained_from: str
-    base: WeightArrays | None
-    epochs: int
-    batch_size: int
-    rate: float
-    augment: str
-    seed: int
-    patience: int | None
-    mixed_precision: bool
-
-    @property
-    def adam(self) -> bool:
-        return self.mode == "scratch" and self.table.name in _ADAM
 
 
 def train_network(
@@ -170,11 +133,11 @@ def train_network(
     """
     photos = read_folders(data, val_split, seed)
     tell = note or (lambda text: None)
-    plan = _planned(
+    plan = planned(
         len(photos.classes), mode, weights, architecture, preset, layer, unfreeze_from,
         epochs, batch_size, learning_rate, augment, seed, patience, mixed_precision,
     )  # fmt: skip
-    settings = _settings(plan, photos, val_split)
+    settings = settings_of(plan, photos, val_split)
     first = first_weights(plan.table, plan.seed, plan.base)  # complains before a RUN is begun
     with working_in(run, resume=resume) as folder:
         if force:
@@ -190,132 +153,12 @@ def train_network(
         return training.run(workers, tensorboard)
 
 
-def _planned(
-    classes, mode, weights, architecture, preset, layer, unfreeze_from,
-    epochs, batch_size, rate, augment, seed, patience, mixed_precision,
-) -> _Plan:  # fmt: skip
-    """The arguments, checked and completed."""
-    if mode not in _EPOCHS:
-        raise UsageError(f"mode {mode!r}", "no such training", "Use finetune or scratch.")
-    base = None
-    if mode == "finetune":
-        base = weights
-        if not isinstance(base, WeightArrays):
-            base = read_weights(find_weights(base))
-    table = table_for(base, architecture or (None if base else "compact"))
-    name = preset or (base and base.metadata.get("preset")) or table.preset
-    record = check_augmentation(augment, name)
-    if record.size != table.input_size:
-        raise UsageError(
-            f"preset {name!r} with {table.name}",
-            f"it makes {record.size}x{record.size} pixels, the network takes {table.input_size}",
-            f"Use its own preset, {table.preset}.",
-        )
-    if base is None:
-        layer, table = "fc7", table.with_classes(classes)
-        unfreeze_from = table.weighted[0].name
-    else:
-        layer = layer or _last_inner(base, table)
-        table = table.with_head(layer, classes)
-    names = [x.name for x in table.weighted]
-    if unfreeze_from not in names:
-        raise UsageError(
-            f"unfreeze from {unfreeze_from!r}",
-            "the network has no such layer with weights",
-            f"Use one of {', '.join(names)}.",
-        )
-    if rate is None:
-        rate = _FINETUNE_RATE
-        if base is None:
-            rate = _ADAM_RATE if table.name in _ADAM else _SCRATCH_RATE
-    epochs = _EPOCHS[mode] if epochs is None else epochs
-    for what, value in (("epochs", epochs), ("batch", batch_size), ("patience", patience)):
-        if value is not None and value < 1:
-            raise UsageError(f"{what} {value}", "nothing would be done", "Use 1 or more.")
-    if not 0 < rate < math.inf:
-        raise UsageError(f"learning rate {rate}", "no such rate", "Use a number above 0, as 1e-3.")
-    return _Plan(
-        mode, table, record, layer, unfreeze_from, base, epochs, batch_size, float(rate),
-        augment, seed, patience, mixed_precision,
-    )  # fmt: skip
-
-
-def _last_inner(base: WeightArrays, table: Architecture) -> str:
-    """The last layer of the weights that a classifier can stand on."""
-    dense = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
-    return next((name for name in reversed(dense) if name in base.layers), "pool5")
-
-
-def _settings(plan: _Plan, photos: PhotoSet, val_split: float) -> dict[str, Any]:
-    """All that the result depends on."""
-    return {
-        "mode": plan.mode,
-        "architecture": plan.table.name,
-        "weights": plan.base.digest if plan.base else None,
-        "preset": plan.preset.name,
-        "layer": plan.layer,
-        "unfreeze_from": plan.trained_from,
-        "optimizer": "Adam" if plan.adam else "CaffeSGD",
-        "learning_rate": plan.rate,
-        "epochs": plan.epochs,
-        "batch_size": plan.batch_size,
-        "augment": plan.augment,
-        "patience": plan.patience,
-        "mixed_precision": plan.mixed_precision,
-        "seed": plan.seed,
-        "classes": len(photos.classes),
-        "photos": len(photos.train) + len(photos.val),
-        "data": photos.digest,
-        "val_split": val_split if photos.split else None,
-        "tf_alexnet_version": VERSION,
-    }
-
-
-def first_weights(table: Architecture, seed: int, base: WeightArrays | None = None) -> WeightArrays:
-    """What training begins with: `base` under a fresh `fc8`, or all layers fresh.
-
-    Raises
-    ------
-    WeightsError
-        If `base` does not fit the network.
-    """
-    fresh = fresh_layers(table, seed, None if base is None else ["fc8"])
-    if base is None:
-        return WeightArrays(fresh, table.name, "fresh weights")
-    needed = [x.name for x in table.weighted if x.name != "fc8"]
-    layers = {name: base.layers[name] for name in needed if name in base.layers}
-    kept = WeightArrays(layers, table.name, base.source)
-    check_arrays(kept, table, needed)
-    return WeightArrays({**layers, **fresh}, table.name, base.source)
-
-
-def multipliers(trained: Sequence[str], body: float = BODY) -> dict[str, tuple[float, float]]:
-    """Caffe's ``lr_mult`` and ``decay_mult`` of each variable: biases 2 and 0, kernels 1 and 1.
-
-    Those of layers below `fc8` are multiplied by `body`.
-    """
-    pairs = {}
-    for name in trained:
-        rate = 1.0 if name == "fc8" else body
-        pairs[f"{name}/kernel"], pairs[f"{name}/bias"] = (rate, 1.0), (2 * rate, 0.0)
-    return pairs
-
-
-def optimizer_for(
-    trained: Sequence[str], rate: float, *, adam: bool = False, body: float = BODY
-) -> keras.optimizers.Optimizer:
-    """Adam as in torch, which the recipe of `compact` is for; or Caffe's SGD."""
-    if adam:
-        return keras.optimizers.Adam(rate, epsilon=1e-8)
-    return CaffeSGD(rate, MOMENTUM, DECAY, multipliers(trained, body))
-
-
 class _Training:
     """One training, from where it stands to its end."""
 
     def __init__(
         self,
-        plan: _Plan,
+        plan: Plan,
         first: WeightArrays,
         photos: PhotoSet,
         folder: Path,
@@ -478,7 +321,7 @@ class _Training:
             "train_loss": row["train_loss"],
             "val_accuracy": judged.accuracy,
             "val_loss": judged.loss,
-            "best_epoch": state.best_epoch,
+            "epoch": state.best_epoch,
             "epochs": state.epoch,
         }
         record = RunRecord(
