@@ -2,8 +2,10 @@
 
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -80,7 +82,7 @@ def test_the_run_is_what_was_trained(unbroken, data):
 
 
 def test_the_network_learns(data, tmp_path):
-    run = train_network(data, tmp_path / "run", **{**SMALL, "epochs": 4}).run
+    run = train_network(data, tmp_path / "run", **{**SMALL, "epochs": 3}).run
     assert run.record.metrics["train_accuracy"] > 0.8
     assert run.record.metrics["val_accuracy"] > 0.6
 
@@ -220,7 +222,7 @@ def test_patience_ends_a_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_merit", lambda row: -row["epoch"])
     run = train_network(data, tmp_path / "run", **{**SMALL, "epochs": 9}, patience=2).run
     assert run.record.metrics["epochs"] == 3
-    assert run.record.metrics["best_epoch"] == 1
+    assert run.record.metrics["epoch"] == 1
 
 
 def test_photos_that_can_not_be_read_are_skipped_and_counted(data, tmp_path, unbroken):
@@ -370,6 +372,29 @@ def killed_and_resumed(data, folder, unbroken, kills, seed):
         assert process.returncode == 0, err
         same(Run.open(folder), unbroken)
         return
+
+
+def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "tf_alexnet", "train", data, "-o", str(run)]
+    command += ["--mode", "finetune", "-w", "torchvision-convs", "--epochs", "2", "--batch", "5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (run / CHECKPOINT).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    assert "validation" in done.stdout
+    same(Run.open(run), unbroken)
+    changed = subprocess.run([*command, "--resume", "--lr", "0.5"], capture_output=True, text=True)
+    assert changed.returncode == 2
+    assert "learning_rate 0.001 -> 0.5" in changed.stderr
+    assert len(changed.stderr.splitlines()) == 1
 
 
 def test_kill_9_at_any_moment_costs_no_more_than_an_epoch(data, unbroken, tmp_path):
