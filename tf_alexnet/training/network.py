@@ -5,8 +5,6 @@ The Keras model of `AlexNet` holds the variables; this computes with them. What 
 - Layers before the first that is trained get no gradient and are never part of its graph.
 - Dropout is a function of a seed that the caller gives, so that a resumed training draws what an
   unbroken one would have; no generator's state is to be kept.
-- On a processor, what a convolution passes back to its input is computed as another convolution,
-  with the kernel turned about: oneDNN's own takes up to twice the time.
 - Groups and response normalisation as in `tf_alexnet.extraction.network`, where those are faster.
 - Mixed precision: products in bfloat16, everything else and all variables in float32.
 """
@@ -47,7 +45,6 @@ class Network:
     ):
         self._layers, self._variables = table.layers, variables
         self._trained_from, self._dtype = trained_from, dtype
-        self._turns = not tf.config.list_physical_devices("GPU")
         # Asked here, not in the midst of a graph, where a replica's thread might be asking.
         self._native = any(x.groups > 1 for x in table.convolutions) and groups_are_native()
 
@@ -95,9 +92,7 @@ class Network:
             padding = "SAME"
         elif layer.pad:
             x = tf.pad(x, [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]])
-        if padding == "SAME" and layer.groups == 1 and self._turns:
-            product = _convolved_turning(x, kernel)
-        elif layer.groups == 1 or (self._native and self._dtype == tf.float32):
+        if layer.groups == 1 or (self._native and self._dtype == tf.float32):
             product = tf.nn.conv2d(x, kernel, layer.stride, padding)
         else:
             parts = zip(
@@ -112,24 +107,6 @@ class Network:
         x = tf.cast(tf.reshape(x, (-1, kernel.shape[0])), self._dtype)
         x = tf.nn.bias_add(tf.matmul(x, kernel), bias)
         return tf.nn.relu(x) if layer.relu else x
-
-
-@tf.custom_gradient
-def _convolved_turning(x: tf.Tensor, kernel: tf.Tensor):
-    """A convolution with stride 1 and an odd kernel, padded to the size of its input."""
-
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        turned = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
-        of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-            input=x,
-            filter_sizes=kernel.shape,
-            out_backprop=upstream,
-            strides=[1, 1, 1, 1],
-            padding="SAME",
-        )
-        return tf.nn.conv2d(upstream, turned, 1, "SAME"), of_kernel
-
-    return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
 
 
 def dropped(x: tf.Tensor, rate: float, seed: tf.Tensor, first: tf.Tensor | int) -> tf.Tensor:
