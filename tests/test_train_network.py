@@ -135,7 +135,15 @@ def tape(function, variables):
     return watch.gradient(loss, variables)
 
 
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet", "torchvision", "compact"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bvlc_alexnet",
+        "compact",
+        pytest.param("caffenet", marks=pytest.mark.slow),
+        pytest.param("torchvision", marks=pytest.mark.slow),
+    ],
+)
 def test_sums_and_gradients_are_the_keras_models(name):
     table = ARCHITECTURES[name].with_classes(7)
     model = ta.AlexNet(synthetic_weights(table), classifier_activation=None)
