@@ -1,7 +1,7 @@
 """How fast training goes: steps on photos in memory, beside the same networks in PyTorch.
 
-    pip install '.[bench]'
-    python benchmarks/training.py [--torch-python PATH] [--rounds 7] [--only NAME]
+    python3 -m venv torchenv && torchenv/bin/pip install torch
+    python benchmarks/training.py [--torch-python torchenv/bin/python] [--rounds 7] [--only NAME]
 
 `scratch --architecture compact` (Adam) and `finetune` of bvlc_alexnet from conv5 (SGD). Engines
 take turns, each in a process of its own that sleeps while others work; PyTorch runs in both of its
