@@ -50,7 +50,9 @@ def test_a_row_is_the_same_alone_and_in_company(example_photos):
         parts = [extractor(x[i : i + size]) for i in range(0, len(x), size)]
         for name, expected in whole.items():
             row = np.concatenate([part[name] for part in parts])
-            assert reference.relative_error(row, expected) < 1e-6, (name, size)  # observed 5e-7
+            # Observed 5e-7 (prob: 1e-6); of one photo alone 2e-6 where oneDNN convolves it in
+            # another order, which it does on AVX2.
+            assert reference.relative_error(row, expected) < 3e-6, (name, size)
 
 
 def test_extractor_equals_the_plain_model(extractor, example_photos):
@@ -121,7 +123,7 @@ def check_file(paths, rows, expected_photos, weights):
     single = ta.FeatureExtractor(weights, ["fc7"])
     for path, row in zip(paths, rows, strict=True):
         x = ta.preprocess_input([ta.load_image(path)], single.preset)
-        assert reference.relative_error(row, single(x)["fc7"][0]) < 1e-6
+        assert reference.relative_error(row, single(x)["fc7"][0]) < 5e-6  # observed 2e-6
 
 
 def test_h5_holds_names_rows_errors_and_origin(folder, tmp_path, example_photos):
