@@ -29,7 +29,9 @@ _LEAST_ROWS = 4
 _PARTS = (
     8  # partial sums of a few rows: their order of additions is about as good as a large batch's
 )
-_CHUNK, _GPU_CHUNK = 32, 256  # photos that go through the convolutions together
+# Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
+# which matters less to who has large batches.
+_CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
 
 
 def fast_network(
@@ -59,13 +61,13 @@ def fast_network(
     late = [name for name in layers if name not in names]
     last = body[-1].name
     gpu = bool(tf.config.list_physical_devices("GPU"))
-    chunk = _GPU_CHUNK if gpu else _CHUNK
     shape = (None, table.input_size, table.input_size, 3)
     convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
     classify = _compiled(head, model, late, (None, rows)) if late else None
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        chunk = _GPU_CHUNK if gpu else _CHUNK if len(batch) <= 2 * _CHUNK else _LARGE_CHUNK
         starts = range(0, len(batch), chunk)
         parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
         blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
