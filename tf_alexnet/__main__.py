@@ -1,5 +1,5 @@
 """`python -m tf_alexnet`."""
 
-from tf_alexnet.cli.main import main
+from tf_alexnet.cli.main import run
 
-main()
+run()

@@ -40,6 +40,10 @@ def report_failures(failures: Sequence[tuple[str, str]]) -> int:
 def load_tensorflow() -> None:
     """Import TensorFlow without its start-up messages, unless it fails.
 
+    Keras looks for libraries that it can show or wrap things with and imports those that are there,
+    scikit-learn and Matplotlib for one: a second and a half, and 60 MB, for what no command uses.
+    It does not find them here; who imports them later does.
+
     Raises
     ------
     OutputError
@@ -54,8 +58,20 @@ def load_tensorflow() -> None:
             f"no folder for them can be written to ({problem.strerror or problem})",
             "Set TMPDIR to one that can.",
         ) from None
-    with _captured_stderr():
+    with _captured_stderr(), _hidden("sklearn", "matplotlib", "pandas"):
         import tensorflow  # noqa: F401
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Let imports of some libraries fail, as if they were not installed."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None stands for "not to be had"
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager

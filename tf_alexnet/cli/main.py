@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -65,5 +66,23 @@ def main() -> None:
         sys.exit(OutputError.exit_code)
 
 
+def run() -> NoReturn:
+    """`main` as a whole program: it ends without taking TensorFlow apart, which takes a second."""
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = OutputError.exit_code
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    run()
