@@ -64,7 +64,7 @@ def main() -> None:
     # The network's threads wait for each other many times a batch. One that has to wait for a
     # decoder as well holds up all of them: 13 % of the photos a second, seen on two processors.
     with contextlib.suppress(OSError):
-        os.nice(10)
+        os.nice(15)
     cv2.setNumThreads(1)  # there is a process a core already
     with contextlib.suppress(BrokenPipeError, EOFError):
         _reply(answers, READ)  # ready
