@@ -2,7 +2,7 @@
 
     pip install '.[bench]'
     python benchmarks/extraction.py network [--batches 1 32 64 128 256] [--rounds 7]
-    python benchmarks/extraction.py photos FOLDER [--count 2000] [--rounds 5]
+    python benchmarks/extraction.py photos FOLDER [--count 2000] [--rounds 5] [--fast-decode]
 
 Engines take turns in one process tree; printed are medians of images a second, and the ratio to
 OpenVINO round by round. The limit is that of the network's multiply-adds at the speed of one large
@@ -93,7 +93,7 @@ opencv_openvino_script(paths, sys.argv[3], ta.read_weights(sys.argv[2]), BVLC_AL
 """
 
 
-def photos(folder, count, rounds):
+def photos(folder, count, rounds, fast_decode):
     """Print photos a second, whole process and steady state, of the command and of the script."""
     import tf_alexnet as ta
 
@@ -105,10 +105,10 @@ def photos(folder, count, rounds):
         for _ in range(rounds):
             for name, n in seconds:
                 paths = Path(place, f"{n}.txt")
-                paths.write_text("\n".join(_linked(files, n, place)))
+                paths.write_text("\n".join(linked(files, n, place)))
                 output = str(Path(place, f"{time.time_ns()}.h5"))
                 command = [sys.executable, "-m", "tf_alexnet", "extract", paths, "-o", output]
-                command += ["-w", weights]
+                command += ["-w", weights, *(["--fast-decode"] if fast_decode else [])]
                 if name == "script":
                     code = SCRIPT.format(here=str(Path(__file__).parent))
                     command = [sys.executable, "-c", code, paths, weights, output]
@@ -116,17 +116,20 @@ def photos(folder, count, rounds):
                 subprocess.run(list(map(str, command)), check=True, capture_output=True)
                 seconds[name, n].append(time.perf_counter() - start)
                 Path(output).unlink()
+        steady = {}
         for name in ("tf-alexnet extract", "script"):
             whole, short = (statistics.median(seconds[name, n]) for n in (count, 64))
-            steady = (count - 64) / (whole - short)
-            print(f"{name:20} {count / whole:6.1f} photos/s whole, {steady:6.1f} steady", end="")
+            steady[name] = (count - 64) / (whole - short)
+            print(
+                f"{name:20} {count / whole:6.1f} photos/s whole, {steady[name]:6.1f} steady", end=""
+            )
             print(f", {short:.1f} s for the first 64")
-        for n in (count,):
-            pairs = zip(seconds["script", n], seconds["tf-alexnet extract", n], strict=True)
-            print(f"whole process, {n} photos: {statistics.median(t / o for t, o in pairs):.2f} x")
+        pairs = zip(seconds["script", count], seconds["tf-alexnet extract", count], strict=True)
+        print(f"{count} photos: whole {statistics.median(t / o for t, o in pairs):.2f} x", end=", ")
+        print(f"steady {steady['tf-alexnet extract'] / steady['script']:.2f} x the script")
 
 
-def _linked(files, count, place):
+def linked(files, count, place):
     """`count` distinct names for the photos, by hard link."""
     folder = Path(place, f"photos{count}")
     folder.mkdir(exist_ok=True)
@@ -150,6 +153,7 @@ def main():
     whole.add_argument("folder")
     whole.add_argument("--count", type=int, default=2000)
     whole.add_argument("--rounds", type=int, default=5)
+    whole.add_argument("--fast-decode", action="store_true")
     arguments = vars(parser.parse_args())
     {"network": network, "photos": photos}[arguments.pop("command")](**arguments)
 

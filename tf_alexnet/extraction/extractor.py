@@ -87,11 +87,13 @@ class FeatureExtractor:
             mean_image = read_mean_image(mean_image)  # once, not for every photo
         load_mean_image(preset_named(self.preset), mean_image)  # complains now, not at the first
         self._mean_image = mean_image
-        self.weights_digest, self.weights_source = weights.digest, weights.source
-        self.trained_as = identify_weights(weights).name
+        self.weights_source = weights.source
         convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
         top = any(name.removesuffix(PREACT) not in convolutional for name in self.layers)
-        model = AlexNet(weights, architecture=table.name, include_top=top)
+        with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the model
+            known = pool.submit(identify_weights, weights)
+            model = AlexNet(weights, architecture=table.name, include_top=top)
+            self.trained_as, self.weights_digest = known.result().name, weights.digest
         self._run = fast_network(table, model, self.layers)
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,0 +1,120 @@
+"""What whole commands cost: a cold prediction, memory, large photos, two workers on Ray.
+
+    pip install '.[bench,ray]'
+    python benchmarks/commands.py predict PHOTO [--rounds 7]
+    python benchmarks/commands.py memory FOLDER [--counts 2000 20000]
+    python benchmarks/commands.py ray FOLDER [--count 5000] [--rounds 3]
+
+Commands take turns in one process tree; medians of whole processes. Full-size synthetic weights.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from extraction import linked
+
+COMMAND = [sys.executable, "-m", "tf_alexnet"]
+
+
+def timed(command):
+    """Seconds that a command took, and the most memory, in MB, that its main process had."""
+    start = time.perf_counter()
+    process = os.posix_spawn(
+        command[0],
+        [os.fspath(word) for word in command],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)
+        ],
+    )
+    _, status, usage = os.wait4(process, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        sys.exit(f"{' '.join(map(str, command))} failed: {os.waitstatus_to_exitcode(status)}")
+    return seconds, usage.ru_maxrss / 1000
+
+
+def predict(weights, photo, rounds):
+    """Print what a prediction of one photo takes beside importing TensorFlow."""
+    found = {"tf-alexnet predict": [*COMMAND, "predict", photo, "-w", weights]}
+    found["import tensorflow"] = [sys.executable, "-c", "import tensorflow"]
+    # Keras imports these where they are installed.
+    bare = "import sys; sys.modules.update(sklearn=None, matplotlib=None, pandas=None)"
+    found["import tensorflow, bare"] = [sys.executable, "-c", f"{bare}; import tensorflow"]
+    seconds = {name: [] for name in found}
+    for _ in range(rounds):
+        for name, command in found.items():
+            seconds[name].append(timed(command)[0])
+    for name, taken in seconds.items():
+        over = [ours - it for ours, it in zip(seconds["tf-alexnet predict"], taken, strict=True)]
+        print(f"{name:24} {statistics.median(taken):5.2f} s, predict over it", end=" ")
+        print(f"{statistics.median(over):+.2f} s")
+
+
+def memory(weights, folder, counts):
+    """Print the peak memory of extractions of different lengths."""
+    files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
+    with tempfile.TemporaryDirectory() as place:
+        for count in counts:
+            photos = Path(place, f"{count}.txt")
+            photos.write_text("\n".join(linked(files, count, place)))
+            output = Path(place, f"{count}.h5")
+            seconds, peak = timed([*COMMAND, "extract", photos, "-o", output, "-w", weights])
+            print(f"{count} photos: peak {peak:.0f} MB, {count / seconds:.1f} photos/s whole")
+            output.unlink()
+
+
+def ray(weights, folder, count, rounds):
+    """Print the speed of two workers on Ray beside that of a local run."""
+    files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
+    with tempfile.TemporaryDirectory() as place:
+        photos = Path(place, "photos.txt")
+        photos.write_text("\n".join(linked(files, count, place)))
+        seconds = {"local": [], "ray": []}
+        for number in range(rounds):
+            for name in seconds:
+                command = [*COMMAND, "extract", photos, "-o", Path(place, f"{name}{number}.h5")]
+                command += ["-w", weights]
+                if name == "ray":
+                    command += ["--cluster", "ray", "--cluster-workers", "2"]
+                seconds[name].append(timed(command)[0])
+                Path(place, f"{name}{number}.h5").unlink()
+        for name, taken in seconds.items():
+            print(f"{name:6} {count / statistics.median(taken):6.1f} photos/s, whole process")
+        pairs = zip(seconds["local"], seconds["ray"], strict=True)
+        print(f"ray / local: {statistics.median(a / b for a, b in pairs):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    cold = commands.add_parser("predict")
+    cold.add_argument("photo")
+    cold.add_argument("--rounds", type=int, default=7)
+    most = commands.add_parser("memory")
+    most.add_argument("folder")
+    most.add_argument("--counts", type=int, nargs="+", default=[2000, 20000])
+    cluster = commands.add_parser("ray")
+    cluster.add_argument("folder")
+    cluster.add_argument("--count", type=int, default=5000)
+    cluster.add_argument("--rounds", type=int, default=3)
+    arguments = vars(parser.parse_args())
+    import tf_alexnet as ta
+    from tf_alexnet.testing import synthetic_weights
+
+    with tempfile.TemporaryDirectory() as place:
+        weights = Path(place, "bvlc_alexnet.npy")
+        ta.write_weights(synthetic_weights("bvlc_alexnet"), weights)
+        run = {"predict": predict, "memory": memory, "ray": ray}[arguments.pop("command")]
+        run(weights, **arguments)
+
+
+if __name__ == "__main__":
+    main()
