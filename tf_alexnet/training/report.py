@@ -216,7 +216,7 @@ def _curves(Figure, history: Sequence[Mapping[str, float]], chosen: float | None
         axes.set_axisbelow(True)
     upper.legend(frameon=False, loc="best")
     lower.set_xlabel(by)
-    if by == "l2":
+    if by == "l2" and len(steps) > 1:
         lower.set_xscale("log")
         lower.invert_xaxis()
         lower.set_xlabel("l2 (weaker to the right)")
