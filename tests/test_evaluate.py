@@ -1,0 +1,468 @@
+"""Evaluating: figures against scikit-learn's, folders and lists of truth, refusals, resuming."""
+
+import csv
+import json
+import os
+import sys
+
+import h5py
+import jobs
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics
+
+import tf_alexnet as ta
+from tf_alexnet import evaluate as evaluating
+from tf_alexnet import ground_truth
+from tf_alexnet.cli.main import main
+from tf_alexnet.errors import ImageError, UsageError, WeightsError
+from tf_alexnet.evaluation import Evaluation
+from tf_alexnet.extraction import job
+from tf_alexnet.labels import Label, imagenet_labels
+from tf_alexnet.training import RunRecord, write_run
+from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, published_accuracy
+
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def convs():
+    return ta.read_weights(find_weights("torchvision-convs"))
+
+
+def head_of(convs, classes, seed=0, scale=1e-3):
+    """The embedded convolutions with a classifier of random weights on pool5."""
+    random = np.random.default_rng(seed)
+    kernel = random.normal(0, scale, (9216, classes)).astype(np.float32)
+    fc8 = LayerArrays(kernel, random.normal(0, scale, classes).astype(np.float32))
+    return WeightArrays({**convs.layers, "fc8": fc8}, "torchvision", "head.npz", {"head": "pool5"})
+
+
+@pytest.fixture(scope="module")
+def weights(convs):
+    return head_of(convs, 1000)
+
+
+def draw(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    Image.fromarray(noise).resize((80, 60)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Class folders of three of ImageNet's classes, five photos each, one of them broken."""
+    for i, name in enumerate(("n01440764", "goldfish", "n02085620-Chihuahua")):
+        for j in range(5):
+            draw(tmp_path / "data" / name / f"{j}.png", 10 * i + j)
+    (tmp_path / "data" / "goldfish" / "broken.png").write_bytes(b"no picture")
+    return "data"
+
+
+def test_figures_are_those_of_scikit_learn(weights, folders):
+    found = ta.evaluate_photos(folders, weights, keep="prob.h5")
+    with h5py.File("prob.h5") as file:
+        paths, probabilities = list(file["paths"].asstr()), file["prob"][:]
+    folder_class = {"n01440764": 0, "goldfish": 1, "n02085620-Chihuahua": 151}
+    actual = np.array([folder_class[path.split("/")[1]] for path in paths])
+    predicted = probabilities.argmax(axis=1)
+    every = np.arange(1000)
+    np.testing.assert_array_equal(
+        found.confusion, metrics.confusion_matrix(actual, predicted, labels=every)
+    )
+    assert found.photos == 15
+    assert found.top1 == metrics.accuracy_score(actual, predicted)
+    assert found.top5 == metrics.top_k_accuracy_score(actual, probabilities, k=5, labels=every)
+    assert [failure.path for failure in found.failures] == ["data/goldfish/broken.png"]
+    assert "3 of the network's 1000 classes have photos here" in found.notes
+    assert found.published is None
+    x = ta.preprocess_input([ta.load_image(paths[3])], "torchvision")
+    alone = ta.AlexNet(weights).predict(x, verbose=0)[0]
+    np.testing.assert_allclose(probabilities[3], alone, rtol=1e-4)
+
+
+def test_the_table_of_classes(weights):
+    random = np.random.default_rng(0)
+    actual, predicted = random.integers(0, 7, (2, 400))
+    predicted[random.random(400) < 0.5] = actual[random.random(400) < 0.5][0]
+    actual[actual == 3], predicted[predicted == 5] = 2, 4  # no photo of 3, no prediction of 5
+    confusion = metrics.confusion_matrix(actual, predicted, labels=np.arange(8))
+    classes = tuple(Label("", f"c{i}") for i in range(8))
+    found = Evaluation(classes, confusion, 399, (), (), "t", "t", "center", "w", None)
+    kwargs = {"labels": np.arange(8), "zero_division": np.nan}
+    recalls = metrics.recall_score(actual, predicted, average=None, **kwargs)
+    precisions = metrics.precision_score(actual, predicted, average=None, **kwargs)
+    found.write_csv("classes.csv")
+    with open("classes.csv", newline="") as file:
+        header, *table = csv.reader(file)
+    assert header == ["class", "photos", "correct", "recall", "precision", "most confused with"]
+    for i, row in enumerate(table):
+        photos = int((actual == i).sum())
+        correct = int(((actual == i) & (predicted == i)).sum())
+        shares = [f"{x[i]:.6f}" if np.isfinite(x[i]) else "" for x in (recalls, precisions)]
+        wrong = predicted[(actual == i) & (predicted != i)]
+        counts = np.bincount(wrong, minlength=8)
+        other = f"c{counts.argmax()}" if len(wrong) else ""
+        assert row == [f"c{i}", str(photos), str(correct), *shares, other]
+    assert table[3][3] == table[5][4] == ""
+    assert found.top1 == metrics.accuracy_score(actual, predicted)
+    assert found.top5 == 399 / 400
+
+
+def test_equal_probabilities_rank_by_index():
+    tied = np.full((3, 10), 0.1, np.float32)
+    np.testing.assert_array_equal(evaluating.ranks(tied, np.array([0, 4, 9])), [0, 4, 9])
+    random = np.random.default_rng(0).integers(0, 4, (50, 10)).astype(np.float32)
+    actual = np.random.default_rng(1).integers(0, 10, 50)
+    order = np.argsort(-random, axis=1, kind="stable")  # as decode_predictions sorts
+    expected = [list(row).index(label) for row, label in zip(order, actual, strict=True)]
+    np.testing.assert_array_equal(evaluating.ranks(random, actual), expected)
+
+
+def test_ten_crops_are_averaged(weights, folders):
+    ta.evaluate_photos(folders, weights, crops="ten", keep="ten.h5")
+    with h5py.File("ten.h5") as file:
+        path, row = file["paths"].asstr()[0], file["prob"][0]
+    x = ta.preprocess_input([ta.load_image(path)], "torchvision", crops="ten")
+    expected = ta.AlexNet(weights).predict(x, verbose=0).mean(axis=0)
+    np.testing.assert_allclose(row, expected, rtol=1e-4)
+
+
+# What follows needs no network: class folders and lists of truth.
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("n02123045", 281),
+        ("n02123045_tabby", 281),
+        ("Tabby", 281),
+        ("tabby_cat", 281),
+        ("tabby, tabby cat", 281),
+        ("Tench", 0),
+        ("n02012849", 134),
+    ],
+)
+def test_names_of_class_folders(name, index, tmp_path):
+    path = draw(tmp_path / "data" / name / "a.png", 0)
+    truth = ground_truth.read_class_folders("data", imagenet_labels())
+    assert (truth.paths, truth.labels.tolist()) == ((os.path.relpath(path),), [index])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["crane"], r"data/crane: 2 classes have this name: n02012849, n03126707\. Name the fold"),
+        (["n01440764", "tulips", "pansy"], "no class of this network is called pansy, tulips"),
+        (["n01440764", "tench"], "n01440764, tench are one class"),
+        ([], "no class folder in it"),
+    ],
+)
+def test_folders_of_no_class_are_refused(names, message, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        draw(tmp_path / "data" / name / "a.png", 0)
+    with pytest.raises(UsageError, match=message):
+        ground_truth.read_class_folders("data", imagenet_labels())
+
+
+def test_val_is_taken_and_empty_folders_are_named(tmp_path):
+    for part in ("train", "val"):
+        for name in NAMES[:2]:
+            draw(tmp_path / "data" / part / name / "a.png", 0)
+    (tmp_path / "data" / "val" / "red").mkdir()
+    classes = [Label("", name) for name in NAMES]
+    truth = ground_truth.read_class_folders("data", classes)
+    assert truth.paths == ("data/val/blue/a.png", "data/val/green/a.png")
+    assert truth.notes == ("data has train/ and val/: val/ is evaluated", "no photo in red")
+    draw(tmp_path / "data" / "val" / "Red" / "a.png", 0)
+    with pytest.raises(UsageError, match=r"called Red\. Name each folder as .* blue, green, red;"):
+        ground_truth.read_class_folders("data", classes)
+    with pytest.raises(ImageError, match="there is no such folder"):
+        ground_truth.read_class_folders("nowhere", classes)
+
+
+INDICES = [65, 970, 0, 809, 516]
+LISTS = {
+    "val.txt": "".join(f"ILSVRC2012_val_{i:08d}.JPEG {x}\n" for i, x in enumerate(INDICES, 1)),
+    "indices": "\n".join(map(str, INDICES)) + "\n\n",
+    "synsets": "\r\n".join(imagenet_labels()[x].synset for x in INDICES),
+    "kaggle": "ImageId,PredictionString\n"
+    + "".join(
+        f"ILSVRC2012_val_{i:08d},{imagenet_labels()[x].synset} 85 1 499 272 \n"
+        for i, x in reversed(list(enumerate(INDICES, 1)))
+    ),
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_lists_of_ground_truth(form, tmp_path):
+    for i in (1, 2, 3, 5):
+        draw(tmp_path / "val" / f"ILSVRC2012_val_{i:08d}.png", i)
+    draw(tmp_path / "val" / "other.png", 9)
+    (tmp_path / "truth").write_text(LISTS[form], newline="")
+    truth = ground_truth.read_ilsvrc_validation("val", "truth")
+    assert truth.paths == tuple(f"val/ILSVRC2012_val_{i:08d}.png" for i in (1, 2, 3, 5))
+    assert truth.labels.tolist() == [65, 970, 0, 516]
+    assert truth.notes == (
+        "truth names 5 photos, the validation set has 50,000",
+        "1 photos of truth are not in val: ILSVRC2012_val_00000004",
+        "1 photos are not in truth and are left out: other.png",
+    )
+
+
+def devkit():
+    return "\n".join(map(str, np.random.default_rng(0).permutation(np.arange(1, 1001))))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (devkit(), "truth: classes 1..1000: these are the development kit's own numbers, in anot"),
+        ("0\n1000\n", r"class 1000, where 0\.\.999 are due"),
+        ("a.JPEG 5\na.JPEG 6\n", "truth, line 2: a second class for a"),
+        ("5\n\n6\n", "truth, line 2: not of the same form as the first"),
+        ("5\na.JPEG 6\n", "truth, line 2: not of the same form as the first"),
+        ("5\n-1\n", "truth, line 2: '-1' is no class of ILSVRC-2012"),
+        ("n00000001\n", "truth, line 1: 'n00000001' is no class"),
+        ("\n", "truth: it is empty"),
+        ("x.JPEG 5\n", "the list names none of the 1 photos, as ILSVRC2012_val_00000001.png; it"),
+    ],
+)
+def test_wrong_lists_are_refused(text, message, tmp_path):
+    draw(tmp_path / "val" / "ILSVRC2012_val_00000001.png", 0)
+    (tmp_path / "truth").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        ground_truth.read_ilsvrc_validation("val", "truth")
+
+
+def test_a_list_that_may_count_from_one_is_told(tmp_path):
+    (tmp_path / "truth").write_text("5\n7\n")
+    _, notes = ground_truth.read_truth_list("truth")
+    assert "neither index 0 nor 1000" in notes[0]
+    with pytest.raises(ImageError, match="nowhere: the list can't be read"):
+        ground_truth.read_truth_list("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "top1"),
+    [
+        ("bvlc_alexnet", "caffe", 56.598),
+        ("bvlc_alexnet", "caffe-mean-image", 57.1),
+        ("bvlc_alexnet-npy", "caffe", 56.598),
+        ("caffenet", "caffe", 56.714),
+        ("torchvision", "torchvision", 56.522),
+        ("deep-compression", "caffe-mean-image", 57.074),
+        ("deep-compression", "caffe", None),
+        ("bvlc_alexnet", "squash", None),
+        ("places365", "caffe", None),
+        ("torchvision-convs", "torchvision", None),
+    ],
+)
+def test_published_figures(name, preset, top1):
+    found = published_accuracy(name, preset)
+    assert (found and found.top1) == top1
+
+
+# The whole way, with a stand-in for the network: a photo's colour is its class.
+
+
+class Network(jobs.Network):
+    """Gives the class that a photo's red value names; with every third wrong by one."""
+
+    def __init__(self, weights, layers, **_):
+        super().__init__(weights, layers)
+        self.layers, self.classes = tuple(layers), weights.classes
+
+    def __call__(self, batch):
+        red = batch[:, 100, 100, 0] * 0.229 + 0.485
+        index = np.round(red * 255).astype(int)
+        index = np.where(index % 3 == 2, index + 1, index) % self.classes
+        return {"prob": np.eye(self.classes, dtype=np.float32)[index] * 0.9 + 0.1 / self.classes}
+
+
+@pytest.fixture
+def network(monkeypatch):
+    monkeypatch.setattr(job, "FeatureExtractor", Network)
+    monkeypatch.setattr(job, "PhotoReader", jobs.Reader)
+
+
+@pytest.fixture
+def validation(tmp_path):
+    """Twelve photos of a colour each and a list of their classes."""
+    (tmp_path / "val").mkdir()
+    for i in range(12):
+        name = f"ILSVRC2012_val_{i + 1:08d}.png"
+        Image.new("RGB", (40, 40), (i, 9, 9)).save(tmp_path / "val" / name)
+    (tmp_path / "truth").write_text("".join(f"{i}\n" for i in range(12)))
+    return {"data": "val", "ground_truth": "truth"}
+
+
+def test_ilsvrc_beside_what_was_published(network, validation, weights):
+    found = ta.evaluate_photos(**validation, weights=weights)
+    # Wrong are 2, 5, 8 and 11; of the equal rest, class 2 comes third after the one given.
+    assert (found.photos, found.correct, found.among_top) == (12, 8, 9)
+    assert found.trained_as == "torchvision"
+    assert found.published.top1 == 56.522
+    assert any(note.startswith("12 of the 50,000 validation photos") for note in found.notes)
+    with pytest.raises(UsageError, match="the network's 3 classes are others"):
+        ta.evaluate_photos(**validation, weights=head_of(weights, 3))
+
+
+def test_it_goes_on_where_it_was_stopped(network, validation, weights, monkeypatch):
+    monkeypatch.setattr(evaluating, "_SHARD", 5)
+    whole = ta.evaluate_photos(**validation, weights=weights, batch_size=1)
+    assert not os.listdir("cache/evaluations"), "nothing stays of a finished one"
+
+    def stop(done, *_):
+        if done == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ta.evaluate_photos(**validation, weights=weights, batch_size=1, progress=stop)
+    other = ta.evaluate_photos(**validation, weights=head_of(weights, 1000, seed=1))
+    assert other.kept == 0, "rows of other weights are not taken for these"
+    again = ta.evaluate_photos(**validation, weights=weights)
+    assert again.kept == 10
+    np.testing.assert_array_equal(again.confusion, whole.confusion)
+    assert not os.listdir("cache/evaluations")
+    kept = [ta.evaluate_photos(**validation, weights=weights, keep="p.h5").kept for _ in range(2)]
+    assert kept == [0, 12]
+
+
+def test_photos_that_are_there_twice_count_once(network, validation, weights):
+    os.makedirs("data/n01440764")
+    os.symlink(os.path.abspath("val"), "data/n01443537")
+    os.rename("val/ILSVRC2012_val_00000001.png", "data/n01440764/a.png")
+    os.symlink(os.path.abspath("val"), "data/n01484850")
+    found = ta.evaluate_photos("data", weights)
+    assert found.photos == 12
+    assert "11 photos are links to others of them and count once" in found.notes
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def trained(convs, tmp_path):
+    """A RUN of three classes that parted its photos itself."""
+    photos = [f"{name}/{i}.png" for name in NAMES for i in range(4)]
+    for i, path in enumerate(photos):
+        draw(tmp_path / "data" / path, i)
+    arrays = head_of(convs, 3)
+    record = RunRecord(
+        NAMES, "torchvision", "torchvision", "pool5", "head", {}, {},
+        {"drawn": True, "train": 9, "val": 3, "skipped": 0, "val_photos": photos[::4]},
+        {"val_accuracy": 0.5},
+    )  # fmt: skip
+    (tmp_path / "RUN").mkdir()
+    rows = [{"epoch": 1, "val_accuracy": 0.5}]
+    write_run(
+        "RUN", record, arrays, ta.AlexNet(arrays), history=rows, confusion=np.eye(3, dtype=int)
+    )
+    return arrays
+
+
+def test_command_with_a_run(run, trained):
+    code, out, err = run(
+        *("evaluate", "data", "--model", "RUN", "--csv", "t.csv", "--plot", "c.png", "--json")
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert (found["photos"], found["top5"]) == (3, None)
+    assert {row["name"] for row in found["classes"]} == set(NAMES)
+    assert sum(sum(row.values()) for row in found["confusion"].values()) == 3
+    assert "RUN was trained on data: only the 3 photos that it set aside" in err
+    assert "not the weights of a known trained network" not in err
+    with Image.open("c.png") as picture:
+        assert picture.size[0] > 300
+    with open("t.csv", newline="") as file:
+        assert [row[:2] for row in csv.reader(file)][1:] == [[name, "1"] for name in NAMES]
+    os.rename("data", "elsewhere")
+    code, out, _ = run("evaluate", "elsewhere/", "--model", "RUN")
+    assert "3 photos\n" in out, "the same photos under another name"
+    os.rename("elsewhere/blue/0.png", "elsewhere/blue/new.png")
+    code, out, _ = run("evaluate", "elsewhere", "--model", "RUN")
+    assert "12 photos\n" in out, "other photos: all of them"
+
+
+def test_predict_with_a_run(run, trained):
+    code, out, err = run("predict", "data/red/1.png", "--model", "RUN", "--plot", "p.png")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()[1:]]
+    x = ta.preprocess_input([ta.load_image("data/red/1.png")], "torchvision")
+    expected = ta.AlexNet(trained).predict(x, verbose=0)[0]
+    assert {name: float(p) for p, name in lines} == pytest.approx(
+        dict(zip(NAMES, expected, strict=True)), abs=1e-4
+    )
+    assert "known trained network" not in err
+    with Image.open("p.png") as picture:
+        assert picture.size[1] > 200
+    code, out, _ = run("predict", "data", "--model", "RUN", "--top", "1", "--csv")
+    assert len(out.splitlines()) == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate"], 2, "nothing to evaluate is given"),
+        (["evaluate", "data", "--ground-truth", "x"], 2, "given is DATA --ground-truth"),
+        (["evaluate", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
+        (["predict", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
+        (["predict", "data", "--model", "data"], 2, "no finished training is there"),
+        (["evaluate", "data", "--model", "nowhere"], 2, "there is no such folder"),
+        (["evaluate", "data", "-w", "torchvision-convs"], 3, "it has no fc8"),
+        (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "not a name for a picture"),
+        (["evaluate", "data", "--model", "RUN", "--csv", "no/c.csv"], 4, "there is no folder no"),
+        (["evaluate", "data", "--model", "RUN", "--keep", "p.npz"], 2, "not the name of an .h5"),
+        (["evaluate", "data/red", "--model", "RUN"], 2, "no class folder in it"),
+    ],
+)
+def test_commands_that_can_not_work(arguments, code, message, run, trained):
+    status, out, err = run(*arguments)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (status, out, len(lines)) == (code, "", 1)
+    assert message in lines[0]
+
+
+def test_unknown_weights_and_unreadable_photos_are_told(run, convs, tmp_path):
+    layers = {name: x._replace(bias=x.bias + 1) for name, x in head_of(convs, 3).layers.items()}
+    ta.write_weights(
+        WeightArrays(layers, "torchvision", metadata={"head": "pool5"}), "own.safetensors"
+    )
+    for i in range(3):
+        draw(tmp_path / "data" / str(i) / "a.png", i)
+    (tmp_path / "data" / "2" / "b.png").touch()
+    code, out, err = run("evaluate", "data", "--weights", "own.safetensors")
+    assert code == 5
+    assert "error: data/2/b.png: " in err
+    assert "are not the weights of a known trained network" in err
+    assert "3 photos; 1 could not be read\n" in out
+    assert "top-5" not in out, "all of three classes are among five"
+
+
+def test_weights_that_give_no_numbers_are_refused(convs, folders):
+    broken = head_of(convs, 1000, scale=1e37)
+    with pytest.raises(WeightsError, match="NaN or infinite"):
+        ta.evaluate_photos(folders, broken)
