@@ -39,6 +39,7 @@ FORBIDDEN = {
     "extraction": ("typer", "rich", "tf_alexnet.cli"),
     "predictions": ("typer", "rich", "tf_alexnet.cli"),
     "ground_truth": (*TENSORFLOW, "typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
+    "training": ("typer", "rich", "tf_alexnet.cli"),
     "evaluation": (*TENSORFLOW, "typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
     "evaluate": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "sklearn_features": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
@@ -122,6 +123,7 @@ def test_the_library_never_prints():
         "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
         "import tf_alexnet.testing",
         "import tf_alexnet.verification",
+        "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.softmax",
         "import tf_alexnet.cli.main",
     ],
 )

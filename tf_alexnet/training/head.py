@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ import numpy as np
 from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.extraction import extract_features
-from tf_alexnet.extraction.outputs import open_output
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.model import AlexNet, table_for
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
-from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
+from tf_alexnet.training.record import RunRecord, split_record
+from tf_alexnet.training.rows import Rows
+from tf_alexnet.training.run import TrainingReport, write_run
 from tf_alexnet.training.softmax import (
     GRID,
     Linear,
-    Standard,
     Step,
     choose_softmax,
     confusion_of,
@@ -34,7 +34,6 @@ from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, read_wei
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted
-_MEMORY = 1 << 30  # bytes of rows that are held; more are read again in every pass
 
 Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
 
@@ -220,84 +219,6 @@ def _extract(
         report = extract(True)
     wanted = set(paths)
     return tuple(failure for failure in report.errors if failure.path in wanted)
-
-
-class Rows:
-    """Rows of a file of features, with labels, by part; held in memory where they fit.
-
-    Parameters
-    ----------
-    file : path
-        From `extract_features`.
-    layer : str
-        Which rows.
-    parts : dict of str to list of (str, int)
-        Part -> path and label of each photo; those without a row are left out.
-
-    Attributes
-    ----------
-    labels : dict of str to ndarray of int
-        Part -> labels of its rows, in the order of the file.
-    """
-
-    def __init__(self, file: Path, layer: str, parts: Mapping[str, Sequence[tuple[str, int]]]):
-        self._file, self._layer = file, layer
-        with open_output(file) as output:
-            place = {path: i for i, path in enumerate(output.paths)}
-            width = int(np.prod(output.layers[layer][0]))
-        self._rows: dict[str, np.ndarray] = {}
-        self.labels: dict[str, np.ndarray] = {}
-        for name, photos in parts.items():
-            found = sorted((place[path], label) for path, label in photos if path in place)
-            self._rows[name] = np.array([row for row, _ in found], np.int64)
-            self.labels[name] = np.array([label for _, label in found], np.int64)
-        total = sum(map(len, self._rows.values())) * width * 8
-        self._held: dict[str, list] | None = {} if total <= _MEMORY else None
-        self._standard: Standard | None = None
-
-    def __enter__(self) -> Rows:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._held = None
-
-    def standardize(self, standard: Standard) -> None:
-        """Let `blocks` give ``(x - mean) * scale`` from now on."""
-        self._standard = standard
-        if self._held is not None:
-            self._held = {}
-
-    def blocks(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows (n, d) float64 and labels (n,) of a part, block by block."""
-        if self._held is None:
-            yield from self._read(part)
-            return
-        if part not in self._held:
-            self._held[part] = _joined(list(self._read(part)))
-        yield from self._held[part]
-
-    def _read(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        wanted, labels, start, used = self._rows[part], self.labels[part], 0, 0
-        with open_output(self._file) as output:
-            for paths, blobs in output.blocks([self._layer]):
-                stop = start + len(paths)
-                end = int(np.searchsorted(wanted, stop))
-                if end > used:
-                    picked = blobs[self._layer][wanted[used:end] - start]
-                    rows = picked.reshape(end - used, -1).astype(np.float64)
-                    if self._standard is not None:
-                        rows -= self._standard.mean
-                        rows *= self._standard.scale
-                    yield rows, labels[used:end]
-                start, used = stop, end
-
-
-def _joined(blocks: list) -> list:
-    """One block of many; none of none."""
-    if len(blocks) < 2:
-        return blocks
-    rows, labels = zip(*blocks, strict=True)
-    return [(np.concatenate(rows), np.concatenate(labels))]
 
 
 def _check_classes(photos: PhotoSet, rows: Rows) -> None:

@@ -16,7 +16,7 @@ from tf_alexnet.files import replacing
 
 if TYPE_CHECKING:
     from tf_alexnet.extraction.reader import Failure
-    from tf_alexnet.training.run import RunRecord
+    from tf_alexnet.training.record import RunRecord
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _SHOWN = 50  # unreadable photos that the report names
