@@ -1,6 +1,7 @@
 """Jobs: shards, resuming, refusals, every kind of output. The network is a small stand-in."""
 
 import csv
+import errno
 import glob
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError
-from tf_alexnet.extraction import job, sinks
+from tf_alexnet.extraction import job, outputs, sinks, state
 from tf_alexnet.extraction.manifest import ShardRecord
 from tf_alexnet.extraction.plan import changes, fingerprint, plan_shards
 from tf_alexnet.extraction.reader import Failure
@@ -423,6 +424,47 @@ def test_shards_that_were_lost_or_damaged_are_done_again(extract, tmp_path):
     report = extract(paths, "f/")
     assert report.kept == 4
     assert files_below("f") == whole
+
+
+@pytest.mark.parametrize("output", ["f.h5", "f/", "f.parquet/"])
+def test_what_can_not_be_read_at_the_moment_is_not_taken_for_lost(
+    output, extract, tmp_path, monkeypatch
+):
+    paths = jobs.photos(tmp_path / "photos", 10)
+    with pytest.raises(StopError):
+        extract(paths, output, progress=stop_after(9))
+    before = files_below(".")
+
+    def failing(*_, **__):
+        raise OSError(errno.EIO, "whatever the library says")
+
+    for name in ("f*/shards/*-000001.*", "f*/shards/*"):
+        failed = [os.path.abspath(path) for path in glob.glob(name)]
+        assert failed
+        with monkeypatch.context() as patch:
+            opening = outputs.open_output
+            patch.setattr(
+                state,
+                "open_output",
+                lambda path, names, failed=failed, opening=opening: (
+                    failing if os.path.abspath(path) in failed else opening
+                )(path, names),
+            )
+            with pytest.raises(OutputError, match=r"it can't be read \(Input/output error\)\. See"):
+                extract(paths, output)
+        assert files_below(".") == before
+    stat = pathlib.Path.stat
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pathlib.Path,
+            "stat",
+            lambda path, **how: (failing if "shards" in path.parts else stat)(path, **how),
+        )
+        with pytest.raises(OutputError, match=r"it can't be read \(Input/output error\)\. See"):
+            extract(paths, output)
+    assert files_below(".") == before
+    assert extract(paths, output).kept == 8
+    check(output, paths)
 
 
 @pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.parquet"])

@@ -74,8 +74,7 @@ def _acquire(target: Target, path: str) -> int:
             # Not flock: its locks live on in child processes after the job was killed.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                _sign(descriptor)
                 return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace") or "another process"
@@ -90,6 +89,13 @@ def _acquire(target: Target, path: str) -> int:
                 path, f"it can't be locked ({error.strerror})", "Write to a folder that has locks."
             ) from error
         os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds it; on a full disk nobody is told."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _is_still(path: str, descriptor: int) -> bool:

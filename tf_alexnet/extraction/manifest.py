@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass, field
 
@@ -30,6 +31,11 @@ class ShardRecord:
     rows: int
     errors: int
     size: int
+
+
+@functools.cache  # a file of all shards is written after each: a million photos in shards of 64
+def _line(record: ShardRecord) -> str:
+    return json.dumps(asdict(record))
 
 
 @dataclass
@@ -61,14 +67,10 @@ class Manifest:
         OutputError
             If it can't be written.
         """
-        content = {
-            "job": self.job,
-            "extends": self.extends,
-            **self.totals,
-            "shards": [asdict(record) for _, record in sorted(self.shards.items())],
-        }
+        head = json.dumps({"job": self.job, "extends": self.extends, **self.totals}, indent=1)
+        shards = ",\n  ".join(_line(record) for _, record in sorted(self.shards.items()))
         with folder.writing(NAME) as file:
-            file.write(json.dumps(content, indent=1).encode())
+            file.write(f'{head[:-2]},\n "shards": [\n  {shards}\n ]\n}}\n'.encode())
 
     @classmethod
     def read(cls, folder: Folder) -> Manifest | None:

@@ -16,7 +16,7 @@ from tf_alexnet.extraction.outputs import Joined, Output, open_output
 from tf_alexnet.extraction.plan import Shard, changes
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.sinks import write_names, write_output
-from tf_alexnet.extraction.storage import Folder
+from tf_alexnet.extraction.storage import Folder, reading_of
 from tf_alexnet.extraction.target import Target
 
 ERRORS = "errors.csv"
@@ -279,7 +279,9 @@ def _opened(folder: Folder, name: str) -> Iterator[Output]:
         path = stack.enter_context(folder.reading(name))
         if name.lower().endswith(".npy"):
             names = stack.enter_context(folder.reading(f"{name}.json"))
-        yield stack.enter_context(open_output(path, names))
+        with reading_of(f"{folder}/{name}"):
+            output = stack.enter_context(open_output(path, names))
+        yield output
 
 
 def _table(rows: Sequence[Sequence[str]]) -> bytes:

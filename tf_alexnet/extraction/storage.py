@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -71,6 +72,24 @@ def _complaining(place: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def reading_of(place: str) -> Iterator[None]:
+    """Part a file that can't be read at the moment from one that is damaged, or gone.
+
+    Only the operating system numbers its errors; the libraries say of damage what they like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (None, errno.ENOENT, errno.EINVAL):  # EINVAL: damage led to a wild seek
+            raise
+        raise OutputError(
+            place,
+            f"it can't be read ({os.strerror(error.errno)})",
+            "See that it can; then run the same command again: what is finished is kept.",
+        ) from error
+
+
 def _sync(folder: str) -> None:
     """See to it that a power cut does not take a new name back."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -94,6 +113,8 @@ class LocalFolder:
         with _complaining(str(self)):
             new = not self.path.is_dir()
             self.path.mkdir(exist_ok=True)
+            if new:
+                _sync(os.path.dirname(self.path) or ".")
             return new
 
     def writing(self, name: str) -> contextlib.AbstractContextManager[OutputFile]:
@@ -130,24 +151,27 @@ class LocalFolder:
 
     def text(self, name: str) -> str | None:
         """What a text file holds; None if there is none."""
-        try:
-            return (self.path / name).read_text(encoding="utf-8", errors="surrogateescape")
-        except FileNotFoundError:
-            return None
+        with reading_of(f"{self}/{name}"):
+            try:
+                return (self.path / name).read_text(encoding="utf-8", errors="surrogateescape")
+            except FileNotFoundError:
+                return None
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if there is none."""
-        try:
-            return (self.path / name).stat().st_size
-        except OSError:
-            return None
+        with reading_of(f"{self}/{name}"):
+            try:
+                return (self.path / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def names(self) -> list[str]:
         """What lies in the folder."""
-        try:
-            return sorted(os.listdir(self.path))
-        except FileNotFoundError:
-            return []
+        with reading_of(str(self)):
+            try:
+                return sorted(os.listdir(self.path))
+            except FileNotFoundError:
+                return []
 
     def clear_parts(self) -> None:
         """Remove what killed jobs left half written."""
