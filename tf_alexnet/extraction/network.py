@@ -9,9 +9,10 @@ Four things differ from the layers of `tf_alexnet.layers`; each was kept because
   has them: on a processor they are oneDNN's, which ``tf_alexnet/__init__.py`` asks for.
 - Convolutions over a few photos at a time, dense layers over the whole batch: the first need memory
   for every photo, the second read 218 MB of weights for every call.
-- Fewer than four rows go through the dense layers by NumPy, in eight partial sums: TensorFlow reads
-  the weights at half that speed then, and adds in an order that changes fc6 in the sixth digit, so
-  that a photo would have one row alone and another in company. On a GPU they are filled up to four.
+- Fewer than four rows go through the dense layers in eight partial sums: in one, TensorFlow reads
+  the weights a fifth slower, and adds in an order that changes fc6 in the sixth digit, so that a
+  photo would have one row alone and another in company. (NumPy's own product is a third quicker,
+  but its threads spin while they wait for the next, and the convolutions pay for that.)
 """
 
 from __future__ import annotations
@@ -25,10 +26,7 @@ import tensorflow as tf
 
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, Dropout, Layer, MaxPool
 
-_LEAST_ROWS = 4
-_PARTS = (
-    8  # partial sums of a few rows: their order of additions is about as good as a large batch's
-)
+_LEAST_ROWS, _PARTS = 4, 8
 # Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
 # which matters less to who has large batches.
 _CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
@@ -64,30 +62,30 @@ def fast_network(
     shape = (None, table.input_size, table.input_size, 3)
     convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
-    classify = _compiled(head, model, late, (None, rows)) if late else None
+    classify = _compiled(head, model, late, (None, rows))
+    classify_few = _compiled(head, model, late, (None, rows), _PARTS)
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         chunk = _GPU_CHUNK if gpu else _CHUNK if len(batch) <= 2 * _CHUNK else _LARGE_CHUNK
         starts = range(0, len(batch), chunk)
         parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
         blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
-        if late and len(batch) < _LEAST_ROWS and not gpu:
-            flat = parts[0][last].numpy().reshape(len(batch), rows)
-            blobs |= _classify_few(head, model, late, flat)
-        elif late:
+        if late:
             flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
-            missing = max(0, _LEAST_ROWS - len(batch))
-            found = classify(tf.pad(flat, [[0, missing], [0, 0]]))
-            blobs |= {name: blob.numpy()[: len(batch)] for name, blob in found.items()}
+            found = (classify if len(batch) >= _LEAST_ROWS else classify_few)(flat)
+            blobs |= {name: blob.numpy() for name, blob in found.items()}
         return {name: blobs[name] for name in layers}
 
     return run
 
 
 def _compiled(
-    steps: Sequence[Layer], model: keras.Model, wanted: Sequence[str], shape: tuple
+    steps: Sequence[Layer], model: keras.Model, wanted: Sequence[str], shape: tuple, parts: int = 1
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`."""
+    """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`.
+
+    Dense layers add in so many `parts`.
+    """
 
     def forward(x: tf.Tensor) -> dict[str, tf.Tensor]:
         blobs = {"data": x}
@@ -97,7 +95,8 @@ def _compiled(
             if isinstance(layer, Dropout):
                 continue
             if isinstance(layer, Conv | Dense):
-                x = blobs[layer.name + PREACT] = _weighted(layer, model.get_layer(layer.name), x)
+                built = model.get_layer(layer.name)
+                x = blobs[layer.name + PREACT] = _weighted(layer, built, x, parts)
                 x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
             elif isinstance(layer, LRN):
                 x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
@@ -111,16 +110,23 @@ def _compiled(
     return tf.function(forward, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
 
 
-def _weighted(layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+def _weighted(
+    layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor, parts: int
+) -> tf.Tensor:
     kernel, bias = built.kernel.value, built.bias.value
     if isinstance(layer, Conv):
         pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
         groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
-        parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-        products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in parts]
+        pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+        products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in pairs]
         product = products[0] if groups == 1 else tf.concat(products, -1)
         return tf.nn.bias_add(product, bias)
-    return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+    inputs, units = kernel.shape
+    if parts == 1 or inputs % parts:
+        return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+    folded = tf.transpose(tf.reshape(x, (-1, parts, inputs // parts)), (1, 0, 2))
+    products = tf.matmul(folded, tf.reshape(kernel, (parts, inputs // parts, units)))
+    return tf.nn.bias_add(tf.reduce_sum(products, axis=0), bias)
 
 
 @functools.cache
@@ -137,32 +143,6 @@ def groups_are_native() -> bool:
     except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
         return False
     return True
-
-
-def _classify_few(
-    steps: Sequence[Layer], model: keras.Model, wanted: Sequence[str], x: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The dense layers on the variables' own memory."""
-    blobs: dict[str, np.ndarray] = {}
-    for layer in steps:
-        if set(wanted) <= set(blobs):
-            break
-        if isinstance(layer, Dropout):
-            continue
-        if isinstance(layer, Dense):
-            built = model.get_layer(layer.name)
-            # The buffer, not .numpy(): that copies 150 MB.
-            kernel = np.asarray(memoryview(built.kernel.value.value()))
-            parts = np.gcd(_PARTS, len(kernel))
-            folded = np.ascontiguousarray(x.reshape(len(x), parts, -1).swapaxes(0, 1))
-            x = np.matmul(folded, kernel.reshape(parts, -1, layer.units)).sum(axis=0)
-            x = blobs[layer.name + PREACT] = x + built.bias.value.numpy()
-            x = np.maximum(x, 0) if layer.relu else x
-        else:
-            x = np.exp(x - x.max(axis=1, keepdims=True))
-            x = x / x.sum(axis=1, keepdims=True)
-        blobs[layer.name] = x
-    return {name: blobs[name] for name in wanted}
 
 
 @tf.function(jit_compile=True, autograph=False)
