@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from planted import plant
 
 import tf_alexnet as ta
 
@@ -18,10 +19,11 @@ SCRIPT = f"{sys.executable} -m tf_alexnet"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trained_arrays):
-    """A folder as the README expects it: examples/ and weights/ in it, nothing to download."""
+    """A folder as the README expects it: photos and weights in it, nothing to download."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "weights").mkdir()
+    plant(folder / "flowers", train=6, val=2)
     ta.write_weights(trained_arrays, folder / "weights" / "bvlc-alexnet.npy")
     return folder
 
