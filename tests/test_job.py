@@ -84,7 +84,9 @@ def read_npy(path):
 
 def read_parquet(path):
     rows, failed = {}, {}
-    for row in pq.read_table(path).to_pylist():
+    with open(path, "rb") as file:
+        table = pq.read_table(file).to_pylist()
+    for row in table:
         name = row["path"]
         if row["path_bytes"] is not None:
             name = row["path_bytes"].decode("utf-8", "surrogateescape")
@@ -283,6 +285,16 @@ def test_names_come_back_as_they_are(output, extract, tmp_path):
         shown = pq.read_table("f.parquet")["path"].to_pylist()
         assert r"bytes\xff.png" in shown
         assert "ünï\U0001f431.png" in shown
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_an_output_may_have_any_name(output, extract, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.Network, "weights_source", "net\udcff\n.npy")
+    paths = jobs.photos(tmp_path / "photos", 6)
+    output = f"new\nline \udcff{output}"
+    extract(paths[:5], output)
+    assert extract(paths, output).kept == 5
+    check(output, paths)
 
 
 @pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.parquet", "f/"])

@@ -12,7 +12,7 @@ import typer
 
 from tf_alexnet.cli import console
 from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Preset, Weights
-from tf_alexnet.errors import UsageError
+from tf_alexnet.errors import UsageError, one_line
 
 _SHOWN = 20  # bad photos that are named on the screen; all are in the output
 
@@ -94,6 +94,9 @@ def extract(
     cluster_workers: Annotated[
         int | None, typer.Option(min=1, help="Most copies of the network on the cluster.")
     ] = None,
+    cluster_min_workers: Annotated[
+        int, typer.Option(min=1, help="Copies that must be ready before the first photo.")
+    ] = 1,
     gpus_per_worker: Annotated[
         float | None, typer.Option(min=0, help="GPUs for each of them, also a part of one.")
     ] = None,
@@ -129,6 +132,7 @@ def extract(
             force=force,
             cluster=cluster,
             cluster_workers=cluster_workers,
+            cluster_min_workers=cluster_min_workers,
             gpus_per_worker=gpus_per_worker,
             progress=progress,
         )
@@ -143,8 +147,8 @@ def extract(
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
     kept = f"; {report.kept} of them done before" if report.kept else ""
     print(
-        f"{report.output}: {report.rows} rows + {len(report.errors)} errors = {report.inputs} "
-        f"photos; {shapes} {dtype.value}{kept}"
+        f"{one_line(report.output)}: {report.rows} rows + {len(report.errors)} errors = "
+        f"{report.inputs} photos; {shapes} {dtype.value}{kept}"
     )
     # Who says how many photos may fail is content when no more do.
     raise typer.Exit(0 if max_errors is not None else code)

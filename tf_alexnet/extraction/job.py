@@ -386,8 +386,13 @@ def _attributes(extractor: FeatureExtractor, job: dict[str, str]) -> dict[str, s
     """What a file of features records about its making."""
     return {
         **job,
-        "weights_source": os.path.basename(extractor.weights_source),
+        "weights_source": _readable(os.path.basename(extractor.weights_source)),
         "tensorflow_version": tf.__version__,
         "numpy_version": np.__version__,
         "h5py_version": h5py.__version__,
     }
+
+
+def _readable(name: str) -> str:
+    """A file's name with bytes that are not UTF-8 shown as ``\\xff``: attributes are text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

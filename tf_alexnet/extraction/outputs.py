@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -149,9 +150,12 @@ class _Npy(Output):
 
 class _Parquet(Output):
     def __init__(self, path: Path, stack: contextlib.ExitStack):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._file = file = stack.enter_context(pq.ParquetFile(path))
+        # As bytes: Arrow takes a path for text, and knows none that is not UTF-8.
+        raw = stack.enter_context(pa.OSFile(os.fsencode(path)))
+        self._file = file = stack.enter_context(pq.ParquetFile(raw))
         table = file.read(columns=["path", "path_bytes", "status", "detail"])
         columns = [table[name].to_pylist() for name in table.column_names]
         paths, failures = [], []
