@@ -262,9 +262,26 @@ def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
         run_all(RayCrew("ray", Worker, places=1), tmp_path / "f", 1)
 
 
+def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
+    def each_its_own(shard):
+        time.sleep(0.2)
+        Path(tmp_path / str(os.getpid())).touch()
+
+    crew = RayCrew("ray", stub(each_its_own), places=2, fewest=2)
+    assert sorted(run_all(crew, tmp_path / "f", 2)) == [0, 1]
+    assert len([name for name in os.listdir(tmp_path) if name.isdigit()]) == 2
+    with pytest.raises(UsageError, match="at least 3 workers: there will be 2 at most"):
+        run_all(RayCrew("ray", stub(), places=2, fewest=3), tmp_path / "g", 1)
+    monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 8.0)
+    with pytest.raises(UsageError, match="had place for 2 of 3 in 8 seconds"):
+        run_all(RayCrew("ray", stub(), places=3, fewest=3), tmp_path / "h", 1)
+
+
 def test_no_place_for_a_worker(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 1.0)
-    with pytest.raises(UsageError, match=r"1 processors and 1 GPUs: the cluster had no place"):
+    with pytest.raises(
+        UsageError, match=r"1 processors and 1 GPUs: the cluster had place for 0 of 1 in"
+    ):
         run_all(RayCrew("ray", stub(), places=2, gpus=1), tmp_path / "f", 1)
 
 

@@ -80,6 +80,7 @@ def extract_features(
     force: bool = False,
     cluster: str | None = None,
     cluster_workers: int | None = None,
+    cluster_min_workers: int = 1,
     gpus_per_worker: float | None = None,
     progress: Callable[[int, int, int, int], None] | None = None,
 ) -> ExtractionReport:
@@ -129,8 +130,8 @@ def extract_features(
         Where shards run, instead of in this process: on workers of a Ray of their own on this
         machine, of the one that runs here, or of the one at an address
         (`tf_alexnet.extraction.ray_cluster`). Rows, files and what is kept are the same.
-    cluster_workers, gpus_per_worker
-        As in `RayCrew`.
+    cluster_workers, cluster_min_workers, gpus_per_worker
+        `places`, `fewest` and `gpus` of a `RayCrew`.
     progress : callable, optional
         Called with (photos done, photos to do, errors, bytes of rows written) of this run: at its
         beginning and after every batch; on a cluster, after every shard.
@@ -174,7 +175,9 @@ def extract_features(
         crops=crops,
     )
     with (
-        _crew(make, workers, cluster, cluster_workers, gpus_per_worker) as crew,
+        _crew(
+            *(make, workers, cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
+        ) as crew,
         working_on(target, crew.job, paths, force) as state,
     ):
         todo = state.remaining(retry_errors)
@@ -282,17 +285,15 @@ class ShardWorker:
                 yield shard, self.run_shard(shard, folder, watch)
 
 
-def _crew(make, workers, cluster, cluster_workers, gpus_per_worker):
+def _crew(make, workers, cluster, places, fewest, gpus):
     """What runs the shards of a job: a `ShardWorker`, or a `RayCrew` of them; as a context."""
     if cluster is not None:
         from tf_alexnet.extraction.ray_cluster import RayCrew
 
-        return RayCrew(
-            cluster, make, places=cluster_workers, gpus=gpus_per_worker, decoders=workers
-        )
-    if cluster_workers is not None or gpus_per_worker is not None:
+        return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
+    if places is not None or fewest != 1 or gpus is not None:
         raise UsageError(
-            "cluster_workers, gpus_per_worker",
+            "cluster_workers, cluster_min_workers, gpus_per_worker",
             "they say what a cluster gives, and none is named",
             "Name it: --cluster ray (cluster='ray') is one on this machine.",
         )

@@ -65,6 +65,8 @@ class RayCrew:
         Makes a `ShardWorker` from the keyword ``workers``, in each worker.
     places : int, optional
         Workers at most; by default one for each GPU, or for every 4 processors of a machine.
+    fewest : int, optional
+        Workers that must be ready before the first shard is begun.
     gpus : float, optional
         GPUs a worker, also a part of one; by default one, or as much as `places` leaves.
     decoders : int, optional
@@ -89,6 +91,7 @@ class RayCrew:
         make: Callable[..., ShardWorker],
         *,
         places: int | None = None,
+        fewest: int = 1,
         gpus: float | None = None,
         decoders: int | None = None,
     ):
@@ -99,7 +102,7 @@ class RayCrew:
                 f"{gpus} GPUs a worker", "no such part", "Use a whole number, or less than 1."
             )
         self._address, self._make, self._decoders = address, make, decoders
-        self._wishes = places, gpus
+        self._wishes, self._fewest = (places, gpus), fewest
         self._workers: list[Any] = []
         self._loading: dict[Any, Any] = {}  # what a worker owes -> the worker
         self._running: dict[Any, tuple[Any, Shard]] = {}
@@ -116,7 +119,7 @@ class RayCrew:
             self._made = self._ray.put(self._make)  # arrays in it: once on each machine
             for _ in range(self.places):
                 self._start()
-            self._wait_for_first()
+            self._wait_for_fewest()
         except BaseException:
             self.__exit__()
             raise
@@ -179,6 +182,12 @@ class RayCrew:
         """Decide how many workers there are, and what one takes."""
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self.places, cpus, gpus = shares(machines, *self._wishes)
+        if not 1 <= self._fewest <= self.places:
+            raise UsageError(
+                f"at least {self._fewest} workers",
+                f"there will be {self.places} at most",
+                "Ask for fewer, or raise the most (--cluster-workers).",
+            )
         if self._owned and self._address == LOCAL and gpus > machines[0].get("GPU", 0):
             raise UsageError(
                 f"{gpus:g} GPUs a worker",
@@ -194,14 +203,15 @@ class RayCrew:
         self._workers.append(worker)
         self._loading[worker.load.remote(self._made)] = worker
 
-    def _wait_for_first(self) -> None:
+    def _wait_for_fewest(self) -> None:
         until = time.monotonic() + _PLACE_SECONDS
-        while not self.job:
+        while len(self._idle) < self._fewest:
             left = max(0.0, until - time.monotonic())
             if not self._ray.wait(list(self._loading), timeout=left)[0]:
                 raise UsageError(
                     f"workers of {self._needs}",
-                    f"the cluster had no place for one in {_PLACE_SECONDS:.0f} seconds",
+                    f"the cluster had place for {len(self._idle)} of {self._fewest} in "
+                    f"{_PLACE_SECONDS:.0f} seconds",
                     "Ask for more workers or fewer GPUs a worker, or see what ray status says.",
                 )
             self._next()
