@@ -87,6 +87,22 @@ def test_the_network_learns(data, tmp_path):
     assert run.record.metrics["val_accuracy"] > 0.6
 
 
+def test_events_are_written_without_tensorboard(tmp_path):
+    with room._events(tmp_path / "events") as log:
+        for epoch in (1, 2):
+            log({"epoch": epoch, "val_loss": 0.5 / epoch})
+    (file,) = (tmp_path / "events").iterdir()
+    found = []
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            found.append((event.step, value.tag, float(tf.make_ndarray(value.tensor))))
+    assert found == [
+        (1, "epoch", 1.0), (1, "val_loss", 0.5), (2, "epoch", 2.0), (2, "val_loss", 0.25)
+    ]  # fmt: skip
+
+
 class Stop(Exception):
     pass
 

@@ -384,12 +384,15 @@ def _events(folder: str | os.PathLike | None):
         return
     import tensorflow as tf
 
+    # What `tf.summary.scalar` writes; that needs the package tensorboard, this does not.
+    metadata = tf.compat.v1.SummaryMetadata(data_class=1)  # DATA_CLASS_SCALAR
+    metadata.plugin_data.plugin_name = "scalars"
     writer = tf.summary.create_file_writer(os.fspath(folder))
 
     def log(row: Mapping[str, float]) -> None:
         with writer.as_default(step=int(row["epoch"])):
             for name, value in row.items():
-                tf.summary.scalar(name, value)
+                tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
         writer.flush()
 
     try:
