@@ -1,0 +1,154 @@
+"""A classifier on features, by function and by command, on photos with a planted signal."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from planted import CLASSES, plant
+
+import tf_alexnet as ta
+from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.training import Run, train_head
+from tf_alexnet.weights import WeightArrays
+
+SETTINGS = {"weights": "torchvision-convs"}
+COMMAND = [sys.executable, "-m", "tf_alexnet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return plant(tmp_path_factory.mktemp("photos") / "data")
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(data, stages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("head") / "run"
+    return train_head(data, folder, **SETTINGS, progress=lambda *x: stages.append(x)).run
+
+
+def test_the_planted_signal_is_found(run):
+    record = run.record
+    assert (record.mode, record.layer, record.classes) == ("head", "pool5", CLASSES)
+    assert record.metrics["val_accuracy"] >= 0.9
+    assert record.split == {"drawn": False, "train": 36, "val": 12, "skipped": 0}
+    assert json.loads((run.folder / "class_indices.json").read_text()) == {
+        name: i for i, name in enumerate(CLASSES)
+    }
+    for name in ("curves.png", "confusion.png", "model.keras"):
+        assert (run.folder / name).stat().st_size > 1000
+    rows = (run.folder / "history.csv").read_text().splitlines()
+    assert rows[0] == "l2,train_loss,train_accuracy,val_loss,val_accuracy,iterations"
+    losses = [float(row.split(",")[3]) for row in rows[1:]]
+    assert record.metrics["val_loss"] == min(losses)
+    assert float(rows[1 + int(np.argmin(losses))].split(",")[0]) == record.metrics["l2"]
+
+
+def test_progress_tells_of_photos_and_fits(run, stages):
+    photos = [x for x in stages if x[0] == "photos"]
+    fits = [x for x in stages if x[0] == "fits"]
+    assert photos[-1] == ("photos", 48, 48, {"errors": 0})
+    assert [x[1] for x in fits] == list(range(1, len(fits) + 1))
+    assert {"l2", "val_accuracy"} <= fits[-1][3].keys()
+
+
+def test_the_network_of_the_run_has_the_accuracy_that_is_recorded(run, data):
+    model = ta.AlexNet(run.arrays)
+    right = []
+    for label, name in enumerate(CLASSES):
+        photos = [ta.load_image(path) for path in sorted((data / "val" / name).iterdir())]
+        x = ta.preprocess_input(photos, run.record.preset)
+        right += (model.predict(x, verbose=0).argmax(1) == label).tolist()
+    assert np.mean(right) == pytest.approx(run.record.metrics["val_accuracy"])
+
+
+def test_features_are_shared_and_an_end_is_an_end(run, data, tmp_path):
+    shutil.copy(run.folder / "features.h5", tmp_path / "features.h5")
+    seen = []
+    other = train_head(
+        data, tmp_path / "run", **SETTINGS, l2=0.5, features=tmp_path / "features.h5",
+        progress=lambda *x: seen.append(x),
+    ).run  # fmt: skip
+    assert other.record.metrics["l2"] == 0.5
+    assert len([x for x in seen if x[0] == "fits"]) == 1
+    steps = [x[1] for x in seen if x[0] == "photos" and 0 < x[1] < 48]
+    assert not steps, "no photo is looked at again"
+    again = train_head(data, run.folder, **SETTINGS, resume=True)
+    assert again.finished_before
+    assert again.run.record == run.record
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"l2": 0.1}, "l2 None -> 0.1"),
+        ({"pool": "none"}, "pool avg -> none"),
+        ({"weights": None}, "weights sha256:.*"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(changed, named, run, data):
+    settings = {**SETTINGS, **changed}
+    if settings["weights"] is None:
+        base = run.arrays
+        layers = {**base.layers, "conv5": base.layers["conv5"]._replace(bias=np.ones(256, "f4"))}
+        layers.pop("fc8")
+        settings["weights"] = WeightArrays(layers, "torchvision")
+    with pytest.raises(UsageError, match=f"begun with other settings: {named}. Use the same"):
+        train_head(data, run.folder, **settings, resume=True)
+
+
+def test_photos_that_can_not_be_read_are_skipped_and_counted(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "train" / "level" / "bad.jpg").write_text("no photo")
+    report = train_head(tmp_path / "data", tmp_path / "run", **SETTINGS)
+    assert [x.path.rsplit("/", 1)[1] for x in report.skipped] == ["bad.jpg"]
+    assert report.run.record.split["skipped"] == 1
+    assert "bad.jpg" in (tmp_path / "run" / "report.md").read_text()
+    for photo in (tmp_path / "data" / "train" / "rising").iterdir():
+        photo.write_text("no photo")
+    with pytest.raises(ImageError, match="training photos of rising: none of them could be read"):
+        train_head(tmp_path / "data", tmp_path / "new", **SETTINGS)
+    assert not (tmp_path / "new" / "run.json").exists()
+
+
+def test_calls_that_can_not_work_are_refused(data, tmp_path):
+    for settings, message in (
+        ({"l2": 0.0}, "l2 0.0: no such penalty"),
+        ({"pool": "max"}, "pool 'max': no such pooling"),
+        ({"layer": "conv5"}, "conv5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train_head(data, tmp_path / "run", **SETTINGS, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, tmp_path):
+    folder = tmp_path / "run"
+    command = [*COMMAND, "train", str(data), "-o", str(folder), "-w", "torchvision-convs"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (folder / "features.h5").exists():  # the features are there, the fit is not
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (folder / "run.json").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "36 training, 12 validation" in done.stdout
+    assert Run.open(folder).record.weights_digest == run.record.weights_digest
+    assert not [x.name for x in folder.iterdir() if x.name.startswith(".tf-alexnet-")]
+    changed = [*command, "--resume", "--l2", "0.1"]
+    refused = subprocess.run(changed, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "l2 None -> 0.1" in refused.stderr
