@@ -107,7 +107,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stopped", [1, 2])
+@pytest.mark.parametrize("stopped", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
     stopped, data, unbroken, tmp_path, monkeypatch
 ):
@@ -287,18 +287,26 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
         train_network(data, tmp_path / "none", **SMALL, resume=True)
 
 
-@pytest.mark.parametrize("fault", ["cut", "flipped", "nan", "foreign"])
-def test_a_damaged_checkpoint_is_refused_in_a_line(fault, data, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def stopped_run(data, tmp_path_factory):
+    """A training that ended after its first epoch."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
     write = room.write_checkpoint
 
     def stop(*arguments):
         write(*arguments)
         raise Stop
 
-    monkeypatch.setattr(room, "write_checkpoint", stop)
-    with pytest.raises(Stop):
-        train_network(data, tmp_path / "run", **SMALL)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "write_checkpoint", stop)
+        with pytest.raises(Stop):
+            train_network(data, folder, **SMALL)
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["cut", "flipped", "nan", "foreign"])
+def test_a_damaged_checkpoint_is_refused_in_a_line(fault, data, stopped_run, tmp_path):
+    shutil.copytree(stopped_run, tmp_path / "run")
     path = tmp_path / "run" / CHECKPOINT
     whole = path.read_bytes()
     if fault == "cut":
@@ -422,7 +430,7 @@ def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path):
 
 
 def test_kill_9_at_any_moment_costs_no_more_than_an_epoch(data, unbroken, tmp_path):
-    killed_and_resumed(data, tmp_path / "run", unbroken, 2, seed=1)
+    killed_and_resumed(data, tmp_path / "run", unbroken, 1, seed=1)
     assert not [x for x in (tmp_path / "run").iterdir() if x.name.startswith(".tf")]
 
 
