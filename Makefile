@@ -17,7 +17,7 @@ test: .venv/installed
 faults: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
-# Extractions killed 240 times, here and on Ray: about half an hour.
+# Extractions killed 240 times, here and on Ray: about an hour.
 kill-tests: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,ray]'
 	$(BIN)/python -m pytest -m kills

@@ -3,6 +3,7 @@
 The reading is done by a process of its own, whose peak memory and whose children's can be told.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -10,13 +11,17 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_job import read
 
 from tf_alexnet.extraction import REASONS
+from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import FORMATS
 
 WRITERS = [
@@ -198,6 +203,59 @@ def test_hostile_photos(tmp_path, count, seed):
     # Kilobytes: the reader, and two decoders at their worst at the same time.
     assert own < 200_000
     assert own + 2 * largest_child < 1_500_000  # a picture one pixel wide takes 650,000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.parquet", "f/", "f.parquet/"])
+def test_hostile_photos_through_the_command(output, tmp_path, monkeypatch):
+    """More than 1,000 that a folder gives, with the real network, names and memory and all."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("photos")
+    fill("photos", 1750, 20)
+    given = find_images(["photos"])
+    assert len(given) > 1000
+    assert any("\n" in path for path in given)
+    assert any("\udcff" in path for path in given)
+    words = ["extract", "photos", "-o", output, "-w", "torchvision-convs", "-l", "pool5"]
+    words += ["--pool", "avg", "--shard-size", "300", "--max-errors", "100%"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tf_alexnet", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+    ) as process:
+        most = 0
+        while process.poll() is None:
+            most = max(most, memory_of_tree(process.pid))
+            time.sleep(0.05)
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    rows, failed = read(output, "pool5")
+    assert {*rows, *failed} == set(given)
+    assert len(rows) + len(failed) == len(given)
+    assert set(failed.values()) <= set(REASONS)
+    assert not {"worker_died", "timed_out"} & set(failed.values())
+    assert f": {len(rows)} rows + {len(failed)} errors = {len(given)} photos; pool5" in out
+    assert len(err.splitlines()) == 21, "twenty are named, and a note about the others"
+    assert all(np.isfinite(row).all() for row in rows.values())
+    assert most < 1_500_000, "kilobytes"
+
+
+def memory_of_tree(top):
+    """Kilobytes of a process and its descendants; what they share is counted once."""
+    parents, sizes = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    mine = {str(top)}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    for pid in mine:
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            sizes[pid] = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return sum(sizes.values())
 
 
 def test_the_campaign_covers_what_is_read():

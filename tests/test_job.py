@@ -46,12 +46,12 @@ def extract(monkeypatch, tmp_path):
     return extract
 
 
-def read(output):
+def read(output, layer="fc7"):
     """(rows by path, failures by path) of an output, with the tools that its readers use."""
     files = sorted(glob.glob(f"{output}shards/*")) if output.endswith("/") else [output]
     rows, failed = {}, {}
     for file in files:
-        some, codes = READERS[os.path.splitext(file)[1]](file)
+        some, codes = READERS[os.path.splitext(file)[1]](file, layer)
         assert not set(rows) & set(some), "no row twice"
         assert not set(failed) & set(codes), "no failure twice"
         rows.update(some)
@@ -60,29 +60,29 @@ def read(output):
     return rows, failed
 
 
-def read_h5(path):
+def read_h5(path, layer):
     with h5py.File(path) as file:
         names, paths, codes = (
             [raw.decode("utf-8", "surrogateescape") for raw in file[name]]
             for name in ("paths", "errors/paths", "errors/codes")
         )
-        return dict(zip(names, file["fc7"][:], strict=True)), dict(zip(paths, codes, strict=True))
+        return dict(zip(names, file[layer][:], strict=True)), dict(zip(paths, codes, strict=True))
 
 
-def read_npz(path):
+def read_npz(path, layer):
     with np.load(path, allow_pickle=False) as file:
         failed = zip(file["errors_paths"].tolist(), file["errors_codes"].tolist(), strict=True)
-        return dict(zip(file["paths"].tolist(), file["fc7"], strict=True)), dict(failed)
+        return dict(zip(file["paths"].tolist(), file[layer], strict=True)), dict(failed)
 
 
-def read_npy(path):
+def read_npy(path, _):
     with open(f"{path}.json") as file:
         names = json.load(file)
     failed = {failure["path"]: failure["code"] for failure in names["errors"]}
     return dict(zip(names["paths"], np.load(path), strict=True)), failed
 
 
-def read_parquet(path):
+def read_parquet(path, layer):
     rows, failed = {}, {}
     with open(path, "rb") as file:
         table = pq.read_table(file).to_pylist()
@@ -92,9 +92,9 @@ def read_parquet(path):
             name = row["path_bytes"].decode("utf-8", "surrogateescape")
         if row["status"] == "ok":
             assert row["detail"] is None
-            rows[name] = np.array(row["fc7"], np.float32)
+            rows[name] = np.array(row[layer], np.float32)
         else:
-            assert row["fc7"] is None
+            assert row[layer] is None
             assert row["detail"]
             failed[name] = row["status"]
     return rows, failed
