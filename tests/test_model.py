@@ -8,7 +8,7 @@ from conftest import model_of, weights_of
 import tf_alexnet as ta
 from tf_alexnet.errors import InputError, LayerError, UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
-from tf_alexnet.weights import LayerArrays, WeightArrays
+from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights
 
 RNG = np.random.default_rng(1)
 
@@ -106,6 +106,30 @@ def test_fine_tuning_leaves_frozen_weights_as_they_are():
         ]
         assert all(same) == (layer.name != "conv5"), layer.name
     assert ta.preset_of(model) == "compact"
+
+
+def test_the_well_known_recipe_trains_the_last_layers_and_no_other():
+    base = ta.AlexNet(weights="torchvision-convs", include_top=False)
+    x = keras.layers.Flatten()(base.output)
+    x = keras.layers.Dense(16, activation="relu")(x)
+    x = keras.layers.Dropout(0.5, seed=0)(x)
+    model = keras.Model(base.input, keras.layers.Dense(5, activation="softmax")(x))
+    for layer in model.layers[:-10]:
+        layer.trainable = False
+    frozen = [layer for layer in model.layers if layer.weights and not layer.trainable]
+    assert [layer.name for layer in frozen] == ["conv1"]
+    before = [[*map(np.array, layer.get_weights())] for layer in model.layers]
+    # Weight decay and momentum would show on weights that only lack a gradient.
+    optimizer = keras.optimizers.SGD(1e-2, momentum=0.9, weight_decay=1e-2)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = batch(6, 224) / 60, np.array([0, 1, 2, 3, 4, 0])
+    history = model.fit(x, y, validation_data=(x, y), epochs=2, batch_size=3, verbose=0)
+    assert np.isfinite(history.history["val_loss"]).all()
+    for layer, arrays in zip(model.layers, before, strict=True):
+        for old, new in zip(arrays, layer.get_weights(), strict=True):
+            assert (old.tobytes() == new.tobytes()) == (layer in frozen), layer.name
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    assert frozen[0].kernel.numpy().tobytes() == arrays.layers["conv1"].kernel.tobytes()
 
 
 def test_mixed_precision_policy(request):

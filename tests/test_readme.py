@@ -72,7 +72,7 @@ def test_commands(folder):
 
 
 def test_python(folder):
-    (block,) = blocks("python")
+    block = "\n".join(blocks("python"))
     (folder / "readme.py").write_text(block)
     run(f"{sys.executable} readme.py", folder)
     assert (folder / "fc7.h5").exists()
@@ -100,6 +100,8 @@ def test_examples(script, folder, tmp_path):
     arguments = {
         "fc7_features.py": [ROOT / "examples" / "photos", "weights/bvlc-alexnet.npy"],
         "fine_tune.py": [tmp_path],
+        "keras_recipe.py": [tmp_path],
+        "sklearn_pipeline.py": [tmp_path],
         "pandas_sklearn.py": [tmp_path, "weights/bvlc-alexnet.npy"],
     }.get(script, photos)
     for i, path in enumerate(photos[:4]):  # two classes of two photos
@@ -112,6 +114,8 @@ def test_examples(script, folder, tmp_path):
         "compare_layers.py": "conv5",
         "fc7_features.py": "is most like",
         "fine_tune.py": "validation accuracy",
+        "keras_recipe.py": "training conv2, conv3, conv4, conv5, dense, dense_1\n",
+        "sklearn_pipeline.py": "f1-score",
         "pandas_sklearn.py": "4 photos, 2 classes: accuracy",
         "top5.py": "  n",
     }[script]
