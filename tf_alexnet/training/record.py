@@ -130,7 +130,7 @@ def _is_split(value: Any) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    return _is_flat(int, float)(value) and all(map(math.isfinite, value.values()))
+    return bool(value) and _is_flat(int, float)(value) and all(map(math.isfinite, value.values()))
 
 
 def _is_one_of(known: Sequence[str]):

@@ -54,8 +54,9 @@ def report_text(
     notes: Sequence[str] = (),
     skipped: Sequence[Failure] = (),
     explanation: str = "",
+    drawn: bool = True,
 ) -> str:
-    """The Markdown of ``report.md``; arguments as in `write_run`."""
+    """The Markdown of ``report.md``; arguments as in `write_run`, and whether there are pictures."""
     split, metrics = record.split, record.metrics
     base = f", starting from {_code(record.base['source'])}" if record.base else ""
     lines = [
@@ -89,7 +90,7 @@ def report_text(
         "",
     ]
     pictures = (CONFUSION, "confusion matrix"), (CURVES, f"by {next(iter(history[0]))}")
-    lines += [f"![{title}]({name})\n" for name, title in pictures]
+    lines += [f"![{title}]({name})\n" for name, title in pictures if drawn]
     lines += _remarks(notes, skipped)
     lines += _use(record)
     return "\n".join(lines)

@@ -227,7 +227,9 @@ def write_run(
     write_text(folder / "class_indices.json", json.dumps(indices, indent=1) + "\n")
     write_text(folder / "history.csv", report.history_table(history))
     missing = report.draw(folder, record, history, confusion)
-    text = report.report_text(record, history, confusion, [*notes, *missing], skipped, explanation)
+    text = report.report_text(
+        record, history, confusion, [*notes, *missing], skipped, explanation, drawn=not missing
+    )
     write_text(folder / "report.md", text)
     write_text(folder / RECORD, record.text())
     return Run.open(folder)
