@@ -56,7 +56,7 @@ def report_text(
     explanation: str = "",
     drawn: bool = True,
 ) -> str:
-    """The Markdown of ``report.md``; arguments as in `write_run`, and whether there are pictures."""
+    """The Markdown of ``report.md``; arguments as in `write_run`, and if pictures are there."""
     split, metrics = record.split, record.metrics
     base = f", starting from {_code(record.base['source'])}" if record.base else ""
     lines = [
