@@ -213,7 +213,8 @@ def test_what_a_terminal_shows(photos):
                 shown += more
         os.close(screen)
     assert process.returncode == 5
-    figures = r"(\d+)/22, (\d+) photos/s, ([\d.]+ bytes|[\d.]+ kB), (\d) errors?, (0:00:\d\d|-) left"
+    figures = r"(\d+)/22, (\d+) photos/s, ([\d.]+ bytes|[\d.]+ kB), "
+    figures += r"(\d) errors?, (0:00:\d\d|-) left"
     steps = re.findall(figures, shown.decode())
     done, rates, sizes, errors, _ = zip(*steps, strict=True)
     assert done[0] == "0"
