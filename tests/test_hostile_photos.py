@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_job import read
 
 from tf_alexnet.extraction import REASONS
 from tf_alexnet.images import find_images
@@ -209,6 +208,8 @@ def test_hostile_photos(tmp_path, count, seed):
 @pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.parquet", "f/", "f.parquet/"])
 def test_hostile_photos_through_the_command(output, tmp_path, monkeypatch):
     """More than 1,000 that a folder gives, with the real network, names and memory and all."""
+    from test_job import read  # brings TensorFlow, whose size others would see as their children's
+
     monkeypatch.chdir(tmp_path)
     os.mkdir("photos")
     fill("photos", 1750, 20)
