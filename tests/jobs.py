@@ -43,8 +43,8 @@ class Network:
 class Reader:
     """`PhotoReader` without processes."""
 
-    def __init__(self, preset, **_):
-        self._preset = preset
+    def __init__(self, preset, crops="center", **_):
+        self._preset, self._crops = preset, crops
 
     def __enter__(self):
         return self
@@ -61,7 +61,8 @@ class Reader:
                     good.append(path)
                 except ImageError as error:
                     failures.append(Failure(path, error.code, error.found))
-            yield Batch(good, ta.preprocess_input(images, self._preset) if good else None, failures)
+            x = ta.preprocess_input(images, self._preset, crops=self._crops) if good else None
+            yield Batch(good, x, failures)
 
 
 def photos(folder, count, start=0):

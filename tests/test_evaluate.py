@@ -308,12 +308,22 @@ def validation(tmp_path):
 
 
 def test_ilsvrc_beside_what_was_published(network, validation, weights):
-    found = ta.evaluate_photos(**validation, weights=weights)
+    dense = {"fc6": (9216, 4096), "fc7": (4096, 4096), "fc8": (4096, 1000)}
+    zeros = {
+        n: LayerArrays(*(np.zeros(x, np.float32) for x in (s, s[1:]))) for n, s in dense.items()
+    }
+    whole = WeightArrays({**weights.layers, **zeros}, "torchvision", "alexnet.npz")
+    found = ta.evaluate_photos(**validation, weights=whole)
     # Wrong are 2, 5, 8 and 11; of the equal rest, class 2 comes third after the one given.
     assert (found.photos, found.correct, found.among_top) == (12, 8, 9)
     assert found.trained_as == "torchvision"
     assert found.published.top1 == 56.522
     assert any(note.startswith("12 of the 50,000 validation photos") for note in found.notes)
+    assert any("known as torchvision by the biases" in note for note in found.notes)
+    ten = ta.evaluate_photos(**validation, weights=whole, crops="ten", keep="ten.h5")
+    assert ten.published is None, "those are of one crop"
+    other = ta.evaluate_photos(**validation, weights=weights)  # fc8 on pool5: nobody's network
+    assert (other.trained_as, other.published) == (None, None)
     with pytest.raises(UsageError, match="the network's 3 classes are others"):
         ta.evaluate_photos(**validation, weights=head_of(weights, 3))
 

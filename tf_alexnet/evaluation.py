@@ -67,7 +67,7 @@ class Evaluation:
     architecture, preset, crops, weights_source : str
         What was evaluated, and how.
     trained_as : str or None
-        As of `FeatureExtractor`.
+        As of `FeatureExtractor`; None also for a classifier on pool5 or fc6.
     published : Accuracy or None
         What was published for this network and preset, where the photos are ILSVRC's validation
         set and one crop of each was looked at.
