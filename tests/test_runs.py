@@ -224,6 +224,8 @@ def changed(folder, **changes):
         ({"metrics": {"val_accuracy": float("nan")}}, "it is no JSON .NaN in it."),
         ({"metrics": {"val_accuracy": True}}, "metrics is not a table"),
         ({"metrics": {}}, "metrics is not a table"),
+        ({"metrics": {"val_accuracy": 1.5}}, "metrics is not a table"),
+        ({"metrics": {"train_accuracy": 0.5}}, "with val_accuracy in 0..1"),
         ({"settings": {"l2": [1]}}, "settings is not a flat table"),
         ({"split": {"drawn": 1}}, "split is not a split"),
         ({"base": None}, "base is not a table of texts"),

@@ -193,16 +193,13 @@ def _show(report: TrainingReport, folder: str) -> None:
         ("network", f"{record.architecture}, classifier on {record.layer}, mode {record.mode}"),
     ]
     if "l2" in metrics:
-        how = "chosen on the validation photos" if record.settings["l2"] is None else "given"
+        how = "chosen on the validation photos" if record.settings.get("l2") is None else "given"
         rows.append(("l2", f"{metrics['l2']:.3g}, {how}"))
     if "epoch" in metrics:
         rows.append(("best epoch", f"{metrics['epoch']:g}"))
-    rows.append(
-        (
-            "accuracy",
-            f"training {metrics['train_accuracy']:.1%}, validation {metrics['val_accuracy']:.1%}",
-        )
-    )
+    parts = (("train_accuracy", "training"), ("val_accuracy", "validation"))
+    figures = [f"{title} {metrics[name]:.1%}" for name, title in parts if name in metrics]
+    rows.append(("accuracy", ", ".join(figures)))
     before = " (finished before, nothing was done)" if report.finished_before else ""
     rows.append(("written", f"{folder}: {_FILES}{before}"))
     rows.append(("next", f"tf-alexnet predict PHOTOS --model {folder}"))

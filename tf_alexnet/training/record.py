@@ -130,7 +130,9 @@ def _is_split(value: Any) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    return bool(value) and _is_flat(int, float)(value) and all(map(math.isfinite, value.values()))
+    if not _is_flat(int, float)(value) or not all(map(math.isfinite, value.values())):
+        return False
+    return 0 <= value.get("val_accuracy", -1) <= 1
 
 
 def _is_one_of(known: Sequence[str]):
@@ -146,7 +148,7 @@ _CHECKS = {
     "base": (_is_flat(str), "a table of texts"),
     "settings": (_is_flat(str, int, float, bool, type(None)), "a flat table"),
     "split": (_is_split, "a split of photos"),
-    "metrics": (_is_metrics, "a table of finite numbers"),
+    "metrics": (_is_metrics, "a table of finite numbers with val_accuracy in 0..1"),
     "weights_digest": (
         lambda x: isinstance(x, str) and bool(_DIGEST.fullmatch(x)),
         "a SHA-256 digest",
