@@ -12,7 +12,7 @@ import pytest
 from planted import CLASSES, plant
 
 import tf_alexnet as ta
-from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.training import Run, train_head
 from tf_alexnet.weights import WeightArrays
 
@@ -136,6 +136,12 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
         with pytest.raises(UsageError, match=message):
             train_head(data, tmp_path / "run", **SETTINGS, **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_that_the_weights_lack_costs_no_finished_run(run, data):
+    with pytest.raises(WeightsError, match=r"no fc6, fc7 for a classifier on fc7.*--layer pool5"):
+        train_head(data, run.folder, **SETTINGS, layer="fc7", force=True)
+    assert Run.open(run.folder).record == run.record
 
 
 def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, tmp_path):

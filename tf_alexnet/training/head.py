@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tf_alexnet.architectures import Architecture, Dense
-from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.model import AlexNet, table_for
@@ -150,7 +150,13 @@ def _place(
         inner = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
         dense = [name for name in inner if name in base.layers]
         layer = dense[-1] if dense else "pool5"
-    table.with_head(layer, 2)  # complains
+    absent = [x.name for x in table.with_head(layer, 2).weighted[:-1] if x.name not in base.layers]
+    if absent:
+        raise WeightsError(
+            base.source,
+            f"it has no {', '.join(absent)} for a classifier on {layer}",
+            "Use --layer pool5 (layer='pool5'), or other weights.",
+        )
     if pool not in (None, "avg", "none"):
         raise UsageError(f"pool {pool!r}", "no such pooling", "Use avg or none.")
     if pool == "avg" and layer != "pool5":
