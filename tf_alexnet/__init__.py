@@ -5,8 +5,8 @@ do not wait for TensorFlow.
 """
 
 import os
-from importlib import import_module
 
+from tf_alexnet.lazy import lazy_names
 from tf_alexnet.version import VERSION as __version__  # noqa: F401
 
 # oneDNN's kernels are a fifth faster for this network. TensorFlow takes them by itself on some
@@ -34,12 +34,4 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
-    """PEP 562: find a public name in the module it lives in."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -4,7 +4,7 @@ Names are imported when they are first used: the decoder processes live in this 
 must start without TensorFlow.
 """
 
-from importlib import import_module
+from tf_alexnet.lazy import lazy_names
 
 _HOMES = {
     "REASONS": "tf_alexnet.extraction.reader",
@@ -18,12 +18,4 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
-    """PEP 562: find a public name in the module it lives in."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
