@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.images import find_images
+from tf_alexnet.images.discovery import subfolders
 from tf_alexnet.labels import Label, imagenet_labels
 
 ILSVRC_PHOTOS = 50_000  # of the validation set
@@ -67,10 +68,10 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
         If the folder is missing or can't be read.
     """
     folder = os.fspath(data)
-    folders, notes = _subfolders(folder), []
+    folders, notes = subfolders(folder), []
     if {"train", "val"} <= folders.keys():
         folder, notes = folders["val"], [f"{folder} has train/ and val/: val/ is evaluated"]
-        folders = _subfolders(folder)
+        folders = subfolders(folder)
     if not folders:
         raise UsageError(
             folder,
@@ -93,20 +94,6 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     if empty:
         notes.append(f"no photo in {_listed(empty)}")
     return GroundTruth(tuple(paths), np.array(labels, np.int64), tuple(notes))
-
-
-def _subfolders(folder: str) -> dict[str, str]:
-    """Name -> path of the folders in a folder, in the order of their names' bytes."""
-    if not os.path.isdir(folder):
-        raise ImageError(folder, "there is no such folder", "Name a folder with a folder a class.")
-    try:
-        names = sorted(os.listdir(folder), key=os.fsencode)
-    except OSError as error:
-        raise ImageError(
-            folder, f"the folder can't be read ({error.strerror})", "Make it readable."
-        ) from None
-    paths = {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
-    return {name: path for name, path in paths.items() if os.path.isdir(path)}
 
 
 def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from tf_alexnet.extraction.extractor import FeatureExtractor
 from tf_alexnet.extraction.manifest import ShardRecord
 from tf_alexnet.extraction.plan import SHARD_SIZE, Shard, fair_size, fingerprint, plan_shards
 from tf_alexnet.extraction.reader import Failure, PhotoReader
+from tf_alexnet.extraction.sinks import printable
 from tf_alexnet.extraction.state import working_on
 from tf_alexnet.extraction.storage import Folder
 from tf_alexnet.extraction.target import Target
@@ -387,13 +388,8 @@ def _attributes(extractor: FeatureExtractor, job: dict[str, str]) -> dict[str, s
     """What a file of features records about its making."""
     return {
         **job,
-        "weights_source": _readable(os.path.basename(extractor.weights_source)),
+        "weights_source": printable(os.path.basename(extractor.weights_source)),
         "tensorflow_version": tf.__version__,
         "numpy_version": np.__version__,
         "h5py_version": h5py.__version__,
     }
-
-
-def _readable(name: str) -> str:
-    """A file's name with bytes that are not UTF-8 shown as ``\\xff``: attributes are text."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -175,10 +175,10 @@ class ParquetWriter:
             None if _is_utf8(path) else path.encode("utf-8", "surrogateescape") for path in paths
         ]
         columns = [
-            pa.array([_printable(path) for path in paths], pa.string()),
+            pa.array([printable(path) for path in paths], pa.string()),
             pa.array(odd, pa.binary()),
             pa.array(status, pa.string()),
-            pa.array([x and _printable(x) for x in details], pa.string()),
+            pa.array([x and printable(x) for x in details], pa.string()),
         ]
         for field in list(self._schema)[len(columns) :]:
             values = rows.get(field.name)
@@ -214,7 +214,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with bytes that are not UTF-8 shown as ``\\xff``."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

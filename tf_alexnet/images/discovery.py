@@ -71,6 +71,28 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
     return list(places.values())
 
 
+def subfolders(folder: str) -> dict[str, str]:
+    """Name -> path of the folders in a folder, by the order of their names' bytes.
+
+    Hidden ones are left out.
+
+    Raises
+    ------
+    ImageError
+        If the folder is missing or can't be read.
+    """
+    if not os.path.isdir(folder):
+        raise ImageError(folder, "there is no such folder", "Name a folder with a folder a class.")
+    try:
+        names = sorted(os.listdir(folder), key=os.fsencode)
+    except OSError as error:
+        raise ImageError(
+            folder, f"the folder can't be read ({error.strerror})", "Make it readable."
+        ) from None
+    paths = {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
+    return {name: path for name, path in paths.items() if os.path.isdir(path)}
+
+
 def has_image_suffix(name: str) -> bool:
     """Whether a name ends like a kind of image that `load_image` reads."""
     return os.path.splitext(name)[1].lower() in SUFFIXES

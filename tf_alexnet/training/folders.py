@@ -13,6 +13,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.images import find_images
+from tf_alexnet.images.discovery import subfolders
 
 _SHOWN = 3  # pairs of duplicates that a note names
 
@@ -131,14 +132,7 @@ def read_folders(
 
 def _photos_of_classes(folder: str) -> dict[str, list[str]]:
     """Class -> photos, classes in the order of their names' bytes."""
-    try:
-        names = sorted(os.listdir(folder), key=os.fsencode)
-    except OSError as error:
-        raise ImageError(
-            folder, f"the folder can't be read ({error.strerror})", "Make it readable."
-        ) from None
-    paths = {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
-    paths = {name: path for name, path in paths.items() if os.path.isdir(path)}
+    paths = subfolders(folder)
     if len(paths) < 2:
         raise UsageError(
             folder,
