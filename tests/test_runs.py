@@ -180,6 +180,13 @@ def test_missing_folders_and_files(folder, tmp_path):
     assert "no finished training is there: it has no run.json" in refusal(folder, UsageError)
 
 
+def test_a_figure_beyond_all_numbers_is_refused(folder):
+    path = folder / "run.json"
+    path.write_text(path.read_text().replace('"val_loss": 0.5', '"val_loss": 1e999'))
+    with pytest.raises(WeightsError, match="metrics is not a table of finite numbers"):
+        Run.open(folder)
+
+
 def test_files_for_people_may_go(folder):
     for name in ("model.keras", "class_indices.json", "history.csv", "report.md", "curves.png"):
         (folder / name).unlink()
@@ -228,6 +235,9 @@ def changed(folder, **changes):
         ({"metrics": {"train_accuracy": 0.5}}, "with val_accuracy in 0..1"),
         ({"settings": {"l2": [1]}}, "settings is not a flat table"),
         ({"split": {"drawn": 1}}, "split is not a split"),
+        ({"split": {"drawn": False, "train": -1, "val": 0, "skipped": 0}}, "split is not a split"),
+        ({"versions": [1]}, "versions is not"),
+        ({"base": {"digest": {"a": 1}}}, "base is not a table of texts"),
         ({"base": None}, "base is not a table of texts"),
         ({"weights_digest": "sha256:12"}, "weights_digest is not a SHA-256 digest"),
     ],
