@@ -1,4 +1,4 @@
-"""What whole commands cost: a cold prediction, memory, large photos, two workers on Ray.
+"""What whole commands cost: a cold prediction, memory, two workers on Ray.
 
     pip install '.[bench,ray]'
     python benchmarks/commands.py predict PHOTO [--rounds 7]

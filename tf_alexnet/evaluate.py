@@ -56,7 +56,7 @@ def evaluate_photos(
     keep: str | os.PathLike | None = None,
     batch_size: int | str = "auto",
     workers: int | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Callable[[int, int, int, int], None] | None = None,
 ) -> Evaluation:
     """Hold a network's answers against what photos show.
 

@@ -41,7 +41,7 @@ def load_tensorflow() -> None:
     """Import TensorFlow without its start-up messages, unless it fails.
 
     Keras looks for libraries that it can show or wrap things with and imports those that are there,
-    scikit-learn and Matplotlib for one: a second and a half, and 60 MB, for what no command uses.
+    scikit-learn and Matplotlib for one: two seconds and 150 MB that no command has use for.
     It does not find them here; who imports them later does.
 
     Raises
