@@ -1,18 +1,21 @@
 """The network's fast path: the same sums as the Keras model's, in the order a processor likes.
 
-Four things differ from the layers of `tf_alexnet.layers`; each was kept because a measurement
+Five things differ from the layers of `tf_alexnet.layers`; each was kept because a measurement
 (``benchmarks/extraction.py``) asked for it, and parity with the plain model is tested:
 
 - Response normalisation as five shifted slices in an inner function compiled by XLA: the stock
   kernel takes a quarter of the whole network's time on a processor.
 - Convolutions in groups by TensorFlow's own grouped kernels instead of split and concat, where it
   has them: on a processor they are oneDNN's, which ``tf_alexnet/__init__.py`` asks for.
-- Convolutions over a few photos at a time, dense layers over the whole batch: the first need memory
-  for every photo, the second read 218 MB of weights for every call.
-- Fewer than four rows go through the dense layers in eight partial sums: in one, TensorFlow reads
-  the weights a fifth slower, and adds in an order that changes fc6 in the sixth digit, so that a
-  photo would have one row alone and another in company. (NumPy's own product is a third quicker,
-  but its threads spin while they wait for the next, and the convolutions pay for that.)
+- Kernels of convolutions are constants, 9 MB in all: oneDNN keeps them in the order it works in,
+  which costs it a fifth of a single photo's convolutions to make anew. The dense layers' 218 MB
+  stay the model's variables.
+- Convolutions over 32 photos or so at a time, dense layers over the whole batch, by XLA and in rows
+  that are a multiple of 64: oneDNN's product takes 1.9 times as long for 64 rows, 2.2 times for
+  128, where a processor has no AVX-512.
+- For up to 32 photos a dense layer is eight partial sums, which oneDNN does better than one, and
+  XLA worse. (NumPy's own product is quicker, but its threads spin while they wait for the next,
+  and the convolutions pay for that.)
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ import tensorflow as tf
 
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, Dropout, Layer, MaxPool
 
-_LEAST_ROWS, _PARTS = 4, 8
+_PARTS = 8
+_ROWS = 64  # XLA compiles a product for each number of rows
 # Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
 # which matters less to who has large batches.
 _CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
@@ -60,27 +64,37 @@ def fast_network(
     last = body[-1].name
     gpu = bool(tf.config.list_physical_devices("GPU"))
     shape = (None, table.input_size, table.input_size, 3)
-    convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
-    classify = _compiled(head, model, late, (None, rows))
-    classify_few = _compiled(head, model, late, (None, rows), _PARTS)
+    together = _compiled(table.layers, model, layers, shape, parts=_PARTS)
+    convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
+    classify = _compiled(head, model, late, (None, rows), jit_compile=True)
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        chunk = _GPU_CHUNK if gpu else _CHUNK if len(batch) <= 2 * _CHUNK else _LARGE_CHUNK
-        starts = range(0, len(batch), chunk)
+        count = len(batch)
+        if count <= _CHUNK:
+            found = together(tf.constant(batch))
+            return {name: found[name].numpy() for name in layers}
+        chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
+        starts = range(0, count, chunk)
         parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
         blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
         if late:
             flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
-            found = (classify if len(batch) >= _LEAST_ROWS else classify_few)(flat)
-            blobs |= {name: blob.numpy() for name, blob in found.items()}
+            found = classify(tf.pad(flat, [[0, -count % _ROWS], [0, 0]]))
+            blobs |= {name: blob.numpy()[:count] for name, blob in found.items()}
         return {name: blobs[name] for name in layers}
 
     return run
 
 
 def _compiled(
-    steps: Sequence[Layer], model: keras.Model, wanted: Sequence[str], shape: tuple, parts: int = 1
+    steps: Sequence[Layer],
+    model: keras.Model,
+    wanted: Sequence[str],
+    shape: tuple,
+    *,
+    parts: int = 1,
+    jit_compile: bool | None = None,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`.
 
@@ -96,7 +110,9 @@ def _compiled(
                 continue
             if isinstance(layer, Conv | Dense):
                 built = model.get_layer(layer.name)
-                x = blobs[layer.name + PREACT] = _weighted(layer, built, x, parts)
+                convolutional = isinstance(layer, Conv)
+                x = _convolved(layer, built, x) if convolutional else _multiplied(built, x, parts)
+                blobs[layer.name + PREACT] = x
                 x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
             elif isinstance(layer, LRN):
                 x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
@@ -107,21 +123,25 @@ def _compiled(
             blobs[layer.name] = x
         return {name: blobs[name] for name in wanted}
 
-    return tf.function(forward, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
+    signature = [tf.TensorSpec(shape, tf.float32)]
+    return tf.function(forward, input_signature=signature, autograph=False, jit_compile=jit_compile)
 
 
-def _weighted(
-    layer: Conv | Dense, built: keras.layers.Layer, x: tf.Tensor, parts: int
-) -> tf.Tensor:
+def _convolved(layer: Conv, built: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    with tf.init_scope():  # values, not the reading of variables
+        values = [variable.numpy() for variable in (built.kernel, built.bias)]
+    kernel, bias = map(tf.constant, values)
+    pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
+    groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
+    pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in pairs]
+    return tf.nn.bias_add(products[0] if groups == 1 else tf.concat(products, -1), bias)
+
+
+def _multiplied(built: keras.layers.Layer, x: tf.Tensor, parts: int) -> tf.Tensor:
     kernel, bias = built.kernel.value, built.bias.value
-    if isinstance(layer, Conv):
-        pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
-        groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
-        pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-        products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in pairs]
-        product = products[0] if groups == 1 else tf.concat(products, -1)
-        return tf.nn.bias_add(product, bias)
     inputs, units = kernel.shape
+    x = tf.reshape(x, (-1, inputs))
     if parts == 1 or inputs % parts:
         return tf.nn.bias_add(tf.matmul(x, kernel), bias)
     folded = tf.transpose(tf.reshape(x, (-1, parts, inputs // parts)), (1, 0, 2))
