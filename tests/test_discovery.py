@@ -64,6 +64,18 @@ def test_a_folder_is_searched_in_byte_order_of_names(tree, monkeypatch):
     assert find_images([tree]) == below(tree, IN_ORDER)
 
 
+def test_a_folder_in_a_photos_place_is_an_input(tree):
+    for name in ("b/c.jpg", "d", "e.png", "f.jpg"):
+        (tree / name).mkdir()
+    (tree / "e.png" / "notes.txt").touch()
+    (tree / "f.jpg" / "1.jpg").touch()  # a folder of photos, whatever its name
+    below_b, rest = ["b/a.PNG", "b/c.jpg", "b/deep/er/1.webp", "b/z.jpg"], ["b10.jpg", "b9.jpg"]
+    names = ["B.jpeg", "a/x.tif", "a.gif", *below_b, *rest, "e.png", "f.jpg/1.jpg", "é.jpg"]
+    assert find_images(tree) == below(tree, names)
+    with pytest.raises(UsageError, match="no image found"):
+        find_images(tree / "b" / "c.jpg")
+
+
 def test_named_files_are_taken_in_the_given_order_and_once(tree):
     named = ["photos/b9.jpg", "photos/README", "photos/b/deep", "./photos/b9.jpg", "photos/b"]
     assert find_images(named) == [

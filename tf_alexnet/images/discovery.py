@@ -145,10 +145,15 @@ def _in_folder(top: str) -> Iterator[str]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        for name in names:
-            below = os.path.join(path, name)
-            if not name.startswith(".") and (has_image_suffix(name) or os.path.isdir(below)):
-                stack.append(below)
+        below = [
+            place
+            for name in names
+            if not name.startswith(".")
+            and (os.path.isdir(place := os.path.join(path, name)) or has_image_suffix(name))
+        ]
+        if not below and path != top and has_image_suffix(path):
+            yield path  # a folder in a photo's place: whoever decodes it says so
+        stack += below
 
 
 def _at_url(url: str) -> Iterator[str]:
