@@ -1,5 +1,6 @@
 """`PhotoReader`: order, memory, and that a bad photo costs that photo only."""
 
+import errno
 import os
 import pickle
 import signal
@@ -363,6 +364,16 @@ def test_decoders_that_do_not_start(photos, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(AlexNetError, match=r"decoder process: it did not start \(.*No such file"):
         read(photos)
+
+
+def test_a_decoder_without_a_temporary_file_does_not_start(photos, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with PhotoReader("caffe") as reader:
+        monkeypatch.setattr(decoder_process.tempfile, "TemporaryFile", full)
+        with pytest.raises(AlexNetError, match=r"it did not start \(.*No space left on device\)"):
+            list(reader.batches(photos, 4))
 
 
 READ_FOR_EVER = """

@@ -65,7 +65,10 @@ class DecoderProcess:
     """
 
     def __init__(self, settings: bytes, pixels: int):
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
+        try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
+        except OSError as error:
+            raise _no_start(error) from None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, PROGRAM, *sys.path],
