@@ -7,9 +7,9 @@ Five things differ from the layers of `tf_alexnet.layers`; each was kept because
   kernel takes a quarter of the whole network's time on a processor.
 - Convolutions in groups by TensorFlow's own grouped kernels instead of split and concat, where it
   has them: on a processor they are oneDNN's, which ``tf_alexnet/__init__.py`` asks for.
-- Kernels of convolutions are constants, 9 MB in all: oneDNN keeps them in the order it works in,
-  which costs it a fifth of a single photo's convolutions to make anew. The dense layers' 218 MB
-  stay the model's variables.
+- For fewer than four photos, kernels of convolutions are constants: oneDNN keeps them in the order
+  it works in, which costs it a fifth of a single photo's convolutions to make anew. TensorFlow
+  copies a graph many times over, so that these 9 MB take 100: more than they are worth to batches.
 - Convolutions over 32 photos or so at a time, dense layers over the whole batch, by XLA and in rows
   that are a multiple of 64: oneDNN's product takes 1.9 times as long for 64 rows, 2.2 times for
   128, where a processor has no AVX-512.
@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, Dropout, Layer, MaxPool
 
-_PARTS = 8
+_SINGLE, _PARTS = 4, 8
 _ROWS = 64  # XLA compiles a product for each number of rows
 # Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
 # which matters less to who has large batches.
@@ -66,13 +66,14 @@ def fast_network(
     shape = (None, table.input_size, table.input_size, 3)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
     together = _compiled(table.layers, model, layers, shape, parts=_PARTS)
+    single = _compiled(table.layers, model, layers, shape, parts=_PARTS, fixed=True)
     convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
     classify = _compiled(head, model, late, (None, rows), jit_compile=True)
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         count = len(batch)
         if count <= _CHUNK:
-            found = together(tf.constant(batch))
+            found = (single if count < _SINGLE else together)(tf.constant(batch))
             return {name: found[name].numpy() for name in layers}
         chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
         starts = range(0, count, chunk)
@@ -94,11 +95,12 @@ def _compiled(
     shape: tuple,
     *,
     parts: int = 1,
+    fixed: bool = False,
     jit_compile: bool | None = None,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`.
 
-    Dense layers add in so many `parts`.
+    Dense layers add in so many `parts`; kernels of convolutions are `fixed` as they are now.
     """
 
     def forward(x: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -110,8 +112,10 @@ def _compiled(
                 continue
             if isinstance(layer, Conv | Dense):
                 built = model.get_layer(layer.name)
-                convolutional = isinstance(layer, Conv)
-                x = _convolved(layer, built, x) if convolutional else _multiplied(built, x, parts)
+                if isinstance(layer, Conv):
+                    x = _convolved(layer, built, x, fixed)
+                else:
+                    x = _multiplied(built, x, parts)
                 blobs[layer.name + PREACT] = x
                 x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
             elif isinstance(layer, LRN):
@@ -127,10 +131,12 @@ def _compiled(
     return tf.function(forward, input_signature=signature, autograph=False, jit_compile=jit_compile)
 
 
-def _convolved(layer: Conv, built: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
-    with tf.init_scope():  # values, not the reading of variables
-        values = [variable.numpy() for variable in (built.kernel, built.bias)]
-    kernel, bias = map(tf.constant, values)
+def _convolved(layer: Conv, built: keras.layers.Layer, x: tf.Tensor, fixed: bool) -> tf.Tensor:
+    kernel, bias = built.kernel.value, built.bias.value
+    if fixed:
+        with tf.init_scope():
+            values = kernel.numpy()
+        kernel = tf.constant(values)
     pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
     groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
     pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
