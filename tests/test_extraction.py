@@ -45,7 +45,10 @@ def test_a_row_is_the_same_alone_and_in_company(example_photos):
     extractor = ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["conv5", "fc7", "prob"])
     x = ta.preprocess_input([ta.load_image(path) for path in example_photos])
     x = np.concatenate([x, -x[:, ::-1], x[:, :, ::-1]])  # 15
+    alone = extractor(x[:1])  # before there was any batch: kernels are constants
     whole = {name: rows[:15] for name, rows in extractor(np.concatenate([x, -x, x / 2])).items()}
+    for name, row in extractor(x[:1]).items():
+        assert reference.relative_error(row, alone[name]) < 1e-6, name  # observed 0
     for size in (1, 2, 4, 7):
         parts = [extractor(x[i : i + size]) for i in range(0, len(x), size)]
         for name, expected in whole.items():

@@ -70,10 +70,14 @@ def fast_network(
     convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
     classify = _compiled(head, model, late, (None, rows), jit_compile=True)
 
+    batches = False  # such a job's last few photos need no graph of their own
+
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal batches
         count = len(batch)
+        batches = batches or count >= _SINGLE
         if count <= _CHUNK:
-            found = (single if count < _SINGLE else together)(tf.constant(batch))
+            found = (together if batches else single)(tf.constant(batch))
             return {name: found[name].numpy() for name in layers}
         chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
         starts = range(0, count, chunk)
