@@ -46,7 +46,8 @@ def fast_network(
     table : Architecture
         What `model` was built from.
     model : keras.Model
-        From `AlexNet`, as deep as `layers` ask for. Its variables are used, not copied.
+        From `AlexNet`, as deep as `layers` ask for. Its variables are used, not copied, but for
+        convolutions of fewer than four photos: their kernels are those of the first call.
     layers : sequence of str
         Blob names, or ``"<name>_preact"``.
 
