@@ -28,8 +28,8 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
     inputs : path, or iterable of paths
         A file: taken whatever its suffix. A folder: all below it that have an image's suffix in
         any case, hidden names left out, links followed; also an empty folder with such a name,
-        which whoever reads it reports. A ``.txt`` list: a path a line. A ``.csv``
-        list: its column `path`, or without such a column the first one, whose first row counts as
+        which whoever reads it reports. A ``.txt`` list: a path a line. A ``.csv`` list: its column
+        `path`, or without such a column the first one, whose first row counts as
         the header unless it has an image's suffix. Paths in a list are relative to the list's
         folder, and taken as they stand: whether they exist shows when they are read. ``-`` is a
         list on standard input, relative to the current folder. A pattern (``*``, ``?``, ``[...]``,
