@@ -13,6 +13,7 @@ parallelizing convolutional neural networks".
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,7 +21,9 @@ from typing import Literal
 from tf_alexnet.errors import InputError, LayerError, UsageError
 
 PREACT = "_preact"
-HEAD_LAYERS = ("pool5", "fc6", "fc7")  # what a new classifier may stand on
+HEAD_LAYERS = ("pool5", "fc6", "fc7")  # layers that a new classifier can be trained on
+_PRESET_LAYER = "preset_"
+_PRESET_NODE = re.compile(rf"(?:^|/){_PRESET_LAYER}([a-z0-9.-]+)")  # TensorFlow may append _1
 
 
 @dataclass(frozen=True)
@@ -448,6 +451,36 @@ COMPACT = Architecture(
 )
 
 ARCHITECTURES = {a.name: a for a in (BVLC_ALEXNET, CAFFENET, TORCHVISION, COMPACT)}
+
+
+def preset_layer(preset: str) -> str:
+    """Name of the Keras layer that carries the preset called `preset` in a model."""
+    return _PRESET_LAYER + preset
+
+
+def carried_preset(model: object) -> str | None:
+    """The name of the preset that a model carries, or None.
+
+    Parameters
+    ----------
+    model : keras.Model or SavedModel
+        Anything with ``layers`` (nested models are searched too), or with the ``signatures`` of
+        `tf.saved_model.load`.
+    """
+    for layer in getattr(model, "layers", ()):
+        if layer.name.startswith(_PRESET_LAYER):
+            return layer.name.removeprefix(_PRESET_LAYER)
+        nested = carried_preset(layer)
+        if nested is not None:
+            return nested
+    for signature in getattr(model, "signatures", {}).values():
+        graph = signature.graph.as_graph_def()
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+            for node in nodes:
+                found = _PRESET_NODE.search(node.name)
+                if found:
+                    return found[1]
+    return None
 
 
 def architecture_named(name: str) -> Architecture:
