@@ -28,7 +28,6 @@ from tf_alexnet.ground_truth import (
 )
 from tf_alexnet.images import read_mean_image
 from tf_alexnet.labels import Label, imagenet_labels
-from tf_alexnet.model import table_for
 from tf_alexnet.training import Run
 from tf_alexnet.weights import (
     WeightArrays,
@@ -36,6 +35,7 @@ from tf_alexnet.weights import (
     identify_weights,
     published_accuracy,
     read_weights,
+    table_for,
 )
 from tf_alexnet.weights.cache import cache_folder
 from tf_alexnet.weights.catalog import ALGORITHMS

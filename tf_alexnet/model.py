@@ -24,7 +24,6 @@ from tf_alexnet.architectures import (
     Layer,
     MaxPool,
     Softmax,
-    architecture_named,
 )
 from tf_alexnet.errors import InputError, LayerError, UsageError, WeightsError
 from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization, Preactivation
@@ -32,8 +31,8 @@ from tf_alexnet.weights import (
     WeightArrays,
     check_arrays,
     find_weights,
-    own_table,
     read_weights,
+    table_for,
 )
 
 
@@ -191,37 +190,6 @@ def _check_arguments(feature_extract, include_top, pooling, input_shape, classes
         )
     if classes is not None and classes < 1:
         raise UsageError(f"classes={classes}", "not a number of classes", "Give 1 or more.")
-
-
-def table_for(weights: WeightArrays | None, architecture: str | None = None) -> Architecture:
-    """The table for these weights, where they or the caller tell which it is.
-
-    It has the number of classes of the weights, and their head, where `fc8` stands on an earlier
-    layer than in the whole network (`Architecture.with_head`).
-
-    Raises
-    ------
-    WeightsError
-        If neither tells, or the two contradict each other.
-    """
-    if weights is None:
-        return architecture_named(architecture or "bvlc_alexnet")
-    known = weights.architecture
-    if architecture is None and not known:
-        raise WeightsError(
-            weights.source,
-            "its shapes fit bvlc_alexnet and caffenet alike, and neither hash nor biases are "
-            "those of a known network",
-            "Say which one it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture).",
-        )
-    table = architecture_named(architecture or known)
-    if known and known != table.name:
-        raise WeightsError(
-            f"{weights.source} as {architecture}",
-            f"these are {known} weights",
-            f"Leave architecture out, or pass {known}.",
-        )
-    return own_table(weights, table)
 
 
 def _fitted(weights: WeightArrays, table: Architecture, own: Architecture) -> dict:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import InputError, WeightsError
 from tf_alexnet.labels import imagenet_labels
 from tf_alexnet.weights import (
@@ -21,6 +22,7 @@ from tf_alexnet.weights import (
     catalog,
     check_file,
 )
+from tf_alexnet.weights.arrays import faults, own_table
 from tf_alexnet.weights.catalog import file_checksum
 from tf_alexnet.weights.files import read_unjudged
 from tf_alexnet.weights.identify import (
@@ -29,7 +31,7 @@ from tf_alexnet.weights.identify import (
     matching_record,
     nearest_fingerprint,
 )
-from tf_alexnet.weights.inspection import contradiction, misfits, not_finite
+from tf_alexnet.weights.inspection import contradiction
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,11 @@ def verify_weights(
     checks = [
         _checksum(path, record, named, trained),
         _shapes(arrays, identity),
-        _finite(arrays),
         _biases(named, trained, nearest, distance),
         _record(arrays, identity),
     ]
     if photos is not None:
-        usable = not any(check.passed is False for check in checks[1:3])
+        usable = not any(check.passed is False for check in checks[1:2])
         known = replace(arrays, architecture=identity.architecture)
         checks += _pictures(known, Path(photos), goldens, trained if usable else None)
     return checks
@@ -231,14 +232,9 @@ def _shapes(arrays: WeightArrays, identity: Identification) -> Check:
     if identity.architecture is None and not identity.candidates:
         return Check("shapes", False, "no network known here has them")
     name = identity.architecture or identity.candidates[0]
-    faults = misfits(arrays, name)
+    found = faults(arrays, own_table(arrays, ARCHITECTURES[name]))
     fits = " and ".join(identity.candidates or (name,))
-    return Check("shapes", not faults, "; ".join(faults) or f"{len(arrays.layers)} layers: {fits}")
-
-
-def _finite(arrays: WeightArrays) -> Check:
-    faults = not_finite(arrays)
-    return Check("values", not faults, "; ".join(faults) or "all finite")
+    return Check("shapes", not found, "; ".join(found) or f"{len(arrays.layers)} layers: {fits}")
 
 
 def _biases(named, trained, nearest, distance) -> Check:

@@ -18,8 +18,8 @@ from tf_alexnet.images import (
     preset_named,
     read_mean_image,
 )
-from tf_alexnet.model import AlexNet, table_for
-from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights
+from tf_alexnet.model import AlexNet
+from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights, table_for
 
 
 class FeatureExtractor:

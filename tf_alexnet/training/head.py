@@ -13,7 +13,7 @@ from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
-from tf_alexnet.model import AlexNet, table_for
+from tf_alexnet.model import AlexNet
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
 from tf_alexnet.training.record import RunRecord, split_record
@@ -30,7 +30,7 @@ from tf_alexnet.training.softmax import (
     standard_of,
 )
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, read_weights
+from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, read_weights, table_for
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted

@@ -7,8 +7,11 @@ from tf_alexnet.weights.arrays import (
     LayerArrays,
     WeightArrays,
     check_arrays,
+    faults,
     fitting_architectures,
     own_table,
+    table_for,
+    with_classifier,
 )
 from tf_alexnet.weights.catalog import (
     Accuracy,
@@ -34,6 +37,7 @@ __all__ = [
     "check_arrays",
     "check_file",
     "convert_weights",
+    "faults",
     "fetch_weights",
     "find_weights",
     "fitting_architectures",
@@ -44,5 +48,7 @@ __all__ = [
     "own_table",
     "published_accuracy",
     "read_weights",
+    "table_for",
+    "with_classifier",
     "write_weights",
 ]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.architectures import ARCHITECTURES, Architecture
-from tf_alexnet.errors import WeightsError
+from tf_alexnet.architectures import ARCHITECTURES, Architecture, Conv, Dense, architecture_named
+from tf_alexnet.errors import UsageError, WeightsError
+
+# Every layer name of our tables, in network order.
+LAYER_ORDER = tuple(
+    dict.fromkeys(layer.name for table in ARCHITECTURES.values() for layer in table.weighted)
+)
+_RENAMED = " -> fc8"
 
 
 class LayerArrays(NamedTuple):
@@ -20,8 +26,8 @@ class LayerArrays(NamedTuple):
     Attributes
     ----------
     kernel : ndarray of float32
-        Convolution: (height, width, channels in / groups, channels out). Dense: (in, out).
-        The rows of the first dense layer follow the flattened (height, width, channels).
+        Convolution: (height, width, channels in / groups, channels out). Dense: (in, out). The rows
+        of a dense layer after a convolution follow the flattened (height, width, channels).
     bias : ndarray of float32
         (channels out,) or (out,).
     """
@@ -37,26 +43,41 @@ class WeightArrays:
     Attributes
     ----------
     layers : mapping of str to LayerArrays
-        Caffe's layer names in network order.
+        (kernel, bias) of each layer. Layers of our tables have Caffe's names, ``conv1`` to
+        ``fc8``; layers that AlexNet does not have keep the name they have in the file.
     architecture : str or None
         Name of the table they belong to, where that is known.
     source : str
         Where they came from, for messages.
     metadata : mapping of str to str
         What the file recorded beside the arrays (licence, origin, preset, ...).
+    flattened : mapping of str to int
+        Dense layer -> channels of the map that its rows flatten, where the file's own graph tells;
+        0 for a layer that follows another dense layer.
     """
 
     layers: Mapping[str, LayerArrays]
     architecture: str | None = None
     source: str = "arrays in memory"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    flattened: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        pairs = {}
+        for name, pair in self.layers.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UsageError(
+                    f"layer {name!r}", "not a pair of arrays", "Give (kernel, bias) for each layer."
+                )
+            pairs[name] = LayerArrays(*pair)
+        object.__setattr__(self, "layers", pairs)
 
     @cached_property
     def digest(self) -> str:
         """``sha256:<hex>`` over names, shapes and values: the same weights in any file format."""
         sha = hashlib.sha256()
-        for name, layer in self.layers.items():
-            for part, array in zip(LayerArrays._fields, layer, strict=True):
+        for name in network_order(self.layers):
+            for part, array in zip(LayerArrays._fields, self.layers[name], strict=True):
                 sha.update(f"{name}/{part}:{array.shape}\n".encode())
                 sha.update(np.ascontiguousarray(array, dtype="<f4").data)
         return f"sha256:{sha.hexdigest()}"
@@ -67,12 +88,116 @@ class WeightArrays:
         layer = self.layers.get("fc8")
         return None if layer is None else int(layer.bias.shape[0])
 
+    @property
+    def set_aside(self) -> tuple[str, ...]:
+        """Names of the layers that no network of ours has, such as a second classifier."""
+        return tuple(name for name in self.layers if name not in LAYER_ORDER)
+
+    @property
+    def classifier(self) -> str:
+        """The name that `fc8` has in the file."""
+        return self.metadata.get("renamed", "fc8").removesuffix(_RENAMED)
+
+
+def network_order(names: Collection[str]) -> list[str]:
+    """The names in the order of our tables; others follow in alphabetical order."""
+    known = [name for name in LAYER_ORDER if name in names]
+    return known + sorted(name for name in names if name not in LAYER_ORDER)
+
+
+def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> WeightArrays:
+    """`arrays` with their classifier called `fc8`, whatever its name in the file is.
+
+    Fine-tuning in Caffe renames the last layer so that it starts untrained (``fc8_flickr`` in
+    BVLC/caffe ``models/finetune_flickr_style``, ``fc-rcnn``). The classifier is `fc8`, else the one
+    layer whose name begins so, else the one dense layer that fits behind `fc7`. The dense layers of
+    a fully convolutional network, (6, 6, 256, 4096) and (1, 1, 4096, 4096), become dense again.
+
+    Parameters
+    ----------
+    arrays : WeightArrays
+        As a reader returned them.
+    classifier : str, optional
+        Name in the file of the layer to take instead. A layer called `fc8` beside it is left out.
+
+    Returns
+    -------
+    WeightArrays
+        ``metadata["renamed"]`` is ``"<name in the file> -> fc8"`` where the two differ.
+
+    Raises
+    ------
+    WeightsError
+        If there is no dense layer called `classifier`.
+    """
+    if classifier not in (None, arrays.classifier):
+        arrays = with_own_names(arrays)
+    layers = dict(arrays.layers)
+    for name in ("fc6", "fc7", "fc8"):
+        if name in layers:
+            layers[name] = _as_dense(layers[name])
+    heads = _classifiers(layers)
+    if classifier in (None, arrays.classifier) and "fc8" in layers:
+        return replace(arrays, layers=layers)
+    if classifier is None:
+        chosen = [name for name in heads if name.startswith("fc8")] or heads
+        if len(chosen) != 1:
+            return replace(arrays, layers=layers)
+        classifier = chosen[0]
+    elif classifier not in heads:
+        raise WeightsError(
+            f"{arrays.source}, classifier {classifier!r}",
+            "it has no such dense layer behind fc7",
+            f"Layers that could be the classifier: {', '.join(heads) or 'none'}.",
+        )
+    layers.pop("fc8", None)
+    renamed = {"fc8" if k == classifier else k: v for k, v in layers.items()}
+    renamed["fc8"] = _as_dense(renamed["fc8"])
+    metadata = {**arrays.metadata, "renamed": classifier + _RENAMED}
+    flattened = {"fc8" if k == classifier else k: v for k, v in arrays.flattened.items()}
+    return replace(arrays, layers=renamed, metadata=metadata, flattened=flattened)
+
+
+def with_own_names(arrays: WeightArrays) -> WeightArrays:
+    """`arrays` with the layer names of the file they came from; undoes `with_classifier`."""
+    own = arrays.classifier
+
+    def named(mapping):
+        return {own if k == "fc8" else k: v for k, v in mapping.items()}
+
+    metadata = {k: v for k, v in arrays.metadata.items() if k != "renamed"}
+    return replace(
+        arrays,
+        layers=named(arrays.layers),
+        flattened=named(arrays.flattened),
+        metadata=metadata,
+    )
+
+
+def _classifiers(layers: Mapping[str, LayerArrays]) -> list[str]:
+    """Names of the layers, of no other use in our tables, that could be the classifier."""
+    before = layers.get("fc7")
+    found = []
+    for name, layer in layers.items():
+        if name in LAYER_ORDER and name != "fc8":
+            continue
+        kernel = _as_dense(layer).kernel if layer.kernel.shape[:2] == (1, 1) else layer.kernel
+        fits = before is None or before.bias.size == kernel.shape[0]
+        if kernel.ndim == 2 and (fits if before is not None else name.startswith("fc8")):
+            found.append(name)
+    return found
+
+
+def _as_dense(layer: LayerArrays) -> LayerArrays:
+    """A convolution over the whole map, (height, width, in, out), as (rows, out)."""
+    return LayerArrays(layer.kernel.reshape(-1, layer.kernel.shape[-1]), layer.bias)
+
 
 def own_table(arrays: WeightArrays, table: Architecture) -> Architecture:
     """`table` with the number of classes, and cut to the head, that `arrays` have.
 
-    Where `fc8` stands on `pool5` (`Architecture.with_head`), its rows say so. On `fc6` it has as
-    many rows as on `fc7`, and a damaged file that has lost `fc7` would look the same: there the
+    Where `fc8` follows `pool5` (`Architecture.with_head`), its rows say so. After `fc6` it has as
+    many rows as after `fc7`, and a damaged file that has lost `fc7` would look the same: there the
     file must record ``head: fc6``.
     """
     layers, classes = arrays.layers, arrays.classes or table.classes
@@ -86,65 +211,128 @@ def own_table(arrays: WeightArrays, table: Architecture) -> Architecture:
     return cut if own else table.with_classes(classes)
 
 
-def fitting_architectures(arrays: WeightArrays) -> list[str]:
-    """Names of the tables whose shapes all given layers have (`fc8` with any number of classes).
-
-    A classifier that stands on `pool5` or `fc6` fits the table that it was cut from (`own_table`).
-
-    bvlc_alexnet and caffenet have the same shapes, so either both are listed or neither.
-    """
-    names = []
-    for table in ARCHITECTURES.values():
-        shapes = own_table(arrays, table).parameter_shapes()
-        if arrays.layers and all(
-            (layer.kernel.shape, layer.bias.shape) == shapes.get(name)
-            for name, layer in arrays.layers.items()
-        ):
-            names.append(table.name)
-    return names
-
-
-def check_arrays(
-    arrays: WeightArrays, architecture: Architecture, needed: Collection[str] | None = None
-) -> None:
-    """Accept all of `arrays` for `architecture`, or refuse them in one message.
+def faults(
+    arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
+) -> list[str]:
+    """What keeps `arrays` from being the weights of `table`; empty if nothing does.
 
     Parameters
     ----------
     arrays : WeightArrays
-        What a reader returned.
-    architecture : Architecture
-        The table to hold them against, with the number of classes the file should have.
+        Arrays in TensorFlow's layout.
+    table : Architecture
+        The network, with the number of classes the arrays should have.
     needed : collection of str, optional
-        Layers that must be there; by default all. Layers of the table beyond these may be there.
+        Layers that must be there: by default all, or the convolutions alone if `arrays` have no
+        dense layer.
+
+    Returns
+    -------
+    list of str
+        A phrase for each layer that is missing, misshapen or holds NaN or infinite values. Layers
+        that the table does not have are not faults.
+    """
+    return _misfits(arrays, table, needed) + [
+        f"{name} {part}: {array.size - int(np.isfinite(array).sum())} of {array.size} values are "
+        "NaN or infinite"
+        for name, layer in arrays.layers.items()
+        for part, array in zip(LayerArrays._fields, layer, strict=True)
+        # min and max need no array of flags
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max()))
+    ]
+
+
+def _misfits(
+    arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
+) -> list[str]:
+    """The faults that the shapes show."""
+    shapes = table.parameter_shapes()
+    if needed is None:
+        dense = any(layer.name in arrays.layers for layer in table.weighted if _is_dense(layer))
+        needed = [x.name for x in (table.weighted if dense else table.convolutions)]
+    found = [f"{name} is missing" for name in needed if name not in arrays.layers]
+    for name in shapes:
+        for part, array, shape in zip(
+            LayerArrays._fields, arrays.layers.get(name, ()), shapes[name], strict=False
+        ):
+            if array.shape != shape:
+                found.append(f"{name} {part} has shape {array.shape}, expected {shape}")
+    return found
+
+
+def _is_dense(layer: Conv | Dense) -> bool:
+    return isinstance(layer, Dense)
+
+
+def check_arrays(
+    arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
+) -> None:
+    """Accept `arrays` for `table`, or refuse them with every fault in one message.
 
     Raises
     ------
     WeightsError
-        If a layer is missing, extra, misshapen or not finite; all faults are listed at once.
+        If there are `faults`.
     """
-    shapes = architecture.parameter_shapes()
-    faults = []
-    for name in shapes if needed is None else needed:
-        if name not in arrays.layers:
-            faults.append(f"{name} is missing")
-    for name, layer in arrays.layers.items():
-        if name not in shapes:
-            faults.append(f"{name} is not a layer of the network")
-            continue
-        for part, array, shape in zip(LayerArrays._fields, layer, shapes[name], strict=True):
-            if array.shape != shape:
-                faults.append(f"{name} {part} has shape {array.shape}, expected {shape}")
-            elif not is_finite(array):
-                faults.append(f"{name} {part} holds NaN or infinite values")
-    if faults:
+    found = faults(arrays, table, needed)
+    if found:
+        others = [name for name in arrays.set_aside if any("missing" in x for x in found)]
+        also = f"; it also has {', '.join(others)}" if others else ""
         raise WeightsError(
-            f"{arrays.source} as {architecture.name}",
-            "; ".join(faults),
-            "Get a file of this network, or name the one it is with architecture=.",
+            f"{arrays.source} as {table.name}",
+            "; ".join(found) + also,
+            "Use a file of this network, or name the network it is with architecture=.",
         )
 
 
-def is_finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite; min and max need no array of flags."""
-    return array.size == 0 or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+def fitting_architectures(arrays: WeightArrays) -> list[str]:
+    """Names of the networks whose shapes the layers have, `fc8` with any number of classes.
+
+    All convolutions must be there. A classifier on `pool5` or `fc6` fits the table that it was cut
+    from (`own_table`). bvlc_alexnet and caffenet have the same shapes: either both are listed or
+    neither.
+    """
+    return [
+        table.name
+        for table in ARCHITECTURES.values()
+        if not _misfits(arrays, own_table(arrays, table), [x.name for x in table.convolutions])
+    ]
+
+
+def table_for(arrays: WeightArrays | None, architecture: str | None = None) -> Architecture:
+    """The table for these weights, where they or the caller tell which it is.
+
+    It has the number of classes of the weights, and their head, where `fc8` follows an earlier
+    layer than in the whole network (`Architecture.with_head`).
+
+    Raises
+    ------
+    WeightsError
+        If neither tells, or the two contradict each other.
+    """
+    if arrays is None:
+        return architecture_named(architecture or "bvlc_alexnet")
+    known = arrays.architecture
+    if architecture is None and not known:
+        fitting = fitting_architectures(arrays)
+        if not fitting:
+            nearest = min(ARCHITECTURES.values(), key=lambda x: len(_misfits(arrays, x)))
+            raise WeightsError(
+                arrays.source,
+                f"not AlexNet; as {nearest.name}: {'; '.join(_misfits(arrays, nearest)[:4])}",
+                "Use a file of one of these networks: " + ", ".join(ARCHITECTURES) + ".",
+            )
+        raise WeightsError(
+            arrays.source,
+            f"its shapes fit {' and '.join(fitting)} alike, and neither hash nor biases are those "
+            "of a known network",
+            "Say which one it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture).",
+        )
+    table = architecture_named(architecture or known)
+    if known and known != table.name:
+        raise WeightsError(
+            f"{arrays.source} as {architecture}",
+            f"these are {known} weights",
+            f"Leave architecture out, or pass {known}.",
+        )
+    return own_table(arrays, table)

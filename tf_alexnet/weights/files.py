@@ -7,8 +7,8 @@ import os
 from dataclasses import replace
 
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import WeightArrays
-from tf_alexnet.weights.identify import identified, identify_arrays, published_file, with_fc8
+from tf_alexnet.weights.arrays import WeightArrays, with_classifier
+from tf_alexnet.weights.identify import identified, identify_arrays, published_file
 
 
 def read_weights(path: str | os.PathLike) -> WeightArrays:
@@ -61,7 +61,7 @@ def read_unjudged(path: str | os.PathLike) -> WeightArrays:
     # The formats bring h5py and safetensors along, which nobody needs for `import tf_alexnet`.
     from tf_alexnet.weights.formats import read_file
 
-    return with_fc8(read_file(path))
+    return with_classifier(read_file(path))
 
 
 def write_weights(arrays: WeightArrays, path: str | os.PathLike, **options) -> None:

@@ -18,14 +18,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures
+from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures, with_classifier
 from tf_alexnet.weights.cache import remembered_checksum
 from tf_alexnet.weights.catalog import ALGORITHMS, KnownWeights, catalog
 
@@ -99,7 +99,7 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
         return identified(record)
     from tf_alexnet.weights.formats import read_file
 
-    return identify_arrays(with_fc8(read_file(weights)), weights)
+    return identify_arrays(with_classifier(read_file(weights)), weights)
 
 
 def identified(record: KnownWeights) -> Identification:
@@ -169,21 +169,6 @@ def identify_arrays(arrays: WeightArrays, path: str | os.PathLike | None = None)
         if special and record.architecture in fitting and Path(path).name in record.spellings:
             return Identification(None, record.architecture, record.preset, "name", **found)
     return Identification(None, None, None, "unknown", **found)
-
-
-def with_fc8(arrays: WeightArrays) -> WeightArrays:
-    """`arrays` with their last layer called `fc8`, whatever a fine-tuning has called it.
-
-    Who fine-tunes in Caffe renames the last layer, so that it starts anew (`fc8_flickr` in
-    BVLC/caffe ``models/finetune_flickr_style``). Where `fc8` is missing and exactly one dense layer
-    has a name that begins so, it is taken for `fc8`; ``metadata["renamed"]`` says so.
-    """
-    others = [name for name in arrays.layers if name.startswith("fc8")]
-    if len(others) != 1 or others == ["fc8"] or arrays.layers[others[0]].kernel.ndim != 2:
-        return arrays
-    layers = {"fc8" if name in others else name: x for name, x in arrays.layers.items()}
-    metadata = {**arrays.metadata, "renamed": f"{others[0]} -> fc8"}
-    return replace(arrays, layers=layers, metadata=metadata)
 
 
 def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:

@@ -7,11 +7,9 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import WeightsError
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, is_finite, own_table
+from tf_alexnet.weights.arrays import WeightArrays, faults, own_table
 from tf_alexnet.weights.cache import remembered_checksum
 from tf_alexnet.weights.files import read_unjudged
 from tf_alexnet.weights.identify import (
@@ -139,37 +137,6 @@ def inspect_weights(path: str | os.PathLike) -> Inspection:
     )
 
 
-def not_finite(arrays: WeightArrays) -> list[str]:
-    """A sentence for each array that holds NaN or infinite values."""
-    found = []
-    for name, layer in arrays.layers.items():
-        for part, array in zip(LayerArrays._fields, layer, strict=True):
-            if not is_finite(array):
-                count = array.size - int(np.isfinite(array).sum())
-                found.append(f"{name} {part}: {count} of {array.size} values are NaN or infinite")
-    return found
-
-
-def misfits(arrays: WeightArrays, architecture: str) -> list[str]:
-    """A sentence for each layer that is missing, extra or misshapen for the named table.
-
-    A file without any dense layer is taken for the convolutions alone, and complete as such.
-    """
-    table = own_table(arrays, ARCHITECTURES[architecture])
-    shapes = table.parameter_shapes()
-    if not any(x.kernel.ndim == 2 for x in arrays.layers.values()):
-        shapes = {layer.name: shapes[layer.name] for layer in table.convolutions}
-    found = [f"{name} is missing" for name in shapes if name not in arrays.layers]
-    for name, layer in arrays.layers.items():
-        if name not in shapes:
-            found.append(f"{name} is no layer of {architecture}")
-            continue
-        for part, array, shape in zip(LayerArrays._fields, layer, shapes[name], strict=True):
-            if array.shape != shape:
-                found.append(f"{name} {part} has shape {array.shape}, expected {shape}")
-    return found
-
-
 def contradiction(arrays: WeightArrays, identity: Identification) -> str | None:
     """A sentence where the file records another network than the one that it holds."""
     recorded, actual = arrays.architecture, identity.architecture
@@ -209,7 +176,7 @@ def _evidence(identity: Identification) -> str:
 
 def _warnings(arrays: WeightArrays, identity: Identification) -> list[str]:
     """What a user should know, the worst first."""
-    found = not_finite(arrays)
+    found = []
     against = contradiction(arrays, identity)
     if against:
         found.append(against)
@@ -220,11 +187,11 @@ def _warnings(arrays: WeightArrays, identity: Identification) -> list[str]:
             "neither: say which it is with --architecture"
         )
     elif identity.architecture is None:
-        nearest = min(ARCHITECTURES, key=lambda name: len(misfits(arrays, name)))
-        faults = misfits(arrays, nearest)
-        found.append(f"it fits no network known here; as {nearest}: {'; '.join(faults)}")
+        fitting = {x.name: faults(arrays, own_table(arrays, x)) for x in ARCHITECTURES.values()}
+        nearest = min(fitting, key=lambda name: len(fitting[name]))
+        found.append(f"not AlexNet; as {nearest}: {'; '.join(fitting[nearest])}")
     else:
-        found += misfits(arrays, identity.architecture)
+        found += faults(arrays, own_table(arrays, ARCHITECTURES[identity.architecture]))
     if identity.how == "recorded" and lookalikes:
         found.append(f"that it is {identity.architecture} is its own word: no number confirms it")
     if identity.how == "name":

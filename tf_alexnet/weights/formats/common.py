@@ -11,11 +11,8 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, network_order
 
-LAYER_ORDER = tuple(
-    dict.fromkeys(layer.name for table in ARCHITECTURES.values() for layer in table.weighted)
-)
 MAX_METADATA = 1 << 16  # characters
 _COLUMNS = 16
 GET_ANOTHER = "Get the file again from where it is published, or use another one."
@@ -24,12 +21,6 @@ GET_ANOTHER = "Get the file again from where it is published, or use another one
 def damaged(path: str | os.PathLike, found: str, advice: str = GET_ANOTHER) -> WeightsError:
     """The error for a file that can't be read, ready to be raised."""
     return WeightsError(str(path), found, advice)
-
-
-def network_order(layers: Mapping[str, object]) -> list[str]:
-    """The names in the order of the networks' tables; unknown ones follow as they came."""
-    known = [name for name in LAYER_ORDER if name in layers]
-    return known + [name for name in layers if name not in LAYER_ORDER]
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:

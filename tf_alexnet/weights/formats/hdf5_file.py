@@ -24,10 +24,9 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays
 from tf_alexnet.weights.formats import hdf5_child
 from tf_alexnet.weights.formats.common import (
-    LAYER_ORDER,
     affordable,
     as_float32,
     assemble,
