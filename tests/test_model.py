@@ -23,7 +23,7 @@ def compact_model(**kwargs):
 
 def test_layers_bear_caffes_names_and_hold_their_own_weights():
     model = model_of("bvlc_alexnet")
-    before = "data conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten"
+    before = "data preset_caffe conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten"
     dense = "fc6 drop6 fc7 drop7 fc8 prob"
     assert [layer.name for layer in model.layers] == f"{before} {dense}".split()
     assert model.count_params() == 60_965_224
@@ -166,11 +166,16 @@ def test_a_hanging_pooling_window_equals_the_reference():
     assert reference.relative_error(ours, expected["pool5"]) < 1e-5  # observed 2e-6
 
 
-def test_dense_layers_take_one_size_only():
-    with pytest.raises(InputError, match=r"dense layers of compact take 224x224x3 only: the rows"):
+def test_dense_layers_take_one_size_only_unless_the_caller_insists():
+    with pytest.raises(InputError, match=r"were trained on 224x224.*or pass allow_resize=True"):
         compact_model(input_shape=(227, 227, 3))
-    with pytest.raises(InputError, match="take 224x224x3 only"):
-        compact_model(input_tensor=keras.Input((256, 256, 3)))
+    reason = "pool5 would be 7x7, and the .* take 6x6, which 223 to 254 pixels a side give"
+    for allowed in (False, True):
+        with pytest.raises(InputError, match=reason):
+            compact_model(input_tensor=keras.Input((256, 256, 3)), allow_resize=allowed)
+    resized = compact_model(input_shape=(227, 250, 3), allow_resize=True)
+    assert resized.predict(np.zeros((1, 227, 250, 3)), verbose=0).shape == (1, 1000)
+    assert ta.preset_of(resized) == "compact.anysize"
 
 
 def test_input_tensor_and_logits():
@@ -245,9 +250,9 @@ def test_all_faults_of_the_arrays_are_listed_at_once():
     for part in (
         "broken.npy as compact: ",
         "conv2 is missing",
-        "fc9 is not a layer of the network",
+        "it also has fc9",
         "fc7 kernel has shape (2048, 1000), expected (2048, 2048)",
-        "fc8 bias holds NaN or infinite values",
+        "fc8 bias: 1 of 1000 values are NaN or infinite",
     ):
         assert part in text
 
