@@ -6,13 +6,10 @@ import keras
 import tensorflow as tf
 
 from tf_alexnet.errors import InputError, UsageError
+from tf_alexnet.lazy import other_backend
 
 if keras.backend.backend() != "tensorflow":
-    raise UsageError(
-        f"Keras with the backend {keras.backend.backend()!r}",
-        "the models of tf_alexnet are built on TensorFlow",
-        "Set KERAS_BACKEND=tensorflow before Keras is imported.",
-    )
+    raise other_backend(keras.backend.backend())
 
 
 @keras.saving.register_keras_serializable(package="tf_alexnet")
