@@ -187,7 +187,9 @@ def test_input_tensor_and_logits():
 
 
 def test_another_number_of_classes_replaces_fc8_and_says_so():
-    with pytest.warns(UserWarning, match="fc8 is for 1000 classes, 5 were asked for: fc8 starts"):
+    with pytest.warns(
+        UserWarning, match="fc8 is for 1000 classes, and 5 classes were asked for: fc8 starts"
+    ):
         model = compact_model(classes=5)
     assert model.output_shape == (None, 5)
     np.testing.assert_array_equal(

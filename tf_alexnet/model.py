@@ -111,8 +111,8 @@ def AlexNet(
     UsageError
         If the arguments contradict each other.
     """
-    _check_arguments(weights, feature_extract, include_top, pooling, classes)
-    arrays, own = _resolved(weights, architecture, classifier)
+    _check_arguments(feature_extract, include_top, pooling, classes, seed)
+    arrays, own = resolve_weights(weights, architecture, classifier)
     table = own.with_classes(classes or own.classes)
     if not include_top:
         table = table.until("pool5")
@@ -123,6 +123,8 @@ def AlexNet(
     fitted = {} if arrays is None else _fitted(arrays, table, own, classes)
     if input_tensor is not None:
         input_shape = _tensor_shape(input_tensor, input_shape)
+    elif input_shape is not None and not isinstance(input_shape, tuple | list):
+        raise InputError(f"input {input_shape!r}", "not (height, width, 3)", "Pass a tuple.")
     shape = _checked_shape(table, input_shape, arrays is not None, allow_resize)
     if input_tensor is None:
         inputs = x = keras.Input(shape, name="data")
@@ -143,25 +145,7 @@ def AlexNet(
     return keras.Model(inputs, x, name=name or table.name)
 
 
-def _check_arguments(weights: Any, feature_extract, include_top, pooling, classes) -> None:
-    if isinstance(weights, bool):
-        raise UsageError(
-            f"AlexNet({weights})",
-            "the first argument is the weights, not include_top",
-            f"Pass include_top={weights}.",
-        )
-    if keras.backend.is_keras_tensor(weights) or tf.is_tensor(weights):
-        raise UsageError(
-            "AlexNet(tensor)",
-            "the first argument is the weights, not a tensor",
-            "Pass input_tensor=tensor, or call the model: AlexNet()(tensor).",
-        )
-    if not (weights is None or isinstance(weights, str | os.PathLike | WeightArrays | keras.Model)):
-        raise UsageError(
-            "weights",
-            f"{type(weights).__name__} is not a kind of weights",
-            "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
-        )
+def _check_arguments(feature_extract, include_top, pooling, classes, seed) -> None:
     if pooling not in (None, "avg", "max"):
         raise UsageError(f"pooling={pooling!r}", "unknown", "Use None, 'avg' or 'max'.")
     if include_top and pooling:
@@ -170,12 +154,37 @@ def _check_arguments(weights: Any, feature_extract, include_top, pooling, classe
         raise UsageError("feature_extract", "fc7 is part of the top", "Leave include_top=True.")
     if classes is not None and classes < 1:
         raise UsageError(f"classes={classes}", "not a number of classes", "Give 1 or more.")
+    if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
+        raise UsageError(f"seed={seed!r}", "not a whole number from 0", "Give 0 or more.")
 
 
-def _resolved(
-    weights, architecture: str | None, classifier: str | None
+def resolve_weights(
+    weights: str | os.PathLike | WeightArrays | keras.Model | None,
+    architecture: str | None = None,
+    classifier: str | None = None,
 ) -> tuple[WeightArrays | None, Architecture]:
-    """The arrays, and the table they belong to. The one place that reads `architecture`."""
+    """The arrays that the arguments of `AlexNet` name, and the table they belong to.
+
+    The one place where `architecture` is interpreted.
+    """
+    if isinstance(weights, bool):
+        raise UsageError(
+            f"AlexNet({weights})",
+            "weights come first, not include_top",
+            f"Pass include_top={weights}.",
+        )
+    if keras.backend.is_keras_tensor(weights) or tf.is_tensor(weights):
+        raise UsageError(
+            "AlexNet(tensor)",
+            "weights come first, not a tensor",
+            "Pass input_tensor=tensor, or call the model: AlexNet()(tensor).",
+        )
+    if not (weights is None or isinstance(weights, str | os.PathLike | WeightArrays | keras.Model)):
+        raise UsageError(
+            "weights",
+            f"{type(weights).__name__} is not a kind of weights",
+            "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
+        )
     if isinstance(weights, keras.Model):
         weights = arrays_of(weights)
     elif isinstance(weights, str | os.PathLike):
@@ -205,7 +214,8 @@ def _fitted(
     if last in needed and classes and weights.classes != classes:
         found = f"is for {weights.classes} classes" if weights.classes else "is missing"
         warnings.warn(
-            f"{weights.source}: {last} {found}, {classes} were asked for: {last} starts untrained.",
+            f"{weights.source}: {last} {found}, and {classes} classes were asked for: "
+            f"{last} starts untrained.",
             stacklevel=3,
         )
         needed.remove(last)
@@ -293,15 +303,20 @@ def _carrier(shape: tuple, name: str) -> keras.layers.Layer:
     """The layer behind the input: it carries the preset in its name, and images pass unchanged.
 
     Keras checks shapes in Python only, and no longer once a model has seen two of them: 227x227 BGR
-    would run through a network for 224x224 RGB. Here the graph itself fails. A reshaped image alone
-    could be of another shape with as many values, such as (3, 227, 227); hence the maximum with the
-    image as it came. Stock layers only, so that any process can load them.
+    would run through a network for 224x224 RGB. Here the graph itself fails. An image is the
+    minimum of itself and of its columns' maxima; those are made by reshaping, which fails for
+    another number of values, and (1, width, 3) fails to broadcast for another width or number of
+    channels. (TensorFlow would remove a reshape to the same shape.) Stock layers only, so that any
+    process can load them.
     """
-    if None in shape:  # three factors: images of 6 channels fail
-        return keras.layers.Rescaling([1.0, 1.0, 1.0], name=name)
+    height, width, _ = shape
+    columns = width or 1  # an open width leaves the channels to check
     image = keras.Input(shape, name="image")
-    reshaped = keras.layers.Reshape(shape, name="reshaped")(image)
-    return keras.Model(image, keras.layers.Maximum(name="same")([image, reshaped]), name=name)
+    rows = (height if width and height else -1, 3 * columns)
+    x = keras.layers.Reshape(rows, name="rows")(image)
+    x = keras.layers.GlobalMaxPooling1D(name="maxima", **_LAST)(x)
+    x = keras.layers.Reshape((1, columns, 3), name="columns")(x)
+    return keras.Model(image, keras.layers.Minimum(name="same")([image, x]), name=name)
 
 
 def _apply(

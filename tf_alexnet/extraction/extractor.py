@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tf_alexnet.architectures import PREACT
-from tf_alexnet.errors import InputError, PresetError
+from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
     load_image,
@@ -19,15 +19,8 @@ from tf_alexnet.images import (
     preset_named,
     read_mean_image,
 )
-from tf_alexnet.model import AlexNet, arrays_of
-from tf_alexnet.weights import (
-    WeightArrays,
-    find_weights,
-    identify_weights,
-    read_weights,
-    table_for,
-    with_classifier,
-)
+from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
+from tf_alexnet.weights import WeightArrays, identify_weights
 
 
 class FeatureExtractor:
@@ -80,10 +73,9 @@ class FeatureExtractor:
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
         self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
-        if not isinstance(weights, WeightArrays):
-            weights = read_weights(find_weights(weights))
-        weights = with_classifier(weights)
-        table = table_for(weights, architecture)
+        if weights is None:
+            raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
+        weights, table = resolve_weights(weights, architecture)
         own = {weights.classifier: "fc8"}
         self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
