@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -54,7 +55,8 @@ def features(model: keras.Model, layers: Sequence[str]) -> keras.Model:
     whole = _functional(model)
     known = dict(_blobs(whole))
     paths = {name: _path(whole, known, name) for name in layers}
-    return keras.Model(whole.input, _tensors(whole, paths), name=f"{model.name}_features")
+    _, tensors = _tensors(whole, paths)
+    return keras.Model(whole.input, tensors, name=f"{model.name}_features")
 
 
 def architecture_of(model: keras.Model) -> Architecture:
@@ -209,18 +211,18 @@ def _path(model, known: Mapping[tuple, keras.layers.Layer], name: str) -> tuple:
     )
 
 
-def _tensors(model, paths: Mapping[str, tuple]) -> dict[str, keras.KerasTensor]:
-    """The tensors that the paths lead to, in the graph of the functional `model`."""
+def _tensors(model, paths: Mapping[str, tuple]) -> tuple[Any, dict[str, keras.KerasTensor]]:
+    """The output of the functional `model`, and the tensors that the paths lead to."""
     nested = {}
     for path in paths.values():
         if len(path) > 1:
             nested.setdefault(path[0], {})["/".join(path)] = path[1:]
-    calls = _repeated(model, nested) if nested else _calls(model)
-    return {name: _tensor(model, calls, path) for name, path in paths.items()}
+    output, calls = _repeated(model, nested) if nested else (model.output, _calls(model))
+    return output, {name: _tensor(model, calls, path) for name, path in paths.items()}
 
 
 def _calls(model) -> dict[str, list[tuple]]:
-    """Layer or blob -> arguments and output of each of its calls."""
+    """Layer -> arguments and output of each of its calls."""
     calls = {}
     for nodes in model._nodes_by_depth.values():  # a layer's own list has calls by other models too
         for node in nodes:
@@ -229,12 +231,12 @@ def _calls(model) -> dict[str, list[tuple]]:
     return calls
 
 
-def _repeated(model, nested: Mapping[str, Mapping[str, tuple]]) -> dict[str, list[tuple]]:
-    """`_calls` of the same graph, run once more through nested models that give blobs as well."""
+def _repeated(model, nested: Mapping[str, Mapping[str, tuple]]) -> tuple[Any, dict]:
+    """Output and calls of the same graph, run again with nested models that also return blobs."""
     parts = {}
     for name, paths in nested.items():
         part = _functional(model.get_layer(name))
-        parts[name] = keras.Model(part.input, [part.output, _tensors(part, paths)], name=name)
+        parts[name] = keras.Model(part.input, _tensors(part, paths), name=name)
     inputs = {layer.name for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}
     calls = {name: call for name, call in _calls(model).items() if name in inputs}
 
@@ -247,10 +249,10 @@ def _repeated(model, nested: Mapping[str, Mapping[str, tuple]]) -> dict[str, lis
         calls.setdefault(layer.name, []).append((args, keras.tree.flatten(y)[0]))
         return y
 
-    keras.models.clone_model(
+    again = keras.models.clone_model(
         model, input_tensors=model.input, clone_function=lambda x: x, call_function=call
     )
-    return calls
+    return again.output, calls
 
 
 def _tensor(model, calls: Mapping[str, list[tuple]], path: tuple) -> keras.KerasTensor:
