@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import tracemalloc
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -125,6 +126,33 @@ def test_a_mean_image_is_read_once_and_subtracted(tmp_path, example_photos):
     np.testing.assert_allclose(extractor.preprocess(images), expected, atol=1e-4)
     with pytest.raises(PresetError, match="it needs a mean image"):
         ta.FeatureExtractor(**arguments, preset="caffe-mean-image")
+
+
+def test_presets_by_name_record_and_mean(recwarn):
+    weights = weights_of("bvlc_alexnet")
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    varied = replace(ta.images.PRESETS["squash"], mean=(104, 117, 123))
+    for preset, mean, name in (
+        (None, "104,117,123", "caffe.mean104-117-123"),
+        ("squash", (104, 117, 123), "squash.mean104-117-123"),
+        (varied, None, "squash.mean104-117-123"),
+        ("caffe", np.zeros((3, 227, 227)), "caffe-mean-image"),
+    ):
+        extractor = ta.FeatureExtractor(weights, ["data"], preset=preset, mean_image=mean)
+        assert extractor.preset == name
+        wanted = ta.preprocess_input([photo], preset or "caffe", mean_image=mean)
+        np.testing.assert_array_equal(extractor.preprocess([photo]), wanted)
+    assert not recwarn.list
+    with pytest.raises(PresetError, match="it can't be recorded by a name"):
+        ta.FeatureExtractor(weights, ["data"], preset=ta.Preset("own", size=227, divisor=2))
+
+
+def test_a_preset_of_other_channels_is_warned_of():
+    arguments = {"weights": "torchvision-convs", "layers": ["data"]}
+    with pytest.warns(UserWarning, match=r"caffe.size224' gives BGR .* trained on RGB .*torchv"):
+        ta.FeatureExtractor(**arguments, preset="caffe.size224")
+    with pytest.warns(UserWarning, match="over a range of 2, but"):
+        ta.FeatureExtractor(**arguments, preset="compact")
 
 
 def check_file(paths, rows, expected_photos, weights):
