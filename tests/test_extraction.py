@@ -136,12 +136,14 @@ def test_presets_by_name_record_and_mean(recwarn):
         (None, "104,117,123", "caffe.mean104-117-123"),
         ("squash", (104, 117, 123), "squash.mean104-117-123"),
         (varied, None, "squash.mean104-117-123"),
-        ("caffe", np.zeros((3, 227, 227)), "caffe-mean-image"),
+        ("caffe", np.full((3, 227, 227), 99.0), "caffe-mean-image"),
+        ("squash", (0, 0, 0), "squash.mean0-0-0"),
     ):
         extractor = ta.FeatureExtractor(weights, ["data"], preset=preset, mean_image=mean)
         assert extractor.preset == name
         wanted = ta.preprocess_input([photo], preset or "caffe", mean_image=mean)
         np.testing.assert_array_equal(extractor.preprocess([photo]), wanted)
+        np.testing.assert_array_equal(extractor.from_images([photo])["data"], wanted)
     assert not recwarn.list
     with pytest.raises(PresetError, match="it can't be recorded by a name"):
         ta.FeatureExtractor(weights, ["data"], preset=ta.Preset("own", size=227, divisor=2))

@@ -177,13 +177,13 @@ def test_a_policy_of_half_precision_keeps_the_pixels():
 
 
 def test_a_folder_of_photos(tmp_path):
-    """README's recipe: the folder's default resize to 256x256 is Caffe's, to a level of grey."""
+    """README's recipes: 256x256, the default of `image_size`, is what Caffe resizes to first."""
     for number in range(6):
         folder = tmp_path / "ab"[number % 2]
         folder.mkdir(exist_ok=True)
         small = RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)
         photo = Image.fromarray(small).resize((320, 280), Image.Resampling.BICUBIC)
-        photo.save(folder / f"{number}.png")
+        photo.save(folder / f"{number}.jpg", quality=95)
     photos = keras.utils.image_dataset_from_directory(
         tmp_path, image_size=(256, 256), batch_size=4, shuffle=False, verbose=0
     )
@@ -191,22 +191,18 @@ def test_a_folder_of_photos(tmp_path):
     ready = photos.map(lambda x, y: (preprocess(x), y), num_parallel_calls=tf.data.AUTOTUNE)
     got = np.concatenate([x for x, _ in ready])
     expected = ta.preprocess_input([ta.load_image(path) for path in photos.file_paths])
-    # Observed: 12 % of the values differ, all by 1.
-    assert np.abs(got - expected).max() <= 1.001
-    assert (np.abs(got - expected) > 0.5).mean() < 0.2
+    # Keras decodes JPEGs less exactly and rounds otherwise. Observed: 1.0 of 255 on average.
+    assert np.abs(got - expected).mean() < 2
+    assert np.abs(got - expected).max() < 20
     head = keras.layers.Dense(2, activation="softmax")
     model = keras.Sequential([carrying("caffe"), head])
     model.compile("sgd", "sparse_categorical_crossentropy")
     model.fit(ready, epochs=1, shuffle=False, verbose=0)
 
-    # Exactly Caffe's pixels: photos of their own size, read by load_image.
+    # Exactly Caffe's pixels: files of their own size, decoded as Pillow does it.
     def read(path):
-        return ta.load_image(path.numpy().decode())
+        data = tf.io.read_file(path)
+        return preprocess(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"))
 
-    paths = tf.data.Dataset.from_tensor_slices(photos.file_paths)
-    exact = paths.map(
-        lambda path: preprocess(
-            tf.ensure_shape(tf.py_function(read, [path], tf.uint8), (None, None, 3))
-        )
-    )
-    np.testing.assert_array_equal(np.stack(list(exact)), expected)
+    exact = tf.data.Dataset.from_tensor_slices(photos.file_paths).map(read).batch(4)
+    np.testing.assert_array_equal(np.concatenate(list(exact)), expected)

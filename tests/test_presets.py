@@ -326,6 +326,7 @@ def test_any_size_keeps_size_and_fractions(recwarn):
         ("caffe.mean104.50-117.0-123", "caffe.mean104.5-117-123", 227, 256),
         ("caffe.mean-1--0.00001-123", "caffe.mean-1--0.00001-123", 227, 256),
         ("caffe.mean104.00698793-116.66876762-122.67891434", "caffe", 227, 256),
+        ("raw.anysize", "raw", None, 0),
         ("caffe-mean-image.size224", "caffe-mean-image.size224", 224, 256),
         ("torchvision.size64.mean0.5-0.5-0.5", "torchvision.size64.mean0.5-0.5-0.5", 64, 256),
     ],
@@ -355,8 +356,8 @@ def test_refused_names_and_values():
     for name in ("", "caffe.", "caffe.size", "caffe.size224x", "caffe.mean1-2", "caffe.size2_4"):
         with pytest.raises(PresetError, match=r"there is no such preset\. Known are: caffe, "):
             preset_named(name)
-    with pytest.raises(PresetError, match="preset 'raw': it has no variations"):
-        preset_named("raw.size224")
+    with pytest.raises(PresetError, match="preset 'raw': it subtracts no mean"):
+        preset_named("raw.mean1-2-3")
     with pytest.raises(PresetError, match=r"its pixels lie in 0\.\.1"):
         vary("torchvision", mean=(104, 117, 123))
     with pytest.raises(PresetError, match="can't be recorded by a name"):

@@ -83,7 +83,7 @@ class FeatureExtractor:
         trained = as_preset(weights.metadata.get("preset") or table.preset)
         record, self.mean_image = resolve(preset or trained, mean_image)
         self.preset = recorded_name(record)
-        self._size = table.input_size
+        self._size, self._centred = table.input_size, record.mean != (0.0, 0.0, 0.0)
         if record.size not in (None, self._size):
             raise PresetError(
                 f"preset {self.preset!r} for {table.name}",
@@ -209,7 +209,7 @@ class FeatureExtractor:
         # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
         if self.architecture in ("bvlc_alexnet", "caffenet") and 0 <= low < high <= 1:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
-        if high > 200 and low >= 0 and self.preset != "raw":
+        if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
 
 

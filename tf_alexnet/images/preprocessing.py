@@ -60,11 +60,11 @@ class Preprocessing(keras.layers.Layer):
         self.preset, self.mean_image = resolve(preset, mean_image)
         self.supports_jit = False  # XLA needs the sizes of all photos beforehand
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Check that the input are photos; there are no variables."""
-        if not self.preset.is_raw:
-            check_input(input_shape)
-        self.built = True
+    def __call__(self, inputs: Any, *args, **kwargs) -> Any:
+        """Check that the inputs are photos: Keras would hide an error of `call` in its own."""
+        if not self.preset.is_raw and hasattr(inputs, "dtype"):
+            check_input(inputs.shape, inputs.dtype)
+        return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """(N, size, size, 3) or (size, size, 3) float32."""

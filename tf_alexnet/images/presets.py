@@ -319,11 +319,15 @@ def vary(
     Raises
     ------
     PresetError
-        If the preset is "raw", which has no variations, or a value makes no sense.
+        If means are given for "raw", or a value makes no sense.
     """
     preset = as_preset(preset)
     if preset.is_raw:
-        raise PresetError("preset 'raw'", "it has no variations", "Vary another preset.")
+        if mean is not None:
+            raise PresetError(
+                "preset 'raw'", "it subtracts no mean", "Use another preset, or leave the mean out."
+            )
+        return preset  # of any size as it is
     base = PRESETS.get(preset.name.partition(".")[0], preset)
     if any_size:
         preset = replace(preset, size=None)
