@@ -136,13 +136,15 @@ def _net(message: memoryview) -> _Net:
         if number == RECORD:
             net.record = str(value[:MAX_METADATA], "utf-8", "replace")
             continue
-        node, blobs = _layer(wire, value, v1=number == 2)
+        node, raw = _layer(wire, value, v1=number == 2)
+        blobs = [wire.blob(blob) for blob in raw]
+        if node.kind == "Convolution" and blobs:
+            node = replace(node, numbers={**node.numbers, "filters": blobs[0].shape[0]})
         net.nodes.append(node)
-        if not blobs:
-            continue
-        if node.name in net.blobs:
+        if blobs and node.name in net.blobs:
             raise WireError(f"layer {node.name!r} twice")
-        net.blobs[node.name] = [wire.blob(blob) for blob in blobs]
+        if blobs:
+            net.blobs[node.name] = blobs
     return net
 
 

@@ -47,9 +47,9 @@ def flattened_channels(
     Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so the
     rows of every dense layer that follows a convolution have another order there. Which layers
     those are is told by the file's graph; else by our tables, for a layer with a name and a number
-    of inputs of theirs; else by what could feed that number of inputs: a convolution whose
-    channels times a square make it, or a dense layer with as many units. If both could, the last
-    one before it in its own stream (``conv5_p``, ``fc6_p``) does.
+    of inputs of theirs; else by what could feed that number of inputs: a dense layer with as many
+    units that comes before it by its number (``fc6_new``, ``fc7``) or its place in the file, or a
+    convolution whose channels times a square make it.
 
     Parameters
     ----------
@@ -97,24 +97,23 @@ def _channels_in_tables(name: str, rows: int, maps: set[int]) -> int | None:
 
 
 def _channels_by_place(name: str, rows: int, layers: Mapping[str, LayerArrays]) -> int | None:
-    sources = {}  # in the order of the file
+    maps, vectors = set(), []
     for other, layer in layers.items():
-        units = layer.bias.size
-        if other != name and layer.kernel.ndim == 4 and map_side(rows, units):
-            sources[other] = units
-        elif other != name and layer.kernel.ndim == 2 and units == rows:
-            sources[other] = 0
-    if len(set(sources.values())) > 1:
-        order = list(layers)
-        before = [x for x in sources if order.index(x) < order.index(name)]
-        stream = [x for x in before if _stream(x) == _stream(name)] or before
-        sources = {x: sources[x] for x in stream[-1:]}
-    return next(iter(sources.values()), None)
+        if other != name and layer.kernel.ndim == 4 and map_side(rows, layer.bias.size):
+            maps.add(layer.bias.size)
+        elif other != name and layer.kernel.ndim == 2 and layer.bias.size == rows:
+            vectors.append(other)
+    order = list(layers)
+    numbers = {x: int(digits[0]) for x in order if (digits := re.findall(r"[0-9]+", x))}
 
+    def comes_before(other: str) -> bool:
+        if {name, other} <= numbers.keys():
+            return numbers[other] < numbers[name]
+        return order.index(other) < order.index(name)
 
-def _stream(name: str) -> str:
-    """What distinguishes the layers of one stream from another's: ``_p`` of ``conv5_p``."""
-    return re.sub(r"^[A-Za-z]+[0-9]*", "", name)
+    if not maps or any(map(comes_before, vectors)):
+        return 0 if vectors else None
+    return maps.pop() if len(maps) == 1 else None
 
 
 def _unknown_rows(name: str, layer: LayerArrays) -> str:
