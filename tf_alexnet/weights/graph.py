@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tf_alexnet.architectures import ARCHITECTURES, LRN, Architecture, Conv, Dense, MaxPool
 
+MAX_LAYERS = 1000
 # Layer types, by Caffe's names, that hand on the values of their input, or only rectify them.
 PASSING = frozenset(
     (
-        *("ReLU", "Dropout", "Flatten", "Split", "Reshape", "Identity"),
+        *("ReLU", "Dropout", "Flatten", "Split", "Reshape", "Identity", "ChannelsLast"),
         *("Softmax", "SoftmaxWithLoss", "Accuracy", "Silence"),
     )
 )
@@ -72,7 +73,11 @@ class Step:
 
     def chain(self) -> list[Node]:
         """The layers from the input to this one."""
-        return [*(self.before.chain() if self.before else ()), self.node]
+        nodes, step = [], self
+        while step is not None:
+            nodes.append(step.node)
+            step = step.before
+        return nodes[::-1]
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,15 @@ class Told:
         The last layer of each chain that agrees with the table to its end.
     flattened : dict of str to int
         Dense layer -> channels of the map its inputs flatten, 0 if it reads a vector.
+    names : dict of str to str
+        Layer with weights -> its name in the table, if exactly one chain agrees with the table.
     """
 
     architecture: str | None = None
     difference: str | None = None
     classifiers: tuple[str, ...] = ()
     flattened: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def told_by(nodes: Iterable[Node]) -> Told:
@@ -111,10 +119,13 @@ def told_by(nodes: Iterable[Node]) -> Told:
         step.chain() for step in steps if step.node.kind == "Convolution"
     ][-1:]
     found = [(*_difference(chain, x), x, chain) for chain in ends for x in ARCHITECTURES.values()]
-    whole = [(table.name, chain[-1].name) for _, text, table, chain in found if text is None]
+    whole = [(table, chain) for _, text, table, chain in found if text is None]
     if whole:
-        names = {name for name, _ in whole}
-        return Told(names.pop(), None, tuple(end for _, end in whole), flattened)
+        table, chain = whole[0]
+        weighted = [x.name for x in chain if x.kind in ("Convolution", "InnerProduct")]
+        ours = [layer.name for layer in table.weighted]
+        names = dict(zip(weighted, ours, strict=True)) if len(whole) == 1 else {}
+        return Told(table.name, None, tuple(x[-1].name for _, x in whole), flattened, names)
     if not found:
         return Told(flattened=flattened)
     _, text, nearest, chain = max(found, key=lambda x: x[0])
@@ -125,6 +136,8 @@ def told_by(nodes: Iterable[Node]) -> Told:
 def foreign_layer(nodes: Iterable[Node]) -> str | None:
     """Words for the first layer of a type that no network here has, on the way to a dense layer."""
     nodes = list(nodes)
+    if len(nodes) > MAX_LAYERS:
+        return f"a network of {len(nodes)} layers, not AlexNet"
     chains = [x.chain() for x in _steps(nodes) if x.node.kind in ("InnerProduct", "Convolution")]
     if not any(node.bottoms for node in nodes):
         chains = [nodes]
@@ -141,6 +154,8 @@ def _steps(nodes: Iterable[Node]) -> Iterator[Step]:
     for node in nodes:
         sources = [latest.get(blob) for blob in node.bottoms]
         before = sources[0] if sources else None
+        if node.kind == "ChannelsLast" and before is not None:
+            before = replace(before, channels=0)  # flattened in our order from here on
         if node.kind in PASSING or not node.bottoms:
             latest.update(dict.fromkeys(node.tops, before))
             continue
@@ -293,7 +308,7 @@ def caffe_node(
     elif kind == "InnerProduct" and "inner_product_param" in settings:
         numbers = {"units": _one(settings["inner_product_param"], "num_output", None)}
         if _one(settings["inner_product_param"], "transpose", 0) not in (0, "false"):
-            numbers["units"] = f"{numbers['units']} with a transposed kernel"
+            numbers["transposed"] = True
     elif kind == "LRN" and "lrn_param" in settings:
         given = settings["lrn_param"]
         numbers = {"local_size": _one(given, "local_size", 5), "alpha": _one(given, "alpha", 1.0)}

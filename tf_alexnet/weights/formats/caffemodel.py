@@ -194,6 +194,7 @@ def _pairs(net: _Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     the name of one of ours.
     """
     kinds = {node.name: node.kind for node in net.nodes}
+    transposed = {node.name for node in net.nodes if node.numbers.get("transposed")}
     pairs = {}
     for name, blobs in net.blobs.items():
         ours = kinds[name] in ("Convolution", "InnerProduct", "") and len(blobs) == 2
@@ -207,6 +208,8 @@ def _pairs(net: _Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         kernel, bias = blobs
         if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):  # the old shape of a dense kernel
             kernel = kernel.reshape(kernel.shape[2:])
+        if kernel.ndim == 2 and name in transposed:
+            kernel = kernel.T
         if bias.size != bias.shape[-1] or kernel.ndim not in (2, 4):
             raise NotAlexNetError(f"layer {name!r} with blobs of {kernel.shape} and {bias.shape}")
         pairs[name] = kernel, bias.reshape(-1)
