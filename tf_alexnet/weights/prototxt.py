@@ -146,12 +146,10 @@ def _preset(path: str, net: Net, base: str) -> str | None:
         )
     if given.get("mean_file"):
         parts = ["caffe-mean-image"]
-    sizes = {int(_number(path, x)) for x in _scalars(given, "crop_size")} or {net.input_size} - {
-        None
-    }
-    table_size = 227 if base == "caffe" else None
-    if sizes and table_size not in (None, *sizes):
-        parts.append(f"size{max(sizes)}")
+    crops = [_number(path, x) for x in _scalars(given, "crop_size")]
+    size = crops[-1] if crops else net.input_size
+    if base == "caffe" and size not in (None, 227):
+        parts.append(f"size{size:.0f}")
     means = [_number(path, x) for x in _scalars(given, "mean_value")]
     if means and len(means) not in (1, 3):
         raise WeightsError(path, f"it has {len(means)} mean values", "Give one or three.")
