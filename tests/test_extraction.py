@@ -149,6 +149,22 @@ def test_presets_by_name_record_and_mean(recwarn):
         ta.FeatureExtractor(weights, ["data"], preset=ta.Preset("own", size=227, divisor=2))
 
 
+def test_extraction_subtracts_a_mean(tmp_path, example_photos):
+    image = np.random.default_rng(0).uniform(90, 130, (227, 227, 3))
+    np.save(tmp_path / "mean.npy", image)
+    arguments = {"weights": weights_of("bvlc_alexnet"), "layers": ["data"]}
+    photos = [ta.load_image(path) for path in example_photos[:2]]
+    for mean in (tmp_path / "mean.npy", image, "104,117,123"):
+        report = ta.extract_features(
+            example_photos[:2], tmp_path / "data.npz", mean_image=mean, force=True, **arguments
+        )
+        expected = ta.preprocess_input(photos, "caffe", mean_image=mean)
+        with np.load(tmp_path / "data.npz") as file:
+            np.testing.assert_array_equal(file["data"], expected)
+        name = "caffe.mean104-117-123" if isinstance(mean, str) else "caffe-mean-image"
+        assert report.attributes["preset"] == name
+
+
 def test_a_preset_of_other_channels_is_warned_of():
     arguments = {"weights": "torchvision-convs", "layers": ["data"]}
     with pytest.warns(UserWarning, match=r"caffe.size224' gives BGR .* trained on RGB .*torchv"):

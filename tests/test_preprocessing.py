@@ -170,10 +170,12 @@ def test_saved_models_in_a_fresh_process(tmp_path):
 def test_a_policy_of_half_precision_keeps_the_pixels():
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        layer = ta.Preprocessing()
+        layer = ta.Preprocessing("caffe.anysize")
+        assert layer(keras.Input((9, 9, 3))).dtype == "float32"
     finally:
         keras.config.set_dtype_policy("float32")
-    np.testing.assert_array_equal(layer(PHOTOS), ta.preprocess_input(PHOTOS))
+    pixels = np.float32(PHOTOS * 0.37)
+    np.testing.assert_array_equal(layer(pixels), ta.preprocess_input(pixels, "caffe.anysize"))
 
 
 def test_a_folder_of_photos(tmp_path):
