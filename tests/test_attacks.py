@@ -293,7 +293,7 @@ ONNX = {
     "ONNX deep chain": graph(
         *(message(1, message(1, b"b%d" % i) + message(2, b"b%d" % (i + 1)) + message(4, b"Mul"))
           for i in range(4000)), CONV),
-    "ONNX many attributes": graph(message(1, message(5, message(1, b"pads") + b"\x40\x01" * 10**5))),
+    "ONNX many attributes": graph(message(1, message(5, message(1, b"a") + b"\x40\x01" * 10**5))),
     "ONNX long name": graph(message(1, message(4, b"x" * 10**6))),
     "ONNX raw data of 3 bytes": graph(CONV, initializer(b"\x08\x01\x10\x01", message(9, bytes(3)))),
     "ONNX one tensor twice": graph(CONV, initializer(), initializer()),
