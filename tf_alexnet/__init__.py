@@ -37,6 +37,8 @@ _HOMES = {
     "AlexNet": "tf_alexnet.model",
     "AlexNetFeatures": "tf_alexnet.sklearn_features",
     "FeatureExtractor": "tf_alexnet.extraction",
+    "Preprocessing": "tf_alexnet.images.preprocessing",
+    "Preset": "tf_alexnet.images",
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
     "evaluate_photos": "tf_alexnet.evaluate",

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -38,6 +39,7 @@ from tf_alexnet.weights import (
     table_for,
     with_classifier,
 )
+from tf_alexnet.weights.prototxt import resolve_architecture
 
 __all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
 
@@ -67,9 +69,10 @@ def AlexNet(
     weights : str, path, WeightArrays, keras.Model or None
         A weight file, a catalogue name (``"imagenet"`` is ``"bvlc_alexnet"``), arrays from
         `read_weights`, a model to copy the weights of, or None for random weights.
-    architecture : str, optional
-        ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``. Needed only if the weights
-        don't tell: bvlc_alexnet and caffenet have the same shapes.
+    architecture : str or path, optional
+        ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``, or a ``.prototxt`` file that
+        describes one of them. Needed only if the weights don't tell: bvlc_alexnet and caffenet have
+        the same shapes.
     classifier : str, optional
         Name in the weight file of the layer to use as `fc8`, if the file has several classifiers.
     feature_extract : bool
@@ -185,16 +188,28 @@ def resolve_weights(
             f"{type(weights).__name__} is not a kind of weights",
             "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
         )
+    declared = resolve_architecture(architecture)
+    table = None if weights is not None else table_for(None, declared.architecture)
     if isinstance(weights, keras.Model):
         weights = arrays_of(weights)
     elif isinstance(weights, str | os.PathLike):
         weights = read_weights(find_weights(weights))
-    if weights is None:
-        if classifier is not None:
-            raise UsageError("classifier", "there are no weights", "Pass weights with it.")
-        return None, table_for(None, architecture)
-    weights = with_classifier(weights, classifier)
-    return weights, table_for(weights, architecture)
+    if weights is not None:
+        weights = with_classifier(weights, classifier or declared.classifier)
+        table = table_for(weights, declared.architecture)
+    if declared.input_size not in (None, table.input_size):
+        raise InputError(
+            str(architecture),
+            f"its input has {declared.input_size} pixels a side, {table.name} has "
+            f"{table.input_size}",
+            f"Pass architecture={table.name!r}, input_shape and allow_resize=True to AlexNet.",
+        )
+    if declared.preset:
+        table = replace(table, preset=declared.preset)
+        if weights is not None:
+            metadata = {**weights.metadata, "preset": declared.preset}
+            weights = replace(weights, metadata=metadata)
+    return weights, table
 
 
 def _fitted(

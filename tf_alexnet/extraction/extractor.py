@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,12 +14,15 @@ from tf_alexnet.architectures import PREACT
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
+    Preset,
+    as_preset,
     load_image,
-    load_mean_image,
+    misfit,
     preprocess_input,
-    preset_named,
-    read_mean_image,
+    recorded_name,
+    resolve,
 )
+from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
 from tf_alexnet.weights import WeightArrays, identify_weights
 
@@ -35,17 +39,19 @@ class FeatureExtractor:
         its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
-    preset : str, optional
+    preset : str or Preset, optional
         Preprocessing; by default the one the weights were trained with.
-    mean_image : ndarray (3, 256, 256) or path, optional
-        For the preset ``caffe-mean-image``, as in `preprocess_input`.
+    mean_image : array, path or three numbers, optional
+        As in `preprocess_input`.
 
     Attributes
     ----------
     layers : tuple of str
         The layers wanted.
     architecture, preset : str
-        What the weights are, and the preprocessing that batches need.
+        What the weights are, and the name of the preprocessing that batches need.
+    mean_image : ndarray of float32, or None
+        The mean image, where `preset` subtracts one.
     weights_digest : str
         ``sha256:...`` over the arrays, the same in every file format.
     weights_source : str
@@ -66,8 +72,8 @@ class FeatureExtractor:
         layers: Sequence[str] = ("fc7",),
         *,
         architecture: str | None = None,
-        preset: str | None = None,
-        mean_image: np.ndarray | str | os.PathLike | None = None,
+        preset: str | Preset | None = None,
+        mean_image: Mean = None,
     ):
         if isinstance(weights, keras.Model):
             weights = arrays_of(weights)
@@ -80,19 +86,18 @@ class FeatureExtractor:
         self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
-        self.preset = preset or weights.metadata.get("preset") or table.preset
-        self._size = table.input_size
-        if preset_named(self.preset).size not in (None, self._size):
+        trained = as_preset(weights.metadata.get("preset") or table.preset)
+        record, self.mean_image = resolve(preset or trained, mean_image)
+        self.preset = recorded_name(record)
+        self._size, self._centred = table.input_size, record.mean != (0.0, 0.0, 0.0)
+        if record.size not in (None, self._size):
             raise PresetError(
                 f"preset {self.preset!r} for {table.name}",
-                f"it makes pictures of {preset_named(self.preset).size} pixels a side, the network "
-                f"takes {self._size}",
+                f"it makes pictures of {record.size} pixels a side, the network takes {self._size}",
                 f"Use {table.preset!r}.",
             )
-        if isinstance(mean_image, str | os.PathLike):
-            mean_image = read_mean_image(mean_image)  # once, not for every photo
-        load_mean_image(preset_named(self.preset), mean_image)  # complains now, not at the first
-        self._mean_image = mean_image
+        if preset is not None and misfit(record, trained):
+            warnings.warn(misfit(record, trained), stacklevel=2)
         self.weights_source = weights.source
         convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
         top = any(name.removesuffix(PREACT) not in convolutional for name in blobs)
@@ -185,7 +190,7 @@ class FeatureExtractor:
         -------
         ndarray of float32, (N, S, S, 3) or (10 N, S, S, 3)
         """
-        return preprocess_input(images, self.preset, mean_image=self._mean_image, crops=crops)
+        return preprocess_input(images, self.preset, mean_image=self.mean_image, crops=crops)
 
     def _check(self, batch: np.ndarray) -> None:
         size = self._size
@@ -211,7 +216,7 @@ class FeatureExtractor:
         # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
         if self.architecture in ("bvlc_alexnet", "caffenet") and 0 <= low < high <= 1:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
-        if high > 200 and low >= 0 and self.preset != "raw":
+        if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
 
 

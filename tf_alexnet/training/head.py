@@ -13,6 +13,7 @@ from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.images import recorded_name
 from tf_alexnet.model import AlexNet
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
@@ -117,7 +118,7 @@ def train_head(
         "mode": "head",
         "architecture": table.name,
         "weights": base.digest,
-        "preset": preset or base.metadata.get("preset") or table.preset,
+        "preset": recorded_name(preset or base.metadata.get("preset") or table.preset),
         "layer": layer,
         "pool": pool,
         "l2": l2,
