@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import keras
 import numpy as np
 
 from tf_alexnet.architectures import PREACT
-from tf_alexnet.errors import InputError, PresetError
+from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
     Preset,
@@ -22,8 +23,8 @@ from tf_alexnet.images import (
     resolve,
 )
 from tf_alexnet.images.mean_image import Mean
-from tf_alexnet.model import AlexNet
-from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights, table_for
+from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
+from tf_alexnet.weights import WeightArrays, identify_weights
 
 
 class FeatureExtractor:
@@ -31,10 +32,11 @@ class FeatureExtractor:
 
     Parameters
     ----------
-    weights : str, path or WeightArrays
-        As in `AlexNet`.
+    weights : str, path, WeightArrays or keras.Model
+        As in `AlexNet`; a model's weights are copied.
     layers : sequence of str
-        Blob names, or ``"<name>_preact"`` for values before the ReLU.
+        Blob names, or ``"<name>_preact"`` for values before the ReLU. `fc8` may also be called by
+        its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
     preset : str or Preset, optional
@@ -66,19 +68,23 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        weights: str | os.PathLike | WeightArrays = "imagenet",
+        weights: str | os.PathLike | WeightArrays | keras.Model = "imagenet",
         layers: Sequence[str] = ("fc7",),
         *,
         architecture: str | None = None,
         preset: str | Preset | None = None,
         mean_image: Mean = None,
     ):
+        if isinstance(weights, keras.Model):
+            weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
         self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
-        if not isinstance(weights, WeightArrays):
-            weights = read_weights(find_weights(weights))
-        table = table_for(weights, architecture)
-        self.layers = tuple(table.check_blob(name) for name in dict.fromkeys(layers))
+        if weights is None:
+            raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
+        weights, table = resolve_weights(weights, architecture)
+        own = {weights.classifier: "fc8"}
+        self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
+        self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
         trained = as_preset(weights.metadata.get("preset") or table.preset)
         record, self.mean_image = resolve(preset or trained, mean_image)
@@ -94,12 +100,12 @@ class FeatureExtractor:
             warnings.warn(misfit(record, trained), stacklevel=2)
         self.weights_source = weights.source
         convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
-        top = any(name.removesuffix(PREACT) not in convolutional for name in self.layers)
+        top = any(name.removesuffix(PREACT) not in convolutional for name in blobs)
         with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the model
             known = pool.submit(identify_weights, weights)
             model = AlexNet(weights, architecture=table.name, include_top=top)
             self.trained_as, self.weights_digest = known.result().name, weights.digest
-        self._run = fast_network(table, model, self.layers)
+        self._run = fast_network(table, model, blobs)
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -123,7 +129,8 @@ class FeatureExtractor:
         """
         batch = np.asarray(batch)
         self._check(batch)
-        return self._run(batch)
+        found = self._run(batch)
+        return {name: found[blob] for name, blob in self._blobs.items()}
 
     def from_images(
         self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
