@@ -16,7 +16,8 @@ from tf_alexnet.version import VERSION as __version__
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
     from tf_alexnet.evaluate import evaluate_photos
     from tf_alexnet.extraction import FeatureExtractor, extract_features
-    from tf_alexnet.images import load_image, preprocess_input
+    from tf_alexnet.images import Preset, load_image, preprocess_input
+    from tf_alexnet.images.preprocessing import Preprocessing
     from tf_alexnet.labels import decode_predictions
     from tf_alexnet.loading import load_model
     from tf_alexnet.model import AlexNet, features, preset_of
@@ -61,6 +62,7 @@ def _register_layers() -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
     if sys.modules["keras"].backend.backend() == "tensorflow":
         import_module("tf_alexnet.layers")
+        import_module("tf_alexnet.images.preprocessing")
 
 
 after_import("keras", _register_layers)
