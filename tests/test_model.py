@@ -1,5 +1,7 @@
 """AlexNet() and features() as a Keras user meets them."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -308,6 +310,27 @@ def test_other_first_arguments_are_told_what_to_do(weights, message):
     for taking in (ta.AlexNet, ta.FeatureExtractor):
         with pytest.raises(UsageError, match=message):
             taking(weights())
+
+
+def test_a_prototxt_names_network_preset_and_classes(tmp_path):
+    from prototxt import prototxt
+
+    table = ARCHITECTURES["caffenet"].with_head("fc7", 3)
+    data = 'layer { type: "Data" top: "data" transform_param { crop_size: 227 %s } }\n'
+    means = " ".join(f"mean_value: {mean}" for mean in (104, 117, 123))
+    path = tmp_path / "train_val.prototxt"
+    path.write_text(prototxt(table).replace("layer {", data % means + "layer {", 1))
+    model = ta.AlexNet(None, architecture=str(path))
+    assert (model.name, model.output_shape) == ("caffenet", (None, 3))
+    assert ta.preset_of(model) == "caffe.mean104-117-123"
+    unknown = WeightArrays(weights_of("bvlc_alexnet").layers)
+    with pytest.raises(WeightsError, match="it has 1000 classes, and the prototxt 3"):
+        ta.AlexNet(unknown, architecture=str(path))
+    path.write_text(prototxt(table.with_classes(1000)))
+    assert ta.AlexNet(unknown, architecture=path, feature_extract=True).name == "caffenet"
+    path.write_text(prototxt(replace(table, input_size=224)))
+    with pytest.raises(InputError, match=r"its input has 224 pixels a side.*allow_resize=True"):
+        ta.AlexNet(None, architecture=path)
 
 
 def test_a_missing_classifier_starts_untrained_where_classes_are_asked_for():

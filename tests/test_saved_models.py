@@ -143,6 +143,27 @@ for run in ("head", "net"):
     fresh(code, tmp_path)
 
 
+def test_a_model_with_its_preprocessing_takes_photos_where_it_is_loaded(tmp_path):
+    photos = keras.Input((80, 100, 3), dtype="uint8")
+    base = ta.AlexNet(
+        convolutions("compact"),
+        include_top=False,
+        input_tensor=ta.Preprocessing("compact")(photos),
+        pooling="avg",
+    )
+    x = np.random.default_rng(0).integers(0, 256, (2, 80, 100, 3), dtype=np.uint8)
+    np.savez(tmp_path / "xy.npz", x=x, y=base.predict(x, verbose=0))
+    base.save(tmp_path / "model.keras")
+    code = """
+import sys, numpy as np, tf_alexnet as ta
+model = ta.load_model(sys.argv[1] + "/model.keras")
+xy = np.load(sys.argv[1] + "/xy.npz")
+np.testing.assert_array_equal(model.predict(xy["x"], verbose=0), xy["y"])
+assert ta.preset_of(model) == "compact"
+"""
+    fresh(code, tmp_path)
+
+
 def test_channels_first_in_keras_json_changes_nothing(saved, tmp_path):
     (tmp_path / "keras.json").write_text(json.dumps({"image_data_format": "channels_first"}))
     code = """

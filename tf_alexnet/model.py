@@ -170,6 +170,40 @@ def resolve_weights(
 
     The one place where `architecture` is interpreted.
     """
+    _check_kind(weights)
+    declared = resolve_architecture(architecture)
+    table = None if weights is not None else table_for(None, declared.architecture)
+    if isinstance(weights, keras.Model):
+        weights = arrays_of(weights)
+    elif isinstance(weights, str | os.PathLike):
+        weights = read_weights(find_weights(weights))
+    if weights is not None:
+        weights = with_classifier(weights, classifier or declared.classifier)
+        table = table_for(weights, declared.architecture)
+    if declared.classes and weights is None:
+        table = table.with_classes(declared.classes)
+    elif declared.classes and weights.classes not in (None, declared.classes):
+        raise WeightsError(
+            f"{weights.source} as {architecture}",
+            f"it has {weights.classes} classes, and the prototxt {declared.classes}",
+            "Use the prototxt that belongs to these weights.",
+        )
+    if declared.input_size not in (None, table.input_size):
+        raise InputError(
+            str(architecture),
+            f"its input has {declared.input_size} pixels a side, {table.name} has "
+            f"{table.input_size}",
+            f"Pass architecture={table.name!r}, input_shape and allow_resize=True to AlexNet.",
+        )
+    if declared.preset:
+        table = replace(table, preset=declared.preset)
+        if weights is not None:
+            metadata = {**weights.metadata, "preset": declared.preset}
+            weights = replace(weights, metadata=metadata)
+    return weights, table
+
+
+def _check_kind(weights: Any) -> None:
     if isinstance(weights, bool):
         raise UsageError(
             f"AlexNet({weights})",
@@ -188,28 +222,6 @@ def resolve_weights(
             f"{type(weights).__name__} is not a kind of weights",
             "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
         )
-    declared = resolve_architecture(architecture)
-    table = None if weights is not None else table_for(None, declared.architecture)
-    if isinstance(weights, keras.Model):
-        weights = arrays_of(weights)
-    elif isinstance(weights, str | os.PathLike):
-        weights = read_weights(find_weights(weights))
-    if weights is not None:
-        weights = with_classifier(weights, classifier or declared.classifier)
-        table = table_for(weights, declared.architecture)
-    if declared.input_size not in (None, table.input_size):
-        raise InputError(
-            str(architecture),
-            f"its input has {declared.input_size} pixels a side, {table.name} has "
-            f"{table.input_size}",
-            f"Pass architecture={table.name!r}, input_shape and allow_resize=True to AlexNet.",
-        )
-    if declared.preset:
-        table = replace(table, preset=declared.preset)
-        if weights is not None:
-            metadata = {**weights.metadata, "preset": declared.preset}
-            weights = replace(weights, metadata=metadata)
-    return weights, table
 
 
 def _fitted(
