@@ -55,7 +55,7 @@ def test_blobs_inside_other_models_are_found(base, blobs):
     names = ["conv1_preact", "norm1", "conv5", "avg_pool"]
     sequential = keras.Sequential([base, keras.layers.Dense(3, name="mine")])
     deep = keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.Sequential([base])])
-    rows = keras.Sequential(base.layers[:-1])  # the same layers, called once more
+    rows = keras.Sequential([keras.Input((SIDE, SIDE, 3)), *base.layers[1:-1]])  # called again
     cut = keras.Model(base.input, base.get_layer("conv5").output)
     doubled = keras.Input((SIDE, SIDE, 3))
     functional = keras.Model(

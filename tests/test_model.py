@@ -261,6 +261,8 @@ def test_the_guard_passes_right_images_unchanged(policy, request):
             y = guard(x)
         np.testing.assert_array_equal(y, tf.cast(x, guard.compute_dtype))
         np.testing.assert_array_equal(tape.gradient(y, x), np.ones_like(x))
+        odd = tf.constant([np.nan, np.inf, -np.inf])[:, None, None, None] * tf.ones_like(x)
+        np.testing.assert_array_equal(tf.cast(guard(odd), tf.float32), odd)
 
 
 def test_an_open_size_still_needs_three_channels():

@@ -195,14 +195,17 @@ def _has_relu(layer: keras.layers.Layer) -> bool:
 
 def _path(model, known: Mapping[tuple, keras.layers.Layer], name: str) -> tuple:
     """The path of the blob called `name`; its last part ends in `PREACT` if `name` does."""
-    for wanted, suffix in ((name, ""), (name.removesuffix(PREACT), PREACT)):
-        end = tuple(wanted.split("/"))
+    wanted = [(name, "")]
+    if name.endswith(PREACT):
+        wanted.append((name.removesuffix(PREACT), PREACT))
+    for blob, suffix in wanted:
+        end = tuple(blob.split("/"))
         found = [x for x in known if x[-len(end) :] == end and (not suffix or _has_relu(known[x]))]
         found = [x for x in found if x == end] or found
         if len(found) > 1:
             names = " and ".join("/".join(x) + suffix for x in found)
             raise LayerError(f"layer {name!r}", f"{model.name} has {names}", "Name one of them.")
-        if found and (not suffix or name.endswith(PREACT)):
+        if found:
             return (*found[0][:-1], found[0][-1] + suffix)
     blobs = {x[-1]: layer for x, layer in known.items() if type(layer).__name__ not in _NO_BLOBS}
     names = [*blobs, *(x + PREACT for x, layer in blobs.items() if _has_relu(layer))]
