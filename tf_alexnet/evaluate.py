@@ -28,14 +28,12 @@ from tf_alexnet.ground_truth import (
 )
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
+from tf_alexnet.model import resolve_weights
 from tf_alexnet.training import Run
 from tf_alexnet.weights import (
     WeightArrays,
-    find_weights,
     identify_weights,
     published_accuracy,
-    read_weights,
-    table_for,
 )
 from tf_alexnet.weights.cache import cache_folder
 from tf_alexnet.weights.catalog import ALGORITHMS
@@ -101,11 +99,13 @@ def evaluate_photos(
     """
     if model is not None:
         run = model if isinstance(model, Run) else Run.open(model)
-        arrays, classes = run.arrays, tuple(Label("", name) for name in run.record.classes)
+        arrays, table = resolve_weights(run.arrays, architecture)
+        classes = tuple(Label("", name) for name in run.record.classes)
     else:
-        run, arrays = None, _with_classes(weights)
+        run = None
+        arrays, table = resolve_weights(weights, architecture)
+        _check_classes(arrays)
         classes = _classes(arrays.classes)
-    table = table_for(arrays, architecture)
     truth = _truth(data, ground_truth, classes, run)
     preset = preset or arrays.metadata.get("preset") or table.preset
     record, mean_image = resolve(preset, mean_image)
@@ -127,7 +127,7 @@ def evaluate_photos(
             place,
             weights=arrays,
             layers=["prob"],
-            architecture=architecture,
+            architecture=table.name,
             preset=preset,
             mean_image=mean_image,
             crops=crops,
@@ -188,17 +188,16 @@ def _truth(
     return read_ilsvrc_validation(data, ground_truth)
 
 
-def _with_classes(weights: str | os.PathLike | WeightArrays) -> WeightArrays:
-    """Weights that tell classes apart."""
-    if not isinstance(weights, WeightArrays):
-        weights = read_weights(find_weights(weights))
+def _check_classes(weights: WeightArrays | None) -> None:
+    """Refuse weights that don't tell classes apart."""
+    if weights is None:
+        raise UsageError("evaluate", "it needs weights", "Pass a weight file.")
     if weights.classes is None:
         raise WeightsError(
             weights.source,
             "it has no fc8, so it names no classes that could be right or wrong",
             "Train one on it (tf-alexnet train), or evaluate weights of a whole network.",
         )
-    return weights
 
 
 def _classes(count: int) -> tuple[Label, ...]:

@@ -14,7 +14,7 @@ from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.images import recorded_name
-from tf_alexnet.model import AlexNet
+from tf_alexnet.model import AlexNet, resolve_weights
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
 from tf_alexnet.training.record import RunRecord, split_record
@@ -31,7 +31,7 @@ from tf_alexnet.training.softmax import (
     standard_of,
 )
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, read_weights, table_for
+from tf_alexnet.weights import LayerArrays, WeightArrays
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted
@@ -107,10 +107,7 @@ def train_head(
         If weights, photos or the RUN can't be read or written.
     """
     photos = read_folders(data, val_split, seed)
-    base = weights
-    if not isinstance(base, WeightArrays):
-        base = read_weights(find_weights(base))
-    table = table_for(base, architecture)
+    base, table = resolve_weights(weights, architecture)
     layer, pool = _place(base, table, layer, pool)
     if l2 is not None and not 0 < l2 < float("inf"):
         raise UsageError(f"l2 {l2}", "no such penalty", "Use a number above 0, as 0.001.")

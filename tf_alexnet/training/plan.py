@@ -12,12 +12,13 @@ import keras
 from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import UsageError
 from tf_alexnet.images.presets import Preset
+from tf_alexnet.model import resolve_weights
 from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.folders import PhotoSet
 from tf_alexnet.training.initial import fresh_layers
 from tf_alexnet.training.optimizer import CaffeSGD
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights import WeightArrays, check_arrays, find_weights, read_weights, table_for
+from tf_alexnet.weights import WeightArrays, check_arrays
 
 BODY = 0.1  # of the head's learning rate
 DECAY, MOMENTUM = 5e-4, 0.9
@@ -63,12 +64,9 @@ def planned(
     """
     if mode not in _EPOCHS:
         raise UsageError(f"mode {mode!r}", "no such training", "Use finetune or scratch.")
-    base = None
-    if mode == "finetune":
-        base = weights
-        if not isinstance(base, WeightArrays):
-            base = read_weights(find_weights(base))
-    table = table_for(base, architecture or (None if base else "compact"))
+    if mode == "scratch":
+        weights, architecture = None, architecture or "compact"
+    base, table = resolve_weights(weights, architecture)
     name = preset or (base and base.metadata.get("preset")) or table.preset
     record = check_augmentation(augment, name)
     if record.size != table.input_size:
