@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE_PHOTOS, ROOT
 from reference import forward
+from tf_alexnet.verification import GOLDENS, Golden, verify_weights
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import BVLC_ALEXNET
 from tf_alexnet.errors import InputError, WeightsError
-from tf_alexnet.verification import GOLDENS, Golden, verify_weights
 from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, known_weights
 from tf_alexnet.weights.identify import fingerprints
 
