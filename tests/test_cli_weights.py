@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mirrors import serving
+from trained import trained_layer
+from weight_seeds import small_arrays
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.cli.main import main
+from tf_alexnet.errors import UsageError
 from tf_alexnet.weights import (
     LayerArrays,
+    Source,
     WeightArrays,
     catalog,
     find_weights,
@@ -26,7 +30,7 @@ from tf_alexnet.weights.identify import fingerprints
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]
 README = (ROOT / "weights" / "README.md").read_text()
-CONVS = known_weights("torchvision-convs")
+CONVS = known_weights("torchvision-convs").sources[0]
 
 
 @pytest.fixture
@@ -63,12 +67,18 @@ def stand_in(tmp_path, monkeypatch):
         record = replace(
             known_weights("bvlc_alexnet"),
             architecture="torchvision",
-            mirrors=(mirror,),
-            size=made.stat().st_size,
-            sha256=inspect_weights(made).sha256,
+            sources=(
+                Source(
+                    "bvlc_alexnet.caffemodel",
+                    (mirror,),
+                    made.stat().st_size,
+                    f"sha256:{inspect_weights(made).sha256}",
+                ),
+                Source("bvlc_alexnet.npy"),
+            ),
             fingerprint="torchvision",
         )
-        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record,))
+        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record, known_weights("torchvision")))
         monkeypatch.delenv("TF_ALEXNET_OFFLINE")
         yield record
 
@@ -90,7 +100,7 @@ def test_list(run, tmp_path):
         lines["bvlc_alexnet"],
     )
     assert lines["places365"].endswith("-")
-    assert "note: accuracies are published ones" in err
+    assert "note: published accuracies" in err
     code, out, _ = run("list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows["torchvision-convs"]["path"].endswith(CONVS.file_name)
@@ -103,10 +113,10 @@ def test_fetch_tells_what_was_fetched(run, stand_in, tmp_path):
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "here/bvlc_alexnet.caffemodel"
     said = pairs(out)
-    assert said["size"] == f"{stand_in.size:,} bytes"
-    assert said["checksum"] == f"sha256:{stand_in.sha256} (verified)"
+    assert said["size"] == f"{stand_in.sources[0].size:,} bytes"
+    assert said["checksum"] == f"{stand_in.sources[0].checksum} (verified)"
     assert said["licence"] == "unrestricted use"
-    assert said["origin"] == stand_in.mirrors[0]
+    assert said["origin"] == stand_in.sources[0].urls[0]
     assert out.count("  accuracy  top-1 5") == 2
     assert said["next"] == (
         "tf-alexnet predict PHOTOS --weights here/bvlc_alexnet.caffemodel"
@@ -131,23 +141,45 @@ def test_fetch_of_the_embedded_file_and_refusals(run, tmp_path):
             4,
             "not a directory. Name a folder",
         ),
-        (("inspect", "gone.npy"), 3, "no such file"),
+        (("inspect", "gone.npy"), 3, "neither a file nor a name"),
         (("inspect", tmp_path), 3, "a folder"),
-        (("convert", "gone.npy", "x.npy"), 3, "no such file"),
-        (("verify", "gone.npy"), 3, "no such file"),
-        (("verify", CONVS.file_name, "--photos", "nowhere"), 2, "no folder"),
+        (
+            ("inspect", "caffenet"),
+            3,
+            "not on this machine. Run `tf-alexnet weights fetch caffenet`",
+        ),
+        (("verify", "imagenet"), 3, "not on this machine. Run `tf-alexnet weights fetch imagenet`"),
+        (("convert", "gone.npy", "x.npy"), 3, "neither a file nor a name"),
+        (("convert", "caffenet", "x.npy"), 3, "TF_ALEXNET_OFFLINE is set"),
+        (("verify", "gone.npy"), 3, "neither a file nor a name"),
+        (("verify", CONVS.file_name, "--photos", "nowhere"), 2, "not a folder"),
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (expected, ""), arguments
         assert re.fullmatch(rf"error: .*{text}.*\.\n", err), (arguments, err)
 
 
+def test_unverified_files_are_called_so(run, monkeypatch, tmp_path):
+    monkeypatch.delenv("TF_ALEXNET_OFFLINE")
+    with serving(find_weights("torchvision-convs").read_bytes()) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}/good/bvlc-alexnet.npy"
+        record = replace(
+            known_weights("udacity-npy"), sources=(Source("bvlc-alexnet.npy", (url,)),)
+        )
+        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record, known_weights("torchvision")))
+        assert pairs(run("fetch", "udacity-npy")[1])["checksum"] == "unverified: none is published"
+    _, out, _ = run("verify", "udacity-npy")
+    assert re.search(r"^- +checksum +unverified: no checksum is published$", out, re.M)
+    assert "WRONG  fingerprint" in out
+
+
 def test_inspect_as_text_and_json(run):
     path = find_weights("torchvision-convs")
-    code, out, err = run("inspect", path)
+    code, out, err = run("inspect", "torchvision-convs")
+    assert run("inspect", path) == (code, out, err)
     assert (code, err) == (0, "")
     said = pairs(out)
-    assert said["sha256"] == CONVS.sha256
+    assert said["sha256"] == CONVS.checksum.removeprefix("sha256:")
     assert said["is"] == "torchvision-convs (by sha256)"
     assert said["biases"] == "at most 5e-07 from those of torchvision"
     assert (said["architecture"], said["preset"]) == ("torchvision", "torchvision")
@@ -159,16 +191,25 @@ def test_inspect_as_text_and_json(run):
     assert found["digest"] == ta.read_weights(path).digest
     assert found["layers"][0] == ["conv1", [11, 11, 3, 64], [64], 23296]
     assert found["metadata"]["licence"] == "BSD-3-Clause"
-    assert found["warnings"] == []
+    assert found["notes"] == []
+    assert [check["passed"] for check in found["checks"]] == [True] * 4
+
+
+def test_inspect_says_what_is_known_of_a_conversion(run):
+    run("convert", "torchvision-convs", "x.npz")
+    assert pairs(run("inspect", "x.npz")[1])["is"] == (
+        "torchvision, convolutions only (by fingerprint: biases of conv1 to conv5, "
+        "kernels of conv1 to conv5)"
+    )
 
 
 def shapes_of(table, network=None, classes=1000, **changes):
-    """Zero kernels in a network's shapes; biases of `network`, or of no known one."""
+    """Arrays in a network's shapes that pass for those of `network`, or of no known one."""
     layers = {}
-    shapes = ARCHITECTURES[table].with_classes(classes).parameter_shapes()
-    for name, (kernel, bias) in shapes.items():
-        known = fingerprints().get(network, {}).get(name, np.full(bias, 0.25))
-        layers[name] = LayerArrays(np.zeros(kernel, np.float32), known.astype(np.float32))
+    for name, shapes in ARCHITECTURES[table].with_classes(classes).parameter_shapes().items():
+        known = network and name in fingerprints()[network]
+        blank = (np.full(shape, 0.25 * (len(shape) == 1), np.float32) for shape in shapes)
+        layers[name] = trained_layer(network, name) if known else LayerArrays(*blank)
     layers.update(changes)
     return {name: x for name, x in layers.items() if x}
 
@@ -183,11 +224,11 @@ WARNED = {
     ),
     "own word": (
         (shapes_of("caffenet"), "caffenet"),
-        ["that it is caffenet is its own word", "unknown origin"],
+        ["that it is caffenet is only recorded in the file", "unknown origin"],
     ),
     "false word": (
         (shapes_of("caffenet", "caffenet"), "bvlc_alexnet"),
-        ["it records bvlc_alexnet, but by its biases it is caffenet"],
+        ["it records bvlc_alexnet, but by its convolutions it is caffenet"],
     ),
     "holes": (
         (shapes_of("caffenet", "caffenet", conv3=HOLED), "caffenet"),
@@ -195,11 +236,11 @@ WARNED = {
     ),
     "missing and extra": (
         (shapes_of("caffenet", "caffenet", fc7=None, fc9=EXTRA), None),
-        ["fc7 is missing", "fc9 is no layer of caffenet"],
+        ["fc7 is missing", "set aside, as AlexNet has no such layers: fc9"],
     ),
     "foreign": (
         ({"conv1": LayerArrays(np.zeros((7, 7, 3, 64)), np.zeros(64))}, None),
-        ["it fits no network known here; as torchvision: conv2 is missing", "unknown origin"],
+        ["not AlexNet; as torchvision: conv2 is missing", "unknown origin"],
     ),
     "known": ((shapes_of("bvlc_alexnet", "bvlc_alexnet"), None), []),
 }
@@ -258,6 +299,45 @@ def test_convert_keeps_arrays_and_record(run, tmp_path):
     assert err == "note: this format has no place for origin, licence and number of classes\n"
 
 
+def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
+    """An architecture the file doesn't tell, an extra layer, and one of two classifiers."""
+    small = small_arrays(3)
+    fc8 = small.layers["fc8"]
+    layers = {**small.layers, "fc8_mine": LayerArrays(fc8.kernel[:, :3], fc8.bias[:3])}
+    ta.write_weights(WeightArrays(layers), "two.npz")
+    code, out, err = run("convert", "two.npz", "one.npz", "--classifier", "fc8_mine")
+    assert (code, err) == (0, "")
+    assert ta.read_weights("one.npz").classes == 3
+    code, out, err = run("convert", "two.npz", "both.npz")
+    assert err == "note: set aside, as AlexNet has no such layers: fc8_mine\n"
+    code, _, err = run("convert", "two.npz", "x.npz", "--classifier", "conv1")
+    assert code == 3
+    assert "no such dense layer behind fc7" in err
+    layers = shapes_of("caffenet", classes=3)
+    ta.write_weights(WeightArrays(layers), "look-alike.npz")
+    assert "architecture" not in pairs(run("convert", "look-alike.npz", "a.npz")[1])
+    said = pairs(run("convert", "look-alike.npz", "b.npz", "--architecture", "caffenet")[1])
+    assert (said["architecture"], said["preset"]) == ("caffenet", "caffe")
+    assert ta.read_weights("b.npz").architecture == "caffenet"
+    code, _, err = run("convert", "b.npz", "c.npz", "--architecture", "bvlc_alexnet")
+    assert code == 3
+    assert "these are caffenet weights" in err
+
+
+def test_convert_downloads(run, stand_in, tmp_path):
+    code, out, _ = run("convert", "imagenet", "x.npz")
+    assert code == 0
+    assert pairs(out)["licence"] == "unrestricted use"
+    assert (tmp_path / "cache" / "bvlc_alexnet.caffemodel").is_file()
+
+
+def test_form_of_a_format_without_forms_is_refused_by_the_library(tmp_path):
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    with pytest.raises(UsageError, match="one form only"):
+        ta.write_weights(arrays, tmp_path / "x.npz", form="list")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
     source = tmp_path / "a.safetensors"
     source.write_bytes(find_weights("torchvision-convs").read_bytes())
@@ -288,25 +368,21 @@ def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
 
 
 def test_verify_ends_in_an_exit_code(run, tmp_path):
-    content = bytearray(find_weights("torchvision-convs").read_bytes())
-    path = tmp_path / CONVS.file_name
-    path.write_bytes(content)
-    code, out, err = run("verify", path)
+    code, out, err = run("verify", "torchvision-convs")
     assert (code, err) == (0, "")
-    assert [line.split()[:2] for line in out.splitlines()] == [
-        ["ok", name] for name in ("checksum", "shapes", "values", "biases", "record")
-    ]
-    content[-2] ^= 1
-    path.write_bytes(content)
+    names = ("checksum", "arrays", "fingerprint", "record")
+    assert [line.split()[:2] for line in out.splitlines()] == [["ok", name] for name in names]
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    holed = LayerArrays(arrays.layers["conv5"].kernel * np.nan, arrays.layers["conv5"].bias)
+    path = tmp_path / "x.npz"
+    ta.write_weights(replace(arrays, layers={**arrays.layers, "conv5": holed}), path)
     code, out, err = run("verify", path)
     assert code == 3
-    assert out.startswith("WRONG  checksum  its sha256 is ")
-    assert err == (
-        f"error: {path}: wrong: checksum. Get the file again from where it is published.\n"
-    )
+    assert "WRONG  arrays       conv5 kernel: 589824 of 589824 values are NaN" in out
+    assert err == f"error: {path}: wrong: arrays. Get the file again from its publisher.\n"
     code, out, _ = run("verify", path, "--json")
     assert code == 3
-    assert [check["passed"] for check in json.loads(out)] == [False, True, True, True, True]
+    assert [check["passed"] for check in json.loads(out)] == [None, False, True, True]
 
 
 def blocks(kind):

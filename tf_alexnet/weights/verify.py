@@ -321,11 +321,11 @@ def _fingerprint(path: Path, known: Identification) -> Check:
         return Check("fingerprint", None, "no known numbers to compare with")
     found = f"biases at most {known.distance:.2g} from those of {known.nearest}"
     named, trained = _named(path), _training(known)
-    if trained == known.nearest:
-        return Check("fingerprint", True, found, known.distance)
-    claimed = named.fingerprint if named else trained
+    claimed = (named and named.fingerprint) or trained
     if claimed is None:
         return Check("fingerprint", None, f"{found}: another training", known.distance)
+    if claimed == trained == known.nearest:
+        return Check("fingerprint", True, found, known.distance)
     return Check("fingerprint", False, f"{found}, not those of {claimed}", known.distance)
 
 
