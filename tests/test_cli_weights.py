@@ -308,7 +308,7 @@ def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
     code, out, err = run("convert", "two.npz", "one.npz", "--classifier", "fc8_mine")
     assert (code, err) == (0, "")
     assert ta.read_weights("one.npz").classes == 3
-    code, out, err = run("convert", "two.npz", "both.npz")
+    code, _, err = run("convert", "two.npz", "both.npz")
     assert err == "note: set aside, as AlexNet has no such layers: fc8_mine\n"
     code, _, err = run("convert", "two.npz", "x.npz", "--classifier", "conv1")
     assert code == 3
