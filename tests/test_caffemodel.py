@@ -13,6 +13,7 @@ from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import LayerArrays, WeightArrays
 from tf_alexnet.weights.formats import caffemodel, npy
+from tf_alexnet.weights.graph import Told
 
 ARRAYS = small_arrays()
 VARIANTS = list(itertools.product(["new", "v1"], ["shaped", "legacy"], [True, False]))
@@ -213,7 +214,7 @@ def test_only_a_name_that_fits_says_the_architecture(tmp_path, title, classes, a
         name: LayerArrays(*(np.broadcast_to(np.float32(0), s) for s in pair))
         for name, pair in shapes
     }
-    assert caffemodel._architecture(title, WeightArrays(layers)) == architecture
+    assert caffemodel._architecture(title, Told(), WeightArrays(layers)) == architecture
 
 
 @pytest.fixture(scope="module")
@@ -267,19 +268,25 @@ FC7 = (blob_of(np.ones((3, 8))), blob_of(np.ones(3)))
         (blob_of(np.ones((1, 3, 4, 4)), legacy=True), r"a single Caffe blob \(a mean image\?\)"),
         (blob_of(np.ones((1, 3, 4, 4))), "a single Caffe blob"),
         (b"\x08\x05" + message(2, b"net") + message(3, blob_of(np.ones(3))), "a Caffe solver's"),
-        (b"\x08\x07" + message(2, b"pytorch") + message(7, b""), "none at all: a field 1 "),  # ONNX
+        (
+            b"\x08\x07" + message(2, b"pytorch") + message(7, b""),
+            "not one at all: a field 1 ",
+        ),  # ONNX
         (message(1, b"AlexNet"), "no layer with weights in it"),
-        (b"\x30\x01\x30\x02", "no weight file of a known kind"),
+        (b"\x30\x01\x30\x02", "not a weight file of a known kind"),
         (CONV + CONV, "layer 'conv5' twice"),
         (CONV + layer_of("fc7", *FC7)[:-1], "a field that runs past the end"),
-        (layer_of("fc7", *FC7), "no convolution comes before fc7"),
-        (CONV + layer_of("fc7", blob_of(np.ones((3, 6))), FC7[1]), "no square of 2 channels"),
-        (CONV + layer_of("fc7", FC7[0]), "layer 'fc7' of 1 blobs"),
-        (CONV + layer_of("fc7", *FC7, FC7[1]), "layer 'fc7' of 3 blobs"),
+        (layer_of("fc7", *FC7), "fc7 has 8 inputs, and nothing tells how"),
+        (
+            CONV + layer_of("fc7", blob_of(np.ones((3, 6))), FC7[1]),
+            "fc7 has 6 inputs, and nothing tells",
+        ),
+        (CONV + layer_of("fc7", FC7[0]), "layer 'fc7' is without a bias, not AlexNet"),
+        (CONV + layer_of("fc7", *FC7, FC7[1]), "layer 'fc7' is with 3 blobs"),
         (CONV + layer_of("fc7", FC7[1], FC7[0]), r"blobs of \(3,\) and \(3, 8\)"),
         (layer_of("c", message(7, b"\x0a\x01\x02") + message(5, b"\0" * 12)), "with 3 values"),
         (layer_of("c", message(7, b"\x0a\x01\x03") + message(5, b"\0" * 11)), "within a number"),
-        (layer_of("c", message(5, b"\0" * 12)), r"a blob of shape \(\) with 3 values"),
+        (layer_of("c", message(5, b"\0" * 12)), r"an array of shape \(\) with 3 values"),
         (layer_of("c", message(7, b"\x08" + varint(2**64 - 1))), r"shape \(-1,\)"),
         (layer_of("c", message(7, message(1, b"\x01" * 9))), "more than 8 dimensions"),
         (layer_of("c", message(7, message(1, b"\x01" * 5)) + message(5, b"\0" * 4)), "1, 1, 1, 1"),
@@ -287,7 +294,7 @@ FC7 = (blob_of(np.ones((3, 8))), blob_of(np.ones(3)))
         (message(1, b"x") + b"\x00\x00", "a field of number 0"),
         (message(1, b"x") + b"\x10\x00", "a field 2 of wire type 0"),
         (message(1, b"x") + b"\xff" * 12, "a number that runs past its end"),
-        (message(1, b"\xff\xfe"), "a name that is no UTF-8"),
+        (message(1, b"\xff\xfe"), "a name that is not UTF-8"),
         (message(1, b"n" * 300), "a name of 300 bytes"),
         (message(1, b"x") + b"\x30\x01" * 20_001, "more than 20000 fields"),
         (layer_of("c", b"\x2d\0\0\0\0\x35\0\0\0\0" * 10_001), "more than 20000 fields"),
@@ -303,6 +310,6 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"layers='v2'.* Use new or v1\.$"):
         caffemodel.write(ARRAYS, tmp_path / "x", layers="v2")
     alone = WeightArrays({"fc7": ARRAYS.layers["fc7"]})
-    with pytest.raises(WeightsError, match="no convolution comes before fc7"):
+    with pytest.raises(WeightsError, match="fc7 has 10 inputs, and nothing tells"):
         caffemodel.write(alone, tmp_path / "x")
     assert not list(tmp_path.iterdir())

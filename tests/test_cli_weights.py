@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mirrors import serving
+from prototxt import prototxt
 from trained import trained_layer
 from weight_seeds import small_arrays
 
@@ -279,7 +280,9 @@ def test_formats_are_named_by_content(tmp_path):
 def test_convert_keeps_arrays_and_record(run, tmp_path):
     source = find_weights("torchvision-convs")
     arrays = ta.read_weights(source)
-    for target, form in (("a.npy", "dict"), ("a.npz", None), ("a.h5", "caffe")):
+    for target, form in (
+        *(("a.npy", "dict"), ("a.npz", None), ("a.h5", "caffe"), ("a.caffemodel", None)),
+    ):
         code, out, err = run("convert", source, target, *(["--form", form] if form else []))
         assert (code, err) == (0, "")
         assert out.startswith(f"{target}: 5 layers, read back equal, {arrays.digest}\n")
@@ -294,9 +297,6 @@ def test_convert_keeps_arrays_and_record(run, tmp_path):
         # At the second step the first origin is still told.
         run("convert", target, "b.safetensors")
         assert ta.read_weights("b.safetensors").metadata["origin"] == said["origin"]
-    code, _, err = run("convert", "a.npy", "a.caffemodel")
-    assert code == 0
-    assert err == "note: this format has no place for origin, licence and number of classes\n"
 
 
 def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
@@ -305,7 +305,7 @@ def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
     fc8 = small.layers["fc8"]
     layers = {**small.layers, "fc8_mine": LayerArrays(fc8.kernel[:, :3], fc8.bias[:3])}
     ta.write_weights(WeightArrays(layers), "two.npz")
-    code, out, err = run("convert", "two.npz", "one.npz", "--classifier", "fc8_mine")
+    code, _, err = run("convert", "two.npz", "one.npz", "--classifier", "fc8_mine")
     assert (code, err) == (0, "")
     assert ta.read_weights("one.npz").classes == 3
     code, _, err = run("convert", "two.npz", "both.npz")
@@ -319,6 +319,10 @@ def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
     said = pairs(run("convert", "look-alike.npz", "b.npz", "--architecture", "caffenet")[1])
     assert (said["architecture"], said["preset"]) == ("caffenet", "caffe")
     assert ta.read_weights("b.npz").architecture == "caffenet"
+    (tmp_path / "deploy.prototxt").write_text(prototxt(ARCHITECTURES["caffenet"].with_classes(3)))
+    run("convert", "look-alike.npz", "d.npz", "--architecture", "deploy.prototxt")
+    assert ta.read_weights("d.npz").metadata["preset"] == "caffe"
+    assert ta.read_weights("d.npz").architecture == "caffenet"
     code, _, err = run("convert", "b.npz", "c.npz", "--architecture", "bvlc_alexnet")
     assert code == 3
     assert "these are caffenet weights" in err

@@ -332,6 +332,7 @@ def test_last_layer_renamed_by_a_fine_tuning_is_fc8(tmp_path, monkeypatch):
         {"fc8": small.layers["fc8"], "fc8_flickr": small.layers["fc8"]},
         {"fc8_a": small.layers["fc8"], "fc8_b": small.layers["fc8"]},
         {"fc8_conv": small.layers["conv1"]},
+        {"style": small.layers["fc8"], "scene": small.layers["fc8"]},
     ):
         layers = {name: x for name, x in small.layers.items() if name != "fc8"} | others
         caffemodel.write(WeightArrays(layers), path)

@@ -19,6 +19,7 @@ OBJECT_LOADERS = (
     "cloudpickle",
     "joblib",
     "torch",
+    "onnx",
     "shelve",
 )
 

@@ -101,7 +101,10 @@ def test_convolutions_alone_and_one_storage_for_all(tmp_path):
     }
     found = found_in(tmp_path / "x.pth", torch_zip(torch_pickle(entries), {"0": one.tobytes()}))
     np.testing.assert_array_equal(found.layers["fc8"].bias, one[90:93], strict=True)
-    np.testing.assert_array_equal(found.layers["fc8"].kernel, one[4:58].reshape(3, 18).T)
+    np.testing.assert_array_equal(
+        found.layers["fc8"].kernel,
+        one[4:58].reshape(3, 2, 3, 3).transpose(2, 3, 1, 0).reshape(18, 3),
+    )
 
 
 def changed(name, value):

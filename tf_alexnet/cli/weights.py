@@ -140,7 +140,7 @@ def convert(
         str | None, typer.Option(help="list or dict (.npy); keras or caffe (.h5).")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="The network, where the file does not tell.")
+        str | None, typer.Option(help="The network's name or prototxt, where IN does not tell.")
     ] = None,
     classifier: Annotated[
         str | None, typer.Option(help="Layer to use as fc8, where there are several.")
@@ -153,14 +153,11 @@ def convert(
     source = console.find_weights(source)
     written = convert_weights(source, target, form, architecture, classifier)
     print(f"{one_line(target)}: {len(written.layers)} layers, read back equal, {written.digest}")
-    kept = {"architecture": written.architecture, **written.metadata}
-    rows = [(one_line(k), one_line(v)) for k, v in kept.items() if v and k not in FOUND_ANEW]
-    if rows:
-        print(_table(rows, indent="  "))
+    recorded = {"architecture": written.architecture, **written.metadata}
+    rows = [(k, v) for k, v in recorded.items() if v and k not in FOUND_ANEW]
+    print(_table([tuple(map(one_line, row)) for row in rows], indent="  "))
     if written.set_aside:
         console.note(f"set aside, as AlexNet has no such layers: {', '.join(written.set_aside)}")
-    if "origin_digest" not in kept:
-        console.note("this format has no place for origin, licence and number of classes")
 
 
 @app.command()

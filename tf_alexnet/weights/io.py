@@ -12,6 +12,7 @@ from tf_alexnet.weights.arrays import WeightArrays, table_for, with_classifier
 from tf_alexnet.weights.catalog import KnownWeights, known_weights, published_file
 from tf_alexnet.weights.download import expected_record, find_weights
 from tf_alexnet.weights.identify import Identification, identified, identify_arrays
+from tf_alexnet.weights.prototxt import resolve_architecture
 
 # Metadata that `read_weights` finds out anew.
 FOUND_ANEW = ("identified", "identified_by", "identified_digest")
@@ -161,8 +162,9 @@ def convert_weights(
         The new file. A file that exists is replaced once the new one is complete.
     form : str, optional
         As in `write_weights`.
-    architecture : str, optional
-        The network, where the file does not tell.
+    architecture : str or path, optional
+        The network, where the file does not tell: its name, or a prototxt that describes it, with
+        its classifier and preprocessing.
     classifier : str, optional
         As in `read_weights`.
 
@@ -185,12 +187,17 @@ def convert_weights(
         raise UsageError(
             os.fspath(target), "that is the file to be converted", "Give the new one another name."
         )
+    told = resolve_architecture(architecture)
     arrays = read_weights(source, classifier)
+    if classifier is None and told.classifier in arrays.layers:
+        arrays = with_classifier(arrays, told.classifier)
     metadata = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
-    if architecture is not None:
-        table = table_for(arrays, architecture)
-        architecture = table.name
+    if told.architecture is not None:
+        table = table_for(arrays, told.architecture)
+        arrays = replace(arrays, architecture=table.name)
         metadata.setdefault("preset", table.preset)
+    if told.preset is not None:
+        metadata["preset"] = told.preset
     metadata.setdefault("origin", os.path.basename(source))
     metadata.setdefault("origin_digest", arrays.digest)
     if arrays.classes:
@@ -198,8 +205,7 @@ def convert_weights(
     record = published_file(source)
     if record is not None:
         metadata["licence"] = record.licence
-    made = replace(arrays, metadata=metadata, architecture=architecture or arrays.architecture)
-    write_weights(made, target, form)
+    write_weights(replace(arrays, metadata=metadata), target, form)
     written = read_weights(target)
     if written.digest != arrays.digest:
         raise WeightsError(

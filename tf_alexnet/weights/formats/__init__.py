@@ -17,6 +17,7 @@ from tf_alexnet.weights.formats import (
     hdf5_file,
     npy,
     npz,
+    onnx_file,
     safetensors_file,
     torch_pth,
 )
@@ -129,6 +130,11 @@ def _reader(path: str | os.PathLike, head: bytes):
         raise damaged(path, "an HTML or XML page", GET_ANOTHER)
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
         raise damaged(path, "a text file", READABLE)
+    if head[:1] == b"\x08":
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if onnx_file.recognised(head, memoryview(mapped)):
+            return onnx_file.read
     return caffemodel.read
 
 

@@ -11,207 +11,58 @@ and (height, width, channels).
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, fitting_architectures
+from tf_alexnet.weights.arrays import (
+    LAYER_ORDER,
+    WeightArrays,
+    fitting_architectures,
+    with_classifier,
+    with_own_names,
+)
 from tf_alexnet.weights.formats.common import (
+    MAX_METADATA,
+    NotAlexNetError,
     as_float32,
     assemble,
     damaged,
-    first_dense,
     from_channels_first,
+    metadata_text,
+    parsed_metadata,
     to_channels_first,
 )
+from tf_alexnet.weights.graph import SETTINGS, Node, Told, caffe_node, foreign_layer, told_by
+from tf_alexnet.wire import FIXED32, LENGTH, VARINT, Wire, WireError, text
 
 MAX_BYTES = 1 << 31
-MAX_FIELDS = 20_000  # a network of 24 layers takes about 1,000
-MAX_DIMENSIONS = 8
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 CONVOLUTION, INNER_PRODUCT = 4, 14  # V1LayerParameter.LayerType
 CAFFE_NAMES = {"AlexNet": "bvlc_alexnet", "CaffeNet": "caffenet"}
-
-
-class WireError(Exception):
-    """The bytes are no NetParameter; the message completes "a file with ..."."""
-
-
-@dataclass
-class _Blob:
-    """One BlobProto: its shape and the pieces of its data."""
-
-    legacy: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    dims: list[int] = field(default_factory=list)
-    floats: list[np.ndarray] = field(default_factory=list)
-    doubles: list[np.ndarray] = field(default_factory=list)
-
-    def array(self) -> np.ndarray:
-        """The values in Caffe's shape: a view of the file where they lie in one piece."""
-        # Blob::FromProto in blob.cpp: any of the four old dimensions hides the new shape,
-        # and double_data, where there is any, goes before data.
-        shape = tuple(self.legacy if any(self.legacy) else self.dims)
-        pieces = self.doubles or self.floats
-        count = sum(len(piece) for piece in pieces)
-        if not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) != count:
-            raise WireError(f"a blob of shape {shape} with {count} values")
-        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)).reshape(shape)
-
-
-class _Wire:
-    """Walks messages, and counts the fields it has seen in the whole file."""
-
-    def __init__(self):
-        self.fields = 0
-
-    def count(self) -> None:
-        self.fields += 1
-        if self.fields > MAX_FIELDS:
-            raise WireError(f"more than {MAX_FIELDS} fields")
-
-    def walk(self, message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-        """Number, wire type and value of each field: an integer, or the bytes of it."""
-        at = 0
-        while at < len(message):
-            self.count()
-            key, at = varint(message, at)
-            number, wire = key >> 3, key & 7
-            if number == 0:
-                raise WireError("a field of number 0")
-            if wire == VARINT:
-                value, at = varint(message, at)
-                yield number, wire, value
-                continue
-            if wire == LENGTH:
-                size, at = varint(message, at)
-            elif wire in (FIXED32, FIXED64):
-                size = 4 if wire == FIXED32 else 8
-            else:
-                raise WireError(f"a field of wire type {wire}")
-            if size > len(message) - at:
-                raise WireError("a field that runs past the end")
-            yield number, wire, message[at : at + size]
-            at += size
-
-    def messages(self, message: memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
-        """The fields of these numbers, which must be strings or messages."""
-        for number, wire, value in self.walk(message):
-            if number in numbers:
-                if wire != LENGTH:
-                    raise WireError(f"a field {number} of wire type {wire}")
-                yield number, value
-
-    def blob(self, message: memoryview) -> _Blob:
-        """A BlobProto. Unpacked numbers, each a field of its own, are read in runs."""
-        blob = _Blob()
-        at = 0
-        while at < len(message):
-            # data 5, diff 6 (float), double_data 8, double_diff 9: the four that may be unpacked
-            key = message[at]
-            if key in (0x2D, 0x35, 0x41, 0x49):
-                form = "<f4" if key in (0x2D, 0x35) else "<f8"
-                values, at = run(message, at, form)
-                self.count()
-                if key == 0x2D:
-                    blob.floats.append(values)
-                elif key == 0x41:
-                    blob.doubles.append(values)
-                continue
-            at = self.blob_field(blob, message, at)
-        return blob
-
-    def blob_field(self, blob: _Blob, message: memoryview, at: int) -> int:
-        """Read the one field at `at`; return where the next begins."""
-        number, wire, value = next(self.walk(message[at:]))
-        if wire == VARINT:
-            if 1 <= number <= 4:
-                blob.legacy[number - 1] = signed(value)
-            _, after_key = varint(message, at)
-            return varint(message, after_key)[1]
-        if wire == LENGTH and number in (5, 8):
-            form = np.dtype("<f4" if number == 5 else "<f8")
-            if len(value) % form.itemsize:
-                raise WireError("a blob cut off within a number")
-            if len(value):
-                (blob.floats if number == 5 else blob.doubles).append(np.frombuffer(value, form))
-        elif wire == LENGTH and number == 7:
-            blob.dims += self.dims(value)
-        _, after = varint(message, at)
-        if wire == LENGTH:
-            _, after = varint(message, after)
-        return after + len(value)
-
-    def dims(self, message: memoryview) -> list[int]:
-        """The dimensions in a BlobShape, packed or not."""
-        dims = []
-        for number, wire, value in self.walk(message):
-            if number != 1:
-                continue
-            if wire == VARINT:
-                dims.append(signed(value))
-            elif wire == LENGTH:
-                at = 0
-                while at < len(value) and len(dims) <= MAX_DIMENSIONS:
-                    dim, at = varint(value, at)
-                    dims.append(signed(dim))
-            if len(dims) > MAX_DIMENSIONS:
-                raise WireError(f"a blob of more than {MAX_DIMENSIONS} dimensions")
-        return dims
-
-
-def varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The unsigned number at `at`, and where the next field begins."""
-    value = 0
-    for index, byte in enumerate(message[at : at + 10]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, at + index + 1
-    raise WireError("a number that runs past its end")
-
-
-def signed(value: int) -> int:
-    """A 64-bit two's complement."""
-    return value - (1 << 64) if value >> 63 else value
-
-
-def run(message: memoryview, at: int, form: str) -> tuple[np.ndarray, int]:
-    """The values of a run of fields with the same one-byte key, and where the run ends."""
-    record = np.dtype([("key", "u1"), ("value", form)])
-    key = message[at]
-    pieces, window = [], 64
-    while True:
-        size = min(window, (len(message) - at) // record.itemsize)
-        fields = np.frombuffer(message, record, size, at) if size else np.empty(0, record)
-        others = np.flatnonzero(fields["key"] != key)
-        length = int(others[0]) if len(others) else size
-        pieces.append(fields["value"][:length])
-        at += length * record.itemsize
-        if length < size or size < window:
-            break
-        window *= 2  # so that the work stays in proportion to the run
-    values = np.concatenate(pieces)
-    if not len(values):
-        raise WireError("a field that runs past the end")
-    return values, at
+RECORD = 20_000  # of NetParameter: our metadata as JSON
+_NEW = {1: "name", 2: "kind", 3: "bottom", 4: "top", 7: "blobs"}
+_NEW |= {new: name for name, (new, _, _) in SETTINGS.items()}
+_V1 = {1: "layer", 2: "bottom", 3: "top", 4: "name", 5: "kind", 6: "blobs"}
+_V1 |= {old: name for name, (_, old, _) in SETTINGS.items()}
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
-    """Read a Caffe model: of the first format (V0), V1 or the present one.
+    """Read a Caffe model: of the first format (V0), V1 or the present one, or NVIDIA's.
 
-    Layers without blobs are left out. The architecture is known only where the network bears one
-    of our tables' names or Caffe's own ("AlexNet", "CaffeNet", with all shapes and 1000 classes);
-    a network of Caffe's order may well be called AlexNet by others.
+    Layers keep the order of the file. The architecture is what our own record in the file, its
+    graph or the net's name tells, in this order; ``metadata["net"]`` is that name. A graph that
+    agrees with a table only as far as the convolutions is described in ``metadata["differs"]``.
 
     Raises
     ------
     WeightsError
-        If the file is damaged, or no Caffe model.
+        If the file is damaged, or not a Caffe model, or a network with layers that change the
+        result and that AlexNet does not have, such as batch normalisation.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -222,18 +73,35 @@ def read(path: str | os.PathLike) -> WeightArrays:
     try:
         message = memoryview(mapped)
         _check_kind(path, message)
-        title, layers = _net(message)
-        arrays = assemble(path, _tensorflow_layout(layers))
+        net = _net(message)
+        foreign = foreign_layer(net.nodes)
+        if foreign:
+            raise NotAlexNetError(foreign)
+        told = told_by(net.nodes)
+        layers = from_channels_first(_pairs(net), told.flattened)
+        arrays = assemble(path, layers, *parsed_metadata(net.record), in_order=True)
+    except NotAlexNetError as error:
+        raise damaged(path, str(error), "Use the weights of an AlexNet.") from None
     except (WireError, ValueError) as error:
-        raise damaged(path, f"a damaged Caffe model, or none at all: {error}") from None
-    return WeightArrays(arrays.layers, _architecture(title, arrays), arrays.source)
+        raise damaged(path, f"a damaged Caffe model, or not one at all: {error}") from None
+    metadata = dict(arrays.metadata)
+    if net.title:
+        metadata.setdefault("net", net.title)
+    if told.difference and told.architecture:
+        metadata.setdefault("differs", told.difference)
+    return replace(
+        arrays,
+        architecture=_architecture(net.title, told, arrays),
+        metadata=metadata,
+        flattened={k: v for k, v in told.flattened.items() if k in layers},
+    )
 
 
 def _check_kind(path, message: memoryview) -> None:
     """Name the other files that Caffe writes."""
     wires = {}
     try:
-        for number, wire, _ in _Wire().walk(message):
+        for number, wire, _ in Wire().walk(message):
             wires.setdefault(number, wire)
             if len(wires) > 4:
                 break
@@ -245,70 +113,117 @@ def _check_kind(path, message: memoryview) -> None:
     if (wires.get(1) == VARINT and wires.get(3) == VARINT) or wires.get(5) in (LENGTH, FIXED32):
         raise damaged(path, "a single Caffe blob (a mean image?), not a network", advice)
     if not {2, 100} & wires.keys() and wires.get(1) != LENGTH:
-        raise damaged(path, "no weight file of a known kind")
+        raise damaged(path, "not a weight file of a known kind")
 
 
-def _net(message: memoryview) -> tuple[str, dict[str, list[np.ndarray]]]:
-    """A NetParameter's name, and its blobs by layer: name 1, layers (V1) 2, layer 100."""
-    wire, title, layers = _Wire(), "", {}
-    for number, value in wire.messages(message, 1, 2, 100):
+@dataclass
+class _Net:
+    """A NetParameter: its name, our record, its layers, and the blobs of those that have some."""
+
+    title: str = ""
+    record: str = ""
+    nodes: list[Node] = field(default_factory=list)
+    blobs: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+def _net(message: memoryview) -> _Net:
+    """A NetParameter: name 1, layers (V1) 2, layer 100."""
+    wire, net = Wire(), _Net()
+    for number, value in wire.messages(message, 1, 2, 100, RECORD):
         if number == 1:
-            title = _name(value)
+            net.title = text(value)
             continue
-        name, blobs = _layer(wire, value, v1=number == 2)
-        if not blobs:
+        if number == RECORD:
+            net.record = str(value[:MAX_METADATA], "utf-8", "replace")
             continue
-        if name in layers:
-            raise WireError(f"layer {name!r} twice")
-        layers[name] = [wire.blob(blob).array() for blob in blobs]
-    return title, layers
+        node, raw = _layer(wire, value, v1=number == 2)
+        blobs = [wire.blob(blob) for blob in raw]
+        if node.kind == "Convolution" and blobs:
+            node = replace(node, numbers={**node.numbers, "filters": blobs[0].shape[0]})
+        net.nodes.append(node)
+        if blobs and node.name in net.blobs:
+            raise WireError(f"layer {node.name!r} twice")
+        if blobs:
+            net.blobs[node.name] = blobs
+    return net
 
 
-def _layer(wire: _Wire, message: memoryview, v1: bool) -> tuple[str, list[memoryview]]:
-    """Name and blobs of a LayerParameter (1, 7), V1 (4, 6) or the V0 within one (1: 1, 50)."""
-    name, blobs = "", []
-    name_field, blob_field = (4, 6) if v1 else (1, 7)
-    for number, value in wire.messages(message, name_field, blob_field, *([1] if v1 else [])):
-        if number == name_field:
-            name = _name(value)
-        elif number == blob_field:
-            blobs.append(value)
+def _layer(wire: Wire, message: memoryview, v1: bool) -> tuple[Node, list[memoryview]]:
+    """A LayerParameter, a V1LayerParameter or the V0 within one, and its blobs."""
+    form = _V1 if v1 else _NEW
+    names: dict[str, list] = {"name": [""], "kind": [""], "bottom": [], "top": [], "blobs": []}
+    settings = {}
+    for number, kind, value in wire.walk(message):
+        part = form.get(number)
+        if part in SETTINGS and kind == LENGTH:
+            settings[part] = _settings(wire, value, SETTINGS[part][2])
+        elif part == "layer" and kind == LENGTH:  # V0: name 1, type 2, blobs 50
+            for inner, content in wire.messages(value, 1, 50):
+                names["name" if inner == 1 else "blobs"].append(
+                    text(content) if inner == 1 else content
+                )
+        elif part in names:
+            if kind == VARINT and part == "kind":
+                names[part].append(value)
+            elif kind != LENGTH:
+                raise WireError(f"a field {number} of wire type {kind}")
+            else:
+                names[part].append(value if part == "blobs" else text(value))
+    node = caffe_node(names["name"][-1], names["kind"][-1], names["bottom"], names["top"], settings)
+    return node, names["blobs"]
+
+
+def _settings(wire: Wire, message: memoryview, names: dict[int, str]) -> dict[str, list]:
+    """Field name -> values of a layer's settings: integers, packed or not, and floats."""
+    found: dict[str, list] = {}
+    for field_ in wire.walk(message):
+        if field_.number not in names:
+            continue
+        if field_.wire == FIXED32:
+            values = np.frombuffer(field_.value, "<f4").tolist()
         else:
-            for inner, part in wire.messages(value, 1, 50):
-                name, blobs = (_name(part), blobs) if inner == 1 else (name, [*blobs, part])
-    return name, blobs
+            values = wire.integers([field_], field_.number)
+        found.setdefault(names[field_.number], []).extend(values)
+    return found
 
 
-def _name(raw: memoryview) -> str:
-    if len(raw) > 256:
-        raise WireError(f"a name of {len(raw)} bytes")
-    try:
-        return str(raw, "utf-8")
-    except UnicodeDecodeError:
-        raise WireError("a name that is no UTF-8") from None
+def _pairs(net: _Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Kernel and bias of each layer, in Caffe's layout, whatever the vintage of the blobs.
 
-
-def _tensorflow_layout(layers: dict[str, list[np.ndarray]]) -> dict[str, LayerArrays]:
-    """Blobs of any vintage as kernels and biases in TensorFlow's layout, in network order."""
+    Other layers with blobs, such as a deconvolution, are left out with a warning, unless they have
+    the name of one of ours.
+    """
+    kinds = {node.name: node.kind for node in net.nodes}
+    transposed = {node.name for node in net.nodes if node.numbers.get("transposed")}
     pairs = {}
-    for name, blobs in layers.items():
-        if len(blobs) != 2:
-            raise WireError(f"layer {name!r} of {len(blobs)} blobs")
+    for name, blobs in net.blobs.items():
+        ours = kinds[name] in ("Convolution", "InnerProduct", "") and len(blobs) == 2
+        if not ours and name not in LAYER_ORDER:
+            words = f"{kinds[name] or 'a layer'} with {len(blobs)} blobs"
+            warnings.warn(f"left out: {name} ({words})", stacklevel=3)
+            continue
+        if not ours:
+            parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
+            raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
         kernel, bias = blobs
         if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):  # the old shape of a dense kernel
             kernel = kernel.reshape(kernel.shape[2:])
+        if kernel.ndim == 2 and name in transposed:
+            kernel = kernel.T
         if bias.size != bias.shape[-1] or kernel.ndim not in (2, 4):
-            raise WireError(f"layer {name!r} with blobs of {kernel.shape} and {bias.shape}")
+            raise NotAlexNetError(f"layer {name!r} with blobs of {kernel.shape} and {bias.shape}")
         pairs[name] = kernel, bias.reshape(-1)
-    return from_channels_first(pairs)
+    return pairs
 
 
-def _architecture(title: str, arrays: WeightArrays) -> str | None:
-    """What the network's name says, where the shapes agree with it."""
-    if title in ARCHITECTURES:
-        return title if title in fitting_architectures(arrays) else None
+def _architecture(title: str, told: Told, arrays: WeightArrays) -> str | None:
+    """What the record, the graph or the net's name says, where the shapes agree."""
+    fitting = fitting_architectures(with_classifier(arrays))
+    for name in (arrays.architecture, told.architecture, title):
+        if name in fitting:
+            return name
     table = ARCHITECTURES.get(CAFFE_NAMES.get(title))
-    if table is None:
+    if table is None or told.difference:
         return None
     shapes = {name: tuple(x.shape for x in layer) for name, layer in arrays.layers.items()}
     return table.name if shapes == table.parameter_shapes() else None
@@ -321,9 +236,11 @@ def write(
     blobs: str = "shaped",
     packed: bool = True,
 ) -> None:
-    """Write a Caffe model: the layers with their blobs, and the architecture as the net's name.
+    """Write a Caffe model: the net's name, and the layers with their blobs.
 
-    Other metadata find no place in the format. Caffe matches layers by name with a prototxt.
+    Names and order of the layers are those of the file that the arrays came from. Caffe matches
+    layers by name with a prototxt. Architecture and metadata are in a field that NetParameter does
+    not have, which protobuf's readers pass over.
 
     Parameters
     ----------
@@ -344,7 +261,7 @@ def write(
     UsageError
         If an option is none of these.
     WeightsError
-        If it is not known how the rows of the first dense layer are ordered.
+        If nothing tells how the rows of a dense layer are ordered.
     """
     for option, value, known in (
         ("layers", layers, ("new", "v1")),
@@ -354,16 +271,20 @@ def write(
             raise UsageError(
                 f"{option}={value!r}", "there is no such form", f"Use {' or '.join(known)}."
             )
+    title = arrays.metadata.get("net", arrays.architecture)
+    record = metadata_text(arrays)
+    arrays = with_own_names(arrays)
     try:
-        first_dense(arrays.layers)
+        kernels = to_channels_first(arrays)
     except ValueError as error:
         raise WeightsError(arrays.source, str(error), "Write a .npy file instead.") from None
     with open(path, "wb") as file:
-        if arrays.architecture:
-            file.write(_bytes_field(1, arrays.architecture.encode()))
-        for name, kernel in to_channels_first(arrays.layers):
+        if title:
+            file.write(_bytes_field(1, title.encode()))
+        for name, kernel in kernels:
             bias = as_float32(arrays.layers[name].bias)
             _write_layer(file, name, (kernel, bias), layers, blobs, packed)
+        file.write(_bytes_field(RECORD, record.encode()))
 
 
 def _write_layer(file, name: str, arrays, layers: str, blobs: str, packed: bool) -> None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, network_order
+from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, network_order
 
 MAX_METADATA = 1 << 16  # characters
 _COLUMNS = 16
 GET_ANOTHER = "Get the file again from where it is published, or use another one."
+
+
+class NotAlexNetError(ValueError):
+    """The file is sound and holds something else; the message is what was found."""
 
 
 def damaged(path: str | os.PathLike, found: str, advice: str = GET_ANOTHER) -> WeightsError:
@@ -32,38 +39,85 @@ def as_float32(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def first_dense(layers: Mapping[str, LayerArrays]) -> tuple[str, int, int] | None:
-    """The dense layer whose rows depend on how its input was flattened.
+def flattened_channels(
+    layers: Mapping[str, LayerArrays], told: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, int | None]:
+    """Channels of the map that the inputs of each dense layer flatten.
+
+    Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so the
+    rows of every dense layer that follows a convolution have another order there. Which layers
+    those are is told by the file's graph; else by our tables, for a layer with a name and a number
+    of inputs of theirs; else by what could feed that number of inputs: a dense layer with as many
+    units that comes before it by its number (``fc6_new``, ``fc7``) or its place in the file, or a
+    convolution whose channels times a square make it.
 
     Parameters
     ----------
     layers : mapping of str to LayerArrays
-        In network order, kernels in TensorFlow's layout.
+        In the order of the network, kernels in TensorFlow's layout.
+    told : mapping of str to int
+        What the file's graph tells, as `WeightArrays.flattened`.
 
     Returns
     -------
-    (name, side, channels) or None
-        `side` * `side` * `channels` rows; the channels are the filters of the convolution before.
-        None where no layer is dense.
-
-    Raises
-    ------
-    ValueError
-        If the rows are no square of positions times these channels.
+    dict of str to int or None
+        0 for a layer that reads a vector, None where nothing tells.
     """
-    channels = None
+    found = {}
+    maps = {layer.bias.size for layer in layers.values() if layer.kernel.ndim == 4}
     for name, layer in layers.items():
-        if layer.kernel.ndim == 4:
-            channels = layer.kernel.shape[3]
+        if layer.kernel.ndim != 2:
             continue
         rows = layer.kernel.shape[0]
+        channels = told.get(name, _channels_in_tables(name, rows, maps))
         if channels is None:
-            raise ValueError(f"no convolution comes before {name}, so its rows have no known order")
-        side = math.isqrt(rows // channels)
-        if side * side * channels != rows:
-            raise ValueError(f"{name} has {rows} inputs, no square of {channels} channels")
-        return name, side, channels
+            channels = _channels_by_place(name, rows, layers)
+        fits = channels == 0 or (channels and map_side(rows, channels))
+        found[name] = channels if fits else None
+    return found
+
+
+def map_side(rows: int, channels: int) -> int | None:
+    """Side of the square map with these channels that has `rows` values, or None."""
+    side = math.isqrt(rows // channels)
+    return side if side * side * channels == rows else None
+
+
+def _channels_in_tables(name: str, rows: int, maps: set[int]) -> int | None:
+    for table in ARCHITECTURES.values():
+        channels = 0
+        for layer, (kernel, _) in table.parameter_shapes().items():
+            if len(kernel) == 4:
+                channels = kernel[3]
+                continue
+            if name.startswith(layer) and kernel[0] == rows and (maps | {0} >= {channels}):
+                return channels
+            channels = 0
     return None
+
+
+def _channels_by_place(name: str, rows: int, layers: Mapping[str, LayerArrays]) -> int | None:
+    maps, vectors = set(), []
+    for other, layer in layers.items():
+        if other != name and layer.kernel.ndim == 4 and map_side(rows, layer.bias.size):
+            maps.add(layer.bias.size)
+        elif other != name and layer.kernel.ndim == 2 and layer.bias.size == rows:
+            vectors.append(other)
+    order = list(layers)
+    numbers = {x: int(digits[0]) for x in order if (digits := re.findall(r"[0-9]+", x))}
+
+    def comes_before(other: str) -> bool:
+        if {name, other} <= numbers.keys():
+            return numbers[other] < numbers[name]
+        return order.index(other) < order.index(name)
+
+    if not maps or any(map(comes_before, vectors)):
+        return 0 if vectors else None
+    return maps.pop() if len(maps) == 1 else None
+
+
+def _unknown_rows(name: str, layer: LayerArrays) -> str:
+    return f"{name} has {layer.kernel.shape[0]} inputs, and nothing tells how they are ordered"
 
 
 def affordable(file_size: int) -> int:
@@ -73,62 +127,83 @@ def affordable(file_size: int) -> int:
 
 def from_channels_first(
     layers: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    told: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, LayerArrays]:
     """Kernels and biases as Caffe and torch keep them, in TensorFlow's layout.
+
+    A layer that AlexNet does not have is left out, with a warning, where the order of its inputs
+    can't be told.
 
     Parameters
     ----------
     layers : mapping of str to (kernel, bias)
-        Convolutions (out, in / groups, height, width), dense kernels (out, in) with the inputs of
-        the first one flattened as (channels, height, width).
+        In the order of the network. Convolutions (out, in / groups, height, width), dense kernels
+        (out, in) with the inputs of those that follow a convolution flattened as
+        (channels, height, width).
+    told : mapping of str to int
+        As in `flattened_channels`.
 
     Returns
     -------
     dict of str to LayerArrays
-        Float32 copies, in network order.
+        Float32 copies, in the order given.
 
     Raises
     ------
-    ValueError
-        If a layer is none of these, or the order of the first dense layer's inputs is not known.
+    NotAlexNetError
+        If a layer is none of these, or the order of a dense layer's inputs can't be told.
     """
     views = {}
-    for name in network_order(layers):
-        kernel, bias = layers[name]
+    for name, (kernel, bias) in layers.items():
         if kernel.ndim not in (2, 4) or bias.ndim != 1:
-            raise ValueError(f"layer {name} with arrays of {kernel.shape} and {bias.shape}")
+            raise NotAlexNetError(f"layer {name} with arrays of {kernel.shape} and {bias.shape}")
         axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
         views[name] = LayerArrays(kernel.transpose(axes), bias)
-    flattened = first_dense(views)
+    channels = flattened_channels(views, told)
     converted = {}
     for name, (kernel, bias) in views.items():
         shape = kernel.shape
-        if flattened and name == flattened[0]:
-            _, side, channels = flattened
-            kernel = kernel.T.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
+        depth = channels.get(name, 0)
+        if depth is None and name not in LAYER_ORDER:
+            warnings.warn(f"left out: {_unknown_rows(name, views[name])}", stacklevel=4)
+            continue
+        if depth is None:
+            raise NotAlexNetError(_unknown_rows(name, views[name]))
+        if depth:
+            side = map_side(shape[0], depth)
+            kernel = kernel.T.reshape(-1, depth, side, side).transpose(2, 3, 1, 0)
         converted[name] = LayerArrays(
             float32_copy(kernel).reshape(shape), float32_copy(bias).reshape(-1)
         )
     return converted
 
 
-def to_channels_first(layers: Mapping[str, LayerArrays]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, kernel) of each layer in Caffe's and torch's layout; views but for the first dense.
+def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, kernel) of each layer in Caffe's and torch's layout.
+
+    Views of the arrays, but for the dense layers whose rows have another order there.
 
     Raises
     ------
-    ValueError
-        If it is not known how the rows of the first dense layer are ordered.
+    NotAlexNetError
+        If the order of a dense layer's rows can't be told; before anything is yielded.
     """
-    flattened = first_dense(layers)
-    for name, layer in layers.items():
-        kernel = as_float32(layer.kernel)
-        if flattened and name == flattened[0]:
-            _, side, channels = flattened
-            kernel = kernel.reshape(side, side, channels, -1).transpose(3, 2, 0, 1)
-            yield name, kernel.reshape(len(kernel), -1)
-        else:
-            yield name, kernel.transpose((1, 0) if kernel.ndim == 2 else (3, 2, 0, 1))
+    channels = flattened_channels(arrays.layers, arrays.flattened)
+    for name, depth in channels.items():
+        if depth is None:
+            raise NotAlexNetError(_unknown_rows(name, arrays.layers[name]))
+
+    def kernels() -> Iterator[tuple[str, np.ndarray]]:
+        for name, layer in arrays.layers.items():
+            kernel = as_float32(layer.kernel)
+            if depth := channels.get(name, 0):
+                side = map_side(len(kernel), depth)
+                kernel = kernel.reshape(side, side, depth, -1).transpose(3, 2, 0, 1)
+                yield name, kernel.reshape(len(kernel), -1)
+            else:
+                yield name, kernel.transpose((1, 0) if kernel.ndim == 2 else (3, 2, 0, 1))
+
+    return kernels()
 
 
 def float32_copy(array: np.ndarray) -> np.ndarray:
@@ -150,8 +225,9 @@ def assemble(
     layers: Mapping[str, LayerArrays],
     architecture: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    in_order: bool = False,
 ) -> WeightArrays:
-    """The layers of a file, in network order, as float32.
+    """The layers of a file as float32: in network order, or `in_order` as they are.
 
     Raises
     ------
@@ -161,7 +237,7 @@ def assemble(
     if not layers:
         raise damaged(path, "no layer with weights in it")
     ordered = {}
-    for name in network_order(layers):
+    for name in layers if in_order else network_order(layers):
         kernel, bias = layers[name]
         if kernel.ndim not in (2, 4) or bias.shape != kernel.shape[-1:] or not kernel.size:
             raise damaged(

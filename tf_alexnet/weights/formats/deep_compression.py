@@ -21,7 +21,7 @@ import numpy as np
 
 from tf_alexnet.architectures import BVLC_ALEXNET
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
-from tf_alexnet.weights.formats.common import assemble, damaged, first_dense
+from tf_alexnet.weights.formats.common import assemble, damaged, flattened_channels, map_side
 
 ARCHITECTURE = BVLC_ALEXNET
 HEAD = 32
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
     shapes = ARCHITECTURE.parameter_shapes()
     # Zeros that are never touched take no memory, and only their shapes are looked at here.
     blank = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
-    flattened = first_dense(blank)
+    flattened = flattened_channels(blank)
     layers, at = {}, HEAD
     for count, (name, (shape, _)) in zip(counts, shapes.items(), strict=True):
         bits = _bits(shape)
@@ -79,7 +79,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
         codebook, bias = (field.view("<f4") for field in fields[:2])
         codes = _nibbles(fields[2], count) if bits == 4 else fields[2]
         gaps = _nibbles(fields[3], count)
-        side = flattened[1] if name == flattened[0] else None
+        depth = flattened.get(name)
+        side = map_side(shape[0], depth) if depth else None
         if not _scatter(codebook[codes], gaps, blank[name].kernel, side):
             raise damaged(path, f"a Deep Compression file with codes beyond the end of {name}")
         layers[name] = LayerArrays(blank[name].kernel, np.array(bias, np.float32))

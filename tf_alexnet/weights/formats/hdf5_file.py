@@ -261,7 +261,7 @@ def _write_keras(file: h5py.File, arrays: WeightArrays) -> None:
 
 
 def _write_caffe(file: h5py.File, arrays: WeightArrays) -> None:
-    for name, kernel in to_channels_first(arrays.layers):
+    for name, kernel in to_channels_first(arrays):
         group = file.create_group(f"data/{name}")
         group.create_dataset("0", data=kernel)
         group.create_dataset("1", data=as_float32(arrays.layers[name].bias))

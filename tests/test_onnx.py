@@ -1,0 +1,230 @@
+"""The ONNX reader against files made by the onnx package, which is not needed to read them."""
+
+import numpy as np
+import pytest
+from conftest import weights_of
+from onnx import TensorProto, helper, numpy_helper
+from weight_seeds import TORCH_KEYS, channels_first
+
+from tf_alexnet.architectures import ARCHITECTURES, LRN, Conv, Dense, MaxPool
+from tf_alexnet.errors import WeightsError
+from tf_alexnet.weights import read_weights, write_weights
+from tf_alexnet.weights.formats import read_file
+
+
+def export(table, arrays, names, form="raw", dtype=np.float32, matmul=False, last=False):
+    """A ModelProto of `table` with the weights of `arrays`; `names` names kernel and bias."""
+    nodes, tensors, blob = [], [], "data_0"
+
+    def add(kind, inputs, output, **attributes):
+        nonlocal blob
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        blob = output
+
+    for layer in table.layers:
+        if isinstance(layer, LRN):
+            add(
+                *("LRN", [blob], f"{layer.name}_1"),
+                **{"size": layer.local_size, "alpha": layer.alpha, "beta": layer.beta, "bias": 1.0},
+            )
+        elif isinstance(layer, MaxPool):
+            add("MaxPool", [blob], f"{layer.name}_1", kernel_shape=[3, 3], strides=[2, 2])
+        elif isinstance(layer, Conv | Dense):
+            if layer.name == "fc6" and not last:
+                add("Reshape", [blob, "shape"], "flat")
+            elif layer.name == "fc6":
+                add("Transpose", [blob], "channels_last", perm=[0, 2, 3, 1])
+                add("Flatten", [blob], "flat")
+            kernel, bias = names(layer.name)
+            pair = arrays[layer.name]
+            dense = isinstance(layer, Dense)
+            for name, array in ((kernel, pair[0]), (bias, pair[1])):
+                array = array.T if dense and matmul and name == kernel else array
+                tensors.append(tensor(name, np.ascontiguousarray(array, dtype), form))
+            if dense and matmul:
+                add("MatMul", [blob, kernel], f"{layer.name}_product")
+                add("Add", [blob, bias], f"{layer.name}_1")
+            elif dense:
+                add("Gemm", [blob, kernel, bias], f"{layer.name}_1", transB=1)
+            else:
+                add(
+                    *("Conv", [blob, kernel, bias], f"{layer.name}_1"),
+                    **{"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2},
+                    **{"pads": [layer.pad] * 4, "group": layer.groups},
+                )
+            if getattr(layer, "relu", True):
+                add("Relu", [blob], f"{layer.name}_2")
+    tensors.append(numpy_helper.from_array(np.array([1, -1], np.int64), "shape"))
+    value = helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, 224, 224])
+    graph = helper.make_graph(nodes, table.name, [value], [], tensors)
+    return helper.make_model(graph)
+
+
+def tensor(name, array, form):
+    if form == "raw":
+        return numpy_helper.from_array(array, name)
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor(name, kind, array.shape, array.reshape(-1).tolist())
+
+
+def zoo(name):
+    return f"{name}_w_0", f"{name}_b_0"
+
+
+def torch(name):
+    return f"{TORCH_KEYS[name]}.weight", f"{TORCH_KEYS[name]}.bias"
+
+
+def nameless(name):
+    return f"onnx::{name[-1]}{name[:2]}k", f"onnx::{name[-1]}{name[:2]}b"
+
+
+def save(path, model):
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet"])
+def test_the_zoo_s_files_are_read_as_the_caffemodels(tmp_path, name):
+    arrays = weights_of(name)
+    model = export(ARCHITECTURES[name], channels_first(arrays, 6), zoo)
+    found = read_weights(save(tmp_path / "x.onnx", model))
+    del model
+    assert found.digest == arrays.digest
+    assert found.architecture == name, "told by the order of the graph"
+    assert list(found.layers) == list(arrays.layers)
+
+
+def test_torch_s_export_of_torchvision_s_network(tmp_path):
+    arrays = weights_of("torchvision")
+    model = export(ARCHITECTURES["torchvision"], channels_first(arrays, 6), torch)
+    found = read_weights(save(tmp_path / "x.onnx", model))
+    assert (found.architecture, found.digest) == ("torchvision", arrays.digest)
+
+
+SMALL = {"conv": 1, "fc6": 16, "fc7": 16, "fc8": 7}
+
+
+def small_alexnet():
+    """All convolutions of bvlc_alexnet and small dense layers, channels first."""
+    random = np.random.default_rng(3)
+    shapes, rows = ARCHITECTURES["bvlc_alexnet"].parameter_shapes(), 9216
+    layers = {}
+    for name, (kernel, bias) in shapes.items():
+        units = SMALL.get(name, bias[0])
+        shape = (units, *(kernel[i] for i in (2, 0, 1))) if len(kernel) == 4 else (units, rows)
+        rows = units if len(kernel) == 2 else rows
+        layers[name] = random.normal(size=shape).astype("f2"), random.normal(size=units)
+    return {name: tuple(x.astype("f2") for x in pair) for name, pair in layers.items()}
+
+
+@pytest.mark.parametrize("form", ["raw", "list"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_numbers_of_every_kind(tmp_path, form, dtype):
+    if (form, dtype) == ("list", np.float16):
+        pytest.skip("ONNX keeps a list of half-precision numbers as integers")
+    layers = small_alexnet()
+    table = ARCHITECTURES["bvlc_alexnet"]
+    found = read_file(save(tmp_path / "x.onnx", export(table, layers, zoo, form, dtype)))
+    for name, (kernel, _) in layers.items():
+        ours = found.layers[name].kernel
+        if name == "fc6":
+            kernel = kernel.reshape(-1, 256, 6, 6).transpose(2, 3, 1, 0).reshape(9216, -1)
+        else:
+            kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(ours, kernel.astype("f4"), strict=True)
+
+
+def test_other_spellings_give_the_same_arrays(tmp_path):
+    layers, table = small_alexnet(), ARCHITECTURES["bvlc_alexnet"]
+    expected = read_file(save(tmp_path / "x.onnx", export(table, layers, zoo))).digest
+    for options in ({"names": nameless}, {"names": zoo, "matmul": True}):
+        model = export(table, layers, **options)
+        assert read_file(save(tmp_path / "y.onnx", model)).digest == expected
+    kernel, bias = layers["fc6"]
+    ours = kernel.reshape(-1, 256, 6, 6).transpose(0, 2, 3, 1).reshape(len(kernel), -1)
+    model = export(table, {**layers, "fc6": (ours, bias)}, zoo, last=True)
+    assert read_file(save(tmp_path / "z.onnx", model)).digest == expected
+
+
+def changed(change):
+    model = export(ARCHITECTURES["bvlc_alexnet"], small_alexnet(), zoo)
+    change(model.graph)
+    return model
+
+
+def external(graph):
+    graph.initializer[0].data_location = TensorProto.EXTERNAL
+    entry = graph.initializer[0].external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+
+
+def quantised(graph):
+    graph.node[0].op_type = "QLinearConv"
+
+
+def integers(graph):
+    name = graph.initializer[0].name
+    kernel = np.zeros((96, 3, 11, 11), np.int8)
+    graph.initializer[0].CopyFrom(numpy_helper.from_array(kernel, name))
+
+
+def normalised(graph):
+    node = helper.make_node("BatchNormalization", ["conv1_2", "s", "b", "m", "v"], ["bn"], "bn1")
+    graph.node.insert(2, node)
+    graph.node[3].input[0] = "bn"
+
+
+def shared(graph):
+    for index in range(200):
+        node = helper.make_node("Gemm", ["flat", "fc6_w_0", "fc6_b_0"], [f"x{index}"], transB=1)
+        graph.node.append(node)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (external, "weights in another file"),
+        (quantised, r"quantised weights \(QLinearConv\): another network"),
+        (integers, "int8 weights instead of floats"),
+        (normalised, r"batch normalisation \(layer 'bn1'\)"),
+    ],
+)
+def test_what_is_not_read_is_named(tmp_path, change, found):
+    with pytest.raises(WeightsError, match=found) as caught:
+        read_file(save(tmp_path / "x.onnx", changed(change)))
+    assert "damaged" not in str(caught.value)
+
+
+def test_one_tensor_for_many_layers_is_no_bomb(tmp_path):
+    with pytest.raises(WeightsError, match="far more numbers than an AlexNet"):
+        read_file(save(tmp_path / "x.onnx", changed(lambda g: [shared(g) for _ in range(3)])))
+
+
+def test_cut_files_are_refused(tmp_path):
+    raw = export(ARCHITECTURES["bvlc_alexnet"], small_alexnet(), zoo).SerializeToString()
+    random = np.random.default_rng(1)
+    for at in random.integers(1, len(raw), 40):
+        (tmp_path / "x.onnx").write_bytes(raw[:at])
+        with pytest.raises(WeightsError):
+            read_file(tmp_path / "x.onnx")
+
+
+def test_a_difference_from_the_table_is_recorded(tmp_path):
+    def stride(graph):
+        attribute = next(x for x in graph.node[0].attribute if x.name == "strides")
+        attribute.ints[:] = [2, 2]
+
+    arrays = weights_of("bvlc_alexnet")
+    model = export(ARCHITECTURES["bvlc_alexnet"], channels_first(arrays, 6), zoo)
+    stride(model.graph)
+    found = read_file(save(tmp_path / "x.onnx", model))
+    assert found.architecture == "bvlc_alexnet"
+    assert found.metadata["differs"] == "layer 'conv1' has stride 2, conv1 of bvlc_alexnet has 4"
+
+
+def test_converts_to_a_caffemodel(tmp_path):
+    model = export(ARCHITECTURES["bvlc_alexnet"], small_alexnet(), zoo)
+    found = read_file(save(tmp_path / "x.onnx", model))
+    write_weights(found, tmp_path / "x.caffemodel")
+    assert read_file(tmp_path / "x.caffemodel").digest == found.digest

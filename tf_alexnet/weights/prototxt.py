@@ -1,0 +1,297 @@
+"""Prototxt files: which network they describe, its classifier, and how its photos were prepared.
+
+The format is protobuf's text format; the fields are those of BVLC/caffe
+``src/caffe/proto/caffe.proto``. Nothing else of a network definition is used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tf_alexnet.architectures import ARCHITECTURES, architecture_named
+from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.weights.graph import SETTINGS, Node, caffe_node, foreign_layer, told_by
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+_TOKEN = re.compile(
+    r"""\s+|\#[^\n]*|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
+    r"""|(?P<word>[A-Za-z0-9_.+\-/]+)|(?P<mark>[{}<>:;,\[\]])"""
+)
+
+Message = dict[str, list]
+
+
+class PrototxtError(ValueError):
+    """The text is not in protobuf's text format."""
+
+
+@dataclass(frozen=True)
+class Net:
+    """A NetParameter as text.
+
+    Attributes
+    ----------
+    name : str
+        The net's name.
+    nodes : list of Node
+        Its layers; those of the training phase only are left out.
+    input_size : int or None
+        Height and width of the input.
+    transform : Message
+        ``transform_param`` of the data layer of the test phase, else of the first one.
+    """
+
+    name: str
+    nodes: list[Node]
+    input_size: int | None
+    transform: Message
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a name or a prototxt says of weights.
+
+    Attributes
+    ----------
+    architecture : str or None
+        Name of the table.
+    classifier : str or None
+        Name of the last dense layer, where it is not ``fc8``.
+    classes : int or None
+        Its units.
+    input_size : int or None
+        Height and width of the input.
+    preset : str or None
+        Name of the preset, where the file says how photos are prepared.
+    mean_file : str or None
+        Name of the mean image that belongs to the network.
+    """
+
+    architecture: str | None = None
+    classifier: str | None = None
+    classes: int | None = None
+    input_size: int | None = None
+    preset: str | None = None
+    mean_file: str | None = None
+
+
+def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
+    """What `architecture` stands for: the name of a table, or the path of a prototxt.
+
+    Parameters
+    ----------
+    architecture : str, path or None
+        ``"bvlc_alexnet"``, ..., or a path that ends in ``.prototxt``.
+
+    Returns
+    -------
+    Declared
+
+    Raises
+    ------
+    UsageError
+        If there is no such network and no such file.
+    WeightsError
+        If the prototxt can't be read, or describes a network that is not one of ours; the message
+        names its first different layer.
+    """
+    if architecture is None:
+        return Declared()
+    if not str(architecture).endswith((".prototxt", ".pbtxt", ".pt", ".txt")):
+        return Declared(architecture_named(os.fspath(architecture)).name)
+    path = os.fspath(architecture)
+    net = read_prototxt(path)
+    told = told_by(net.nodes)
+    if told.difference or told.architecture is None:
+        raise WeightsError(
+            path,
+            foreign_layer(net.nodes) or told.difference or "it describes no layers",
+            f"Networks known here: {', '.join(ARCHITECTURES)}.",
+        )
+    table = ARCHITECTURES[told.architecture]
+    ends = [name for name in told.classifiers if name != "fc8"]
+    units = {node.name: node.numbers.get("units") for node in net.nodes}
+    only = told.classifiers[0] if len(told.classifiers) == 1 else None
+    return Declared(
+        told.architecture,
+        ends[0] if only and ends else None,
+        units.get(only),
+        net.input_size,
+        _preset(path, net, table.preset),
+        next((os.path.basename(x) for x in net.transform.get("mean_file", [])), None),
+    )
+
+
+def _preset(path: str, net: Net, base: str) -> str | None:
+    """The preset that a data layer's ``transform_param`` describes, or None without one."""
+    given = net.transform
+    parts = [base]
+    if given.get("scale", ["1"]) not in (["1"], ["1.0"]):
+        raise WeightsError(
+            path,
+            f"its photos are multiplied by {given['scale'][-1]}, which no preset does",
+            "Describe the preprocessing with a Preset.",
+        )
+    if given.get("mean_file"):
+        parts = ["caffe-mean-image"]
+    sizes = {int(x) for x in given.get("crop_size", [])} or {net.input_size} - {None}
+    table_size = 227 if base == "caffe" else None
+    if sizes and table_size not in (None, *sizes):
+        parts.append(f"size{max(sizes)}")
+    means = [_number(path, x) for x in given.get("mean_value", [])]
+    if means and len(means) not in (1, 3):
+        raise WeightsError(path, f"it has {len(means)} mean values", "Give one or three.")
+    if means:
+        means = means * 3 if len(means) == 1 else means
+        parts.append("mean" + "-".join(f"{mean:.10g}" for mean in means))
+    return ".".join(parts) if given or len(parts) > 1 else None
+
+
+def _number(path: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise WeightsError(path, f"{value!r} is not a number", "Correct the file.") from None
+
+
+def read_prototxt(path: str | os.PathLike) -> Net:
+    """Read a prototxt.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, too large, or not in protobuf's text format.
+    """
+    path = os.fspath(path)
+    try:
+        raw = Path(path).read_bytes()
+        if len(raw) > MAX_BYTES:
+            raise PrototxtError(f"{len(raw)} bytes are too many")
+        return parse(raw.decode("utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"architecture {path!r}",
+            f"it can't be read ({error.strerror or error})",
+            f"Give a prototxt that exists, or one of: {', '.join(ARCHITECTURES)}.",
+        ) from None
+    except ValueError as error:  # UnicodeDecodeError too
+        raise WeightsError(
+            path, f"not a prototxt ({error})", "Give a network definition of Caffe's."
+        ) from None
+
+
+def parse(text: str) -> Net:
+    """A network definition.
+
+    Raises
+    ------
+    PrototxtError
+        If the text is not in protobuf's text format.
+    """
+    message = _message(_tokens(text), 0)
+    layers = message.get("layer", []) + message.get("layers", [])
+    if not layers or not all(isinstance(layer, dict) for layer in layers):
+        raise PrototxtError("no layers in it")
+    nodes, transforms, size = [], [], _size(message)
+    for layer in layers:
+        phases = [x.get("phase", [""])[0] for x in layer.get("include", []) if isinstance(x, dict)]
+        bottoms = layer.get("bottom", [])
+        if isinstance(layer.get("input_param", [None])[0], dict):
+            size = _size({"input_shape": layer["input_param"][0].get("shape", [])}) or size
+        if not bottoms and isinstance(layer.get("transform_param", [None])[0], dict):
+            transforms.insert(
+                0 if "TEST" in phases else len(transforms), layer["transform_param"][0]
+            )
+        if "TRAIN" in phases and bottoms:
+            continue
+        settings = {
+            name: {field: list(map(_value, values)) for field, values in layer[name][-1].items()}
+            for name in SETTINGS
+            if isinstance(layer.get(name, [None])[-1], dict)
+        }
+        name, kind = (layer.get(x, [""])[-1] for x in ("name", "type"))
+        nodes.append(caffe_node(name, kind, bottoms, layer.get("top", []), settings))
+    name = message.get("name", [""])[-1]
+    return Net(str(name), nodes, size, transforms[0] if transforms else {})
+
+
+def _size(message: Mapping[str, list]) -> int | None:
+    """Height of the input, of ``input_dim`` or ``input_shape``."""
+    shapes = [x.get("dim", []) for x in message.get("input_shape", []) if isinstance(x, dict)]
+    for dims in (message.get("input_dim", []), *shapes):
+        if len(dims) == 4 and str(dims[2]).isdigit():
+            return int(dims[2])
+    return None
+
+
+def _value(text: str | dict) -> str | float | dict:
+    """A scalar: a number where it is one."""
+    try:
+        number = float(text)
+        return int(number) if number.is_integer() else number
+    except (TypeError, ValueError, OverflowError):
+        return text
+
+
+def _tokens(text: str) -> Iterator[tuple[str, str]]:
+    """(kind, text) of each token; kinds are "string", "word" and "mark"."""
+    at = 0
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if not found:
+            raise PrototxtError(f"{text[at : at + 20]!r} in line {text.count(chr(10), 0, at) + 1}")
+        at = found.end()
+        if found.lastgroup == "string":
+            yield "string", found["string"][1:-1]
+        elif found.lastgroup:
+            yield found.lastgroup, found[found.lastgroup]
+    yield "end", ""
+
+
+def _message(tokens: Iterator[tuple[str, str]], depth: int, close: str = "") -> Message:
+    """Field name -> values, as far as the closing bracket."""
+    if depth > MAX_DEPTH:
+        raise PrototxtError(f"nested more than {MAX_DEPTH} deep")
+    found: Message = {}
+    name = None
+    for kind, token in tokens:
+        if kind == "end" or (kind == "mark" and token == close):
+            if (kind == "end") != (close == "") or name is not None:
+                break
+            return found
+        if token in (",", ";") and kind == "mark":
+            continue
+        if name is None:
+            if kind != "word":
+                break
+            name = token
+            continue
+        if kind == "mark" and token == ":":
+            continue
+        if kind == "mark" and token in "{<":
+            value = [_message(tokens, depth + 1, "}" if token == "{" else ">")]
+        elif kind == "mark" and token == "[":
+            value = list(_list(tokens))
+        elif kind == "mark":
+            break
+        else:
+            value = [token]
+        found.setdefault(name, []).extend(value)
+        name = None
+    raise PrototxtError(f"it breaks off near {name or close or 'its end'!r}")
+
+
+def _list(tokens: Iterator[tuple[str, str]]) -> Iterator[str]:
+    for kind, token in tokens:
+        if kind == "mark" and token == "]":
+            return
+        if kind in ("string", "word"):
+            yield token
+        elif token != ",":
+            break
+    raise PrototxtError("a list without an end")
