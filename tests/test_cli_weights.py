@@ -192,7 +192,7 @@ def test_inspect_as_text_and_json(run):
     assert found["digest"] == ta.read_weights(path).digest
     assert found["layers"][0] == ["conv1", [11, 11, 3, 64], [64], 23296]
     assert found["metadata"]["licence"] == "BSD-3-Clause"
-    assert found["notes"] == []
+    assert found["warnings"] == []
     assert [check["passed"] for check in found["checks"]] == [True] * 4
 
 

@@ -99,8 +99,8 @@ def inspect(file: WeightFile, as_json: Json = False) -> None:
         rows.append((x.name, kernel, "x".join(map(str, x.bias)), f"{x.parameters:,}"))
     rows.append(("total", "", "", f"{found.parameters:,}"))
     print(_table([tuple(map(one_line, row)) for row in rows], indent="  ", right=(3,)))
-    for note in found.notes:
-        console.note(note)
+    for warning in found.warnings:
+        console.note(warning)
 
 
 def _plain(found: Inspection) -> dict:

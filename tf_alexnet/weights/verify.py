@@ -156,7 +156,7 @@ class Inspection:
     checks : tuple of Check
         Checksum, arrays (shapes and finite values), fingerprint, the file's own record, and from
         `verify_weights` one per picture.
-    notes : tuple of str
+    warnings : tuple of str
         What a user should know before trusting the numbers.
     """
 
@@ -172,7 +172,7 @@ class Inspection:
     classes: int | None
     metadata: dict[str, str]
     checks: tuple[Check, ...]
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def wrong(self) -> tuple[str, ...]:
@@ -270,7 +270,7 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
             k: v for k, v in (("architecture", arrays.architecture), *arrays.metadata.items()) if v
         },
         checks=checks,
-        notes=tuple(_notes(arrays, known, checks)),
+        warnings=tuple(_warnings(arrays, known, checks)),
     )
     return found, arrays
 
@@ -341,7 +341,9 @@ def _record(arrays: WeightArrays, known: Identification) -> Check:
     )
 
 
-def _notes(arrays: WeightArrays, known: Identification, checks: Sequence[Check]) -> Iterator[str]:
+def _warnings(
+    arrays: WeightArrays, known: Identification, checks: Sequence[Check]
+) -> Iterator[str]:
     yield from (check.found for check in checks if check.passed is False)
     lookalikes = {"bvlc_alexnet", "caffenet"} <= set(known.candidates)
     if known.architecture is None and lookalikes:
