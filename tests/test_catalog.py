@@ -13,6 +13,7 @@ from tf_alexnet.errors import WeightsError
 from tf_alexnet.model import AlexNet
 from tf_alexnet.weights import (
     convert_weights,
+    find_weights,
     identify_weights,
     inspect_weights,
     read_weights,
@@ -156,7 +157,7 @@ def test_published_name_and_size_with_other_bytes_are_refused_by_every_reader(tm
     path = tmp_path / name
     path.write_bytes(content)
     readers = (
-        *(read_weights, identify_weights, inspect_weights, verify_weights, published_file),
+        *(find_weights, read_weights, identify_weights, inspect_weights, verify_weights),
         lambda path: convert_weights(path, tmp_path / "x.npz"),
         AlexNet,
     )

@@ -30,6 +30,7 @@ from tf_alexnet.weights.catalog import (
     known_weights,
     mismatch,
     names,
+    published_file,
 )
 
 _EMBEDDED = Path(__file__).parents[1] / "data"
@@ -98,12 +99,14 @@ def find_weights(
     Raises
     ------
     WeightsError
-        If it is neither, if a file can't be downloaded, or if the file in the cache is damaged.
+        If it is neither, if a file can't be downloaded, or if the file has the name and size of a
+        published one but another checksum (in the cache folder: the name).
     OutputError
         If the download can't be kept.
     """
     path, name = Path(name_or_path), str(name_or_path)
     if os.path.isfile(path):
+        published_file(path)
         return path
     # A data set's folder is often called "imagenet", so a name takes precedence over a folder.
     if os.path.isdir(path) and name not in names():
@@ -120,6 +123,7 @@ def find_weights(
             "not on this machine",
             f"Run `tf-alexnet weights fetch {name}`, or name a file.",
         )
+    published_file(found)
     for source in record.sources:
         with contextlib.suppress(OutputError):
             if found == cache_folder() / source.file_name:
@@ -207,19 +211,9 @@ def fetch_weights(
     if not published and to is None:
         return embedded
     folder = cache_folder() if to is None else Path(to)
-    absent = []
-    for source in record.sources:
-        final = folder / source.file_name
-        if not final.is_file():
-            absent.append(source)
-        elif source.urls or not published:
-            try:
-                _check(final, record, source)
-                return final
-            except WeightsError:
-                # Of no published size and not the first choice: a conversion of the user's.
-                if source.size or source is record.sources[0]:
-                    raise
+    present, absent = _look(record, folder)
+    if present:
+        return present
     if published and os.environ.get("TF_ALEXNET_OFFLINE", "0") not in ("", "0"):
         raise _no_file(record, "TF_ALEXNET_OFFLINE is set", "Unset TF_ALEXNET_OFFLINE, or")
     where = "Name a folder" if to is not None else "Set TF_ALEXNET_CACHE to a folder"
@@ -241,6 +235,24 @@ def fetch_weights(
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         found = f"can't keep {embedded.name} here, {_words(cause)}"
         raise OutputError(str(folder), found, advice) from error
+
+
+def _look(record: KnownWeights, folder: Path) -> tuple[Path | None, list[Source]]:
+    """The verified file of `record` in `folder`, or None, and the sources that are not there."""
+    absent = []
+    for source in record.sources:
+        path = folder / source.file_name
+        if not path.is_file():
+            absent.append(source)
+        elif source.urls or len(record.sources) == 1:
+            try:
+                _check(path, record, source)
+                return path, []
+            except WeightsError:
+                # Of no published size and not the first choice: a conversion of the user's.
+                if source.size or source is record.sources[0]:
+                    raise
+    return None, absent
 
 
 def _check(path: Path, record: KnownWeights, source: Source) -> None:

@@ -12,7 +12,7 @@ from tf_alexnet.weights.arrays import WeightArrays, table_for, with_classifier
 from tf_alexnet.weights.catalog import KnownWeights, known_weights, published_file
 from tf_alexnet.weights.download import expected_record, find_weights
 from tf_alexnet.weights.identify import Identification, identified, identify_arrays
-from tf_alexnet.weights.prototxt import resolve_architecture
+from tf_alexnet.weights.prototxt import Declared, resolve_architecture
 
 # Metadata that `read_weights` finds out anew.
 FOUND_ANEW = ("identified", "identified_by", "identified_digest")
@@ -191,6 +191,18 @@ def convert_weights(
     arrays = read_weights(source, classifier)
     if classifier is None and told.classifier in arrays.layers:
         arrays = with_classifier(arrays, told.classifier)
+    arrays = _described(arrays, source, told)
+    write_weights(arrays, target, form)
+    written = read_weights(target)
+    if written.digest != arrays.digest:
+        raise WeightsError(
+            os.fspath(target), "it does not read back as what was written", "Check the disk."
+        )
+    return written
+
+
+def _described(arrays: WeightArrays, source: str | os.PathLike, told: Declared) -> WeightArrays:
+    """The arrays of `source` with what a converted file should record."""
     metadata = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
     if told.architecture is not None:
         table = table_for(arrays, told.architecture)
@@ -205,10 +217,4 @@ def convert_weights(
     record = published_file(source)
     if record is not None:
         metadata["licence"] = record.licence
-    write_weights(replace(arrays, metadata=metadata), target, form)
-    written = read_weights(target)
-    if written.digest != arrays.digest:
-        raise WeightsError(
-            os.fspath(target), "it does not read back as what was written", "Check the disk."
-        )
-    return written
+    return replace(arrays, metadata=metadata)
