@@ -23,12 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from onnx_seeds import export, torch, zoo
 from weight_seeds import (
+    SMALL,
     as_dictionary,
+    channels_first,
+    message,
     npy_header,
     python2_pickle,
     python2_text_pickle,
@@ -38,6 +43,7 @@ from weight_seeds import (
     torch_pickle,
     torch_stream,
     torch_zip,
+    varint,
 )
 
 from tf_alexnet.errors import WeightsError
@@ -108,6 +114,36 @@ def torch_seeds(arrays):
     yield file.getvalue()
 
 
+def onnx_seeds(network):
+    """Raw and listed numbers, and the spelling of other exporters."""
+    layers = channels_first(network, 2)
+    for names, options in (
+        (zoo, {}),
+        (torch, {"form": "list"}),
+        (zoo, {"dtype": np.float16, "matmul": True}),
+    ):
+        yield export(SMALL, layers, names, **options).SerializeToString()
+
+
+def graph_seeds(network):
+    """A Caffe model with the layers that a network has beside those with weights, and raw data."""
+    raw, before = message(1, b"AlexNet"), b"data"
+    layers = channels_first(network, 2)
+    for layer in SMALL.layers:
+        name, kind = layer.name.encode(), type(layer).__name__
+        kind = {"Conv": "Convolution", "Dense": "InnerProduct", "MaxPool": "Pooling"}.get(
+            kind, kind
+        )
+        fields = message(1, name) + message(2, kind.encode())
+        fields += message(3, before) + message(4, name) + message(106, b"\x08\x08 \x0b0\x04")
+        for array in layers.get(layer.name, ()):
+            shape = message(7, message(1, b"".join(map(varint, array.shape))))
+            half = shape + b"\x50\x02" + message(12, array.astype("<f2").tobytes())
+            fields += message(7, half)
+        raw, before = raw + message(100, fields), name
+    yield raw
+
+
 def hdf5_seeds(arrays, path):
     """Keras 2's form, plain and packed, and the latest file format of the library."""
     import h5py
@@ -144,6 +180,7 @@ def seeds(folder):
     arrays, network = small_arrays(), small_network()
     path = Path(folder) / "seed"
     found = [*numpy_seeds(arrays), *written_seeds(arrays, path), *torch_seeds(network)]
+    found += [*onnx_seeds(network), *graph_seeds(network)]
     found += [*hdf5_seeds(arrays, path), deep_compression_seed()]
     path.unlink()
     return [(raw, raw.startswith(hdf5_file.MAGIC)) for raw in found]
@@ -252,6 +289,7 @@ def work(folder, seed, start, stop):
         assert outcome(path, is_hdf5) == "read"
     for name in ("unicode_escape", "raw_unicode_escape", "utf_32_le", "utf_32_be", "ascii"):
         "x".encode(name)
+    warnings.simplefilter("ignore")  # to show one opens the source file
     sys.addaudithook(hook)
     for index in range(start, stop):
         raw, is_hdf5 = mutant_at(index, seed, pool)

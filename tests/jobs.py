@@ -22,6 +22,7 @@ class Network:
 
     architecture, preset, trained_as = "torchvision", "torchvision", "torchvision"
     weights_digest, weights_source = "sha256:0", "network.npy"
+    mean_image = None
     seconds = 0.0
     log = os.environ.get("JOBS_LOG")  # a file that gets a byte a picture
 

@@ -267,6 +267,45 @@ BLOBS = {
 }  # fmt: skip
 
 
+def graph(*fields):
+    """An ONNX file: ir_version, then a graph of these fields."""
+    return b"\x08\x08" + message(7, b"".join(fields))
+
+
+def initializer(*fields, name=b"c_w_0"):
+    return message(5, message(8, name) + b"".join(fields))
+
+
+CONV = message(1, b"".join(message(1, x) for x in (b"d", b"c_w_0")) + message(2, b"o")
+               + message(4, b"Conv"))  # fmt: skip
+ONNX = {
+    "ONNX weights in /etc/passwd": graph(
+        CONV, initializer(b"\x10\x01\x70\x01", message(13, message(1, b"location")
+                                                      + message(2, b"/etc/passwd")))
+    ),
+    "ONNX dimensions 2^62": graph(
+        CONV, initializer(b"\x08" + varint(1 << 62) + b"\x10\x01", message(9, bytes(8)))
+    ),
+    "ONNX negative dimension": graph(
+        CONV, initializer(b"\x08" + varint(2**64 - 1) + b"\x10\x01", message(9, bytes(8)))
+    ),
+    "ONNX many nodes": graph(CONV * 50_000),
+    "ONNX deep chain": graph(
+        *(message(1, message(1, b"b%d" % i) + message(2, b"b%d" % (i + 1)) + message(4, b"Mul"))
+          for i in range(4000)), CONV),
+    "ONNX many attributes": graph(message(1, message(5, message(1, b"a") + b"\x40\x01" * 10**5))),
+    "ONNX long name": graph(message(1, message(4, b"x" * 10**6))),
+    "ONNX raw data of 3 bytes": graph(CONV, initializer(b"\x08\x01\x10\x01", message(9, bytes(3)))),
+    "ONNX one tensor twice": graph(CONV, initializer(), initializer()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_hostile_onnx(tmp_path, name):
+    (tmp_path / "x.onnx").write_bytes(ONNX[name])
+    refuse(tmp_path / "x.onnx", memory=20e6)
+
+
 @pytest.mark.parametrize("name", [*BLOBS, "nesting"])
 def test_hostile_caffemodels(tmp_path, name):
     raw = BLOBS.get(name)
@@ -699,7 +738,7 @@ def test_hostile_deep_compression(tmp_path):
 
 
 def test_at_least_sixty_attacks_have_names():
-    named = [*CODE, *SIZES, *BLOBS, *ARCHIVES, *TORCH, *HDF5]
+    named = [*CODE, *SIZES, *BLOBS, *ONNX, *ARCHIVES, *TORCH, *HDF5]
     assert len(named) == len(set(named)) >= 60
 
 

@@ -134,6 +134,36 @@ def test_predict_as_json_csv_and_picture(run, trained_file, example_photos, tmp_
     assert float(table[0]["probability"]) == pytest.approx(first[0]["probability"])
 
 
+def test_means_and_labels(run, trained_file, example_photos, tmp_path):
+    photo, command = example_photos[0], ("--json", "--top", 2000, "-w", trained_file)
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({f"class of {i}": i for i in range(1000)}))
+    model = ta.AlexNet(trained_file)
+    x = ta.preprocess_input([ta.load_image(photo)], "caffe.mean104-117-123")
+    ((best, *_),) = ta.decode_predictions(model.predict(x, verbose=0))
+    for option in ("--mean", "--mean-image"):
+        code, out, _ = run("predict", photo, *command, option, "104,117,123", "--labels", names)
+        assert code == 0
+        first = json.loads(out)[0]["predictions"]
+        assert len(first) == 1000
+        assert first[0]["probability"] == pytest.approx(best.probability, rel=1e-4)
+        assert first[0]["label"] == f"class of {best.index}"
+    image = np.broadcast_to(np.float32([104, 117, 123]), (256, 256, 3))
+    np.save(tmp_path / "mean.npy", image)
+    code, out, _ = run("predict", photo, *command, "--mean", tmp_path / "mean.npy")
+    assert code == 0
+    again = json.loads(out)[0]["predictions"]
+    assert [p["index"] for p in again] == [p["index"] for p in first]
+    for option, value in (("--mean", "none.npy"), ("--labels", "none.txt")):
+        code, _, err = run("predict", photo, "-w", trained_file, option, value)
+        assert code == 2
+        assert f"{value}: it can't be read (No such file or directory). " in one_error(err)
+    names.write_text("a\nb\n")
+    code, _, err = run("predict", photo, "-w", trained_file, "--labels", names)
+    assert code == 2
+    assert "1000 columns but 2 labels" in one_error(err)
+
+
 def test_ten_crops_are_averaged(run, trained_file, example_photos):
     code, out, _ = run("predict", example_photos[0], "-w", trained_file, "--crops", "ten", "--json")
     assert code == 0

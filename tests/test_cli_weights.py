@@ -342,6 +342,16 @@ def test_form_of_a_format_without_forms_is_refused_by_the_library(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".caffemodel"])
+def test_a_model_is_written_as_its_arrays(tmp_path, suffix):
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    model = ta.AlexNet(arrays, include_top=False)
+    ta.write_weights(model, tmp_path / f"x{suffix}")
+    again = ta.read_weights(tmp_path / f"x{suffix}")
+    assert again.digest == arrays.digest
+    assert (again.architecture, again.metadata["preset"]) == ("torchvision", "torchvision")
+
+
 def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
     source = tmp_path / "a.safetensors"
     source.write_bytes(find_weights("torchvision-convs").read_bytes())

@@ -1,5 +1,8 @@
 """One contract for every photo: its pixels by hand-made files, its refusals by damaged ones."""
 
+import functools
+import http.server
+import importlib.util
 import io
 import os
 import struct
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tf_alexnet.errors import ImageError
+from tf_alexnet.errors import ImageError, InputError, UsageError
 from tf_alexnet.images import decode, load_image
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -321,7 +324,7 @@ def test_only_known_photo_formats_are_opened(monkeypatch):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     psd = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 1, 1, 8, 3) + bytes(12) + bytes(5)
     for data in (eps, psd, saved(RGB, "SGI"), b"<html>404 Not Found</html>", bytes(1000)):
-        with pytest.raises(ImageError, match="no image of a kind read here"):
+        with pytest.raises(ImageError, match="not an image format we read"):
             load_image(data)
     assert not {"EPS", "PSD", "FITS", "WMF", "PDF"} & set(decode.FORMATS)
 
@@ -385,6 +388,104 @@ def test_an_oversized_file_is_not_read(tmp_path):
         file.truncate(decode.MAX_BYTES + 1)
     with pytest.raises(ImageError, match="536,870,913 bytes, more than 536,870,912"):
         load_image(path)
+
+
+class Stream(io.RawIOBase):
+    """What can't be wound back, as an HTTP response."""
+
+    def __init__(self, data):
+        self._data = data
+
+    def read(self, size=-1):
+        part, self._data = self._data[:size], self._data[size:]
+        return part
+
+
+def test_open_files(tmp_path):
+    data = saved(RGB, "PNG")
+    (tmp_path / "photo").write_bytes(data)
+    written = io.BytesIO()
+    Image.fromarray(RGB).save(written, "PNG")  # stands at its end now
+    with open(tmp_path / "photo", "rb") as file:
+        for source in (file, written, io.BytesIO(data), Stream(data), bytearray(data)):
+            np.testing.assert_array_equal(load_image(source), RGB)
+    refusals = {"closed file": file, "it is empty": io.BytesIO()}
+    refusals["it can't be decoded"] = io.BytesIO(data[:-40])
+    for match, source in refusals.items():
+        with pytest.raises(ImageError, match=match):
+            load_image(source)
+    with (
+        open(tmp_path / "photo", encoding="latin-1") as file,
+        pytest.raises(ImageError, match=f"{tmp_path}/photo: it is open as text. Open it with"),
+    ):
+        load_image(file)
+
+
+def test_what_is_no_source_of_a_photo():
+    for source in (7, None, RGB, ["a.jpg"]):
+        with pytest.raises(InputError, match=f"photo of type {type(source).__name__}: not a path"):
+            load_image(source)
+
+
+def test_pillows_images(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(RGB, "PNG", exif=exif.tobytes())
+    turned = np.rot90(RGB, -1)
+    (tmp_path / "photo").write_bytes(data)
+    with Image.open(tmp_path / "photo") as lazy:
+        np.testing.assert_array_equal(load_image(lazy), turned)
+        np.testing.assert_array_equal(load_image(lazy), turned)  # loaded now
+    alpha = Image.fromarray(np.dstack([RGB, np.full(RGB.shape[:2], 128, np.uint8)]))
+    np.testing.assert_array_equal(load_image(alpha), load_image(saved(alpha, "PNG")))
+    row = [bytes([1, 2, 3, 1, 2, 4])]
+    data = png(2, 1, 8, 2, row, chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    keyed, expected = Image.open(io.BytesIO(data)), load_image(data)
+    before = dict(keyed.info)
+    for _ in range(2):
+        np.testing.assert_array_equal(load_image(keyed), expected)
+    assert keyed.info == before
+    palette = Image.fromarray(RGB).convert("P")
+    np.testing.assert_array_equal(load_image(palette), palette.convert("RGB"))
+    np.testing.assert_array_equal(load_image(Image.fromarray(SIXTEEN)), SIXTEEN_EXPECTED)
+    with pytest.raises(ImageError, match=r"PIL image of 9x9 pixels: it holds floating-point"):
+        load_image(Image.new("F", (9, 9)))
+    with pytest.raises(ImageError, match="more than 50,000,000"):
+        load_image(Image.new("1", (50_001, 1_000)))
+    cut = Image.open(io.BytesIO(saved(RGB, "PNG")[:-40]))
+    with pytest.raises(ImageError, match="it can't be decoded"):
+        load_image(cut)
+
+
+def test_urls(monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.pipe("/decode/photo.png", saved(RGB, "PNG"))
+    np.testing.assert_array_equal(load_image("memory://decode/photo.png"), RGB)
+    with pytest.raises(ImageError, match=r"none\.png: there is no such file") as seen:
+        load_image("memory://decode/none.png")
+    assert seen.value.code == "missing"
+    monkeypatch.setattr(decode, "MAX_BYTES", 100)
+    with pytest.raises(ImageError, match="the file has more than 100 bytes"):
+        load_image("memory://decode/photo.png")
+    with pytest.raises(UsageError, match="nosuch"):
+        load_image("nosuch://a.png")
+
+
+def test_http(tmp_path):
+    if importlib.util.find_spec("aiohttp") is None:
+        with pytest.raises(UsageError, match=r"Install it: pip install 'fsspec\[http\]'\."):
+            load_image("https://127.0.0.1/photo.png")
+        return
+    (tmp_path / "photo.png").write_bytes(saved(RGB, "PNG"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        np.testing.assert_array_equal(load_image(f"{url}/photo.png"), RGB)
+        with pytest.raises(ImageError, match="there is no such file"):
+            load_image(f"{url}/none.png")
+        server.shutdown()
 
 
 def noisy_png():

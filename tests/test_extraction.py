@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import tracemalloc
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -125,6 +126,51 @@ def test_a_mean_image_is_read_once_and_subtracted(tmp_path, example_photos):
     np.testing.assert_allclose(extractor.preprocess(images), expected, atol=1e-4)
     with pytest.raises(PresetError, match="it needs a mean image"):
         ta.FeatureExtractor(**arguments, preset="caffe-mean-image")
+
+
+def test_presets_by_name_record_and_mean(recwarn):
+    weights = weights_of("bvlc_alexnet")
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    varied = replace(ta.images.PRESETS["squash"], mean=(104, 117, 123))
+    for preset, mean, name in (
+        (None, "104,117,123", "caffe.mean104-117-123"),
+        ("squash", (104, 117, 123), "squash.mean104-117-123"),
+        (varied, None, "squash.mean104-117-123"),
+        ("caffe", np.full((3, 227, 227), 99.0), "caffe-mean-image"),
+        ("squash", (0, 0, 0), "squash.mean0-0-0"),
+    ):
+        extractor = ta.FeatureExtractor(weights, ["data"], preset=preset, mean_image=mean)
+        assert extractor.preset == name
+        wanted = ta.preprocess_input([photo], preset or "caffe", mean_image=mean)
+        np.testing.assert_array_equal(extractor.preprocess([photo]), wanted)
+        np.testing.assert_array_equal(extractor.from_images([photo])["data"], wanted)
+    assert not recwarn.list
+    with pytest.raises(PresetError, match="it can't be recorded by a name"):
+        ta.FeatureExtractor(weights, ["data"], preset=ta.Preset("own", size=227, divisor=2))
+
+
+def test_extraction_subtracts_a_mean(tmp_path, example_photos):
+    image = np.random.default_rng(0).uniform(90, 130, (227, 227, 3))
+    np.save(tmp_path / "mean.npy", image)
+    arguments = {"weights": weights_of("bvlc_alexnet"), "layers": ["data"]}
+    photos = [ta.load_image(path) for path in example_photos[:2]]
+    for mean in (tmp_path / "mean.npy", image, "104,117,123"):
+        report = ta.extract_features(
+            example_photos[:2], tmp_path / "data.npz", mean_image=mean, force=True, **arguments
+        )
+        expected = ta.preprocess_input(photos, "caffe", mean_image=mean)
+        with np.load(tmp_path / "data.npz") as file:
+            np.testing.assert_array_equal(file["data"], expected)
+        name = "caffe.mean104-117-123" if isinstance(mean, str) else "caffe-mean-image"
+        assert report.attributes["preset"] == name
+
+
+def test_a_preset_of_other_channels_is_warned_of():
+    arguments = {"weights": "torchvision-convs", "layers": ["data"]}
+    with pytest.warns(UserWarning, match=r"caffe.size224' gives BGR .* trained on RGB .*torchv"):
+        ta.FeatureExtractor(**arguments, preset="caffe.size224")
+    with pytest.warns(UserWarning, match="over a range of 2, but"):
+        ta.FeatureExtractor(**arguments, preset="compact")
 
 
 def check_file(paths, rows, expected_photos, weights):

@@ -1,10 +1,19 @@
 """Class names and top-k: order, ties, and what is refused."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
 from tf_alexnet.errors import InputError
-from tf_alexnet.labels import Prediction, decode_predictions, imagenet_labels
+from tf_alexnet.labels import (
+    Label,
+    Prediction,
+    decode_predictions,
+    imagenet_labels,
+    read_labels,
+)
 
 
 def one_hot(*indices, classes=1000):
@@ -37,7 +46,7 @@ def test_most_probable_first_and_lower_index_first_among_equals():
     row[[900, 7, 517, 134]] = [0.125, 0.125, 0.2, 0.05]
     (best,) = decode_predictions(row[np.newaxis], top=4)
     assert [p.index for p in best] == [517, 7, 900, 134]
-    assert best[0] == Prediction("n03126707", "crane", 517, 0.2)
+    assert best[0] == Prediction("n03126707", "crane", 0.2, index=517)
     assert type(best[0].index) is int
     assert type(best[0].probability) is float
 
@@ -62,13 +71,109 @@ def test_half_precision_softmax_is_accepted():
 
 def test_own_labels_have_no_synset():
     (best,) = decode_predictions([[0.25, 0.75]], top=2, labels=["daisy", "rose"])
-    assert best == [Prediction("", "rose", 1, 0.75), Prediction("", "daisy", 0, 0.25)]
+    assert best == [Prediction("", "rose", 0.75, 1), Prediction("", "daisy", 0.25, 0)]
+
+
+def test_predictions_are_keras_triples():
+    (best,) = decode_predictions(one_hot(281)[0], top=2)  # one photo
+    for synset, label, probability in best[:1]:
+        assert (synset, label, probability) == ("n02123045", "tabby, tabby cat", 1.0)
+    first = best[0]
+    assert first == ("n02123045", "tabby, tabby cat", 1.0)
+    assert (first.synset, first.label, first.probability, first.index) == (*first, 281)
+    assert repr(first) == (
+        "Prediction(synset='n02123045', label='tabby, tabby cat', index=281, probability=1.0)"
+    )
+    for same in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first), copy.copy(first)):
+        assert same == first
+        assert (type(same), same.index, hash(same)) == (Prediction, 281, hash(first))
+    other = Prediction(*first, index=282)
+    assert other != first
+    assert first == Prediction(*first, index=281)
+    assert len({first, other, tuple(first)}) == 2
+
+
+def test_top_is_at_most_the_classes():
+    for top in (2, 5, np.int64(1000)):
+        (best,) = decode_predictions([0.25, 0.75], top=top, labels=["daisy", "rose"])
+        assert [p.label for p in best] == ["rose", "daisy"]
+
+
+TWO = (Label("n01440764", "tench, Tinca tinca"), Label("n02123045", "tabby, tabby cat"))
+PLAIN = (Label("", "daisy"), Label("", "rose, red"))
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("daisy\nrose, red\n", PLAIN),
+        ("\ufeffdaisy\r\nrose, red\r\n\r\n", PLAIN),
+        ("n01440764 tench, Tinca tinca\nn02123045 tabby, tabby cat\n", TWO),
+        ("n01440764\nn02123045", TWO),
+        ("n01440764\ttench, Tinca tinca\nn02123045\ttabby, tabby cat\n", TWO),
+        ('{"rose, red": 1, "daisy": 0}', PLAIN),
+        ('{"1": "rose, red", "0": "daisy"}', PLAIN),
+        ('{"1": ["n02123045", "tabby, tabby cat"], "0": ["n01440764", "tench, Tinca tinca"]}', TWO),
+        ('["daisy", "rose, red"]', PLAIN),
+        ('[["n01440764", "tench, Tinca tinca"], ["n02123045", "tabby, tabby cat"]]', TWO),
+        ('{"1": 0, "0": 1}', (Label("", "1"), Label("", "0"))),  # folders named 0 and 1
+    ],
+)
+def test_labels_from_files(text, labels, tmp_path):
+    (tmp_path / "labels").write_text(text, encoding="utf-8", newline="")
+    for path in (tmp_path / "labels", str(tmp_path / "labels")):
+        (best,) = decode_predictions([0.25, 0.75], labels=path)
+        assert best == [(*labels[1], 0.75), (*labels[0], 0.25)]
+        assert [p.index for p in best] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(["daisy", "rose, red"], np.array(["daisy", "rose, red"]), {"rose, red": 1, "daisy": 0}),
+        *({0: "daisy", 1: "rose, red"}, PLAIN, (name for name in ("daisy", "rose, red"))),
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_labels_in_memory(labels):
+    assert read_labels(labels) == PLAIN
+
+
+def test_refused_labels(tmp_path):
+    texts = {
+        "gap": ('{"daisy": 0, "rose": 2}', "2 names, but none of index 1"),
+        "twice": ('{"daisy": 1, "rose": 1}', "2 names, but none of index 0"),
+        "neither": ('{"daisy": "a", "rose": "b"}', "neither its keys nor its values"),
+        "huge": ('{"' + "9" * 5000 + '": "a"}', "neither its keys nor its values"),
+        "cut": ('["daisy", ', r"begins like JSON, but is not \("),
+        "deep": ("[" * 100_000, r"begins like JSON, but is not \("),
+        "python": ("{0: 'tench'}", "begins like JSON, but is not"),
+        "inner": ('[{"a": 1}]', "name 0 is {'a': 1}"),
+        "hole": ("daisy\n\nrose\n", "line 2 is empty"),
+    }
+    for name, (text, match) in texts.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=f"^labels .*{name}: .*{match}") as caught:
+            read_labels(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 25)
+    reasons = {"binary": "not a UTF-8", "large": "too many", "none": "No such", ".": "no regular"}
+    for name, match in reasons.items():
+        with pytest.raises(InputError, match=match):
+            decode_predictions(one_hot(1), labels=str(tmp_path / name))
+    for labels in (7, {"daisy", "rose"}, b"daisy", [None, "rose"], [("a", 1)]):
+        with pytest.raises(InputError, match=r"^labels: (got|name 0 is) .* Give "):
+            read_labels(labels)
+    (tmp_path / "three").write_text("a\nb\nc\n")
+    with pytest.raises(InputError, match="2 columns but 3 labels"):
+        decode_predictions([0.5, 0.5], labels=tmp_path / "three")
 
 
 @pytest.mark.parametrize(
     ("predictions", "arguments", "text"),
     [
-        (one_hot(1)[0], {}, r"found 1 axes\. For one photo give predictions\[np\.newaxis\]"),
         (np.zeros((1, 6, 6, 256)), {}, r"shape \(1, 6, 6, 256\): expected \(N, classes\)"),
         (one_hot(1, classes=365), {}, r"365 columns, but .*1000 classes\. .*labels="),
         (one_hot(1, classes=1001), {}, r"background class"),
@@ -78,10 +183,10 @@ def test_own_labels_have_no_synset():
         (one_hot(1) * 9.5, {}, r"not probabilities: row 0 adds up to 9\.5.*`prob`"),
         (one_hot(1, 2) - 1e-3 * one_hot(3, 4), {}, r"least value is -0\.001"),
         (one_hot(1).astype(str), {}, r"not numbers"),
-        (one_hot(1), {"top": 0}, r"top=0: .*from 1 to 1000"),
-        (one_hot(1), {"top": 1001}, r"top=1001"),
+        (one_hot(1), {"top": 0}, r"top=0: .*Ask for 1 or more"),
         (one_hot(1), {"top": 2.0}, r"top=2\.0"),
-        ([[0.5, 0.5]], {"top": 3, "labels": ["a", "b"]}, r"from 1 to 2"),
+        (one_hot(1), {"top": True}, r"top=True"),
+        (0.5, {}, r"found 0 axes"),
     ],
 )
 def test_refusals_say_what_is_wrong_and_what_to_do(predictions, arguments, text):

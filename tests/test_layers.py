@@ -7,6 +7,7 @@ import reference
 import tensorflow as tf
 
 from tf_alexnet.architectures import LRN
+from tf_alexnet.errors import InputError
 from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization
 
 RNG = np.random.default_rng(0)
@@ -32,6 +33,26 @@ def test_groups_do_not_see_each_other():
     out = layer(x).numpy().ravel()
     assert np.all(out[:2] != 0)
     assert np.all(out[2:] == 0)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    """TensorFlow takes 8 channels for a kernel of 2 as four groups, without a word."""
+    with pytest.raises(ValueError, match="filters"):
+        GroupedConv2D(5, 3, groups=2)
+    layer = GroupedConv2D(4, 3, groups=2)
+    layer.build((None, 5, 5, 4))
+    with pytest.raises(InputError, match=r"the input has 8 channels, the kernel takes 4"):
+        layer.convolution_op(tf.zeros((1, 5, 5, 8)), layer.kernel)
+    with pytest.raises(InputError, match=r"3 filters can't be split into 2 groups"):
+        layer.convolution_op(tf.zeros((1, 5, 5, 4)), tf.zeros((3, 3, 2, 3)))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, None))])
+    def of_any_shape(x):
+        return layer.convolution_op(x, layer.kernel)
+
+    assert of_any_shape(tf.zeros((1, 5, 5, 4))).shape == (1, 3, 3, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        of_any_shape(tf.zeros((1, 5, 5, 8)))
 
 
 @pytest.mark.parametrize("channels", [3, 96])

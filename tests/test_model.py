@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import model_of, weights_of
 
 import tf_alexnet as ta
+from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import InputError, LayerError, UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights
@@ -23,7 +25,7 @@ def compact_model(**kwargs):
 
 def test_layers_bear_caffes_names_and_hold_their_own_weights():
     model = model_of("bvlc_alexnet")
-    before = "data conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten"
+    before = "data preset_caffe conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5 pool5 flatten"
     dense = "fc6 drop6 fc7 drop7 fc8 prob"
     assert [layer.name for layer in model.layers] == f"{before} {dense}".split()
     assert model.count_params() == 60_965_224
@@ -166,11 +168,16 @@ def test_a_hanging_pooling_window_equals_the_reference():
     assert reference.relative_error(ours, expected["pool5"]) < 1e-5  # observed 2e-6
 
 
-def test_dense_layers_take_one_size_only():
-    with pytest.raises(InputError, match=r"dense layers of compact take 224x224x3 only: the rows"):
+def test_dense_layers_take_one_size_only_unless_the_caller_insists():
+    with pytest.raises(InputError, match=r"were trained on 224x224.*or pass allow_resize=True"):
         compact_model(input_shape=(227, 227, 3))
-    with pytest.raises(InputError, match="take 224x224x3 only"):
-        compact_model(input_tensor=keras.Input((256, 256, 3)))
+    reason = "pool5 would be 7x7, and the .* take 6x6, which 223 to 254 pixels a side give"
+    for allowed in (False, True):
+        with pytest.raises(InputError, match=reason):
+            compact_model(input_tensor=keras.Input((256, 256, 3)), allow_resize=allowed)
+    resized = compact_model(input_shape=(227, 250, 3), allow_resize=True)
+    assert resized.predict(np.zeros((1, 227, 250, 3)), verbose=0).shape == (1, 1000)
+    assert ta.preset_of(resized) == "compact.anysize"
 
 
 def test_input_tensor_and_logits():
@@ -181,8 +188,142 @@ def test_input_tensor_and_logits():
     assert model.layers[-1].name == "fc8"
 
 
+def convolutions(**settings):
+    """The convolutions of compact for images of 64x64, or as `settings` say."""
+    arrays = synthetic_weights(ARCHITECTURES["compact"].until("pool5"))
+    return ta.AlexNet(arrays, include_top=False, **{"input_shape": (64, 64, 3), **settings})
+
+
+def test_what_comes_before_input_tensor_stays():
+    photo = keras.Input((80, 80, 3), dtype="uint8", name="photo")
+    x = keras.layers.Rescaling(1 / 127.5, -1)(keras.layers.CenterCrop(64, 64)(photo))
+    model = convolutions(input_tensor=x, input_shape=None)
+    assert model.input is photo
+    images = RNG.integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
+    expected = convolutions().predict(images[:, 8:-8, 8:-8] / np.float32(127.5) - 1, verbose=0)
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    assert ta.preset_of(model) == "compact.size64"
+    two = [keras.Input((64, 64, 3), name=name) for name in ("left", "right")]
+    both = convolutions(input_tensor=keras.layers.Average()(two), input_shape=None)
+    assert [x.name for x in both.inputs] == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (lambda: np.zeros((1, 64, 64, 3)), "ndarray is not a Keras tensor"),
+        (lambda: [keras.Input((64, 64, 3))], "list is not a Keras tensor"),
+        (lambda: keras.Input((64, 64, 3), dtype="uint8"), "uint8 of shape .* Pass floats"),
+        (lambda: keras.Input((64, 64)), r"float32 of shape \(None, 64, 64\)"),
+        (lambda: keras.Input((64, 64, 6)), r"not \(height, width, 3\). Images have 3 channels"),
+        (lambda: keras.Input((64, 64, None)), "Images have 3 channels"),
+        (lambda: keras.Input((80, 80, 3)), r"input_tensor is \(None, 80, 80, 3\). Pass one"),
+    ],
+)
+def test_other_input_tensors_are_refused_in_one_line(tensor, message):
+    shape = (64, 64, 3) if "Pass one" in message else None
+    with pytest.raises(UsageError, match=message):
+        convolutions(input_tensor=tensor(), input_shape=shape)
+
+
+SHAPES = [(2, 66, 66, 3), (2, 3, 64, 64), (2, 32, 128, 3), (2, 64, 64, 6), (2, 64, 64, 1)]
+
+
+@pytest.mark.parametrize("call", ["predict", "fit", "evaluate", "predict compiled by XLA"])
+def test_another_size_fails_also_after_right_ones(call):
+    """Keras traces a second shape with all axes open, and its own check passes everything then."""
+    base = convolutions(pooling="avg")
+    model = keras.Sequential([base, keras.layers.Dense(2, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy", jit_compile="XLA" in call)
+    labels = [] if "predict" in call else [np.array([0, 1])]
+    run = getattr(model, call.split()[0])
+    for shape in [(2, 64, 64, 3), *SHAPES]:
+        try:
+            run(np.zeros(shape, np.float32), *labels, verbose=0)
+        except (ValueError, tf.errors.InvalidArgumentError):
+            assert shape != (2, 64, 64, 3)
+        else:
+            assert shape == (2, 64, 64, 3)
+    run(np.zeros((2, 64, 64, 3), np.float32), *labels, verbose=0)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_the_guard_passes_right_images_unchanged(policy, request):
+    keras.mixed_precision.set_global_policy(policy)
+    request.addfinalizer(lambda: keras.mixed_precision.set_global_policy("float32"))
+    x = tf.constant(RNG.uniform(-150, 150, (3, 67, 75, 3)).astype(np.float32))
+    for shape in ((67, 75, 3), (None, None, 3), (67, None, 3), (None, 75, 3)):
+        guard = convolutions(input_shape=shape).get_layer("preset_compact.anysize")
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = guard(x)
+        np.testing.assert_array_equal(y, tf.cast(x, guard.compute_dtype))
+        np.testing.assert_array_equal(tape.gradient(y, x), np.ones_like(x))
+
+
+def test_an_open_size_still_needs_three_channels():
+    model = convolutions(input_shape=(None, None, 3), pooling="avg")
+    for side in (64, 100, 67):
+        assert model.predict(np.zeros((1, side, side, 3)), verbose=0).shape == (1, 128)
+    for shape in ((1, 64, 64, 6), (1, 64, 64, 4), (1, 3, 64, 64)):
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+            model.predict(np.zeros(shape), verbose=0)
+
+
+def test_any_size_without_weights_and_never_an_open_one_with_the_top():
+    model = ta.AlexNet(None, architecture="compact", input_shape=(100, 64, 3), classes=2)
+    assert model.predict(np.zeros((1, 100, 64, 3)), verbose=0).shape == (1, 2)
+    for weights in (None, weights_of("compact")):
+        with pytest.raises(InputError, match="dense layers need to know height and width"):
+            ta.AlexNet(weights, architecture="compact", input_shape=(None, 224, 3))
+    with pytest.raises(InputError, match="nothing is left of it at layer pool1"):
+        convolutions(input_shape=(12, 300, 3))
+
+
+def test_a_seed_gives_the_same_fresh_weights():
+    def made(**settings):
+        model = ta.AlexNet(None, include_top=False, **settings)
+        return [w.copy() for w in model.get_weights()]
+
+    for name in ("bvlc_alexnet", "torchvision", "compact"):
+        one, same, other = (made(architecture=name, seed=seed) for seed in (1, 1, 2))
+        assert all(map(np.array_equal, one, same))
+        kernels = [(x, y) for x, y in zip(one, other, strict=True) if x.ndim == 4]
+        assert not any(np.array_equal(x, y) for x, y in kernels)
+    assert not np.array_equal(one[4].ravel()[:99], one[6].ravel()[:99])
+    with pytest.raises(UsageError, match="seed=-1: not a whole number from 0"):
+        made(seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (lambda: False, r"AlexNet\(False\): weights come first.*Pass include_top=False"),
+        (lambda: keras.Input((224, 224, 3)), r"Pass input_tensor=tensor, or call the model"),
+        (lambda: tf.zeros((1, 224, 224, 3)), r"Pass input_tensor=tensor, or call the model"),
+        (lambda: {"conv1": 1}, "dict is not a kind of weights"),
+    ],
+)
+def test_other_first_arguments_are_told_what_to_do(weights, message):
+    for taking in (ta.AlexNet, ta.FeatureExtractor):
+        with pytest.raises(UsageError, match=message):
+            taking(weights())
+
+
+def test_a_missing_classifier_starts_untrained_where_classes_are_asked_for():
+    layers = {k: v for k, v in weights_of("compact").layers.items() if k != "fc8"}
+    arrays = WeightArrays(layers, "compact", "headless.npy")
+    with pytest.raises(WeightsError, match="fc8 is missing"):
+        ta.AlexNet(arrays)
+    with pytest.warns(UserWarning, match="fc8 is missing, and 48 classes were asked for: fc8 star"):
+        assert ta.AlexNet(arrays, classes=48).output_shape == (None, 48)
+    assert ta.AlexNet(arrays, feature_extract=True).output_shape == (None, 2048)
+
+
 def test_another_number_of_classes_replaces_fc8_and_says_so():
-    with pytest.warns(UserWarning, match="fc8 is for 1000 classes, 5 were asked for: fc8 starts"):
+    with pytest.warns(
+        UserWarning, match="fc8 is for 1000 classes, and 5 classes were asked for: fc8 starts"
+    ):
         model = compact_model(classes=5)
     assert model.output_shape == (None, 5)
     np.testing.assert_array_equal(
@@ -245,9 +386,9 @@ def test_all_faults_of_the_arrays_are_listed_at_once():
     for part in (
         "broken.npy as compact: ",
         "conv2 is missing",
-        "fc9 is not a layer of the network",
+        "it also has fc9",
         "fc7 kernel has shape (2048, 1000), expected (2048, 2048)",
-        "fc8 bias holds NaN or infinite values",
+        "fc8 bias: 1 of 1000 values are NaN or infinite",
     ):
         assert part in text
 

@@ -9,6 +9,7 @@ from prototxt import prototxt
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES, Conv, Dense
+from tf_alexnet.testing import synthetic_weights
 
 BOUND = 1e-5  # observed on 13 photos: at most 7e-6 (prob), 4.4e-6 before it
 
@@ -65,6 +66,42 @@ def test_blobs_and_top5_agree_with_opencv(engines, example_photos):
 
 def test_blobs_and_top5_agree_with_opencv_on_more_photos(engines, shared_photos):
     check_photos(engines, shared_photos[::4])
+
+
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet"])
+def test_open_input_sizes_pool_as_caffe_does(name, tmp_path):
+    """Twenty sizes, most of which leave pooling windows hanging over the edge."""
+    table = ARCHITECTURES[name].until("pool5")
+    arrays = synthetic_weights(table)
+    ta.write_weights(arrays, tmp_path / "net.caffemodel")
+    base = ta.AlexNet(arrays, include_top=False, input_shape=(None, None, 3))
+    multi = ta.features(base, ["pool1", "pool2", "pool5"])
+    generator = np.random.default_rng(0)
+    hanging, text = 0, prototxt(table)
+    for height in range(67, 147, 4):
+        width = int(generator.integers(67, 200))
+        x = generator.uniform(-120, 130, (1, height, width, 3)).astype(np.float32)
+        sizes = text.replace("dim: 227 dim: 227", f"dim: {height} dim: {width}")
+        assert sizes != text
+        (tmp_path / "net.prototxt").write_text(sizes)
+        net = cv2.dnn.readNetFromCaffe(
+            str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel")
+        )
+        net.enableWinograd(False)
+        net.setInput(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), "data")
+        outputs = net.forward(["pool1", "pool2", "pool5"])
+        found = {k: np.asarray(v).transpose(0, 3, 1, 2) for k, v in multi(x).items()}
+        for blob, theirs in zip(found, outputs, strict=True):
+            error = reference.relative_error(found[blob], theirs)
+            assert error < BOUND, (blob, x.shape)
+        fixed = ta.AlexNet(arrays, include_top=False, input_shape=x.shape[1:])
+        hanging += any(layer.name.endswith("_pad") for layer in fixed.layers)
+        if height % 16 == 3:  # the same with the padding that a fixed size needs
+            error = reference.relative_error(
+                np.asarray(fixed(x)).transpose(0, 3, 1, 2), found["pool5"]
+            )
+            assert error < BOUND
+    assert hanging > 10
 
 
 def test_the_command_line_agrees_with_opencv_end_to_end(

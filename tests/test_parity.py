@@ -86,7 +86,7 @@ def same_padding(config):
 
 FAULTS = {
     "none": (lambda: model_of("bvlc_alexnet"), False),
-    "conv1 SAME": (lambda: rebuilt(model_of("bvlc_alexnet"), GroupedConv2D=same_padding), False),
+    "conv1 SAME": (lambda: rebuilt(model_of("bvlc_alexnet"), Conv2D=same_padding), False),
     "alpha 1e-4": (
         lambda: rebuilt(
             model_of("bvlc_alexnet"),

@@ -1,9 +1,10 @@
 """Each preset against its formula written out, and every wrong argument against its message."""
 
 import ast
-import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tf_alexnet.errors import InputError, PresetError
-from tf_alexnet.images import PRESETS, preprocess_input, preset_named
+from tf_alexnet.architectures import preset_layer
+from tf_alexnet.errors import InputError, PresetError, UsageError
+from tf_alexnet.images import (
+    PRESETS,
+    Preset,
+    misfit,
+    preprocess_input,
+    preset_named,
+    recorded_name,
+    vary,
+)
 
 RNG = np.random.default_rng(1)
 TALL = RNG.integers(0, 256, (301, 202, 3), dtype=np.uint8)
@@ -172,46 +182,6 @@ def test_ten_crops_of_torchvision():
         np.testing.assert_allclose(got[5 + k], crop[:, ::-1], rtol=0, atol=1e-6)
 
 
-def test_mean_image_from_a_file(tmp_path):
-    path = tmp_path / "mean.npy"
-    np.save(path, MEAN_IMAGE)
-    from_file = preprocess_input([TALL], "caffe-mean-image", mean_image=path)
-    from_array = preprocess_input([TALL], "caffe-mean-image", mean_image=MEAN_IMAGE)
-    np.testing.assert_array_equal(from_file, from_array)
-
-
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
-def test_mean_image_refusals(tmp_path):
-    def refused(mean, match, error=InputError):
-        with pytest.raises(error, match=match):
-            preprocess_input([TALL], "caffe-mean-image", mean_image=mean)
-
-    refused(None, "needs a mean image", PresetError)
-    refused(MEAN_IMAGE[:, 14:241, 14:241], r"float64 of shape \(3, 227, 227\)")
-    refused(MEAN_IMAGE.transpose(1, 2, 0), r"float64 of shape \(256, 256, 3\)")
-    refused(np.where(MEAN_IMAGE > 129.9, np.nan, MEAN_IMAGE), "NaN or infinite")
-    refused(tmp_path / "none.npy", "No such file")
-    (tmp_path / "text.npy").write_text("mean")
-    refused(tmp_path / "text.npy", "can't be read as a plain .npy array")
-    np.savez(tmp_path / "mean.npz", MEAN_IMAGE)
-    refused(tmp_path / "mean.npz", "npz archive")
-    trap = np.array([Trap(str(tmp_path / "sprung"))], dtype=object)
-    np.save(tmp_path / "pickle.npy", trap, allow_pickle=True)
-    refused(str(tmp_path / "pickle.npy"), "can't be read as a plain .npy array")
-    assert not (tmp_path / "sprung").exists()
-    with pytest.raises(PresetError, match="takes no mean image, but one was given"):
-        preprocess_input([TALL], "caffe", mean_image=MEAN_IMAGE)
-
-
 def test_preset_refusals():
     with pytest.raises(PresetError, match=r"preset 'cafe': .* Known are: caffe, caffe-mean-image"):
         preprocess_input([TALL], "cafe")
@@ -235,17 +205,18 @@ BATCH = TALL[None]
             "preprocess_input: got float32 with values in 0..1. "
             "Give uint8 RGB in 0..255: (x * 255).round().astype('uint8').",
         ),
-        (
-            BATCH.astype(np.float64),
-            "preprocess_input: got float64 with values in 0..255. "
-            "Give uint8 RGB in 0..255: x.round().astype('uint8').",
-        ),
-        (BATCH.astype(np.int64), "x.astype('uint8')."),
+        (TALL / 255, "preprocess_input: got float64 with values in 0..1."),
+        (BATCH.astype(int) - 1, "got int64 with values in -1..254. These look preprocessed"),
         (BATCH / 127.5 - 1, "got float64 with values in -1..1. These look preprocessed already."),
         (BATCH * np.nan, "These look preprocessed already."),
         (BATCH > 9, "got dtype bool. Give uint8 RGB in 0..255."),
         (BATCH.astype(object), "got dtype object."),
-        (TALL, "got an array of shape (301, 202, 3). Add a batch axis: image[None]."),
+        (BATCH[None], "Give uint8 RGB of shape (N, H, W, 3)."),
+        (TALL[..., 0], "Grey needs three equal channels: x[..., None].repeat(3, axis=-1)."),
+        (TALL[..., :1], "preprocess_input: got an array of shape (301, 202, 1). Grey needs"),
+        (TALL.transpose(2, 0, 1), "Channels come last: x.transpose(1, 2, 0)."),
+        (iter([TALL]), "got an array of shape ()."),
+        ([[[1], [2, 3]]], "got list, not an array."),
         (BATCH.transpose(0, 3, 1, 2), "Channels come last: x.transpose(0, 2, 3, 1)."),
         (BATCH[..., 0], "Grey needs three equal channels: x[..., None].repeat(3, axis=-1)."),
         (BATCH[..., :1], "Grey needs three equal channels: x.repeat(3, axis=-1)."),
@@ -283,12 +254,153 @@ def test_wrong_images_for_raw(images, message):
 
 def test_advice_leads_to_the_goal():
     expected = preprocess_input(BATCH)
-    for wrong in (BATCH / np.float32(255), BATCH.astype(float), TALL, BATCH.transpose(0, 3, 1, 2)):
+    for wrong in (BATCH / np.float32(255), BATCH.transpose(0, 3, 1, 2)):
         with pytest.raises(InputError) as caught:
             preprocess_input(wrong)
         code = caught.value.advice.rsplit(": ", 1)[1].removesuffix(".")
         right = eval(code, {"x": wrong, "image": wrong})
         np.testing.assert_array_equal(preprocess_input(right), expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "float32", "float64"])
+def test_whole_numbers_of_any_dtype(dtype, recwarn):
+    values = BATCH.astype(dtype)
+    np.testing.assert_array_equal(preprocess_input(values), preprocess_input(BATCH))
+    np.testing.assert_array_equal(preprocess_input([values[0]]), preprocess_input(BATCH))
+    assert values.dtype == dtype
+    black = np.zeros((1, 9, 9, 3), dtype)
+    np.testing.assert_array_equal(preprocess_input(black), preprocess_input(black.astype("u1")))
+    assert not recwarn.list
+
+
+def test_a_single_photo_has_no_batch_axis():
+    got = preprocess_input(TALL)
+    assert got.shape == (227, 227, 3)
+    np.testing.assert_array_equal(got, preprocess_input(BATCH)[0])
+    assert preprocess_input(TALL, crops="ten").shape == (10, 227, 227, 3)
+    turned = Image.fromarray(TALL)
+    turned.getexif()[0x0112] = 8
+    np.testing.assert_array_equal(preprocess_input(turned), preprocess_input(np.rot90(TALL)))
+    np.testing.assert_array_equal(preprocess_input([turned])[0], preprocess_input(turned))
+
+
+def test_fractions_are_rounded_and_remarked_on():
+    shaken = BATCH + np.random.default_rng(0).uniform(-0.4, 0.4, BATCH.shape)
+    shaken = shaken.clip(0, 255)
+    with pytest.warns(
+        UserWarning, match="not whole numbers: .* than preset 'caffe' does it"
+    ) as seen:
+        got = preprocess_input(shaken)
+    assert seen[0].filename == __file__
+    np.testing.assert_array_equal(got, preprocess_input(BATCH))
+
+
+def test_any_size_keeps_size_and_fractions(recwarn):
+    views = TALL[::-1, ::2]
+    got = preprocess_input([views, views], "caffe.anysize")
+    wanted = views[..., ::-1] - np.array(PRESETS["caffe"].mean)
+    np.testing.assert_allclose(got, [wanted, wanted], atol=1.6e-5)
+    half = preprocess_input(views + 0.25, "caffe.anysize") if views.max() < 255 else None
+    half = preprocess_input(views * 0.5, "caffe.anysize") if half is None else half
+    np.testing.assert_allclose(half, views[..., ::-1] * 0.5 - PRESETS["caffe"].mean, atol=1.6e-5)
+    got = preprocess_input(BATCH, "torchvision.anysize")
+    wanted = (BATCH / 255 - PRESETS["torchvision"].mean) / PRESETS["torchvision"].std
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+    own = preprocess_input(BATCH[:, :99], "udacity.anysize")
+    np.testing.assert_allclose(own, BATCH[:, :99] - BATCH[:, :99].mean(), atol=1.6e-5)
+    with pytest.raises(InputError, match="images of different sizes"):
+        preprocess_input([TALL, WIDE], "caffe.anysize")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical", "size", "resized"),
+    [
+        ("caffe.size224", "caffe.size224", 224, 256),
+        ("caffe.size300", "caffe.size300", 300, 300),
+        ("caffe.size227", "caffe", 227, 256),
+        ("squash.size64", "squash.size64", 64, 64),
+        ("caffe.anysize", "caffe.anysize", None, 0),
+        ("squash.anysize.size227", "squash", 227, 227),
+        ("caffe.mean104-117-123.size224", "caffe.size224.mean104-117-123", 224, 256),
+        ("caffe.mean104.50-117.0-123", "caffe.mean104.5-117-123", 227, 256),
+        ("caffe.mean-1--0.00001-123", "caffe.mean-1--0.00001-123", 227, 256),
+        ("caffe.mean104.00698793-116.66876762-122.67891434", "caffe", 227, 256),
+        ("raw.anysize", "raw", None, 0),
+        ("caffe-mean-image.size224", "caffe-mean-image.size224", 224, 256),
+        ("torchvision.size64.mean0.5-0.5-0.5", "torchvision.size64.mean0.5-0.5-0.5", 64, 256),
+    ],
+)
+def test_names_carry_variations(name, canonical, size, resized):
+    preset = preset_named(name)
+    assert (preset.name, preset.size, preset.resized) == (canonical, size, resized)
+    assert preset_named(canonical) == preset
+    assert recorded_name(name) == recorded_name(preset) == canonical
+    assert re.fullmatch("[a-z0-9.-]+", canonical)
+
+
+def test_what_variations_do():
+    got = preprocess_input(TALL, "caffe.size224.mean104-117-123")
+    wanted = squashed(TALL, 256)[16:240, 16:240, ::-1] - [104, 117, 123]
+    np.testing.assert_allclose(got, wanted, atol=1.6e-5)
+    own = Preset("own", size=50, channels="BGR", divisor=255, mean=(0.1, 0.2, 0.3), std=[1, 2, 4])
+    wanted = (squashed(TALL, 50)[..., ::-1] / 255 - [0.1, 0.2, 0.3]) / [1, 2, 4]
+    np.testing.assert_allclose(preprocess_input(TALL, own), wanted, atol=1e-6)
+    assert vary("caffe", mean=(104, 117, 123)).name == "caffe.mean104-117-123"
+    assert vary(vary("caffe", any_size=True), size=227).name == "caffe"
+    assert recorded_name(replace(preset_named("caffe"), size=224)) == "caffe.size224"
+    assert recorded_name(preset_named("kratzert")) == "kratzert"
+
+
+def test_refused_names_and_values():
+    for name in ("", "caffe.", "caffe.size", "caffe.size224x", "caffe.mean1-2", "caffe.size2_4"):
+        with pytest.raises(PresetError, match=r"there is no such preset\. Known are: caffe, "):
+            preset_named(name)
+    with pytest.raises(PresetError, match="preset 'raw': it subtracts no mean"):
+        preset_named("raw.mean1-2-3")
+    with pytest.raises(PresetError, match=r"its pixels lie in 0\.\.1"):
+        vary("torchvision", mean=(104, 117, 123))
+    with pytest.raises(PresetError, match="can't be recorded by a name"):
+        recorded_name(Preset("own", size=50, divisor=2))
+    with pytest.raises(PresetError, match="preset of type int: it is neither a name"):
+        preprocess_input(BATCH, 7)
+    wrong = [{"size": 0}, {"size": 9, "resized": 5}, {"size": True}, {"mean": (1, 2)}]
+    wrong += [{"mean": "black"}, {"std": (0, 1, 1)}, {"channels": "GRB"}, {"divisor": 0}]
+    for values in wrong:
+        with pytest.raises(PresetError, match=r"^preset 'mine': .*Give ") as caught:
+            Preset("mine", **values)
+        assert list(values)[-1] in str(caught.value)
+
+
+class Layer:
+    def __init__(self, name, layers=(), preset=None):
+        self.name, self.layers = name, layers
+        if preset:
+            self.preset = preset
+
+
+def test_a_model_says_which_preset(tmp_path):
+    """Told without Keras: see test_preprocessing.py for real models."""
+    inner = Layer("bvlc_alexnet", [Layer("data"), Layer(preset_layer("squash"))])
+    model = Layer("sequential", [inner, Layer("dense")])
+    np.testing.assert_array_equal(preprocess_input(TALL, model), preprocess_input(TALL, "squash"))
+    fully = Layer("open", [Layer(preset_layer("squash.anysize"))])
+    assert preprocess_input(TALL, fully).shape == TALL.shape
+    with pytest.raises(UsageError, match=r"model 'vgg': it carries no preset\. Name the one"):
+        preprocess_input(TALL, Layer("vgg", [Layer("conv1")]))
+    whole = Layer("whole", [Layer("preprocessing", preset=PRESETS["caffe"]), inner])
+    with pytest.raises(UsageError, match="'whole': it preprocesses its input in a layer of its"):
+        preprocess_input(TALL, whole)
+
+
+def test_misfits():
+    assert misfit(PRESETS["squash"], PRESETS["caffe"]) is None
+    assert misfit(PRESETS["kratzert"], vary("caffe", mean=(104, 117, 123))) is None
+    assert misfit(PRESETS["raw"], PRESETS["caffe"]) is None
+    text = misfit(PRESETS["torchvision"], PRESETS["caffe"])
+    assert "RGB values over a range of 4.42, but the network was trained on BGR" in text
+    assert "range of 2," in misfit(PRESETS["compact"], PRESETS["torchvision"])
+    assert "gives RGB" in misfit(PRESETS["udacity"], PRESETS["caffe"])
 
 
 def test_a_picture_too_long_for_its_resize():

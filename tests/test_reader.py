@@ -107,6 +107,13 @@ def test_ten_crops_mean_image_and_raw(photos, tmp_path):
         (batch,) = read(photos[:3], preset="caffe-mean-image", mean_image=given)
         wanted = expected(photos[:3], "caffe-mean-image", mean_image=mean)
         np.testing.assert_array_equal(batch.pixels, wanted)
+    (batch,) = read(photos[:3], preset="caffe", mean_image=mean[:, 14:241, 14:241])
+    np.testing.assert_array_equal(batch.pixels, wanted)
+    (batch,) = read(photos[:3], preset="squash.size64", mean_image="104,117,123")
+    wanted = expected(photos[:3], "squash.size64.mean104-117-123")
+    np.testing.assert_array_equal(batch.pixels, wanted)
+    (batch,) = read(photos[:1], preset="caffe.anysize", fast_decode=True)
+    np.testing.assert_array_equal(batch.pixels, expected(photos[:1], "caffe.anysize"))
     first, second = read([photos[0], photos[1], photos[0]], 2, "raw")
     np.testing.assert_array_equal(first.pixels, expected(photos[:1], "raw"))
     assert first.failures[0].code == "bad_shape"
@@ -346,7 +353,7 @@ def test_calls_that_can_not_work(photos):
     with pytest.raises(PresetError, match="mean image"):
         PhotoReader("caffe-mean-image")
     with pytest.raises(InputError, match="shape"):
-        PhotoReader("caffe-mean-image", mean_image=np.zeros((256, 256, 3)))
+        PhotoReader("caffe-mean-image", mean_image=np.zeros((256, 255, 3)))
     with pytest.raises(PresetError, match="crops"):
         PhotoReader("squash", crops="ten")
     with pytest.raises(UsageError, match="0 workers"):

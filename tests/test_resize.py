@@ -12,7 +12,7 @@ from PIL import Image
 from tf_alexnet.errors import InputError, PresetError
 from tf_alexnet.images import PRESETS, load_image, preprocess_input
 from tf_alexnet.images.resize import resize_opencv, resize_pillow, shorter_side_size
-from tf_alexnet.images.tf_ops import resize_opencv_ops, resize_pillow_ops, tf_preprocess
+from tf_alexnet.images.tf_ops import resize_opencv_ops, resize_pillow_ops
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -107,8 +107,10 @@ def mean_image_for(preset):
 
 
 def compiled(preset):
-    ops = tf_preprocess(preset, mean_image=mean_image_for(preset))
-    return tf.function(ops, input_signature=SPEC[:1])
+    mean = mean_image_for(preset)
+    return tf.function(
+        lambda image: preprocess_input(image, preset, mean_image=mean), input_signature=SPEC[:1]
+    )
 
 
 def assert_same(ops, image, preset):
@@ -131,17 +133,25 @@ def test_both_forms_of_a_preset_agree(preset):
         assert_same(ops, noise(height, width), preset)
 
 
+def traced(values, **arguments):
+    return tf.function(lambda x: preprocess_input(x, **arguments))(tf.constant(values))
+
+
 def test_raw_and_refusals():
     values = np.random.default_rng(4).normal(size=(2, 3, 4, 5))
-    np.testing.assert_array_equal(tf_preprocess("raw")(values), values.astype(np.float32))
+    np.testing.assert_array_equal(traced(values, preset="raw"), values.astype(np.float32))
+    photo = np.zeros((9, 9, 3), np.uint8)
     with pytest.raises(PresetError, match="preset 'vgg'"):
-        tf_preprocess("vgg")
+        traced(photo, preset="vgg")
     with pytest.raises(PresetError, match="needs a mean image"):
-        tf_preprocess("caffe-mean-image")
-    with pytest.raises(InputError, match="mean_image: got float64"):
-        tf_preprocess("caffe-mean-image", mean_image=np.zeros((256, 256, 3)))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible"):
-        tf_preprocess("caffe")(np.zeros((9, 9, 4), np.uint8))
+        traced(photo, preset="caffe-mean-image")
+    with pytest.raises(PresetError, match="crops='ten' of a symbolic tensor"):
+        traced(photo, crops="ten")
+    for wrong in (np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9), np.uint8), photo > 0):
+        with pytest.raises(InputError, match="preprocessing: got a tensor of"):
+            traced(wrong)
+    with pytest.raises(InputError, match=r"unknown rank. Tell it: tf.io.decode_image\(\.\.\., "):
+        tf.function(preprocess_input, input_signature=[tf.TensorSpec(None, tf.uint8)])(photo)
 
 
 def test_saved_graph_gives_the_same(tmp_path):
@@ -156,7 +166,7 @@ def test_in_a_dataset():
     images = [noise(40, 50), noise(300, 200)]
     spec = tf.TensorSpec((None, None, 3), tf.uint8)
     dataset = tf.data.Dataset.from_generator(lambda: images, output_signature=spec)
-    batch = next(iter(dataset.map(tf_preprocess("caffe")).batch(2)))
+    batch = next(iter(dataset.map(preprocess_input).batch(2)))
     np.testing.assert_array_equal(batch, preprocess_input(images))
 
 

@@ -68,6 +68,20 @@ def test_photos_come_in_many_forms(photos, features):
     np.testing.assert_array_equal(features.transform(equal), features.transform(list(equal)))
 
 
+def test_means_of_channels(photos, tmp_path):
+    paths, _ = photos
+    weights, data = "torchvision-convs", {"layer": "data", "pool": "avg"}
+    expected = ta.AlexNetFeatures(
+        weights=weights, preset="torchvision.mean0.5-0.5-0.5", **data
+    ).transform(paths)
+    np.save(tmp_path / "mean.npy", [0.5, 0.5, 0.5])
+    for mean in ("0.5,0.5,0.5", (0.5, 0.5, 0.5), tmp_path / "mean.npy"):
+        given = ta.AlexNetFeatures(weights=weights, mean_image=mean, **data)
+        np.testing.assert_array_equal(clone(given).transform(paths), expected)
+    with pytest.raises(InputError, match=r"none\.npy: it can't be read"):
+        ta.AlexNetFeatures(weights=weights, mean_image="none.npy", **data).fit()
+
+
 @pytest.mark.parametrize("classifier", [LogisticRegression(), LinearSVC()])
 def test_pipelines_and_cross_validation(photos, features, classifier):
     paths, labels = photos
@@ -162,7 +176,7 @@ def test_check_estimator(features):
         ([], InputError, "photos of type list"),
         (np.zeros((2, 9, 9, 3)), InputError, r"type float64 and shape \(2, 9, 9, 3\)"),
         (np.zeros((9, 9, 3), np.uint8), InputError, r"uint8 and shape \(9, 9, 3\)"),
-        ([np.zeros((9, 9, 3))], InputError, "float64"),
+        ([np.full((9, 9, 3), 0.5)], InputError, "float64"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), InputError, r"shape \(1, 2\)"),
         (None, InputError, "NoneType"),
         (["missing.jpg"], ImageError, "missing.jpg: "),

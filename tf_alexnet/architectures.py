@@ -25,6 +25,8 @@ HEAD_LAYERS = ("pool5", "fc6", "fc7")  # layers that a new classifier can be tra
 _PRESET_LAYER = "preset_"
 _PRESET_NODE = re.compile(rf"(?:^|/){_PRESET_LAYER}([a-z0-9.-]+)")  # TensorFlow may append _1
 
+_PRESET_SIZE = re.compile(r"\.(?:size\d+|anysize)\b")
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -456,6 +458,23 @@ ARCHITECTURES = {a.name: a for a in (BVLC_ALEXNET, CAFFENET, TORCHVISION, COMPAC
 def preset_layer(preset: str) -> str:
     """Name of the Keras layer that carries the preset called `preset` in a model."""
     return _PRESET_LAYER + preset
+
+
+def sized_preset(preset: str, size: int | None, usual: int) -> str:
+    """The name of `preset` for a model with another input size.
+
+    Parameters
+    ----------
+    preset : str
+        Name of a preset, with or without a size of its own (``caffe.size224``).
+    size : int or None
+        Side of the input; None if it is open or not a square.
+    usual : int
+        Side of the input that the preset without variations makes.
+    """
+    base, dot, others = _PRESET_SIZE.sub("", preset).partition(".")
+    variation = "" if size == usual or base == "raw" else f".size{size}" if size else ".anysize"
+    return base + variation + dot + others
 
 
 def carried_preset(model: object) -> str | None:

@@ -56,6 +56,7 @@ class AlexNetError(Exception):
     """
 
     exit_code = 1
+    ag_pass_through = True  # TensorFlow's AutoGraph would raise another type with a long text
 
     def __init__(self, asked: str, found: str, advice: str):
         super().__init__(asked, found, advice)

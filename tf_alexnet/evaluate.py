@@ -26,7 +26,7 @@ from tf_alexnet.ground_truth import (
     read_class_folders,
     read_ilsvrc_validation,
 )
-from tf_alexnet.images import read_mean_image
+from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
 from tf_alexnet.training import Run
 from tf_alexnet.weights import (
@@ -106,10 +106,10 @@ def evaluate_photos(
         run, arrays = None, _with_classes(weights)
         classes = _classes(arrays.classes)
     table = table_for(arrays, architecture)
-    if isinstance(mean_image, str | os.PathLike):
-        mean_image = read_mean_image(mean_image)
     truth = _truth(data, ground_truth, classes, run)
     preset = preset or arrays.metadata.get("preset") or table.preset
+    record, mean_image = resolve(preset, mean_image)
+    preset = recorded_name(record)
     job = fingerprint(
         weights_digest=arrays.digest,
         architecture=table.name,

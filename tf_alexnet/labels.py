@@ -11,10 +11,15 @@ and 517 (the machine), so show the synset id beside the name.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +27,12 @@ from numpy.typing import ArrayLike
 from tf_alexnet.errors import InputError
 
 _LABELS = Path(__file__).parent / "data" / "imagenet_labels.csv"
+
+_MAX_BYTES = 2**24  # of a file of labels
+_INDEX = re.compile("[0-9]{1,9}")
+_SYNSET = re.compile(r"(n\d{8})(?:[\s,:]+(.+))?")
+
+Labels = Sequence[Any] | Mapping[Any, Any] | str | PathLike
 
 # Float16 probabilities of 1000 classes add up to 1 within 1e-3 or so; logits miss by far more.
 _SUM_TOLERANCE = 1e-2
@@ -42,8 +53,10 @@ class Label(NamedTuple):
     label: str
 
 
-class Prediction(NamedTuple):
+class Prediction(tuple):
     """One class that a network sees in a photo.
+
+    Unpacks as Keras's triple ``synset, label, probability``, and equals one.
 
     Attributes
     ----------
@@ -51,16 +64,44 @@ class Prediction(NamedTuple):
         WordNet id, e.g. ``"n02123045"``; empty for classes outside ILSVRC-2012.
     label : str
         Names of the class, e.g. ``"tabby, tabby cat"``.
-    index : int
-        Position of the class in the network's output, from 0.
     probability : float
         0 to 1.
+    index : int
+        Position of the class in the network's output, from 0. Not one of the triple's items.
     """
 
-    synset: str
-    label: str
-    index: int
-    probability: float
+    synset = property(itemgetter(0))
+    label = property(itemgetter(1))
+    probability = property(itemgetter(2))
+
+    def __new__(cls, synset: str, label: str, probability: float, index: int) -> Prediction:
+        """A triple that knows its index."""
+        self = super().__new__(cls, (synset, label, probability))
+        self.index = index
+        return self
+
+    def __getnewargs__(self) -> tuple:
+        """For copies and pickles."""
+        return (*self, self.index)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Prediction) and other.index != self.index:
+            return False
+        return tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = tuple.__hash__
+
+    def __repr__(self) -> str:
+        items = ", ".join(f"{name}={value!r}" for name, value in self.as_dict().items())
+        return f"Prediction({items})"
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        """The attributes by name."""
+        names = ("synset", "label", "index", "probability")
+        return {name: getattr(self, name) for name in names}
 
 
 @cache
@@ -73,56 +114,162 @@ def imagenet_labels() -> tuple[Label, ...]:
 
 
 def decode_predictions(
-    predictions: ArrayLike, top: int = 5, labels: Sequence[str] | None = None
+    predictions: ArrayLike,
+    top: int = 5,
+    labels: Labels | None = None,
 ) -> list[list[Prediction]]:
     """The most probable classes of each photo.
 
     Parameters
     ----------
     predictions : array_like
-        (N, classes) probabilities of any float type: the output `prob`, 0 to 1, each row adding
-        up to 1.
+        Probabilities of any float type, (N, classes), or (classes,) for one photo: the output
+        `prob`, 0 to 1, each row adding up to 1.
     top : int
-        How many classes to name for each photo.
-    labels : sequence of str, optional
-        Names of the classes in the order of the network's output. By default the 1000 classes of
-        ILSVRC-2012.
+        How many classes to name for each photo; all of them if there are fewer.
+    labels : sequence of str, mapping or path, optional
+        Names of the classes in the order of the network's output, or a file of them, see
+        `read_labels`. By default the 1000 classes of ILSVRC-2012.
 
     Returns
     -------
     list of list of Prediction
-        A list a photo, most probable class first; of equal probabilities the lower index first.
+        One list per photo, most probable class first; of equal probabilities the lower index first.
 
     Raises
     ------
     InputError
-        If `predictions` is not such an array, or `top` is not between 1 and the number of classes.
+        If `predictions` is not such an array, `top` is below 1, or `labels` are not its classes.
     """
-    known = imagenet_labels() if labels is None else [Label("", str(name)) for name in labels]
+    known = imagenet_labels() if labels is None else read_labels(labels)
     rows = _checked(predictions, len(known), labels is not None)
-    if isinstance(top, bool) or not isinstance(top, int | np.integer) or not 1 <= top <= len(known):
-        raise InputError(
-            f"top={top!r}",
-            f"the network tells {len(known)} classes apart",
-            f"Ask for a whole number from 1 to {len(known)}.",
-        )
+    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
+        raise InputError(f"top={top!r}", "not a number of classes", "Ask for 1 or more.")
     # A stable sort of the negated row keeps equal values in the order of their index.
     order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
     return [
-        [Prediction(*known[i], index=int(i), probability=float(row[i])) for i in best]
+        [Prediction(*known[i], probability=float(row[i]), index=int(i)) for i in best]
         for row, best in zip(rows, order, strict=True)
     ]
+
+
+def read_labels(labels: Labels) -> tuple[Label, ...]:
+    """Class names from a list, a mapping or a file.
+
+    Parameters
+    ----------
+    labels : sequence, mapping or path
+        Names, or pairs of synset id and name, in the order of the network's output; a mapping from
+        name to index, or from index to either of the two, as in Keras's ``class_indices`` and
+        ``imagenet_class_index.json``. A file holds one of these as JSON, or one name per line,
+        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``).
+
+    Returns
+    -------
+    tuple of Label
+
+    Raises
+    ------
+    InputError
+        If they can't be read, or their indices are not 0, 1, 2, ...
+    """
+    asked = "labels"
+    if isinstance(labels, str | PathLike):
+        asked = f"labels {os.fspath(labels)}"
+        labels = _parsed(_text(labels, asked), asked)
+    if isinstance(labels, Mapping):
+        labels = _in_order(labels, asked)
+    if isinstance(labels, bytes | set | frozenset) or not isinstance(labels, Iterable):
+        raise InputError(asked, f"got {type(labels).__name__}", "Give a list of names.")
+    return tuple(_label(item, number, asked) for number, item in enumerate(labels))
+
+
+def _text(path: str | PathLike, asked: str) -> str:
+    """The content of a text file of a sensible size."""
+    try:
+        size = os.stat(path).st_size
+        if size > _MAX_BYTES:
+            fault = f"it has {size:,} bytes, too many for names of classes"
+        elif not os.path.isfile(path):
+            fault = "it is no regular file"
+        else:
+            return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        fault = "it is not a UTF-8 text file"
+    except (OSError, ValueError) as error:
+        fault = f"it can't be read ({getattr(error, 'strerror', None) or error})"
+    raise InputError(asked, fault, "Give a text or JSON file of class names, or a list.")
+
+
+def _parsed(text: str, asked: str) -> Any:
+    """The list or mapping that a file's text stands for."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                asked,
+                f"it begins like JSON, but is not ({error})",
+                "Give JSON, or one name per line.",
+            ) from None
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in lines:
+        raise InputError(
+            asked,
+            f"line {lines.index('') + 1} is empty",
+            "Give one name per line, for all classes.",
+        )
+    names = {label.synset: label.label for label in imagenet_labels()}
+    pairs = [_SYNSET.fullmatch(line) for line in lines]
+    return [
+        (found[1], found[2] or names.get(found[1], found[1])) if found else line
+        for found, line in zip(pairs, lines, strict=True)
+    ]
+
+
+def _in_order(labels: Mapping[Any, Any], asked: str) -> list:
+    """The names in a mapping from or to their indices."""
+    if all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in labels.values()):
+        pairs = [(int(index), name) for name, index in labels.items()]
+    elif all(_INDEX.fullmatch(str(key)) for key in labels):
+        pairs = [(int(key), name) for key, name in labels.items()]
+    else:
+        raise InputError(
+            asked,
+            "neither its keys nor its values are all indices",
+            'Give {"tench": 0, ...} or {"0": "tench", ...}.',
+        )
+    by_index = dict(pairs)
+    missing = [index for index in range(len(pairs)) if index not in by_index]
+    if missing:
+        raise InputError(
+            asked,
+            f"{len(pairs)} names, but none of index {missing[0]}",
+            "Number the classes 0, 1, 2, ... in the order of the network's output.",
+        )
+    return [by_index[index] for index in range(len(pairs))]
+
+
+def _label(item: Any, number: int, asked: str) -> Label:
+    if isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(x, str) for x in item):
+        return Label(*item)
+    if isinstance(item, str | int | np.integer):
+        return Label("", str(item))
+    raise InputError(
+        asked, f"name {number} is {item!r:.60}", 'Give names, or pairs ["n01440764", "tench"].'
+    )
 
 
 def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
     """`predictions` as (N, classes) float64 probabilities, or an InputError that says why not."""
     array = np.asarray(predictions)
+    if array.ndim == 1:
+        array = array[np.newaxis]
     asked = f"predictions of shape {array.shape}"
     if array.dtype.kind not in "fiu":
         raise InputError(asked, f"they hold {array.dtype}, not numbers", _TAKE_PROB)
     if array.ndim != 2:
-        advice = "For one photo give predictions[np.newaxis]." if array.ndim == 1 else _TAKE_PROB
-        raise InputError(asked, f"expected (N, classes), found {array.ndim} axes", advice)
+        raise InputError(asked, f"expected (N, classes), found {array.ndim} axes", _TAKE_PROB)
     if array.shape[1] != classes:
         raise InputError(asked, *_wrong_width(array.shape[1], classes, named))
     rows = array.astype(np.float64)

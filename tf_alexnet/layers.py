@@ -1,20 +1,24 @@
-"""The two layers AlexNet needs that Keras has no equal of."""
+"""Custom Keras layers."""
 
 from __future__ import annotations
 
 import keras
 import tensorflow as tf
 
-from tf_alexnet.errors import UsageError
+from tf_alexnet.errors import InputError, UsageError
+from tf_alexnet.lazy import other_backend
+
+if keras.backend.backend() != "tensorflow":
+    raise other_backend(keras.backend.backend())
 
 
 @keras.saving.register_keras_serializable(package="tf_alexnet")
 class GroupedConv2D(keras.layers.Conv2D):
     """Convolution in groups, as the two-GPU network of 2012 was trained.
 
-    Input channels and filters are cut into `groups` equal parts; each part of the filters sees only
-    its part of the input. Takes the arguments of `keras.layers.Conv2D`; the data format is
-    channels-last. Kernel: (height, width, channels in / groups, filters); bias: (filters,).
+    Input channels and filters are split into `groups` equal parts; each part of the filters sees
+    only its part of the input. Takes the arguments of `keras.layers.Conv2D`; the data format is
+    always channels-last. Kernel: (height, width, channels in / groups, filters); bias: (filters,).
     """
 
     def __init__(self, *args, **kwargs):
@@ -29,23 +33,30 @@ class GroupedConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """The convolution itself, without bias and activation."""
-        if self.groups == 1:
-            return self._convolve(inputs, kernel)
+        if kernel.shape[-1] % self.groups:
+            raise InputError(
+                f"GroupedConv2D {self.name}",
+                f"{kernel.shape[-1]} filters can't be split into {self.groups} groups",
+                "Use a kernel made for this layer.",
+            )
+        channels = kernel.shape[-2] * self.groups
+        if inputs.shape[-1] is None:  # TensorFlow would group any multiple of the kernel's channels
+            inputs = tf.ensure_shape(inputs, [*inputs.shape[:-1], channels])
+        elif inputs.shape[-1] != channels:
+            raise InputError(
+                f"GroupedConv2D {self.name}",
+                f"the input has {inputs.shape[-1]} channels, the kernel takes {channels}",
+                "Pass the number of channels that the layer was built for.",
+            )
         parts = zip(
             tf.split(inputs, self.groups, axis=-1),
             tf.split(kernel, self.groups, axis=-1),
             strict=True,
         )
-        return tf.concat([self._convolve(x, k) for x, k in parts], axis=-1)
-
-    def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        return tf.nn.conv2d(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding.upper(),
-            dilations=self.dilation_rate,
-        )
+        convolve = {"strides": self.strides, "padding": self.padding.upper()}
+        convolve["dilations"] = self.dilation_rate
+        products = [tf.nn.conv2d(x, part, **convolve) for x, part in parts]
+        return products[0] if self.groups == 1 else tf.concat(products, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="tf_alexnet")
@@ -73,7 +84,7 @@ class LocalResponseNormalization(keras.layers.Layer):
             raise UsageError(
                 f"LocalResponseNormalization {self.name}",
                 f"local_size is {local_size}",
-                "Give an odd number, as Caffe asks for.",
+                "Give an odd number, as in Caffe.",
             )
         self.local_size, self.alpha, self.beta, self.k = local_size, alpha, beta, k
 
@@ -105,8 +116,8 @@ class Preactivation(keras.layers.Layer):
 
     Parameters
     ----------
-    layer : GroupedConv2D or keras.layers.Dense
-        A built layer, shared: nothing is copied.
+    layer : keras.layers.Conv2D or keras.layers.Dense
+        A built layer. It is shared, not copied.
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs):
@@ -115,6 +126,13 @@ class Preactivation(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Kernel times `inputs` plus bias."""
+        if getattr(self.layer, "quantization_mode", None):
+            # Only the layer itself knows how it multiplies integers.
+            activation, self.layer.activation = self.layer.activation, None
+            try:
+                return self.layer(inputs)
+            finally:
+                self.layer.activation = activation
         kernel = tf.convert_to_tensor(self.layer.kernel)
         if isinstance(self.layer, keras.layers.Conv2D):
             product = self.layer.convolution_op(inputs, kernel)

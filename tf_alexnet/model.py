@@ -1,19 +1,19 @@
-"""Table + arrays -> `keras.Model`, and the outputs one may take from it."""
+"""Table + arrays -> `keras.Model`."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_alexnet.architectures import (
-    ARCHITECTURES,
     LRN,
-    PREACT,
     Architecture,
     Conv,
     Dense,
@@ -24,65 +24,85 @@ from tf_alexnet.architectures import (
     Layer,
     MaxPool,
     Softmax,
+    preset_layer,
+    sized_preset,
 )
-from tf_alexnet.errors import InputError, LayerError, UsageError, WeightsError
-from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization, Preactivation
+from tf_alexnet.blobs import architecture_of, arrays_of, features, preset_of
+from tf_alexnet.errors import InputError, UsageError, WeightsError
+from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization
 from tf_alexnet.weights import (
     WeightArrays,
     check_arrays,
     find_weights,
     read_weights,
     table_for,
+    with_classifier,
 )
+
+__all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
+
+_LAST = {"data_format": "channels_last"}  # whatever keras.json says
 
 
 def AlexNet(
-    weights: str | os.PathLike | WeightArrays | None = "imagenet",
+    weights: str | os.PathLike | WeightArrays | keras.Model | None = "imagenet",
     *,
     architecture: str | None = None,
+    classifier: str | None = None,
     feature_extract: bool = False,
     include_top: bool = True,
     input_tensor: keras.KerasTensor | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int | None, int | None, int] | None = None,
+    allow_resize: bool = False,
     pooling: str | None = None,
     classes: int | None = None,
     classifier_activation: str | None = "softmax",
+    seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
     """AlexNet with pretrained weights, as a functional Keras model.
 
     Parameters
     ----------
-    weights : str, path, WeightArrays or None
-        A weight file, a name of the catalogue (``"imagenet"`` is ``"bvlc_alexnet"``), arrays that
-        were read before, or None for fresh random weights.
+    weights : str, path, WeightArrays, keras.Model or None
+        A weight file, a catalogue name (``"imagenet"`` is ``"bvlc_alexnet"``), arrays from
+        `read_weights`, a model to copy the weights of, or None for random weights.
     architecture : str, optional
-        ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``. Needed only where the
-        weights do not tell: bvlc_alexnet and caffenet have the same shapes.
+        ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``. Needed only if the weights
+        don't tell: bvlc_alexnet and caffenet have the same shapes.
+    classifier : str, optional
+        Name in the weight file of the layer to use as `fc8`, if the file has several classifiers.
     feature_extract : bool
         End at `fc7`: (N, 4096), after the ReLU.
     include_top : bool
-        With False, end at `pool5` (before the dense layers); any input size will do.
+        If False, end at `pool5`, before the dense layers. Any input size will do.
     input_tensor : KerasTensor, optional
-        Build on this tensor instead of a new input.
-    input_shape : tuple of int, optional
-        (height, width, 3); only with ``include_top=False``.
+        Image input of the network, such as the output of a `Rescaling` or augmentation layer. The
+        model starts at the `keras.Input` that the tensor comes from.
+    input_shape : tuple of int or None, optional
+        (height, width, 3). With ``include_top=False`` or ``weights=None`` any size; height and
+        width may be None with ``include_top=False``.
+    allow_resize : bool
+        With weights and the dense layers: accept any `input_shape` for which `pool5` is 6x6.
     pooling : {None, "avg", "max"}
         With ``include_top=False``: pool `pool5` over space to (N, channels).
     classes : int, optional
-        Units of `fc8`; by default those of the weights, 1000 without weights. Where it differs from
-        the weights' number, `fc8` starts untrained and a warning says so.
+        Units of `fc8` (default: as in the weights; 1000 without weights). If the weights have
+        another number or no `fc8`, it starts untrained and a warning says so.
     classifier_activation : str or None
-        Activation after `fc8`, in the layer `prob`; None ends at `fc8`.
+        Activation after `fc8`, in the layer `prob`. None ends the model at `fc8`.
+    seed : int, optional
+        Random seed of layers that start untrained.
     name : str, optional
-        The model's name; by default the architecture's.
+        Name of the model (default: that of the architecture).
 
     Returns
     -------
     keras.Model
-        Layers bear Caffe's blob names; `conv1` .. `fc7` give values after the ReLU. Input:
-        (N, 227, 227, 3) float32, BGR minus mean (`preprocess_input` with `preset_of(model)`);
-        torchvision and compact take 224 and RGB. Output: (N, classes) probabilities, or as above.
+        Layers have Caffe's blob names; `conv1` .. `fc7` are values after the ReLU. Input:
+        (N, 227, 227, 3) float32, BGR minus mean (`preprocess_input` with `preset_of(model)`); 224
+        and RGB for torchvision and compact. Output: (N, classes) probabilities, or as above. The
+        layer after the input carries the preset's name, and fails for images of another size.
 
     Raises
     ------
@@ -91,10 +111,8 @@ def AlexNet(
     UsageError
         If the arguments contradict each other.
     """
-    _check_arguments(feature_extract, include_top, pooling, input_shape, classes)
-    if isinstance(weights, str | os.PathLike):
-        weights = read_weights(find_weights(weights))
-    own = table_for(weights, architecture)
+    _check_arguments(feature_extract, include_top, pooling, classes, seed)
+    arrays, own = resolve_weights(weights, architecture, classifier)
     table = own.with_classes(classes or own.classes)
     if not include_top:
         table = table.until("pool5")
@@ -102,97 +120,86 @@ def AlexNet(
         table = table.until("fc7")
     elif classifier_activation is None:
         table = table.until("fc8")
-    arrays = {} if weights is None else _fitted(weights, table, own)
+    fitted = {} if arrays is None else _fitted(arrays, table, own, classes)
+    if input_tensor is not None:
+        input_shape = _tensor_shape(input_tensor, input_shape)
+    elif input_shape is not None and not isinstance(input_shape, tuple | list):
+        raise InputError(f"input {input_shape!r}", "not (height, width, 3)", "Pass a tuple.")
+    shape = _checked_shape(table, input_shape, arrays is not None, allow_resize)
     if input_tensor is None:
-        inputs = keras.Input(_checked_shape(table, input_shape, include_top), name="data")
+        inputs = x = keras.Input(shape, name="data")
     else:
-        _checked_shape(table, tuple(input_tensor.shape[1:]), include_top)
-        inputs = input_tensor
-    x = inputs
-    for layer in table.layers:
-        x = _apply(layer, x, table, arrays, classifier_activation)
+        inputs, x = keras.utils.get_source_inputs(input_tensor), input_tensor
+        inputs = inputs[0] if len(inputs) == 1 else inputs
+    side = shape[0] if shape[0] == shape[1] else None
+    preset = sized_preset(_recorded_preset(arrays, table), side, table.input_size)
+    x = _carrier(shape, preset_layer(preset))(x)
+    seeds = np.random.SeedSequence(seed).spawn(len(table.layers))
+    for layer, own_seed in zip(table.layers, seeds, strict=True):
+        numbers = (None, None) if seed is None else own_seed.generate_state(2).tolist()
+        x = _apply(layer, x, table, fitted.get(layer.name), classifier_activation, numbers)
     if pooling:
         x = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[
             pooling
-        ](name=f"{pooling}_pool")(x)
+        ](name=f"{pooling}_pool", **_LAST)(x)
     return keras.Model(inputs, x, name=name or table.name)
 
 
-def features(model: keras.Model, layers: Sequence[str]) -> keras.Model:
-    """A model with the same weights whose outputs are the named blobs, in one pass.
-
-    Parameters
-    ----------
-    model : keras.Model
-        From `AlexNet`, also after fine-tuning or loading.
-    layers : sequence of str
-        Blob names (``"pool5"``, ``"fc7"``, ...; values after the ReLU), or ``"<name>_preact"`` for
-        the values before it.
-
-    Returns
-    -------
-    keras.Model
-        Gives a dict, blob name -> tensor. Convolutional blobs are (N, height, width, channels).
-
-    Raises
-    ------
-    LayerError
-        For a name the model does not have; the message lists those it has.
-    """
-    if isinstance(layers, str) or not layers:
-        raise LayerError(f"layers {layers!r}", "not a list of names", 'Pass a list: ["fc7"].')
-    return keras.Model(
-        model.input, {name: _output(model, name) for name in layers}, name=f"{model.name}_features"
-    )
-
-
-def architecture_of(model: keras.Model) -> Architecture:
-    """The table that a model from `AlexNet` was built from, told by its layers.
-
-    Raises
-    ------
-    UsageError
-        If the model holds no AlexNet.
-    """
-    order = [layer.name for layer in _all_layers(model)]
-    filters = {x.name: x.filters for x in _all_layers(model) if isinstance(x, GroupedConv2D)}
-    for table in ARCHITECTURES.values():
-        if filters == {conv.name: conv.filters for conv in table.convolutions}:
-            norms = [x.name for x in table.layers if isinstance(x, LRN | MaxPool)]
-            if norms == [x for x in order if x in norms]:
-                return table
-    raise UsageError(f"model {model.name!r}", "it holds no AlexNet", "Build it with AlexNet().")
-
-
-def preset_of(model: keras.Model) -> str:
-    """The name of the preprocessing preset that a model from `AlexNet` was trained with."""
-    return architecture_of(model).preset
-
-
-def _all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer)
-        else:
-            yield layer
-
-
-def _check_arguments(feature_extract, include_top, pooling, input_shape, classes) -> None:
+def _check_arguments(feature_extract, include_top, pooling, classes, seed) -> None:
     if pooling not in (None, "avg", "max"):
         raise UsageError(f"pooling={pooling!r}", "unknown", "Use None, 'avg' or 'max'.")
     if include_top and pooling:
         raise UsageError("pooling", "it is for pool5", "Pass include_top=False with it.")
     if feature_extract and not include_top:
         raise UsageError("feature_extract", "fc7 is part of the top", "Leave include_top=True.")
-    if input_shape is not None and (len(input_shape) != 3 or input_shape[2] != 3):
-        raise InputError(
-            f"input_shape={input_shape}", "not (height, width, 3)", "Channels come last."
-        )
     if classes is not None and classes < 1:
         raise UsageError(f"classes={classes}", "not a number of classes", "Give 1 or more.")
+    if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
+        raise UsageError(f"seed={seed!r}", "not a whole number from 0", "Give 0 or more.")
 
 
-def _fitted(weights: WeightArrays, table: Architecture, own: Architecture) -> dict:
+def resolve_weights(
+    weights: str | os.PathLike | WeightArrays | keras.Model | None,
+    architecture: str | None = None,
+    classifier: str | None = None,
+) -> tuple[WeightArrays | None, Architecture]:
+    """The arrays that the arguments of `AlexNet` name, and the table they belong to.
+
+    The one place where `architecture` is interpreted.
+    """
+    if isinstance(weights, bool):
+        raise UsageError(
+            f"AlexNet({weights})",
+            "weights come first, not include_top",
+            f"Pass include_top={weights}.",
+        )
+    if keras.backend.is_keras_tensor(weights) or tf.is_tensor(weights):
+        raise UsageError(
+            "AlexNet(tensor)",
+            "weights come first, not a tensor",
+            "Pass input_tensor=tensor, or call the model: AlexNet()(tensor).",
+        )
+    if not (weights is None or isinstance(weights, str | os.PathLike | WeightArrays | keras.Model)):
+        raise UsageError(
+            "weights",
+            f"{type(weights).__name__} is not a kind of weights",
+            "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
+        )
+    if isinstance(weights, keras.Model):
+        weights = arrays_of(weights)
+    elif isinstance(weights, str | os.PathLike):
+        weights = read_weights(find_weights(weights))
+    if weights is None:
+        if classifier is not None:
+            raise UsageError("classifier", "there are no weights", "Pass weights with it.")
+        return None, table_for(None, architecture)
+    weights = with_classifier(weights, classifier)
+    return weights, table_for(weights, architecture)
+
+
+def _fitted(
+    weights: WeightArrays, table: Architecture, own: Architecture, classes: int | None
+) -> dict:
     """The layers of `weights`, whose own table is `own`, that `table` takes, all checked."""
     needed = [layer.name for layer in table.weighted]
     dense = {layer.name for layer in table.weighted if isinstance(layer, Dense)}
@@ -204,74 +211,156 @@ def _fitted(weights: WeightArrays, table: Architecture, own: Architecture) -> di
             "Pass include_top=False and take pool5 or any layer before it.",
         )
     last = own.weighted[-1].name
-    if last in needed and weights.classes not in (None, table.classes):
+    if last in needed and classes and weights.classes != classes:
+        found = f"is for {weights.classes} classes" if weights.classes else "is missing"
         warnings.warn(
-            f"{weights.source}: {last} is for {weights.classes} classes, {table.classes} were "
-            f"asked for: {last} starts untrained.",
+            f"{weights.source}: {last} {found}, and {classes} classes were asked for: "
+            f"{last} starts untrained.",
             stacklevel=3,
         )
         needed.remove(last)
     check_arrays(weights, own, needed)
+    if weights.set_aside:
+        warnings.warn(
+            f"{weights.source}: {own.name} has no layer {', '.join(weights.set_aside)}; left out.",
+            stacklevel=3,
+        )
     return {name: weights.layers[name] for name in needed}
 
 
-def _checked_shape(table: Architecture, shape: tuple | None, include_top: bool) -> tuple:
+def _tensor_shape(tensor: Any, input_shape: tuple | None) -> tuple:
+    """(height, width, channels) of `input_tensor`."""
+    if not keras.backend.is_keras_tensor(tensor):
+        raise UsageError(
+            "input_tensor",
+            f"{type(tensor).__name__} is not a Keras tensor",
+            "Pass a keras.Input or the output of a layer.",
+        )
+    if len(tensor.shape) != 4 or not keras.backend.is_float_dtype(tensor.dtype):
+        raise InputError(
+            "input_tensor",
+            f"{tensor.dtype} of shape {tensor.shape}",
+            "Pass floats of shape (N, height, width, 3), such as a Rescaling layer returns.",
+        )
+    if input_shape is not None and tuple(input_shape) != tuple(tensor.shape[1:]):
+        raise UsageError(
+            f"input_shape={input_shape}", f"input_tensor is {tensor.shape}", "Pass one of them."
+        )
+    return tuple(tensor.shape[1:])
+
+
+def _checked_shape(
+    table: Architecture, shape: tuple | None, trained: bool, allow_resize: bool
+) -> tuple:
+    """(height, width, 3) of the input, where the layers can take it."""
     size = table.input_size
     if shape is None or tuple(shape) == (size, size, 3):
         return (size, size, 3)
-    if include_top:
-        raise InputError(
-            f"input {shape}",
-            f"the dense layers of {table.name} take {size}x{size}x3 only: the rows of fc6 belong "
-            "to the 6x6 places that pool5 has at that size and training",
-            f"Resize to {size} (preprocess_input does), or pass include_top=False.",
-        )
+    asked = f"input {shape}"
+    if len(shape) != 3 or shape[2] != 3:
+        raise InputError(asked, "not (height, width, 3)", "Images have 3 channels.")
+    ends = [None if side is None else _pool5_side(table, side) for side in shape[:2]]
+    if not any(isinstance(layer, Dense) for layer in table.layers):
+        return tuple(shape)
     if None in shape:
         raise InputError(
-            f"input {shape}", "height and width are open", "Give the size, as in (300, 400, 3)."
+            asked,
+            "dense layers need to know height and width",
+            "Give the size, or pass include_top=False.",
         )
-    for side in shape[:2]:
-        list(table.rows(side))  # raises where nothing would be left
+    usual = _pool5_side(table, size)
+    if trained and ends != [usual, usual]:
+        sides = [x for x in range(size - 64, size + 64) if _pool5_side(table, x) == usual]
+        raise InputError(
+            asked,
+            f"pool5 would be {ends[0]}x{ends[1]}, and the dense layers of {table.name} take "
+            f"{usual}x{usual}, which {sides[0]} to {sides[-1]} pixels a side give",
+            f"Resize to {size} (preprocess_input does), or pass include_top=False.",
+        )
+    if trained and not allow_resize:
+        raise InputError(
+            asked,
+            f"the dense layers of {table.name} were trained on {size}x{size}",
+            f"Resize to {size} (preprocess_input does), or pass allow_resize=True.",
+        )
     return tuple(shape)
 
 
+def _pool5_side(table: Architecture, side: int) -> int:
+    return [*table.until("pool5").rows(side)][-1].output_shape[0]
+
+
+def _recorded_preset(arrays: WeightArrays | None, table: Architecture) -> str:
+    preset = (arrays.metadata.get("preset") if arrays else None) or table.preset
+    if not re.fullmatch(r"[a-z0-9.-]+", preset):
+        raise WeightsError(
+            arrays.source, f"it records the preset {preset!r}", "Set metadata['preset'] to a name."
+        )
+    return preset
+
+
+def _carrier(shape: tuple, name: str) -> keras.layers.Layer:
+    """The layer behind the input: it carries the preset in its name, and images pass unchanged.
+
+    Keras checks shapes in Python only, and no longer once a model has seen two of them: 227x227 BGR
+    would run through a network for 224x224 RGB. Here the graph itself fails. An image is the
+    minimum of itself and of its columns' maxima; those are made by reshaping, which fails for
+    another number of values, and (1, width, 3) fails to broadcast for another width or number of
+    channels. (TensorFlow would remove a reshape to the same shape.) Stock layers only, so that any
+    process can load them.
+    """
+    height, width, _ = shape
+    columns = width or 1  # an open width leaves the channels to check
+    image = keras.Input(shape, name="image")
+    rows = (height if width and height else -1, 3 * columns)
+    x = keras.layers.Reshape(rows, name="rows")(image)
+    x = keras.layers.GlobalMaxPooling1D(name="maxima", **_LAST)(x)
+    x = keras.layers.Reshape((1, columns, 3), name="columns")(x)
+    return keras.Model(image, keras.layers.Minimum(name="same")([image, x]), name=name)
+
+
 def _apply(
-    layer: Layer, x: keras.KerasTensor, table: Architecture, arrays: dict, activation: str | None
+    layer: Layer, x: keras.KerasTensor, table: Architecture, arrays, activation: str | None, seeds
 ) -> keras.KerasTensor:
     """`x` through one row of the table."""
     if isinstance(layer, Conv | Dense):
-        return _apply_weighted(layer, x, arrays.get(layer.name))
+        return _apply_weighted(layer, x, arrays, seeds)
     if isinstance(layer, LRN):
         return LocalResponseNormalization(
             layer.local_size, layer.alpha, layer.beta, layer.k, name=layer.name
         )(x)
     if isinstance(layer, MaxPool):
-        ends = [
-            (table.pooled(side, layer) - 1) * layer.stride + layer.kernel - side
-            for side in x.shape[1:3]
-        ]
-        if max(ends) > 0:
-            # Caffe rounds up: the last window hangs over the edge. Zeros serve as its outside,
-            # since what is pooled is never negative. At 227 nothing hangs over.
-            pad = [(0, max(end, 0)) for end in ends]
-            x = keras.layers.ZeroPadding2D(pad, name=f"{layer.name}_pad")(x)
-        return keras.layers.MaxPooling2D(layer.kernel, layer.stride, name=layer.name)(x)
+        pad = [(0, _overhang(table, layer, side)) for side in x.shape[1:3]]
+        if any(end for _, end in pad):
+            # Caffe rounds up: the last window hangs over the edge. Zeros stand for what is outside,
+            # since pooled values are never negative. At 227 no window hangs over.
+            x = keras.layers.ZeroPadding2D(pad, name=f"{layer.name}_pad", **_LAST)(x)
+        return keras.layers.MaxPooling2D(layer.kernel, layer.stride, name=layer.name, **_LAST)(x)
     if isinstance(layer, Dropout):
         return keras.layers.Dropout(layer.rate, name=layer.name)(x)
     assert isinstance(layer, Softmax), layer
-    # float32 whatever the policy: probabilities in half precision do not add up to 1.
+    # float32 under every policy: probabilities in half precision do not add up to 1.
     return keras.layers.Activation(activation, dtype="float32", name=layer.name)(x)
 
 
-def _apply_weighted(layer: Conv | Dense, x: keras.KerasTensor, arrays) -> keras.KerasTensor:
+def _overhang(table: Architecture, layer: MaxPool, side: int | None) -> int:
+    """Zeros to add at the end of an axis, so that pooling that rounds down gives Caffe's size."""
+    if side is None:  # floor((n + s - 1 - k) / s) = ceil((n - k) / s)
+        return layer.stride - 1 if table.pool_rounds_up else 0
+    return max(0, (table.pooled(side, layer) - 1) * layer.stride + layer.kernel - side)
+
+
+def _apply_weighted(layer: Conv | Dense, x: keras.KerasTensor, arrays, seeds) -> keras.KerasTensor:
     if isinstance(layer, Conv):
         padding = "valid"
         if layer.pad and layer.stride == 1 and 2 * layer.pad == layer.kernel - 1:
             padding = "same"
         elif layer.pad:  # TensorFlow's SAME pads unevenly under a stride
-            x = keras.layers.ZeroPadding2D(layer.pad, name=f"{layer.name}_pad")(x)
+            x = keras.layers.ZeroPadding2D(layer.pad, name=f"{layer.name}_pad", **_LAST)(x)
         fan_in = layer.kernel**2 * x.shape[-1] // layer.groups
-        built = GroupedConv2D(
+        # Keras's own layer where it will do: models without groups and LRN load without us.
+        kind = keras.layers.Conv2D if layer.groups == 1 else GroupedConv2D
+        built = kind(
             layer.filters,
             layer.kernel,
             strides=layer.stride,
@@ -279,19 +368,20 @@ def _apply_weighted(layer: Conv | Dense, x: keras.KerasTensor, arrays) -> keras.
             groups=layer.groups,
             activation="relu",
             name=layer.name,
+            **_LAST,
         )
     else:
         if len(x.shape) > 2:
-            x = keras.layers.Flatten(name="flatten")(x)
+            x = keras.layers.Flatten(name="flatten", **_LAST)(x)
         fan_in = x.shape[-1]
         built = keras.layers.Dense(
             layer.units, activation="relu" if layer.relu else None, name=layer.name
         )
-    fresh = _initializers(layer.filler, layer.bias, fan_in)
-    # The arrays reach the variables as their first value; random numbers are never drawn.
+    fresh = _initializers(layer.filler, layer.bias, fan_in, seeds)
+    # The arrays are the variables' first values; no random numbers are generated for them.
     built.kernel_initializer, built.bias_initializer = map(_given, arrays) if arrays else fresh
     y = built(x)
-    built.kernel_initializer, built.bias_initializer = fresh  # what a saved config shall hold
+    built.kernel_initializer, built.bias_initializer = fresh  # for the saved configuration
     return y
 
 
@@ -299,34 +389,13 @@ def _given(array):
     return lambda shape, dtype=None: tf.cast(tf.convert_to_tensor(array), dtype)
 
 
-def _initializers(filler: Filler, bias: float, fan_in: int):
+def _initializers(filler: Filler, bias: float, fan_in: int, seeds: tuple):
     """Keras initializers of kernel and bias."""
+    of = keras.initializers
     if isinstance(filler, Gaussian):
-        return keras.initializers.RandomNormal(stddev=filler.std), keras.initializers.Constant(bias)
+        return of.RandomNormal(stddev=filler.std, seed=seeds[0]), of.Constant(bias)
     if isinstance(filler, KaimingNormal):
-        kernel = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-        return kernel, keras.initializers.Zeros()
+        kernel = of.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seeds[0])
+        return kernel, of.Zeros()
     bound = 1 / math.sqrt(fan_in)
-    return (
-        keras.initializers.RandomUniform(-bound, bound),
-        keras.initializers.RandomUniform(-bound, bound),
-    )
-
-
-def _output(model: keras.Model, name: str) -> keras.KerasTensor:
-    layers = {layer.name: layer for layer in model.layers}
-    if name in layers:
-        return layers[name].output
-    base = layers.get(name.removesuffix(PREACT))
-    if name.endswith(PREACT) and getattr(base, "activation", None) is keras.activations.relu:
-        return Preactivation(base, name=name)(base.input)
-    inner = (Dropout.__name__, "Flatten", "ZeroPadding2D")
-    known = [x.name for x in model.layers if type(x).__name__ not in inner]
-    known += [
-        x.name + PREACT
-        for x in model.layers
-        if getattr(x, "activation", None) is keras.activations.relu
-    ]
-    raise LayerError(
-        f"layer {name!r}", f"{model.name} has no such blob", f"Known are: {', '.join(known)}."
-    )
+    return tuple(of.RandomUniform(-bound, bound, seed=number) for number in seeds)

@@ -12,7 +12,7 @@ from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.extraction.worker import CROPS
 from tf_alexnet.images import find_images
-from tf_alexnet.labels import Prediction, decode_predictions
+from tf_alexnet.labels import Labels, Prediction, decode_predictions, read_labels
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def predict_photos(
     top: int | None = 5,
     crops: str = "center",
     batch_size: int = 32,
-    classes: Sequence[str] | None = None,
+    classes: Labels | None = None,
 ) -> Iterator[PhotoPrediction]:
     """Predict photos, batch by batch.
 
@@ -57,17 +57,18 @@ def predict_photos(
         One centre crop, or the mean over four corners, the centre, and their mirror images.
     batch_size : int
         Photos that go through the network together.
-    classes : sequence of str, optional
-        Their names, in the order of the network's outputs. By default those of ImageNet, or where
-        the network has another number of them, their indices.
+    classes : sequence of str, mapping or path, optional
+        Names of the classes, as `labels` of `decode_predictions`. By default those of ImageNet, or
+        where the network has another number of them, their indices.
 
     Yields
     ------
     PhotoPrediction
         In the order of the photos within a batch, those that could not be read after the others.
     """
+    classes = None if classes is None else read_labels(classes)
     paths = find_images(images if isinstance(images, list | tuple) else [images])
-    with PhotoReader(extractor.preset, mean_image=extractor._mean_image, crops=crops) as reader:
+    with PhotoReader(extractor.preset, mean_image=extractor.mean_image, crops=crops) as reader:
         for batch in reader.batches(paths, batch_size):
             if batch.paths:
                 probabilities = extractor(batch.pixels)["prob"]
@@ -80,10 +81,10 @@ def predict_photos(
 
 
 def _decode(
-    probabilities: np.ndarray, crops: str, top: int | None, names: Sequence[str] | None
+    probabilities: np.ndarray, crops: str, top: int | None, names: Labels | None
 ) -> list[list[Prediction]]:
     classes = probabilities.shape[1]
     mean = probabilities.reshape(-1, CROPS[crops], classes).mean(axis=1)
     if names is None and classes != 1000:
         names = [f"class {i}" for i in range(classes)]
-    return decode_predictions(mean, top=min(top or classes, classes), labels=names)
+    return decode_predictions(mean, top=top or classes, labels=names)

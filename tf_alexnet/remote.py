@@ -36,5 +36,10 @@ def filesystem(url: str) -> tuple[Any, str]:
         ) from None
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        scheme = url.rpartition("::")[2].partition(":")[0].replace("https", "http")
+        raise UsageError(
+            url, f"it can't be reached ({error})", f"Install it: pip install 'fsspec[{scheme}]'."
+        ) from None
+    except ValueError as error:
         raise UsageError(url, f"it can't be reached ({error})", "Check the scheme.") from None

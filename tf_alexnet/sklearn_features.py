@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,8 +56,8 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         As in `AlexNet`.
     preset : str, optional
         Preprocessing; by default the one the weights were trained with.
-    mean_image : path, optional
-        For the preset ``caffe-mean-image``.
+    mean_image : path or three numbers, optional
+        As in `preprocess_input`.
     pool : {"none", "avg", "max"}
         Convolutional blobs (height, width, channels) pooled to (channels,), or flattened.
     batch_size : int
@@ -87,7 +88,7 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         *,
         architecture: str | None = None,
         preset: str | None = None,
-        mean_image: str | os.PathLike | None = None,
+        mean_image: str | os.PathLike | Sequence[float] | None = None,
         pool: str = "none",
         batch_size: int = 64,
     ):
@@ -183,8 +184,17 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
             file = find_weights(self.weights)
             return _loaded(
                 *(_stamp(file), self.layer, self.architecture, self.preset),
-                None if self.mean_image is None else _stamp(self.mean_image),
+                self._mean(),
             )
+
+    def _mean(self) -> tuple[str, int, int] | None:
+        """The mean image's file as it is now, or channel means as text in its place."""
+        if self.mean_image is None:
+            return None
+        if not isinstance(self.mean_image, str | os.PathLike):
+            return ",".join(map(str, self.mean_image)), 0, 0
+        stamp = _stamp(self.mean_image)
+        return stamp if any(stamp[1:]) else (os.fspath(self.mean_image), 0, 0)
 
     def _width(self) -> int:
         network = self._network()

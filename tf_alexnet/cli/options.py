@@ -34,8 +34,16 @@ Architecture = Annotated[
     typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the file can't tell."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Preprocessing; by default what the weights were trained with.")
+    str | None,
+    typer.Option(help="Preprocessing (default: the one the weights were trained with)."),
 ]
 MeanImage = Annotated[
-    str | None, typer.Option(help="Mean image (.npy) for --preset caffe-mean-image.")
+    str | None,
+    typer.Option(
+        "--mean-image",
+        "--mean",
+        metavar="FILE|B,G,R",
+        help="Mean to subtract: a mean image (.binaryproto, .npy) or the channel means, "
+        "for example 104,117,123.",
+    ),
 ]

@@ -39,6 +39,10 @@ def predict(
     top: Annotated[
         int | None, typer.Option(min=1, help="How many classes; by default 5, of a RUN all.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Names of the classes: lines of text, or JSON."),
+    ] = None,
     crops: Annotated[
         Crops, typer.Option(help="The centre, or the mean of ten crops.")
     ] = Crops.center,
@@ -53,11 +57,13 @@ def predict(
     console.load_tensorflow()
     from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.images import find_images
+    from tf_alexnet.labels import read_labels
     from tf_alexnet.predictions import predict_photos
     from tf_alexnet.visualize import check_picture, predictions_sheet, save_picture
 
     if plot:
         check_picture(plot)
+    names = read_labels(labels) if labels else None
     paths = find_images(photos)
     run = console.open_run(model)
     extractor = FeatureExtractor(
@@ -70,7 +76,7 @@ def predict(
     if run is None:
         console.unknown_weights_note(extractor)
     show = _show_json if as_json else _show_csv if as_csv else _show_table
-    names = run.record.classes if run else None
+    names = names or (run.record.classes if run else None)
     top = top or (None if run else _TOP)
     results = show(predict_photos(paths, extractor, top=top, crops=crops.value, classes=names))
     seen = [(x.path, [(p.label, p.probability) for p in x.predictions[:_DRAWN]]) for x in results]
@@ -118,7 +124,7 @@ def _show_json(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
     rows = [
         {"path": x.path, "error": x.error}
         if x.error
-        else {"path": x.path, "predictions": [p._asdict() for p in x.predictions]}
+        else {"path": x.path, "predictions": [p.as_dict() for p in x.predictions]}
         for x in seen
     ]
     json.dump(rows, sys.stdout, indent=1)

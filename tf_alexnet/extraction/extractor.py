@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import keras
 import numpy as np
 
 from tf_alexnet.architectures import PREACT
-from tf_alexnet.errors import InputError, PresetError
+from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
+    Preset,
+    as_preset,
     load_image,
-    load_mean_image,
+    misfit,
     preprocess_input,
-    preset_named,
-    read_mean_image,
+    recorded_name,
+    resolve,
 )
-from tf_alexnet.model import AlexNet
-from tf_alexnet.weights import WeightArrays, find_weights, identify_weights, read_weights, table_for
+from tf_alexnet.images.mean_image import Mean
+from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
+from tf_alexnet.weights import WeightArrays, identify_weights
 
 
 class FeatureExtractor:
@@ -27,23 +32,26 @@ class FeatureExtractor:
 
     Parameters
     ----------
-    weights : str, path or WeightArrays
-        As in `AlexNet`.
+    weights : str, path, WeightArrays or keras.Model
+        As in `AlexNet`; a model's weights are copied.
     layers : sequence of str
-        Blob names, or ``"<name>_preact"`` for values before the ReLU.
+        Blob names, or ``"<name>_preact"`` for values before the ReLU. `fc8` may also be called by
+        its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
-    preset : str, optional
+    preset : str or Preset, optional
         Preprocessing; by default the one the weights were trained with.
-    mean_image : ndarray (3, 256, 256) or path, optional
-        For the preset ``caffe-mean-image``, as in `preprocess_input`.
+    mean_image : array, path or three numbers, optional
+        As in `preprocess_input`.
 
     Attributes
     ----------
     layers : tuple of str
         The layers wanted.
     architecture, preset : str
-        What the weights are, and the preprocessing that batches need.
+        What the weights are, and the name of the preprocessing that batches need.
+    mean_image : ndarray of float32, or None
+        The mean image, where `preset` subtracts one.
     weights_digest : str
         ``sha256:...`` over the arrays, the same in every file format.
     weights_source : str
@@ -60,41 +68,44 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        weights: str | os.PathLike | WeightArrays = "imagenet",
+        weights: str | os.PathLike | WeightArrays | keras.Model = "imagenet",
         layers: Sequence[str] = ("fc7",),
         *,
         architecture: str | None = None,
-        preset: str | None = None,
-        mean_image: np.ndarray | str | os.PathLike | None = None,
+        preset: str | Preset | None = None,
+        mean_image: Mean = None,
     ):
+        if isinstance(weights, keras.Model):
+            weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
         self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
-        if not isinstance(weights, WeightArrays):
-            weights = read_weights(find_weights(weights))
-        table = table_for(weights, architecture)
-        self.layers = tuple(table.check_blob(name) for name in dict.fromkeys(layers))
+        if weights is None:
+            raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
+        weights, table = resolve_weights(weights, architecture)
+        own = {weights.classifier: "fc8"}
+        self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
+        self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
-        self.preset = preset or weights.metadata.get("preset") or table.preset
-        self._size = table.input_size
-        if preset_named(self.preset).size not in (None, self._size):
+        trained = as_preset(weights.metadata.get("preset") or table.preset)
+        record, self.mean_image = resolve(preset or trained, mean_image)
+        self.preset = recorded_name(record)
+        self._size, self._centred = table.input_size, record.mean != (0.0, 0.0, 0.0)
+        if record.size not in (None, self._size):
             raise PresetError(
                 f"preset {self.preset!r} for {table.name}",
-                f"it makes pictures of {preset_named(self.preset).size} pixels a side, the network "
-                f"takes {self._size}",
+                f"it makes pictures of {record.size} pixels a side, the network takes {self._size}",
                 f"Use {table.preset!r}.",
             )
-        if isinstance(mean_image, str | os.PathLike):
-            mean_image = read_mean_image(mean_image)  # once, not for every photo
-        load_mean_image(preset_named(self.preset), mean_image)  # complains now, not at the first
-        self._mean_image = mean_image
+        if preset is not None and misfit(record, trained):
+            warnings.warn(misfit(record, trained), stacklevel=2)
         self.weights_source = weights.source
         convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
-        top = any(name.removesuffix(PREACT) not in convolutional for name in self.layers)
+        top = any(name.removesuffix(PREACT) not in convolutional for name in blobs)
         with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the model
             known = pool.submit(identify_weights, weights)
             model = AlexNet(weights, architecture=table.name, include_top=top)
             self.trained_as, self.weights_digest = known.result().name, weights.digest
-        self._run = fast_network(table, model, self.layers)
+        self._run = fast_network(table, model, blobs)
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -118,7 +129,8 @@ class FeatureExtractor:
         """
         batch = np.asarray(batch)
         self._check(batch)
-        return self._run(batch)
+        found = self._run(batch)
+        return {name: found[blob] for name, blob in self._blobs.items()}
 
     def from_images(
         self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
@@ -178,7 +190,7 @@ class FeatureExtractor:
         -------
         ndarray of float32, (N, S, S, 3) or (10 N, S, S, 3)
         """
-        return preprocess_input(images, self.preset, mean_image=self._mean_image, crops=crops)
+        return preprocess_input(images, self.preset, mean_image=self.mean_image, crops=crops)
 
     def _check(self, batch: np.ndarray) -> None:
         size = self._size
@@ -204,7 +216,7 @@ class FeatureExtractor:
         # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
         if self.architecture in ("bvlc_alexnet", "caffenet") and 0 <= low < high <= 1:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
-        if high > 200 and low >= 0 and self.preset != "raw":
+        if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
 
 

@@ -251,7 +251,7 @@ class ShardWorker:
             architecture=extractor.architecture,
             layers=extractor.layers,
             preset=extractor.preset,
-            mean_image=mean_image,
+            mean_image=extractor.mean_image,
             dtype=dtype,
             pool=pool,
             fast_decode=fast_decode,
@@ -262,7 +262,7 @@ class ShardWorker:
         self.settings = ShardSettings(size, dtype, pool, crops, suffix, attributes)
         self._reader = PhotoReader(
             extractor.preset,
-            mean_image=mean_image,
+            mean_image=extractor.mean_image,
             crops=crops,
             workers=workers,
             fast_decode=fast_decode,

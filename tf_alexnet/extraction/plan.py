@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import PIL
 
-from tf_alexnet.images import load_mean_image, preset_named
+from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.version import VERSION
 
 SHARD_SIZE = 4096
@@ -96,12 +96,12 @@ def fingerprint(
     Sizes of batches and shards and the number of processes are no part of it: they change a row
     by no more than the order of additions does.
     """
-    mean = load_mean_image(preset_named(preset), mean_image)
+    record, mean = resolve(preset, mean_image)
     return {
         "weights_digest": weights_digest,
         "architecture": architecture,
         "layers": " ".join(layers),
-        "preset": preset,
+        "preset": recorded_name(record),
         "mean_image": "none" if mean is None else _digest(mean),
         "dtype": dtype,
         "pool": pool,

@@ -22,8 +22,10 @@ from tf_alexnet.extraction.decoder_process import (
     DecoderProcess,
 )
 from tf_alexnet.extraction.shared_rows import SharedRows
-from tf_alexnet.images import preprocess_input, preset_named, read_mean_image
-from tf_alexnet.images.decode import MAX_BYTES
+from tf_alexnet.images import preprocess_input, recorded_name, resolve
+from tf_alexnet.images.decode import read_url
+from tf_alexnet.images.mean_image import Mean
+from tf_alexnet.images.presets import Preset
 from tf_alexnet.remote import filesystem, is_url
 
 __all__ = ["REASONS", "Batch", "Failure", "PhotoReader"]
@@ -96,10 +98,10 @@ class PhotoReader:
 
     Parameters
     ----------
-    preset : str
-        A name in `PRESETS`.
-    mean_image : ndarray (3, 256, 256) or path, optional
-        For the preset ``caffe-mean-image``, as in `preprocess_input`.
+    preset : str or Preset
+        A preset that a name stands for.
+    mean_image : array, path or three numbers, optional
+        As in `preprocess_input`.
     crops : {"center", "ten"}
         One picture a photo, or ten.
     workers : int, optional
@@ -130,19 +132,19 @@ class PhotoReader:
 
     def __init__(
         self,
-        preset: str,
+        preset: str | Preset,
         *,
-        mean_image: np.ndarray | str | os.PathLike | None = None,
+        mean_image: Mean = None,
         crops: str = "center",
         workers: int | None = None,
         timeout: float = 10.0,
         fast_decode: bool = False,
     ):
-        if isinstance(mean_image, str | os.PathLike):
-            mean_image = read_mean_image(mean_image)
+        record, mean_image = resolve(preset, mean_image)
+        self._preset = recorded_name(record)
         # What a small picture becomes tells the shape of a row, or what is wrong with the call.
         row = preprocess_input(
-            [np.zeros((8, 8, 3), np.uint8)], preset, mean_image=mean_image, crops=crops
+            [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
         )
         if workers is None:
             workers = _processors()
@@ -150,13 +152,13 @@ class PhotoReader:
             raise UsageError(
                 f"{workers} workers, timeout {timeout}", "nothing could be read", "Use more."
             )
-        self._shape: tuple[int, ...] | None = row.shape if preset_named(preset).size else None
+        self._shape: tuple[int, ...] | None = row.shape if record.size else None
         self._values = row.size if self._shape else _RAW_SIDE * _RAW_SIDE * 3
         self._workers, self._timeout = workers, float(timeout)
         self._rows = SharedRows()
         self._settings = _message(
             mean_image,
-            preset=preset,
+            preset=self._preset,
             crops=crops,
             fast_decode=fast_decode,
             pixels=self._rows.file,
@@ -292,7 +294,7 @@ class PhotoReader:
         )
 
     def _settle_raw(self, tasks: list[_Task]) -> None:
-        """Preset "raw" changes no size: the first photo's is the one that all must have."""
+        """Without a size of its own, as in preset "raw", the first photo's is that of all."""
         for task in tasks:
             if task.answer.reason != READ:
                 continue
@@ -300,7 +302,7 @@ class PhotoReader:
             self._shape = self._shape or (1, height, width, 3)
             if self._shape[1:3] != (height, width):
                 text = f"it has {width}x{height} pixels, those before {self._shape[2]}x"
-                text += f"{self._shape[1]}, and preset 'raw' changes no size"
+                text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
                 task.answer = _failed("bad_shape", text)
 
     def _serve(self) -> None:
@@ -406,8 +408,9 @@ def _processors() -> int:
 
 def _message(mean_image: np.ndarray | None, **settings: Any) -> bytes:
     """What a decoder process reads first: length, settings, mean image."""
-    raw = b"" if mean_image is None else np.asarray(mean_image, np.float32).tobytes()
-    encoded = json.dumps({**settings, "mean_image": len(raw)}).encode()
+    raw = b"" if mean_image is None else mean_image.tobytes()
+    shape = None if mean_image is None else mean_image.shape
+    encoded = json.dumps({**settings, "mean_image": shape}).encode()
     return LENGTH.pack(len(encoded)) + encoded + raw
 
 
@@ -423,17 +426,6 @@ def _failed(code: str, text: str) -> Answer:
 def _fetched(url: str) -> bytes | Answer:
     """What a URL holds, or why it can't be had."""
     try:
-        files, path = filesystem(url)
-        with files.open(path, "rb") as file:
-            photo = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        return _failed("missing", "there is no such file")
-    except IsADirectoryError:
-        return _failed("is_folder", "it is a folder")
-    except PermissionError:
-        return _failed("no_permission", "no permission to read it")
-    except Exception as error:  # every kind of storage has its own
-        return _failed("unreadable", f"it can't be read ({str(error) or type(error).__name__})")
-    if len(photo) > MAX_BYTES:
-        return _failed("too_large", f"the file has more than {MAX_BYTES:,} bytes")
-    return photo
+        return read_url(url)
+    except AlexNetError as error:
+        return _failed(getattr(error, "code", "unreadable"), error.found)

@@ -1,27 +1,35 @@
 """Photos: find them, decode them to uint8 RGB, and make a network's input of them.
 
-`tf_alexnet.images.tf_ops` holds the same pipeline as TensorFlow ops; it is not imported here.
+`tf_alexnet.images.tf_ops` holds the same pipeline as TensorFlow ops, and
+`tf_alexnet.images.preprocessing` a Keras layer of them; neither is imported here.
 """
 
 from tf_alexnet.images.decode import MAX_PIXELS, load_image
 from tf_alexnet.images.discovery import find_images
+from tf_alexnet.images.mean_image import read_mean_image, resolve
+from tf_alexnet.images.pipeline import preprocess_input
 from tf_alexnet.images.presets import (
     PRESETS,
     Preset,
-    load_mean_image,
-    preprocess_input,
+    as_preset,
+    misfit,
     preset_named,
-    read_mean_image,
+    recorded_name,
+    vary,
 )
 
 __all__ = [
     "MAX_PIXELS",
     "PRESETS",
     "Preset",
+    "as_preset",
     "find_images",
     "load_image",
-    "load_mean_image",
+    "misfit",
     "preprocess_input",
     "preset_named",
     "read_mean_image",
+    "recorded_name",
+    "resolve",
+    "vary",
 ]

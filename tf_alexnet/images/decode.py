@@ -1,4 +1,4 @@
-"""A photo, from a path or from bytes, as uint8 RGB: one contract, Pillow's pixels.
+"""A photo, from wherever it is, as uint8 RGB: one contract, Pillow's pixels.
 
 Decoders differ. TensorFlow's JPEG decoder rounds otherwise by default, ignores EXIF orientation
 and repairs truncated files; OpenCV drops alpha. Every picture therefore goes through here.
@@ -6,18 +6,22 @@ and repairs truncated files; OpenCV drops alpha. Every picture therefore goes th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from tf_alexnet.errors import ImageError
+from tf_alexnet.errors import AlexNetError, ImageError, InputError
 from tf_alexnet.images import jpeg
+from tf_alexnet.remote import filesystem, is_url
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
@@ -50,6 +54,7 @@ _TURNS = {  # EXIF 2.32, table 4
 }
 
 _ANOTHER = "Replace the file by an intact copy, or leave it out."
+_FOLDER = "Name a file in it, or give the folder to a command that takes one."
 _CONVERT = "Save it as an 8-bit RGB PNG or JPEG first."
 
 
@@ -85,14 +90,19 @@ class _PillowSwitches:
 _switches = _PillowSwitches()
 
 
-def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np.ndarray:
+Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
+
+
+def load_image(source: Photo) -> np.ndarray:
     """Read a photo.
 
     Parameters
     ----------
-    source : path, or bytes-like
-        A file's path, or what such a file holds. The kind is found from the content:
-        JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX.
+    source : path, URL, bytes-like, binary file or PIL image
+        A file's path or URL (``s3://``, ``https://``, ...: extra ``remote``), what such a file
+        holds, a file open for reading (also `io.BytesIO`, from its beginning), or an image of
+        Pillow's. The format is found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP,
+        PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX.
 
     Returns
     -------
@@ -106,6 +116,10 @@ def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np
     ImageError
         If it is missing, empty, no image, truncated or damaged, larger than `MAX_PIXELS` pixels,
         or of a kind without an obvious reading as RGB (floating point, Lab, 32-bit integers).
+    InputError
+        If `source` is something else, for example an array.
+    UsageError
+        If it is a URL and a package for its scheme is not installed.
 
     Notes
     -----
@@ -114,17 +128,12 @@ def load_image(source: str | os.PathLike | bytes | bytearray | memoryview) -> np
     return decode_photo(source)
 
 
-def decode_photo(
-    source: str | os.PathLike | bytes | bytearray | memoryview,
-    *,
-    least: int | None = None,
-    opencv: bool = False,
-) -> np.ndarray:
+def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = False) -> np.ndarray:
     """`load_image`, with what a decoder process may do besides.
 
     Parameters
     ----------
-    source : path, or bytes-like
+    source : path, URL, bytes-like, binary file or PIL image
         As in `load_image`.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
@@ -139,19 +148,72 @@ def decode_photo(
 
     Raises
     ------
-    ImageError
+    ImageError, InputError, UsageError
         As of `load_image`.
     """
+    if isinstance(source, Image.Image):
+        asked = f"PIL image of {source.width}x{source.height} pixels"
+        with _one_error(asked):
+            return _photo(source, None, asked, None, False)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         asked = f"image of {len(data)} bytes"
         if not data:
             raise _refusal("empty", asked, "it is empty", _ANOTHER)
-    else:
+    elif hasattr(source, "read"):
+        asked = str(getattr(source, "name", type(source).__name__))
+        data = _read_open(source, asked)
+    elif isinstance(source, str) and is_url(source):
+        asked, data = source, read_url(source)
+    elif isinstance(source, str | os.PathLike):
         asked = os.fsdecode(source)
         data = _read(asked)
-    with _switches:
-        return _decode(data, asked, least, opencv)
+    else:
+        raise InputError(
+            f"photo of type {type(source).__name__}",
+            "not a path, URL, bytes, binary file or PIL image",
+            "Arrays of pixels need no loading: give them to preprocess_input.",
+        )
+    with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
+        return _photo(image, data, asked, least, opencv)
+
+
+def read_url(url: str) -> bytes:
+    """What a URL holds.
+
+    Raises
+    ------
+    ImageError
+        If it can't be had, or is larger than `MAX_BYTES`.
+    UsageError
+        If a package for its scheme is not installed.
+    """
+    try:
+        files, path = filesystem(url)
+        with files.open(path, "rb") as file:
+            return _read_open(file, url)
+    except AlexNetError:
+        raise
+    except Exception as error:  # every kind of storage has its own
+        raise _unreadable(error, url) from None
+
+
+def _read_open(file: BinaryIO, asked: str) -> bytes:
+    """The content of an open file, from its beginning where it can be wound back."""
+    try:
+        if getattr(file, "seekable", bool)():
+            file.seek(0)
+        data = file.read(MAX_BYTES + 1)
+    except Exception as error:  # closed, write-only, or whatever its network raises
+        raise _unreadable(error, asked) from None
+    if isinstance(data, str):
+        raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
+    if not data:
+        raise _refusal("empty", asked, "it is empty", _ANOTHER)
+    if len(data) > MAX_BYTES:
+        fault = f"the file has more than {MAX_BYTES:,} bytes"
+        raise _refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
+    return data
 
 
 def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
@@ -167,23 +229,28 @@ def _read(path: str) -> bytes:
         _check_file(path, os.stat(path))
         with open(path, "rb") as file:
             return file.read()
-    except FileNotFoundError:
-        code, fault = "missing", "there is no such file"
-        advice = "Check the name and the folder."
-    except PermissionError:
-        code, fault = "no_permission", "no permission to read it"
-        advice = "Make the file readable, or leave it out."
     except (OSError, ValueError) as error:
-        code, fault = "unreadable", getattr(error, "strerror", None) or str(error)
-        fault, advice = f"it can't be read ({fault})", "Check the name and the disk."
-    raise _refusal(code, path, fault, advice)
+        raise _unreadable(error, path) from None
+
+
+def _unreadable(error: Exception, asked: str) -> ImageError:
+    """The refusal for what came up while reading."""
+    if isinstance(error, FileNotFoundError):
+        return _refusal("missing", asked, "there is no such file", "Check the name and the folder.")
+    if isinstance(error, IsADirectoryError):
+        return _refusal("is_folder", asked, "it is a folder", _FOLDER)
+    if isinstance(error, PermissionError):
+        advice = "Make the file readable, or leave it out."
+        return _refusal("no_permission", asked, "no permission to read it", advice)
+    fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    advice = "Check the name and the disk."
+    return _refusal("unreadable", asked, f"it can't be read ({fault})", advice)
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
     """Refuse what is not a regular file of a sensible size."""
     if stat.S_ISDIR(status.st_mode):
-        advice = "Name a file in it, or give the folder to a command that takes one."
-        raise _refusal("is_folder", path, "it is a folder", advice)
+        raise _refusal("is_folder", path, "it is a folder", _FOLDER)
     if not stat.S_ISREG(status.st_mode):
         advice = "Copy its content to a file."
         raise _refusal("unreadable", path, "it is not a regular file", advice)
@@ -194,33 +261,45 @@ def _check_file(path: str, status: os.stat_result) -> None:
         raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
 
 
-def _decode(data: bytes, asked: str, least: int | None, opencv: bool) -> np.ndarray:
+def _photo(
+    image: Image.Image, data: bytes | None, asked: str, least: int | None, opencv: bool
+) -> np.ndarray:
+    """Pixels of an image of Pillow's; `data` is its file, or None if the image is the caller's."""
+    _check_size(image, asked)
+    key = _colour_key(image, data)
+    size = image.size
+    if least and image.format in jpeg.KINDS:
+        image.draft(None, (least, least))
+    if opencv and image.size == size:
+        rgb = jpeg.opencv_pixels(image, data)
+        if rgb is not None:
+            return jpeg.turned(rgb, _orientation(image))
+    image.load()
+    # An icon's directory may understate the picture inside.
+    _check_size(image, asked)
+    upright = _upright(image)
+    if upright.mode == "I;16" and _bits(image) == 12:
+        raise _refusal("unsupported", asked, "it holds 12-bit samples", _CONVERT)
+    if data is None and upright is image:
+        upright = image.copy()  # what follows takes its `info` apart
+    return _to_rgb(upright, key, asked, image.format)
+
+
+@contextlib.contextmanager
+def _one_error(asked: str) -> Iterator[None]:
+    """Decode with Pillow's switches in place; whatever it raises becomes an `ImageError`."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, asked)
-            key = _colour_key(image, data)
-            size = image.size
-            if least and image.format in jpeg.KINDS:
-                image.draft(None, (least, least))
-            if opencv and image.size == size:
-                rgb = jpeg.opencv_pixels(image, data)
-                if rgb is not None:
-                    return jpeg.turned(rgb, _orientation(image))
-            image.load()
-            # An icon's directory may understate the picture inside.
-            _check_size(image, asked)
-            upright = _upright(image)
-            if upright.mode == "I;16" and _bits(image) == 12:
-                raise _refusal("unsupported", asked, "it holds 12-bit samples", _CONVERT)
-            return _to_rgb(upright, key, asked, image.format)
+        with _switches:
+            yield
+            return
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise _refusal(
             "not_an_image",
             asked,
-            "it is no image of a kind read here, or its header is damaged",
-            f"Read are {', '.join(FORMATS)}; convert the file, or replace it by an intact copy.",
+            "it is not an image format we read, or its header is damaged",
+            f"We read {', '.join(FORMATS)}; convert the file, or replace it by an intact copy.",
         ) from None
     except Image.DecompressionBombError:
         code, fault = "too_large", f"it has more than {MAX_PIXELS:,} pixels"
@@ -251,7 +330,7 @@ def _bits(image: Image.Image) -> int | None:
     return image.tag_v2.get(258, (None,))[0] if image.format == "TIFF" else None
 
 
-def _colour_key(image: Image.Image, data: bytes) -> tuple[int, ...] | None:
+def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
     """The one colour that a PNG's tRNS chunk or a grey GIF declares transparent.
 
     As it stands in Pillow's pixels: Pillow scales 2- and 4-bit grey up to 8 bits and cuts 16-bit
@@ -263,7 +342,8 @@ def _colour_key(image: Image.Image, data: bytes) -> tuple[int, ...] | None:
     values = key if isinstance(key, tuple) else (key,)
     if image.format != "PNG" or image.mode == "1":
         return values
-    bits = data[24]  # IHDR is a PNG's first chunk
+    # IHDR is a PNG's first chunk. Of an image without its file, only large keys tell.
+    bits = data[24] if data else 16 if max(values) > 255 else 8
     if image.mode == "RGB" and bits == 16:
         return tuple(v >> 8 for v in values)
     if image.mode == "L":

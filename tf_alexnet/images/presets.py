@@ -1,52 +1,53 @@
 """From uint8 RGB to what a network was trained on: the pipelines in the field, by name.
 
-Each `Preset` says in numbers what is done: resize, crop, channel order, divisor, mean, deviation.
-A network given another preset's pixels still answers, only worse; hence the constants stand here
-once, each with its source.
+Each `Preset` states its steps in numbers: resize, crop, channel order, divisor, mean, deviation. A
+network that is given another preset's pixels still answers, only worse, so each constant is written
+here once, with its source.
+
+A name is all that files and models record of a preset. Variations are part of it:
+``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123`` subtracts other means (in
+the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
 """
 
 from __future__ import annotations
 
 import math
-import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from os import PathLike
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from tf_alexnet.errors import InputError, PresetError
-from tf_alexnet.images.decode import MAX_PIXELS
-from tf_alexnet.images.resize import (
-    resize_opencv,
-    resize_pillow,
-    reverse_channels,
-    shorter_side_size,
-)
+from tf_alexnet.architectures import carried_preset
+from tf_alexnet.errors import PresetError, UsageError
 
 # Channel means, BGR, of BVLC/caffe python/caffe/imagenet/ilsvrc_2012_mean.npy.
 CAFFE_MEAN = (104.00698793, 116.66876762, 122.67891434)
 
 MEAN_IMAGE = "mean image"
 OWN_MEAN = "own mean"
-MEAN_IMAGE_SHAPE = (3, 256, 256)
 
-CALLER = "preprocess_input"
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_VARIATION = re.compile(
+    rf"\.(?:size(?P<size>\d{{1,5}})|(?P<any>anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})(?![^.])"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A network's preprocessing, as a record.
+
+    Two presets are equal if their numbers are; `name`, `title` and `source` are not compared.
 
     Attributes
     ----------
     name, title, source : str
-        The name used in calls and files, the pipeline in a line, and where it comes from.
+        The name used in calls and files, the pipeline in one line, and where it comes from.
     size : int or None
-        Height and width of the result; None for a preset that changes nothing.
+        Height and width of the result; None for a preset that neither resizes nor crops.
     resized : int
-        The side resized to, before the centre crop of `size`.
+        The side resized to, before the centre crop of `size`; by default `size`.
     keep_aspect : bool
         Whether `resized` is the shorter side; otherwise the picture is squashed to a square.
     antialias : bool
@@ -55,17 +56,26 @@ class Preset:
         Channel order of the result.
     divisor : float
         What 0..255 is divided by first.
-    mean : 3 floats, `MEAN_IMAGE` or `OWN_MEAN`
-        Subtracted: a value a channel (in the order of `channels`, after the division), an image
-        that the caller brings, or the picture's own mean over all pixels and channels.
+    mean : 3 floats, "mean image" or "own mean"
+        Subtracted after the division: one value per channel (in the order of `channels`), an image
+        that the caller gives, or the picture's own mean over all pixels and channels.
     std : 3 floats or None
-        What is divided by at last.
+        Divided by last, one value per channel.
+
+    Raises
+    ------
+    PresetError
+        If a value makes no sense.
+
+    Examples
+    --------
+    >>> mine = Preset("mine", size=224, resized=256, channels="BGR", mean=(104, 117, 123))
     """
 
-    name: str
-    title: str
-    source: str
-    size: int | None
+    name: str = field(compare=False, kw_only=False)
+    title: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
+    size: int | None = None
     resized: int = 0
     keep_aspect: bool = False
     antialias: bool = False
@@ -74,10 +84,60 @@ class Preset:
     mean: tuple[float, float, float] | str = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] | None = None
 
+    def __post_init__(self):
+        own = object.__setattr__  # frozen
+        own(self, "resized", 0 if self.size is None else self.resized or self.size)
+        if not isinstance(self.mean, str):
+            own(self, "mean", self._numbers("mean", self.mean))
+        if self.std is not None:
+            own(self, "std", self._numbers("std", self.std))
+        faults = {
+            "size": self.size is not None and not (_is_whole(self.size) and self.size > 0),
+            "resized": not _is_whole(self.resized) or self.resized < (self.size or 0),
+            "channels": self.channels not in ("BGR", "RGB"),
+            "divisor": not 0 < self.divisor < math.inf,
+            "mean": isinstance(self.mean, str) and self.mean not in (MEAN_IMAGE, OWN_MEAN),
+            "std": self.std is not None and min(self.std) <= 0,
+        }
+        for name, faulty in faults.items():
+            if faulty:
+                value = getattr(self, name)
+                raise PresetError(f"preset {self.name!r}", f"{name}={value!r}", _FIELD_ADVICE)
+        if not isinstance(self.mean, str) and max(map(abs, self.mean)) > 255 / self.divisor:
+            raise PresetError(
+                f"preset {self.name!r}",
+                f"mean={self.mean}, but its pixels lie in 0..{255 / self.divisor:g}",
+                "Give the means after the division by `divisor`.",
+            )
+
+    def _numbers(self, name: str, values: Any) -> tuple[float, float, float]:
+        try:
+            numbers = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+            raise PresetError(f"preset {self.name!r}", f"{name}={values!r}", "Give three numbers.")
+        return numbers
+
     @property
     def crops(self) -> bool:
         """Whether the result is cut out of a larger picture."""
         return self.size is not None and self.resized > self.size
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it only converts to float32, as "raw" does."""
+        return self == PRESETS["raw"]
+
+
+_FIELD_ADVICE = (
+    "Give size and resized in pixels (resized at least size), channels 'BGR' or 'RGB', a positive "
+    "divisor and std, and three means, 'mean image' or 'own mean'."
+)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 _ROWS = (
@@ -160,289 +220,179 @@ PRESETS = {preset.name: preset for preset in _ROWS}
 
 
 def preset_named(name: str) -> Preset:
-    """The preset called `name`.
+    """The preset called `name`: one of `PRESETS`, or a variation such as ``caffe.size224``.
 
     Raises
     ------
     PresetError
         If there is none; the message lists the known ones.
     """
-    if name not in PRESETS:
-        raise PresetError(
-            f"preset {name!r}", "there is no such preset", f"Known are: {', '.join(PRESETS)}."
+    base, _, _ = name.partition(".")
+    preset, at = PRESETS.get(base), len(base)
+    while preset is not None and at < len(name):
+        found = _VARIATION.match(name, at)
+        if found is None:
+            preset = None
+            break
+        size, at = found["size"], found.end()
+        mean = [float(number) for number in found.groups()[2:]] if found[3] else None
+        preset = vary(
+            preset, size=int(size) if size else None, mean=mean, any_size=bool(found["any"])
         )
-    return PRESETS[name]
+    if preset is None:
+        raise PresetError(
+            f"preset {name!r}",
+            "there is no such preset",
+            f"Known are: {', '.join(PRESETS)}; variations are written caffe.size224, "
+            "caffe.mean104-117-123 and caffe.anysize.",
+        )
+    return preset
 
 
-def preprocess_input(
-    images: np.ndarray | Sequence[np.ndarray],
-    preset: str = "caffe",
+def as_preset(preset: Any) -> Preset:
+    """The preset that a caller means by a name, a `Preset`, or a model that carries one.
+
+    Raises
+    ------
+    PresetError
+        If there is no preset of that name.
+    UsageError
+        If a model carries none, or has a `Preprocessing` layer of its own.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if isinstance(preset, str):
+        return preset_named(preset)
+    if not (hasattr(preset, "layers") or hasattr(preset, "signatures")):
+        raise PresetError(
+            f"preset of type {type(preset).__name__}",
+            "it is neither a name, nor a Preset, nor a model",
+            f"Known names are: {', '.join(PRESETS)}.",
+        )
+    asked = f"model {getattr(preset, 'name', type(preset).__name__)!r}"
+    if _preprocesses(preset):
+        raise UsageError(
+            asked, "it preprocesses its input in a layer of its own", "Give it the photos directly."
+        )
+    name = carried_preset(preset)
+    if name is None:
+        raise UsageError(
+            asked,
+            "it carries no preset",
+            f"Name the one it was trained with: {', '.join(PRESETS)}.",
+        )
+    return preset_named(name)
+
+
+def _preprocesses(model: Any) -> bool:
+    """Whether a model has a `Preprocessing` layer, told without Keras."""
+    layers = getattr(model, "layers", ())
+    return any(isinstance(getattr(x, "preset", None), Preset) or _preprocesses(x) for x in layers)
+
+
+def vary(
+    preset: str | Preset,
     *,
-    mean_image: np.ndarray | str | PathLike | None = None,
-    crops: Literal["center", "ten"] = "center",
-) -> np.ndarray:
-    """Turn photos into a network's input.
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    any_size: bool = False,
+) -> Preset:
+    """A preset with another size or other channel means, and the name that says so.
 
     Parameters
     ----------
-    images : ndarray of uint8 (N, H, W, 3), or sequence of ndarrays of uint8 (H, W, 3)
-        RGB, 0..255; in a sequence each may have its own size. Never changed.
-    preset : str
-        A name in `PRESETS`.
-    mean_image : ndarray (3, 256, 256), or path to such an array as .npy
-        BGR, 0..255, Caffe's layout. Needed by "caffe-mean-image", refused by the others. It is
-        cropped like the photo, never resized.
-    crops : {"center", "ten"}
-        "ten" gives each picture's four corners and centre, then their mirrors, in the order of
-        Caffe's `oversample`; average the probabilities of each ten.
+    preset : str or Preset
+        The preset to start from.
+    size : int, optional
+        Side of the result. A preset that crops still resizes to the same side first, unless `size`
+        is larger than that.
+    mean : sequence of 3 floats, optional
+        Channel means, in the preset's channel order and after its division.
+    any_size : bool
+        Neither resize nor crop.
 
     Returns
     -------
-    ndarray of float32, (N, size, size, 3) or (10 N, size, size, 3)
-        Channel order, range and size as the preset says. Preset "raw": `images` as float32, their
-        shape kept.
-
-    Raises
-    ------
-    InputError
-        If `images` has another dtype, rank or number of channels, is empty, or is so long and
-        narrow that an antialiased copy would have more than `MAX_PIXELS` pixels; or if
-        `mean_image` has another shape.
-    PresetError
-        If there is no such preset, or it does not go with `mean_image` or `crops`.
-
-    Notes
-    -----
-    Resizing is done on uint8, as Caffe (OpenCV) and torchvision (Pillow) do it; sources stand in
-    the `Preset` records.
-    """
-    record = preset_named(preset)
-    mean = load_mean_image(record, mean_image)
-    if crops not in ("center", "ten"):
-        raise PresetError(
-            f"crops={crops!r}", "there is no such way to crop", "Use 'center' or 'ten'."
-        )
-    if crops == "ten" and not record.crops:
-        croppers = ", ".join(p.name for p in _ROWS if p.crops)
-        raise PresetError(
-            f"crops='ten' with preset {preset!r}",
-            "that preset does not crop out of a larger picture",
-            f"Presets that do are: {croppers}.",
-        )
-    if record.size is None:
-        return _raw(images)
-    pictures = _checked(images)
-    windows = _windows if crops == "ten" else _centre_window
-    out = []
-    for picture in pictures:
-        resized = resize_by(picture, record)
-        out += [_normalised(resized, mean, w, record) for w in windows(resized.shape, record.size)]
-    return np.stack(out)
-
-
-def load_mean_image(
-    preset: Preset, mean_image: np.ndarray | str | PathLike | None
-) -> np.ndarray | None:
-    """The mean image as float32 (256, 256, 3) BGR, or None for a preset that takes none.
+    Preset
+        Its `name` is canonical: the base's own where nothing differs from it.
 
     Raises
     ------
     PresetError
-        If the preset needs one and there is none, or the other way round.
-    InputError
-        If it can't be read, or is no (3, 256, 256) array of finite numbers.
+        If means are given for "raw", or a value makes no sense.
     """
-    if preset.mean != MEAN_IMAGE:
-        if mean_image is not None:
+    preset = as_preset(preset)
+    if preset.is_raw:
+        if mean is not None:
             raise PresetError(
-                f"preset {preset.name!r}",
-                "it takes no mean image, but one was given",
-                "Use preset 'caffe-mean-image', or leave mean_image out.",
+                "preset 'raw'", "it subtracts no mean", "Use another preset, or leave the mean out."
             )
-        return None
-    if mean_image is None:
-        raise PresetError(
-            f"preset {preset.name!r}",
-            "it needs a mean image",
-            "Give mean_image=, e.g. Caffe's ilsvrc_2012_mean.npy, or use preset 'caffe'.",
-        )
-    asked, array = "mean_image", mean_image
-    if isinstance(mean_image, str | PathLike):
-        asked, array = f"mean image {os.fspath(mean_image)}", read_mean_image(mean_image)
-    array = np.asarray(array)
-    if array.shape != MEAN_IMAGE_SHAPE or array.dtype.kind not in "fiu":
-        raise InputError(
-            asked,
-            f"got {array.dtype} of shape {array.shape}",
-            f"Give numbers of shape {MEAN_IMAGE_SHAPE}: B, G, R planes, as Caffe stores them.",
-        )
-    if not np.isfinite(array).all():
-        raise InputError(asked, "it holds NaN or infinite values", "Give an intact mean image.")
-    return np.ascontiguousarray(array.transpose(1, 2, 0), dtype=np.float32)
+        return preset  # of any size as it is
+    base = PRESETS.get(preset.name.partition(".")[0], preset)
+    if any_size:
+        preset = replace(preset, size=None)
+    elif size is not None:
+        resized = max(base.resized, size) if base.crops else size
+        preset = replace(preset, size=size, resized=resized)
+    if mean is not None:
+        preset = replace(preset, mean=mean)
+    if preset.name.partition(".")[0] not in PRESETS:
+        return preset
+    name = base.name
+    if preset.size != base.size:
+        name += ".anysize" if preset.size is None else f".size{preset.size}"
+    if preset.mean != base.mean and not isinstance(preset.mean, str):
+        # 104.0 -> "104", 1e-07 -> "0.0000001"
+        name += ".mean" + "-".join(np.format_float_positional(m, trim="-") for m in preset.mean)
+    return replace(preset, name=name)
 
 
-def read_mean_image(path: str | PathLike) -> np.ndarray:
-    """The array in a plain .npy file.
+def recorded_name(preset: str | Preset) -> str:
+    """The canonical name under which files, models and jobs record a preset.
 
     Raises
     ------
-    InputError
-        If the file is missing or no such array.
+    PresetError
+        If no name says what the preset does, as for most presets of the user's own.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        fault = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"mean image {os.fspath(path)}",
-            f"it can't be read as a plain .npy array ({fault})",
-            "Give Caffe's ilsvrc_2012_mean.npy, or the array itself.",
-        ) from None
-    if isinstance(array, np.ndarray):
-        return array
-    array.close()
-    raise InputError(
-        f"mean image {os.fspath(path)}", "it is an .npz archive", "Give one array as .npy."
+    preset = as_preset(preset)
+    if preset.is_raw:
+        return "raw"
+    mean = None if isinstance(preset.mean, str) else preset.mean
+    size = {"size": preset.size, "any_size": preset.size is None}
+    bases = [p for p in PRESETS.values() if p.divisor == preset.divisor and not p.is_raw]
+    varied = [vary(base, mean=mean, **size) for base in bases]
+    names = [same.name for same in varied if same == preset]
+    if names:
+        return min(names, key=len)  # "kratzert", not "squash.mean104-117-124"
+    raise PresetError(
+        f"preset {preset.name!r}",
+        "it can't be recorded by a name, because it is not a variation of a known preset",
+        "Use it with preprocess_input or Preprocessing.",
     )
 
 
-def centre_offset(side: int, crop: int) -> int:
-    """Where a centre crop starts: half the margin, a tie going to the even number.
+def misfit(preset: Preset, trained: Preset) -> str | None:
+    """Why a network trained with one preset can't make sense of another's pixels, or None.
 
-    torchvision's rule (``center_crop``). For Caffe's 227 out of 256 it gives 14, as Caffe's own
-    integer division does.
+    Parameters
+    ----------
+    preset, trained : Preset
+        The one that was asked for, and the one the network was trained with. Another size is not
+        looked at: the network refuses that by itself.
     """
-    return round((side - crop) / 2)
+    span, wanted = _span(preset), _span(trained)
+    if preset.is_raw or trained.is_raw:
+        return None
+    if preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted):
+        return None
+    return (
+        f"preset {preset.name!r} gives {preset.channels} values over a range of {span:.3g}, but "
+        f"the network was trained on {trained.channels} values over a range of {wanted:.3g} "
+        f"(preset {trained.name!r})"
+    )
 
 
-def _centre_window(shape: tuple[int, ...], size: int) -> list[tuple[int, int, bool]]:
-    """Top, left and mirror flag of the centre crop."""
-    return [(centre_offset(shape[0], size), centre_offset(shape[1], size), False)]
-
-
-def _windows(shape: tuple[int, ...], size: int) -> list[tuple[int, int, bool]]:
-    """The ten crops in the order of `oversample` in Caffe's ``python/caffe/io.py``."""
-    bottom, right = shape[0] - size, shape[1] - size
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    five = [*corners, (centre_offset(shape[0], size), centre_offset(shape[1], size))]
-    return [(top, left, mirror) for mirror in (False, True) for top, left in five]
-
-
-def resize_by(picture: np.ndarray, preset: Preset) -> np.ndarray:
-    """A uint8 picture resized as the preset says, not yet cropped."""
-    height = width = preset.resized
-    if preset.keep_aspect:
-        height, width = shorter_side_size(*picture.shape[:2], preset.resized)
-    # Pillow first makes a picture of the new width and the old height.
-    if preset.antialias and max(height, picture.shape[0]) * width > MAX_PIXELS:
-        raise InputError(
-            f"image of {picture.shape[0]}x{picture.shape[1]} pixels",
-            f"preset {preset.name!r} would blow it up to more than {MAX_PIXELS:,} pixels",
-            "Crop it to a less extreme shape.",
-        )
-    resize = resize_pillow if preset.antialias else resize_opencv
-    return resize(picture, height, width)
-
-
-def _normalised(
-    resized: np.ndarray,
-    mean_image: np.ndarray | None,
-    window: tuple[int, int, bool],
-    preset: Preset,
-) -> np.ndarray:
-    """One crop of a resized picture as float32, in the network's channel order and range."""
-    top, left, mirror = window
-    region = np.s_[top : top + preset.size, left : left + preset.size]
-    pixels = resized[region]
-    if preset.channels == "BGR":
-        pixels = reverse_channels(pixels)
-    out = pixels.astype(np.float32)
-    if preset.divisor != 1:
-        out /= np.float32(preset.divisor)
-    if preset.mean == MEAN_IMAGE:
-        out -= mean_image[region]
-    elif preset.mean == OWN_MEAN:
-        out -= np.float32(pixels.mean(dtype=np.float64))
-    else:
-        # A line of pixels at a time: NumPy is slow at lines of three.
-        lines = out.reshape(preset.size, -1)
-        lines -= np.tile(np.float32(preset.mean), preset.size)
-    if preset.std:
-        lines = out.reshape(preset.size, -1)
-        lines /= np.tile(np.float32(preset.std), preset.size)
-    return out[:, ::-1] if mirror else out
-
-
-def _raw(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    try:
-        array = np.asarray(images)
-    except ValueError:
-        raise InputError(
-            CALLER,
-            "got images of different sizes",
-            "Preset 'raw' changes no size; make them equal.",
-        ) from None
-    if array.dtype.kind not in "fiub" or array.ndim != 4 or array.size == 0:
-        raise InputError(
-            CALLER,
-            f"got {array.dtype} of shape {array.shape}",
-            "Preset 'raw' takes real numbers of shape (N, H, W, C), none of them 0.",
-        )
-    return np.array(array, dtype=np.float32)
-
-
-def _checked(images: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """`images` as something that yields uint8 (H, W, 3), or an InputError."""
-    if isinstance(images, list | tuple):
-        pictures = [np.asarray(image) for image in images]
-        for number, picture in enumerate(pictures):
-            _check_shape(picture, 3, f"{CALLER}, images[{number}]")
-            _check_dtype(picture, f"{CALLER}, images[{number}]")
-    else:
-        pictures = np.asarray(images)
-        _check_shape(pictures, 4, CALLER)
-        _check_dtype(pictures, CALLER)
-    if len(pictures) == 0:
-        raise InputError(CALLER, "got no image", "Give at least one.")
-    return pictures
-
-
-def _check_shape(array: np.ndarray, rank: int, asked: str) -> None:
-    shape, last = array.shape, array.shape[-1] if array.ndim else 0
-    if array.ndim == rank and last == 3:
-        if 0 in shape:
-            raise InputError(asked, f"got an empty array of shape {shape}", "Give some pixels.")
-        return
-    advice = f"Give uint8 RGB of shape {'(N, H, W, 3)' if rank == 4 else '(H, W, 3)'}."
-    if rank == 4 and array.ndim == 3 and last == 3:
-        advice = "Add a batch axis: image[None]."
-    elif rank == 3 and array.ndim == 4 and last == 3:
-        advice = "That is a batch; give it by itself, or list its pictures: [*batch]."
-    elif array.ndim == rank and shape[-3] == 3:
-        axes = (0, 2, 3, 1) if rank == 4 else (1, 2, 0)
-        advice = f"Channels come last: x.transpose{axes}."
-    elif array.ndim == rank - 1 or (array.ndim == rank and last == 1):
-        grey = "x" if last == 1 else "x[..., None]"
-        advice = f"Grey needs three equal channels: {grey}.repeat(3, axis=-1)."
-    elif array.ndim == rank and last == 4:
-        advice = "Lay transparency over white first, as load_image does, or drop it: x[..., :3]."
-    raise InputError(asked, f"got an array of shape {shape}", advice)
-
-
-def _check_dtype(array: np.ndarray, asked: str) -> None:
-    if array.dtype == np.uint8:
-        return
-    if array.dtype.kind not in "fiu":
-        raise InputError(asked, f"got dtype {array.dtype}", "Give uint8 RGB in 0..255.")
-    low, high = float(array.min()), float(array.max())
-    found = f"got {array.dtype} with values in {low:.4g}..{high:.4g}"
-    if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > 255:
-        advice = "These look preprocessed already. Give the pixels that load_image returns."
-    elif array.dtype.kind == "f" and high <= 1:
-        found = f"got {array.dtype} with values in 0..1"
-        advice = "Give uint8 RGB in 0..255: (x * 255).round().astype('uint8')."
-    elif array.dtype.kind == "f":
-        advice = "Give uint8 RGB in 0..255: x.round().astype('uint8')."
-    else:
-        advice = "Give uint8 RGB in 0..255: x.astype('uint8')."
-    raise InputError(asked, found, advice)
+def _span(preset: Preset) -> float:
+    """How far black and white are apart."""
+    return 255 / preset.divisor / (np.mean(preset.std) if preset.std else 1)

@@ -7,66 +7,87 @@ uint8 pixels are theirs, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from os import PathLike
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_alexnet.images.presets import (
-    MEAN_IMAGE,
-    OWN_MEAN,
-    Preset,
-    centre_offset,
-    load_mean_image,
-    preset_named,
-)
+from tf_alexnet.errors import InputError
+from tf_alexnet.images.presets import MEAN_IMAGE, OWN_MEAN, Preset
 
 
-def tf_preprocess(
-    preset: str = "caffe", *, mean_image: np.ndarray | str | PathLike | None = None
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`preprocess_input` for one picture, as TensorFlow ops.
+def as_tensor(array: np.ndarray) -> tf.Tensor:
+    """An eager tensor."""
+    return tf.convert_to_tensor(array)
+
+
+def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = None) -> tf.Tensor:
+    """`preprocess_input` as TensorFlow ops.
 
     Parameters
     ----------
-    preset : str
-        A name in `PRESETS`.
-    mean_image : ndarray (3, 256, 256), or path to such an array as .npy
-        BGR, 0..255. Needed by "caffe-mean-image", refused by the others.
+    images : tensor of numbers, (N, H, W, 3) or (H, W, 3)
+        RGB, 0..255; sizes may be unknown. Floats are rounded unless the preset keeps their size.
+    preset : Preset
+        Preset "raw" takes tensors of any shape.
+    mean_image : ndarray of float32 (S, S, 3), optional
+        From `resolve`.
 
     Returns
     -------
-    callable
-        From a uint8 RGB tensor (H, W, 3), whose height and width may be unknown, to float32
-        (size, size, 3): the resized pixels are bit for bit those of `preprocess_input`, the result
-        differs by float32 rounding at most. Preset "raw": any tensor as float32.
+    tensor of float32, (N, size, size, 3) or (size, size, 3)
+        The resized pixels are bit for bit those of `preprocess_input`; the result differs by
+        float32 rounding at most.
 
     Raises
     ------
-    PresetError
-        If there is no such preset, or `mean_image` does not go with it.
     InputError
-        If `mean_image` is not what it should be.
+        If rank, channels or dtype are wrong.
+    tf.errors.InvalidArgumentError
+        When the graph runs, if values lie outside of 0..255 or in 0..1.
     """
-    record = preset_named(preset)
-    mean = load_mean_image(record, mean_image)
-    if record.size is None:
-        return lambda image: tf.cast(image, tf.float32)
-    if mean is not None:
-        start = centre_offset(record.resized, record.size)
-        mean = mean[start : start + record.size, start : start + record.size]
+    images = tf.convert_to_tensor(images)
+    if preset.is_raw:
+        return tf.cast(images, tf.float32)
+    check_input(images.shape, images.dtype)
+    images = tf.ensure_shape(images, (*(None,) * (images.shape.rank - 1), 3))
+    if images.dtype != tf.uint8:
+        images = _in_range(tf.cast(images, tf.float32))
+    if preset.size is None:
+        return normalised(images, mean_image, preset)
+    images = images if images.dtype == tf.uint8 else tf.cast(tf.round(images), tf.uint8)
+    if mean_image is not None and len(mean_image) != preset.size:
+        start = round((preset.resized - preset.size) / 2)  # `centre_offset`
+        mean_image = mean_image[start : start + preset.size, start : start + preset.size]
+    return normalised(_resized_centre(images, preset), mean_image, preset)
 
-    def preprocess(image: tf.Tensor) -> tf.Tensor:
-        image = tf.ensure_shape(tf.convert_to_tensor(image, tf.uint8), (None, None, 3))
-        return normalised(_resized_centre(image, record), mean, record)
 
-    return preprocess
+def check_input(shape: tf.TensorShape | tuple, dtype: tf.DType | str = tf.uint8) -> None:
+    """Raise an InputError unless these are photos, as far as can be told before the graph runs."""
+    shape, dtype = tf.TensorShape(shape), tf.as_dtype(dtype)
+    advice = "Give RGB photos in 0..255, (N, H, W, 3) or (H, W, 3)."
+    if shape.rank is None:
+        advice = "Tell it: tf.io.decode_image(..., expand_animations=False), or x.set_shape(...)."
+        raise InputError("preprocessing", "got a tensor of unknown rank", advice)
+    if shape.rank not in (3, 4) or shape[-1] not in (None, 3):
+        raise InputError("preprocessing", f"got a tensor of shape {tuple(shape)}", advice)
+    if not (dtype.is_floating or dtype.is_integer):
+        raise InputError("preprocessing", f"got a tensor of {dtype.name}", advice)
 
 
-def _resized_centre(image: tf.Tensor, preset: Preset) -> tf.Tensor:
-    """The centre crop of the resized picture, uint8; pixels outside of it are never computed."""
-    sides = tf.unstack(tf.shape(image)[:2])
+def _in_range(images: tf.Tensor) -> tf.Tensor:
+    """`images`, once it is known that they are photos in 0..255."""
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    photos = (low >= 0) & (high <= 255) & ((high > 1) | (high <= 0))  # all black is a photo too
+    message = "preprocessing takes pixels in 0..255, not in 0..1 or preprocessed; got values from"
+    check = tf.debugging.Assert(photos, [message, low, "to", high])
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(images)
+
+
+def _resized_centre(images: tf.Tensor, preset: Preset) -> tf.Tensor:
+    """The centre crop of the resized pictures, uint8; pixels outside of it are never computed."""
+    sides = tf.unstack(tf.shape(images)[-3:-1])
     to_sides = [tf.constant(preset.resized)] * 2
     if preset.keep_aspect:
         # As in shorter_side_size: multiplied first, then divided, then cut.
@@ -81,26 +102,26 @@ def _resized_centre(image: tf.Tensor, preset: Preset) -> tf.Tensor:
         start = tf.cast(tf.round(tf.cast(to_side - preset.size, tf.float64) / 2), tf.int32)
         wanted.append((side, to_side, start + tf.range(preset.size)))
     resize = resize_pillow_ops if preset.antialias else resize_opencv_ops
-    pixels = resize(image, *wanted)
-    return tf.ensure_shape(pixels, (preset.size, preset.size, 3))
+    pixels = resize(images, *wanted)
+    return tf.ensure_shape(pixels, (*images.shape[:-3], preset.size, preset.size, 3))
 
 
 Axis = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
-def resize_opencv_ops(image: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
+def resize_opencv_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
     """`resize_opencv` as integer ops (``resize.cpp`` of OpenCV 2.4 to 4).
 
     Parameters
     ----------
-    image : tensor of uint8, (H, W, 3)
+    images : tensor of uint8, (..., H, W, 3)
         Any channel order.
     rows, columns : tuple of (int32 scalar, int32 scalar, int32 vector)
-        Side of `image`, side of the resized picture, and which of its rows or columns to compute.
+        Side of `images`, side of the resized picture, and which of its rows or columns to compute.
 
     Returns
     -------
-    tensor of uint8, (len of the rows, len of the columns, 3)
+    tensor of uint8, (..., len of the rows, len of the columns, 3)
     """
     left, fraction = _opencv_positions(columns)
     last = columns[0] - 1
@@ -116,9 +137,9 @@ def resize_opencv_ops(image: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
     last = rows[0] - 1
 
     def blended(index: tf.Tensor) -> tf.Tensor:
-        lines = tf.gather(image, tf.clip_by_value(index, 0, last))
-        first = tf.cast(tf.gather(lines, left, axis=1), tf.int32) * near[:, None]
-        return first + tf.cast(tf.gather(lines, right, axis=1), tf.int32) * far[:, None]
+        lines = tf.gather(images, tf.clip_by_value(index, 0, last), axis=-3)
+        first = tf.cast(tf.gather(lines, left, axis=-2), tf.int32) * near[:, None]
+        return first + tf.cast(tf.gather(lines, right, axis=-2), tf.int32) * far[:, None]
 
     shift = tf.bitwise.right_shift
     upper = shift(top[:, None, None] * shift(blended(above), 4), 16)
@@ -144,27 +165,27 @@ def _opencv_coefficients(fraction: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     )
 
 
-def resize_pillow_ops(image: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
+def resize_pillow_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
     """`resize_pillow` as integer ops (``Resample.c`` of Pillow); arguments as its neighbour's."""
-    across = _pillow_pass(image, columns, axis=1)
-    return _pillow_pass(across, rows, axis=0)
+    across = _pillow_pass(images, columns, axis=-2)
+    return _pillow_pass(across, rows, axis=-3)
 
 
-def _pillow_pass(image: tf.Tensor, along: Axis, axis: int) -> tf.Tensor:
+def _pillow_pass(images: tf.Tensor, along: Axis, axis: int) -> tf.Tensor:
     """One direction: a weighted sum of neighbours in 22-bit fixed point, rounded to uint8."""
     first, weights = _pillow_weights(along)
     last = along[0] - 1
-    shape = tf.concat([tf.shape(image)[:axis], tf.shape(first), tf.shape(image)[axis + 1 :]], 0)
+    shape = tf.concat([tf.shape(images)[:axis], tf.shape(first), tf.shape(images)[axis + 1 :]], 0)
 
     def add(tap: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         index = tf.minimum(first + tap, last)
-        pixels = tf.cast(tf.gather(image, index, axis=axis), tf.int32)
+        pixels = tf.cast(tf.gather(images, index, axis=axis), tf.int32)
         weight = weights[tap][:, None]
-        return tap + 1, total + pixels * (weight if axis == 1 else weight[:, None])
+        return tap + 1, total + pixels * (weight if axis == -2 else weight[:, None])
 
     taps = tf.shape(weights)[0]
     half = tf.fill(shape, 1 << 21)
-    start = (tf.constant(0), tf.ensure_shape(half, (None, None, 3)))
+    start = (tf.constant(0), tf.ensure_shape(half, (*(None,) * (images.shape.rank - 1), 3)))
     _, total = tf.while_loop(lambda tap, _: tap < taps, add, start)
     return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(total, 22), 0, 255), tf.uint8)
 
@@ -185,19 +206,18 @@ def _pillow_weights(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
     return first, tf.cast(weights * (1 << 22) + 0.5, tf.int32)
 
 
-def normalised(cropped: tf.Tensor, mean_image: np.ndarray | None, preset: Preset) -> tf.Tensor:
-    """uint8 pixels as float32, in the network's channel order and range."""
-    pixels = cropped[..., ::-1] if preset.channels == "BGR" else cropped
+def normalised(pixels: tf.Tensor, mean_image: np.ndarray | None, preset: Preset) -> tf.Tensor:
+    """RGB pixels as float32, in the network's channel order and range."""
+    pixels = pixels[..., ::-1] if preset.channels == "BGR" else pixels
     out = tf.cast(pixels, tf.float32)
     if preset.divisor != 1:
         out /= preset.divisor
     if preset.mean == MEAN_IMAGE:
         out -= mean_image
     elif preset.mean == OWN_MEAN:
-        # Summed as integers: a float32 sum of this length is off in the sixth digit.
-        total = tf.reduce_sum(tf.cast(pixels, tf.int64))
-        count = tf.size(pixels, out_type=tf.int64)
-        out -= tf.cast(total / count, tf.float32)
+        # In double precision: a float32 sum of this length is off in the sixth digit.
+        own = tf.reduce_mean(tf.cast(pixels, tf.float64), axis=(-3, -2, -1), keepdims=True)
+        out -= tf.cast(own / preset.divisor, tf.float32)
     else:
         out -= tf.constant(preset.mean, tf.float32)
     return out / tf.constant(preset.std, tf.float32) if preset.std else out

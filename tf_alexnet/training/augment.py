@@ -22,14 +22,14 @@ import numpy as np
 import tensorflow as tf
 
 from tf_alexnet.errors import PresetError, UsageError
+from tf_alexnet.images.pipeline import centre_offset, resize_by
 from tf_alexnet.images.presets import (
     MEAN_IMAGE,
     OWN_MEAN,
     PRESETS,
     Preset,
-    centre_offset,
     preset_named,
-    resize_by,
+    recorded_name,
 )
 from tf_alexnet.images.tf_ops import normalised
 
@@ -188,7 +188,7 @@ def generator_of(seed: int, epoch: int, photo: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, (epoch << 40) | photo]))
 
 
-def check_augmentation(augment: str, preset: str) -> Preset:
+def check_augmentation(augment: str, preset: str | Preset) -> Preset:
     """The preset's record, if it can be trained with and there is such an augmentation.
 
     Raises
@@ -204,16 +204,20 @@ def check_augmentation(augment: str, preset: str) -> Preset:
             "there is no such augmentation",
             f"Known are: {', '.join(AUGMENTATIONS)}.",
         )
-    record = preset_named(preset)
-    unfit = [p for p in PRESETS.values() if p.size is None or p.mean in (MEAN_IMAGE, OWN_MEAN)]
-    if record in unfit:
-        fit = ", ".join(name for name, p in PRESETS.items() if p not in unfit)
+    record = preset_named(recorded_name(preset))
+    if not _fixed(record):
+        fit = ", ".join(name for name, p in PRESETS.items() if _fixed(p))
         raise PresetError(
-            f"training with preset {preset!r}",
+            f"training with preset {record.name!r}",
             "it has no size, or a mean that is not the same for all photos",
             f"Presets to train with are: {fit}.",
         )
     return record
+
+
+def _fixed(preset: Preset) -> bool:
+    """Whether its pictures have one size, and depend on nothing but the photo's pixels."""
+    return preset.size is not None and preset.mean not in (MEAN_IMAGE, OWN_MEAN)
 
 
 def _has_recipe(augment: str, preset: Preset) -> bool:

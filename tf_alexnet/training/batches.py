@@ -186,7 +186,7 @@ class BatchReader:
         def read(place: int) -> tuple[np.ndarray, np.ndarray | None]:
             rgb = load_image(examples[place].path)
             if self._augment == "none":
-                return preprocess_input([rgb], self._preset.name)[0], None
+                return preprocess_input([rgb], self._preset)[0], None
             generator = generator_of(self._seed, epoch, place)
             return training_picture(rgb, self._augment, self._preset, generator)
 
@@ -196,7 +196,7 @@ class BatchReader:
         """All photos once, in their order, exactly as `preprocess_input` makes them."""
 
         def read(place: int) -> tuple[np.ndarray, None]:
-            return preprocess_input([load_image(examples[place].path)], self._preset.name)[0], None
+            return preprocess_input([load_image(examples[place].path)], self._preset)[0], None
 
         return self._ahead(examples, range(len(examples)), read)
 

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def train_network(
     )  # fmt: skip
     settings = settings_of(plan, photos, val_split)
     first = first_weights(plan.table, plan.seed, plan.base)  # complains before a RUN is begun
+    first = replace(first, metadata={"preset": plan.preset.name, "head": plan.layer})
     with working_in(run, resume=resume) as folder:
         if force:
             (folder / CHECKPOINT).unlink(missing_ok=True)

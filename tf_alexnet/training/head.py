@@ -13,6 +13,7 @@ from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.images import recorded_name
 from tf_alexnet.model import AlexNet
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
@@ -117,7 +118,7 @@ def train_head(
         "mode": "head",
         "architecture": table.name,
         "weights": base.digest,
-        "preset": preset or base.metadata.get("preset") or table.preset,
+        "preset": recorded_name(preset or base.metadata.get("preset") or table.preset),
         "layer": layer,
         "pool": pool,
         "l2": l2,
@@ -270,8 +271,8 @@ def _fit(
     metrics = {"l2": l2}
     for part in parts:
         metrics[f"{part}_loss"], metrics[f"{part}_accuracy"] = judge(head, parts[part])
-    layer, pool = settings["layer"], settings["pool"]
-    arrays = _network(base, table.with_head(layer, classes), folded(head, standard), pool)
+    layer = settings["layer"]
+    arrays = _network(base, table.with_head(layer, classes), folded(head, standard), settings)
     record = RunRecord(
         classes=photos.classes,
         architecture=table.name,
@@ -301,17 +302,19 @@ def _again(rows: Rows, part: str):
     return lambda: rows.blocks(part)
 
 
-def _network(base: WeightArrays, cut: Architecture, head: Linear, pool: str) -> WeightArrays:
+def _network(
+    base: WeightArrays, cut: Architecture, head: Linear, settings: Mapping[str, Any]
+) -> WeightArrays:
     """The pretrained layers below the classifier, and the classifier as `fc8`."""
     kernel, inputs = head.kernel, cut.parameter_shapes()["fc8"][0][0]
-    if pool == "avg":
+    if settings["pool"] == "avg":
         # A mean over positions, then one weight a channel: the same weight at every position.
         positions = inputs // len(kernel)
         kernel = np.tile(kernel / positions, (positions, 1))
     layers = {x.name: base.layers[x.name] for x in cut.weighted[:-1]}
     layers["fc8"] = LayerArrays(kernel.astype(np.float32), head.bias.astype(np.float32))
     kept = {k: v for k, v in base.metadata.items() if k in ("licence", "origin")}
-    metadata = {"origin": os.path.basename(base.source), **kept}
+    metadata = {"origin": os.path.basename(base.source), **kept, "preset": settings["preset"]}
     return WeightArrays(layers, cut.name, "the trained network", metadata)
 
 

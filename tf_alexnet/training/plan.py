@@ -73,7 +73,7 @@ def planned(
     record = check_augmentation(augment, name)
     if record.size != table.input_size:
         raise UsageError(
-            f"preset {name!r} with {table.name}",
+            f"preset {record.name!r} with {table.name}",
             f"it makes {record.size}x{record.size} pixels, the network takes {table.input_size}",
             f"Use its own preset, {table.preset}.",
         )

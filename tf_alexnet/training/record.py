@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tf_alexnet.architectures import ARCHITECTURES, HEAD_LAYERS
-from tf_alexnet.errors import WeightsError
-from tf_alexnet.images import PRESETS
+from tf_alexnet.errors import PresetError, WeightsError
+from tf_alexnet.images import preset_named
 from tf_alexnet.training.folders import PhotoSet
 from tf_alexnet.version import VERSION
 
@@ -139,10 +139,17 @@ def _is_one_of(known: Sequence[str]):
     return lambda value: isinstance(value, str) and value in known
 
 
+def _is_preset(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and preset_named(value).name == value
+    except PresetError:
+        return False
+
+
 _CHECKS = {
     "classes": (_is_names, "a list of two or more different names"),
     "architecture": (_is_one_of(tuple(ARCHITECTURES)), f"one of {', '.join(ARCHITECTURES)}"),
-    "preset": (_is_one_of(tuple(PRESETS)), "a known preset"),
+    "preset": (_is_preset, "a known preset"),
     "layer": (_is_one_of(HEAD_LAYERS), f"one of {', '.join(HEAD_LAYERS)}"),
     "mode": (_is_one_of(MODES), f"one of {', '.join(MODES)}"),
     "base": (_is_flat(str), "a table of texts"),

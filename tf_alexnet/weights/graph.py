@@ -60,7 +60,7 @@ class Node:
     numbers: Mapping[str, float | str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """A layer that computes something, the one before it, and the channels of its result.
 
@@ -114,8 +114,8 @@ def told_by(nodes: Iterable[Node]) -> Told:
         for x in dense
         if x.before is not None and x.before.channels is not None
     }
-    read = {id(step.before) for step in dense}
-    ends = [step.chain() for step in dense if id(step) not in read] or [
+    read = {step.before for step in dense}
+    ends = [step.chain() for step in dense if step not in read] or [
         step.chain() for step in steps if step.node.kind == "Convolution"
     ][-1:]
     found = [(*_difference(chain, x), x, chain) for chain in ends for x in ARCHITECTURES.values()]

@@ -44,12 +44,15 @@ class Net:
         Height and width of the input.
     transform : Message
         ``transform_param`` of the data layer of the test phase, else of the first one.
+    mirror : bool or None
+        Whether a data layer mirrors photos.
     """
 
     name: str
     nodes: list[Node]
     input_size: int | None
     transform: Message
+    mirror: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Declared:
         Name of the preset, where the file says how photos are prepared.
     mean_file : str or None
         Name of the mean image that belongs to the network.
+    mirror : bool or None
+        Whether photos were mirrored at random in training.
     """
 
     architecture: str | None = None
@@ -78,6 +83,7 @@ class Declared:
     input_size: int | None = None
     preset: str | None = None
     mean_file: str | None = None
+    mirror: bool | None = None
 
 
 def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
@@ -123,7 +129,8 @@ def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
         units.get(only),
         net.input_size,
         _preset(path, net, table.preset),
-        next((os.path.basename(x) for x in net.transform.get("mean_file", [])), None),
+        next((os.path.basename(x) for x in _scalars(net.transform, "mean_file")), None),
+        net.mirror,
     )
 
 
@@ -131,7 +138,7 @@ def _preset(path: str, net: Net, base: str) -> str | None:
     """The preset that a data layer's ``transform_param`` describes, or None without one."""
     given = net.transform
     parts = [base]
-    if given.get("scale", ["1"]) not in (["1"], ["1.0"]):
+    if (_scalars(given, "scale") or ["1"])[-1] not in ("1", "1.0"):
         raise WeightsError(
             path,
             f"its photos are multiplied by {given['scale'][-1]}, which no preset does",
@@ -139,11 +146,11 @@ def _preset(path: str, net: Net, base: str) -> str | None:
         )
     if given.get("mean_file"):
         parts = ["caffe-mean-image"]
-    sizes = {int(x) for x in given.get("crop_size", [])} or {net.input_size} - {None}
-    table_size = 227 if base == "caffe" else None
-    if sizes and table_size not in (None, *sizes):
-        parts.append(f"size{max(sizes)}")
-    means = [_number(path, x) for x in given.get("mean_value", [])]
+    crops = [_number(path, x) for x in _scalars(given, "crop_size")]
+    size = crops[-1] if crops else net.input_size
+    if base == "caffe" and size not in (None, 227):
+        parts.append(f"size{size:.0f}")
+    means = [_number(path, x) for x in _scalars(given, "mean_value")]
     if means and len(means) not in (1, 3):
         raise WeightsError(path, f"it has {len(means)} mean values", "Give one or three.")
     if means:
@@ -200,7 +207,7 @@ def parse(text: str) -> Net:
     nodes, transforms, size = [], [], _size(message)
     for layer in layers:
         phases = [x.get("phase", [""])[0] for x in layer.get("include", []) if isinstance(x, dict)]
-        bottoms = layer.get("bottom", [])
+        bottoms = _scalars(layer, "bottom")
         if isinstance(layer.get("input_param", [None])[0], dict):
             size = _size({"input_shape": layer["input_param"][0].get("shape", [])}) or size
         if not bottoms and isinstance(layer.get("transform_param", [None])[0], dict):
@@ -214,10 +221,25 @@ def parse(text: str) -> Net:
             for name in SETTINGS
             if isinstance(layer.get(name, [None])[-1], dict)
         }
-        name, kind = (layer.get(x, [""])[-1] for x in ("name", "type"))
-        nodes.append(caffe_node(name, kind, bottoms, layer.get("top", []), settings))
-    name = message.get("name", [""])[-1]
-    return Net(str(name), nodes, size, transforms[0] if transforms else {})
+        name, kind = ((_scalars(layer, x) or [""])[-1] for x in ("name", "type"))
+        nodes.append(caffe_node(name, kind, bottoms, _scalars(layer, "top"), settings))
+    return Net(
+        (_scalars(message, "name") or [""])[-1],
+        nodes,
+        size,
+        transforms[0] if transforms else {},
+        _mirror(transforms),
+    )
+
+
+def _mirror(transforms: list[Message]) -> bool | None:
+    said = [value for x in transforms for value in _scalars(x, "mirror")]
+    return ("true" in said or "1" in said) if said else None
+
+
+def _scalars(message: Message, name: str) -> list[str]:
+    """The values of a field that are not messages."""
+    return [value for value in message.get(name, []) if isinstance(value, str)]
 
 
 def _size(message: Mapping[str, list]) -> int | None:

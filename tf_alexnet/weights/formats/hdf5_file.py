@@ -24,7 +24,7 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays
+from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, network_order
 from tf_alexnet.weights.formats import hdf5_child
 from tf_alexnet.weights.formats.common import (
     affordable,
@@ -243,14 +243,18 @@ def _write_keras(file: h5py.File, arrays: WeightArrays) -> None:
 
     See ``saving_lib.py`` and ``legacy_h5_format.py`` in Keras.
     """
-    counts = {"grouped_conv2d": 0, "dense": 0}
-    file.attrs["layer_names"] = [name.encode() for name in arrays.layers]
+    counts, filters = {}, 3
+    layers = {name: arrays.layers[name] for name in network_order(arrays.layers)}
+    file.attrs["layer_names"] = [name.encode() for name in layers]
     # By these Keras knows that kernels need no conversion.
     file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"3.0.0"
-    for name, layer in arrays.layers.items():
-        kind = "grouped_conv2d" if layer.kernel.ndim == 4 else "dense"
-        number = f"_{counts[kind]}" if counts[kind] else ""
-        counts[kind] += 1
+    for name, layer in layers.items():
+        kind = "dense"
+        if layer.kernel.ndim == 4:
+            kind = "conv2d" if layer.kernel.shape[2] == filters else "grouped_conv2d"
+            filters = layer.kernel.shape[3]
+        number = f"_{counts[kind]}" if kind in counts else ""
+        counts[kind] = counts.get(kind, 0) + 1
         variables = file.create_group(f"layers/{kind}{number}/vars")
         variables.attrs["name"] = name
         listed = file.create_group(name)

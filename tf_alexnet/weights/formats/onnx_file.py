@@ -25,6 +25,7 @@ from tf_alexnet.weights.formats.common import (
     damaged,
     from_channels_first,
 )
+from tf_alexnet.weights.formats.torch_pth import LAYERS as TORCH_LAYERS
 from tf_alexnet.weights.graph import Node, foreign_layer, told_by
 from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, shaped, signed, text
 
@@ -96,6 +97,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
             raise NotAlexNetError("far more numbers than an AlexNet")
         told = told_by(nodes)
         names = _names(pairs, told.names)
+        if len(set(names.values())) < len(names):
+            raise NotAlexNetError("two layers of one name")
         pairs = {names[key]: pair for key, pair in pairs.items()}
         flattened = {names[key]: value for key, value in told.flattened.items() if key in names}
         arrays = assemble(path, from_channels_first(pairs, flattened), in_order=True)
@@ -272,9 +275,7 @@ def _numbers(operator: _Operator) -> dict[str, float | str]:
 
 
 def _names(pairs: dict, told: dict[str, str]) -> dict[str, str]:
-    """Name in the file -> ours: by the place in the graph, unless the file uses ours itself."""
-    if {"conv1", "conv2"} <= pairs.keys():
-        return {name: name for name in pairs}
-    taken = {told[name] for name in pairs if name in told}
-    free = {name: name for name in pairs if name not in taken | set(LAYER_ORDER)}
-    return free | {name: told[name] for name in pairs if name in told}
+    """Name in the file -> ours: by the place in the graph if it is a network of ours."""
+    names = {name: told.get(name, TORCH_LAYERS.get(name, name)) for name in pairs}
+    twice = [name for name in names if list(names.values()).count(names[name]) > 1]
+    return names | {name: name for name in twice if name not in told and name not in LAYER_ORDER}

@@ -1,0 +1,276 @@
+"""Models that leave the process come back: every check runs in a process that did not make them."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from training import class_folders
+
+import tf_alexnet as ta
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.testing import synthetic_weights
+from tf_alexnet.weights import WeightArrays
+
+WANTED = ["conv5_preact", "norm1", "pool5"]
+CHECK = """
+import numpy as np, tensorflow as tf, pathlib, pickle
+folder = pathlib.Path(sys.argv[1])
+x, expected = np.load(folder / "x.npy"), dict(np.load(folder / "expected.npz"))
+def check(model, random=False):
+    assert ta.preset_of(model) == "squash.size67", ta.preset_of(model)
+    out = model.predict(x, verbose=0)
+    for name, values in expected.items():
+        assert out[name].shape == values.shape
+        assert random or np.array_equal(out[name], values), name
+    assert ta.preset_of(ta.features(model, ["norm1"])) == "squash.size67"
+"""
+
+
+def convolutions(name, **metadata):
+    """The convolutions of `name`, small to save."""
+    table = ARCHITECTURES[name].until("pool5")
+    layers = synthetic_weights(table).layers
+    return WeightArrays(layers, name, "synthetic", metadata)
+
+
+def fresh(code, *arguments, **environment):
+    """Run `code` in another process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model with all our layers, saved in every way that Keras knows."""
+    folder = tmp_path_factory.mktemp("saved")
+    base = ta.AlexNet(
+        convolutions("bvlc_alexnet", preset="squash"), include_top=False, input_shape=(67, 67, 3)
+    )
+    model = ta.features(base, WANTED)
+    x = np.random.default_rng(0).uniform(-120, 130, (2, 67, 67, 3)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    np.savez(folder / "expected.npz", **model.predict(x, verbose=0))
+    model.save(folder / "model.keras")
+    model.save(folder / "model.h5")
+    (folder / "model.json").write_text(model.to_json())
+    (folder / "model.pickle").write_bytes(pickle.dumps(model))
+    model.export(folder / "saved_model", verbose=False)
+    return folder
+
+
+def test_keras_loads_models_where_it_was_imported_first(saved):
+    code = """
+import sys, keras
+import tf_alexnet as ta
+""" + CHECK + """
+check(keras.models.load_model(folder / "model.keras"))
+check(keras.models.load_model(folder / "model.h5"))
+check(keras.models.model_from_json((folder / "model.json").read_text()), random=True)
+check(pickle.loads((folder / "model.pickle").read_bytes()))
+check(keras.models.clone_model(keras.models.load_model(folder / "model.keras")), random=True)
+for name in ("model.keras", "model.h5"):
+    check(ta.load_model(folder / name))
+check(ta.load_model(folder / "model.json"), random=True)
+exported = tf.saved_model.load(folder / "saved_model")
+assert ta.preset_of(exported) == "squash.size67"
+out = exported.signatures["serving_default"](tf.constant(x))
+assert all(np.abs(out[k] - expected[k]).max() < 1e-4 * expected[k].max() for k in expected)
+"""  # fmt: skip
+    fresh(code, saved)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import tf_alexnet as ta", "import tf_alexnet as ta, tensorflow as tf; tf.keras.layers"],
+)
+def test_layers_are_registered_also_where_keras_is_imported_later(saved, imports):
+    code = f"import sys, pickle\n{imports}\n" + CHECK + """
+check(pickle.loads((folder / "model.pickle").read_bytes()))
+"""  # fmt: skip
+    fresh(code, saved)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "compact"])
+def test_networks_of_keras_own_layers_load_without_this_package(name, tmp_path):
+    model = ta.AlexNet(convolutions(name), include_top=False, input_shape=(96, 96, 3))
+    x = np.random.default_rng(0).uniform(-2, 2, (1, 96, 96, 3)).astype(np.float32)
+    np.savez(tmp_path / "xy.npz", x=x, y=model.predict(x, verbose=0))
+    model.save(tmp_path / "model.keras")
+    model.save(tmp_path / "model.h5")
+    code = """
+import sys, keras, numpy as np
+for suffix in ("keras", "h5"):
+    model = keras.models.load_model(f"{sys.argv[1]}/model.{suffix}")
+    xy = np.load(f"{sys.argv[1]}/xy.npz")
+    np.testing.assert_array_equal(model.predict(xy["x"], verbose=0), xy["y"])
+assert "tf_alexnet" not in sys.modules
+"""
+    fresh(code, tmp_path)
+
+
+def test_a_training_run_carries_its_preset(tmp_path):
+    from tf_alexnet.training import train_head, train_network
+
+    data = class_folders(tmp_path / "data", classes=2)
+    cut = synthetic_weights(ARCHITECTURES["compact"].with_head("pool5", 2))
+    settings = {"weights": cut, "preset": "torchvision", "layer": "pool5"}
+    train_head(data, tmp_path / "head", **settings)
+    train_network(data, tmp_path / "net", epochs=1, **settings)
+    code = """
+import sys, keras, tf_alexnet as ta, numpy as np
+for run in ("head", "net"):
+    folder = f"{sys.argv[1]}/{run}"
+    models = [keras.models.load_model(folder + "/model.keras"), ta.load_model(folder)]
+    assert [ta.preset_of(x) for x in models] == ["torchvision"] * 2
+    x = np.ones((1, 224, 224, 3), np.float32)
+    assert np.allclose(*(x_.predict(x, verbose=0) for x_ in models))
+"""
+    fresh(code, tmp_path)
+
+
+def test_channels_first_in_keras_json_changes_nothing(saved, tmp_path):
+    (tmp_path / "keras.json").write_text(json.dumps({"image_data_format": "channels_first"}))
+    code = """
+import sys, keras
+import tf_alexnet as ta
+""" + CHECK + """
+assert keras.config.image_data_format() == "channels_first"
+check(keras.models.load_model(folder / "model.keras"))
+from tf_alexnet.testing import synthetic_weights
+for pooling in ("avg", "max"):
+    base = ta.AlexNet(None, include_top=False, input_shape=(None, None, 3), pooling=pooling)
+    assert base.output_shape == (None, 256)
+    assert base(x).shape == (2, 256)
+weights = synthetic_weights("compact")
+model = ta.AlexNet(weights)
+x = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
+fc7 = ta.features(model, ["fc7"]).predict(x, verbose=0)["fc7"]
+fast = ta.FeatureExtractor(weights, ["fc7"])(x)["fc7"]
+assert np.abs(fc7 - fast).max() < 1e-5 * fast.max()
+"""  # fmt: skip
+    fresh(code, saved, KERAS_HOME=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tf_alexnet as ta; ta.catalog; ta.preprocess_input; ta.AlexNet",
+        "import tf_alexnet as ta; ta.FeatureExtractor",
+        "import keras; keras.backend.backend = lambda: 'jax'; import tf_alexnet as ta; ta.features",
+    ],
+)
+def test_another_backend_is_named_in_one_line(code):
+    backend = {} if "lambda" in code else {"KERAS_BACKEND": "jax"}
+    code = f"""
+try:
+    {code}
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    assert fresh(code, **backend).startswith("UsageError Keras with the backend 'jax': the network")
+
+
+def test_what_is_no_model_is_called_what_it_is(saved, tmp_path):
+    ta.AlexNet(convolutions("compact"), include_top=False).save_weights(tmp_path / "w.weights.h5")
+    (tmp_path / "bad.keras").write_bytes(b"PK\3\4 not quite")
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "w.npy").touch()
+    for name, error, message in (
+        ("none.keras", UsageError, "there is no such file"),
+        ("w.npy", UsageError, r"pass it to AlexNet\(\)"),
+        ("w.weights.h5", UsageError, r"it holds weights, and no model\. Pass it to AlexNet\(\)"),
+        ("bad.keras", WeightsError, "Keras can't load it: File is not a zip file"),
+        ("bad.json", WeightsError, "Keras can't load it: Expecting property name"),
+        ("", UsageError, r"a folder without run\.json"),
+    ):
+        with pytest.raises(error, match=message):
+            ta.load_model(tmp_path / name)
+    with pytest.raises(UsageError, match=r"a SavedModel holds a graph.*tf\.saved_model\.load"):
+        ta.load_model(saved / "saved_model")
+
+
+@keras.saving.register_keras_serializable(package="stranger")
+class Strange(keras.layers.Layer):
+    """Registered in this process, and yet not ours."""
+
+
+HOSTILE = {
+    "Lambda": {"module": "keras.layers", "class_name": "Lambda", "config": {}},
+    "Lambda of Keras 2": {"class_name": "Lambda", "config": {"function": ["4wEA", None, None]}},
+    "TFSMLayer": {"module": "keras.layers", "class_name": "TFSMLayer", "config": {}},
+    "TorchModuleWrapper": {"module": "keras.layers", "class_name": "TorchModuleWrapper"},
+    "StringLookup": {"module": "keras.layers", "class_name": "StringLookup", "config": {}},
+    "Strange": {"module": "x", "class_name": "Strange", "registered_name": "stranger>Strange"},
+    "a class of ours that is none": {"class_name": "Path", "registered_name": "tf_alexnet>Path"},
+    "Popen": {"module": "subprocess", "class_name": "Popen", "config": {"args": "true"}},
+    "get_file": {"module": "keras.utils", "class_name": "get_file", "config": {}},
+    "system": {"module": "os", "class_name": "function", "config": "system"},
+    "eval": {"module": "builtins", "class_name": "function", "config": "eval"},
+    "__lambda__": {"class_name": "__lambda__", "config": {"value": "4wEA"}},
+    "not a name": {"module": "keras.layers", "class_name": ["Dense"], "config": {}},
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".json"])
+def test_strangers_are_refused_before_keras_sees_them(fault, suffix, saved, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("Keras was asked to load it")
+
+    monkeypatch.setattr(keras.models, "load_model", never)
+    monkeypatch.setattr(keras.models, "model_from_json", never)
+    config = json.loads((saved / "model.json").read_text())
+    config["config"]["layers"][3]["config"]["planted"] = [{"deep": HOSTILE[fault]}]
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(config))
+    elif suffix == ".keras":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", json.dumps(config))
+    else:
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(WeightsError, match=r"model\.\w+: it refers to .*no safe part of Keras or"):
+        ta.load_model(path)
+
+
+def test_compiled_models_with_layers_and_operations_of_keras_load(tmp_path):
+    base = ta.AlexNet(convolutions("compact"), include_top=False, input_shape=(64, 64, 3))
+    x = keras.layers.Bidirectional(keras.layers.LSTM(2))(
+        keras.layers.Reshape((-1, 128))(keras.ops.maximum(base.output, 0.1) * 2)
+    )
+    model = keras.Model(base.input, keras.layers.Dense(2, kernel_regularizer="l2")(x))
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.9)
+    loss = keras.losses.sparse_categorical_crossentropy
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    model.fit(np.ones((2, 64, 64, 3)), np.array([0, 1]), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = ta.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+    x = np.ones((1, 64, 64, 3), np.float32)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("shape", [(1, 66, 66, 3), (1, 3, 67, 67), (1, 71, 67, 3), (2, 67, 67, 6)])
+def test_exports_refuse_another_size(shape, saved):
+    serve = tf.saved_model.load(saved / "saved_model").signatures["serving_default"]
+    serve(tf.zeros((3, 67, 67, 3)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"preset_squash\.size67"):
+        serve(tf.zeros(shape))

@@ -1,0 +1,199 @@
+"""What is subtracted: Caffe's mean image or means of the channels, from a file or as numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from collections.abc import Sequence
+from io import BytesIO
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from tf_alexnet.errors import InputError, PresetError
+from tf_alexnet.images.presets import CAFFE_MEAN, MEAN_IMAGE, Preset, as_preset, preset_named, vary
+from tf_alexnet.wire import WireError, read_blob
+
+_MEANS = re.compile(r"[\s(\[]*[-+.\de]+\s*,\s*[-+.\de]+\s*,\s*[-+.\de]+[\s)\]]*")
+_MAX_BYTES = 2**26  # a mean image has 786,548 bytes as .binaryproto, 1,572,992 as .npy
+
+_GIVE = "Give Caffe's mean.binaryproto, a plain .npy array, or three channel means."
+_FOREIGN = {  # first bytes of a file -> what it is
+    b"PK\x03\x04": "an .npz archive or another ZIP file",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, or a .mat file of MATLAB 7.3",
+    b"MATLAB": "a .mat file",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x80": "a pickle, which could run code",
+}
+
+Mean = np.ndarray | Sequence[float] | str | PathLike | None
+
+
+def read_mean_image(source: str | PathLike) -> np.ndarray:
+    """The array in a mean file (``.binaryproto`` or ``.npy``), or the numbers in "104,117,123".
+
+    Raises
+    ------
+    InputError
+        If it can't be read.
+    """
+    if isinstance(source, str) and _MEANS.fullmatch(source):
+        try:
+            return np.array([float(number) for number in source.strip(" ([)]").split(",")])
+        except ValueError:
+            pass  # a file's name, then
+    asked = f"mean image {os.fspath(source)}"
+    data = _content(source, asked)
+    for start, kind in _FOREIGN.items():
+        if data.startswith(start):
+            raise InputError(asked, f"it is {kind}", _GIVE)
+    if data.startswith(b"\x93NUMPY"):
+        return _npy(data, asked)
+    if not data or _is_text(data):
+        raise InputError(asked, "it is a text file" if data else "it is empty", _GIVE)
+    try:
+        return read_blob(memoryview(data))
+    except WireError as error:
+        raise InputError(
+            asked, f"it is neither a .npy array nor a .binaryproto ({error})", _GIVE
+        ) from None
+
+
+def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
+    """What a preset and a mean amount to.
+
+    Parameters
+    ----------
+    preset : str, Preset or model
+        As in `preprocess_input`.
+    mean : ndarray, sequence of 3 floats, str, path or None
+        A mean image or channel means, as in `preprocess_input`.
+
+    Returns
+    -------
+    preset : Preset
+        Its variation with these channel means; "caffe-mean-image" for "caffe" with an image.
+    mean_image : ndarray of float32 (S, S, 3), or None
+        In the preset's channel order, S the side before or after the crop. Of a preset for any
+        size, (1, 1, 3): the image's channel means.
+
+    Raises
+    ------
+    PresetError
+        If the preset needs a mean image and there is none, or takes none.
+    InputError
+        If the mean can't be read or has another shape.
+    UsageError
+        If a model carries no preset.
+    """
+    record = as_preset(preset)
+    if mean is None:
+        if record.mean == MEAN_IMAGE:
+            raise PresetError(
+                f"preset {record.name!r}",
+                "it needs a mean image",
+                "Give mean_image=, e.g. Caffe's mean.binaryproto, or use preset 'caffe'.",
+            )
+        return record, None
+    asked = "mean_image"
+    if isinstance(mean, str | PathLike):
+        asked, mean = f"mean image {os.fspath(mean)}", read_mean_image(mean)
+    array = _numbers(mean, asked)
+    if array.size == 3:
+        return vary(record, mean=array.ravel().tolist()), None
+    if record.name.partition(".")[0] == "caffe" and record.mean == CAFFE_MEAN:
+        record = preset_named(record.name.replace("caffe", "caffe-mean-image", 1))
+    if record.mean != MEAN_IMAGE:
+        raise PresetError(
+            f"preset {record.name!r}",
+            "it takes no mean image, but one was given",
+            "Use preset 'caffe-mean-image', or leave mean_image out.",
+        )
+    image = _channels_last(array, record, asked)
+    if record.size is None:  # as Caffe's net surgery example does for inputs of any size
+        image = image.mean(axis=(0, 1), keepdims=True)
+    return record, np.ascontiguousarray(image, dtype=np.float32)
+
+
+def _content(source: str | PathLike, asked: str) -> bytes:
+    """The bytes of a regular file of a sensible size."""
+    try:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            fault = "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no regular file"
+        elif status.st_size > _MAX_BYTES:
+            fault = f"it has {status.st_size:,} bytes, too many for a mean image"
+        else:
+            with open(source, "rb") as file:
+                return file.read()
+    except (OSError, ValueError) as error:
+        fault = f"it can't be read ({getattr(error, 'strerror', None) or error})"
+    raise InputError(asked, fault, _GIVE)
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether the first bytes are printable."""
+    try:
+        text = data[:256].decode()
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c.isspace() for c in text)
+
+
+def _npy(data: bytes, asked: str) -> np.ndarray:
+    """The array of an .npy file, none of whose objects are loaded."""
+    try:
+        header = BytesIO(data)
+        version = np.lib.format.read_magic(header)
+        old = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(header)
+        if dtype.hasobject:
+            raise InputError(
+                asked, "it holds Python objects, which could run code", "Give a plain array."
+            )
+        if math.prod(shape) * dtype.itemsize > len(data) - header.tell():
+            raise InputError(asked, f"it ends before its {shape} numbers do", _GIVE)
+        return np.load(BytesIO(data), allow_pickle=False)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged header makes NumPy raise nearly anything
+        raise InputError(asked, f"it is a damaged .npy file ({error})", _GIVE) from None
+
+
+def _numbers(mean: Any, asked: str) -> np.ndarray:
+    try:
+        array = np.asarray(mean)
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "fiu" or not array.size:
+        raise InputError(
+            asked,
+            f"got {array.dtype} of shape {array.shape}" if array.ndim else f"got {mean!r:.60}",
+            "Give a mean image (3, 256, 256), or three channel means.",
+        )
+    if not np.isfinite(array).all():
+        raise InputError(asked, "it holds NaN or infinite values", "Give an intact mean image.")
+    return array
+
+
+def _channels_last(array: np.ndarray, record: Preset, asked: str) -> np.ndarray:
+    """A mean image as (S, S, 3), or an InputError."""
+    image = array[0] if array.ndim == 4 and len(array) == 1 else array
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[1] == image.shape[2]:
+        image = image.transpose(1, 2, 0)
+    sides = (record.resized, record.size)
+    square = image.ndim == 3 and image.shape[2] == 3 and image.shape[0] == image.shape[1]
+    if not square or (record.size and image.shape[0] not in sides):
+        shapes = dict.fromkeys(f"(3, {n}, {n}) or ({n}, {n}, 3)" for n in sides if n)
+        raise InputError(
+            asked,
+            f"got {array.dtype} of shape {array.shape}",
+            f"Give numbers of shape {' or '.join(shapes) or '(3, S, S) or (S, S, 3)'}, in the "
+            f"order {', '.join(record.channels)}.",
+        )
+    return image

@@ -1,0 +1,100 @@
+"""`Preprocessing`: a preset as a Keras layer."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_alexnet.errors import PresetError
+from tf_alexnet.images.mean_image import Mean, resolve
+from tf_alexnet.images.presets import Preset, recorded_name
+from tf_alexnet.images.tf_ops import apply_preset, check_input
+
+
+@keras.saving.register_keras_serializable(package="tf_alexnet")
+class Preprocessing(keras.layers.Layer):
+    """Turn photos into a network's input, in a model or a `tf.data` pipeline.
+
+    Resizing is done in integers: uint8 photos become what `preprocess_input` makes of them, up to
+    float32 rounding.
+
+    Parameters
+    ----------
+    preset : str, Preset or keras.Model
+        As in `preprocess_input`.
+    mean_image : array, path or three numbers, optional
+        As in `preprocess_input`. A mean image is saved with the layer.
+    **kwargs
+        Arguments of `keras.layers.Layer`.
+
+    Attributes
+    ----------
+    preset : Preset
+        What the layer does.
+    mean_image : ndarray of float32 (S, S, 3), or None
+        In the preset's channel order.
+
+    Notes
+    -----
+    Input: (N, H, W, 3) or (H, W, 3) RGB photos in 0..255, uint8 or another dtype. Floats with
+    fractions are rounded if the preset resizes; values in 0..1 or outside of 0..255 are an error
+    when the graph runs. Output: float32.
+
+    Examples
+    --------
+    >>> base = ta.AlexNet("torchvision-convs", include_top=False, pooling="avg")
+    >>> model = keras.Sequential([ta.Preprocessing(base), base, keras.layers.Dense(2)])
+    >>> photos = photos.map(ta.Preprocessing("caffe"))  # a tf.data.Dataset
+    """
+
+    def __init__(
+        self, preset: str | Preset | keras.Model = "caffe", mean_image: Mean = None, **kwargs
+    ):
+        kwargs.setdefault("dtype", "float32")  # 0..255 with fractions need more than 16 bits
+        super().__init__(**kwargs)
+        self.preset, self.mean_image = resolve(preset, mean_image)
+        self.supports_jit = False  # XLA needs the sizes of all photos beforehand
+
+    def __call__(self, inputs: Any, *args, **kwargs) -> Any:
+        """Check that the inputs are photos: Keras would hide an error of `call` in its own."""
+        if not self.preset.is_raw and hasattr(inputs, "dtype"):
+            check_input(inputs.shape, inputs.dtype)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """(N, size, size, 3) or (size, size, 3) float32."""
+        return apply_preset(inputs, self.preset, self.mean_image)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The input's shape, with the preset's size if it has one."""
+        if self.preset.size is None:
+            return tuple(input_shape)
+        return (*input_shape[:-3], self.preset.size, self.preset.size, 3)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments, for saving."""
+        try:
+            preset = recorded_name(self.preset)
+        except PresetError:  # one of the user's own
+            preset = dataclasses.asdict(self.preset)
+        image = self.mean_image
+        if image is not None:
+            image = [*image.shape[:2], base64.b64encode(image.astype("<f4").tobytes()).decode()]
+        return {**super().get_config(), "preset": preset, "mean_image": image}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
+        """Rebuild from `get_config`."""
+        config = dict(config)
+        if isinstance(config["preset"], dict):
+            config["preset"] = Preset(**config["preset"])
+        if config["mean_image"] is not None:
+            height, width, text = config["mean_image"]
+            values = np.frombuffer(base64.b64decode(text), "<f4")
+            config["mean_image"] = values.reshape(height, width, 3)
+        return cls(**config)
