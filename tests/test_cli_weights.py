@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mirrors import serving
+from onnx_seeds import export, torch
 from prototxt import prototxt
 from trained import trained_layer
-from weight_seeds import small_arrays
+from weight_seeds import channels_first, small_arrays
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
@@ -275,6 +276,12 @@ def test_formats_are_named_by_content(tmp_path):
         ta.write_weights(small, tmp_path / f"x{suffix}")
         (tmp_path / f"x{suffix}").rename(tmp_path / "nameless")
         assert inspect_weights(tmp_path / "nameless").format == name
+    table = ARCHITECTURES["torchvision"].until("pool5")
+    model = export(table, channels_first(arrays), torch)
+    (tmp_path / "nameless").write_bytes(model.SerializeToString())
+    found = inspect_weights(tmp_path / "nameless")
+    assert (found.format, found.identity.name) == ("ONNX", "torchvision")
+    assert found.digest == arrays.digest
 
 
 def test_convert_keeps_arrays_and_record(run, tmp_path):

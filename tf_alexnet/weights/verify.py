@@ -361,17 +361,17 @@ def _warnings(
         yield "of unknown origin: not the weights of a known trained network"
 
 
-def _format(path: str | os.PathLike) -> str:
-    """What kind of file this is, which has been read already."""
-    from tf_alexnet.weights.formats import deep_compression, hdf5_file, npy, torch_pth
+def _format(path: Path) -> str:
+    """The format of a file that has been read already."""
+    from tf_alexnet.weights.formats import deep_compression, hdf5_file, npy, onnx_file, torch_pth
     from tf_alexnet.weights.formats.zip_members import ZipMembers
 
     with open(path, "rb") as file:
-        head = file.read(512)
-        if head.startswith(b"PK"):
-            members = ZipMembers(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            numpy = any(name.endswith(".npy") for name in members)
-            return "NumPy archive (.npz)" if numpy else "torch file (.pth)"
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    head = bytes(content[:512])
+    if head.startswith(b"PK"):
+        numpy = any(name.endswith(".npy") for name in ZipMembers(content.obj))
+        return "NumPy archive (.npz)" if numpy else "torch file (.pth)"
     if deep_compression.recognised(path, head):
         return "Deep Compression (.net)"
     kinds = (
@@ -383,7 +383,9 @@ def _format(path: str | os.PathLike) -> str:
     for magic, kind in kinds:
         if head.startswith(magic):
             return kind
-    return "safetensors" if head[8:9] == b"{" else "Caffe model (.caffemodel)"
+    if head[8:9] == b"{":
+        return "safetensors"
+    return "ONNX" if onnx_file.recognised(head, content) else "Caffe model (.caffemodel)"
 
 
 def _pictures(
