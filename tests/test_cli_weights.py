@@ -98,10 +98,11 @@ def test_list(run, tmp_path):
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert set(lines) == {"name", *(record.name for record in catalog())}
     assert re.search(
-        r"243,862,414 +unrestricted use +57\.1 +80\.2 +weights/bvlc-alexnet\.npy$",
+        r"243,862,414 +sha256 +unrestricted use +57\.1 +80\.2 +weights/bvlc-alexnet\.npy$",
         lines["bvlc_alexnet"],
     )
     assert lines["places365"].endswith("-")
+    assert "  unverified  " in lines["places365"]
     assert "note: published accuracies" in err
     code, out, _ = run("list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
@@ -173,6 +174,8 @@ def test_unverified_files_are_called_so(run, monkeypatch, tmp_path):
     _, out, _ = run("verify", "udacity-npy")
     assert re.search(r"^- +checksum +unverified: no checksum is published$", out, re.M)
     assert "WRONG  fingerprint" in out
+    _, _, err = run("inspect", "udacity-npy")
+    assert "note: unverified: no checksum is published for udacity-npy" in err
 
 
 def test_inspect_as_text_and_json(run):

@@ -269,8 +269,8 @@ def test_paths_names_and_folders(monkeypatch, tmp_path):
     assert find_weights(file) == find_weights(str(file)) == file
     with pytest.raises(WeightsError, match=r"'gone\.npy': neither a file nor.*imagenet, bvlc_al"):
         find_weights("gone.npy")
-    with pytest.raises(WeightsError, match="this is a folder"):
-        find_weights(tmp_path)
+    with pytest.raises(WeightsError, match="a folder, not a file"):
+        read_weights(find_weights(tmp_path))
     for impossible in ("a\0b", "x" * 5000, "line\nbreak"):
         with pytest.raises(WeightsError, match="neither a file nor") as caught:
             find_weights(impossible)

@@ -33,14 +33,16 @@ def list_(as_json: Json = False) -> None:
         found = [{**asdict(x), "path": _text(places[x.name])} for x in catalog()]
         print(json.dumps(found, indent=1))
         return
-    rows = [("name", "network", "bytes", "licence", "top-1", "top-5", "on this machine")]
+    titles = ("name", "network", "bytes", "checksum", "licence", "top-1", "top-5")
+    rows = [(*titles, "on this machine")]
     for x in catalog():
         best = x.published[0] if x.published else None
         accuracy = (f"{best.top1:.1f}", f"{best.top5:.1f}") if best else ("-", "-")
         size = f"{x.sources[0].size:,}" if x.sources[0].size else "-"
         place = one_line(_text(places[x.name]) or "-")
-        rows.append((x.name, x.architecture, size, x.licence, *accuracy, place))
-    print(_table(rows, right=(2, 4, 5)))
+        checksum = (x.sources[0].checksum or "unverified").partition(":")[0]
+        rows.append((x.name, x.architecture, size, checksum, x.licence, *accuracy, place))
+    print(_table(rows, right=(2, 5, 6)))
     console.note("published accuracies in percent, ILSVRC-2012 validation, centre crop")
 
 

@@ -105,14 +105,11 @@ def find_weights(
         If the download can't be kept.
     """
     path, name = Path(name_or_path), str(name_or_path)
-    if os.path.isfile(path):
+    # A data set's folder is often called "imagenet", so a name takes precedence over a folder. The
+    # reader says what is wrong with other folders.
+    if os.path.isfile(path) or (os.path.exists(path) and name not in names()):
         published_file(path)
         return path
-    # A data set's folder is often called "imagenet", so a name takes precedence over a folder.
-    if os.path.isdir(path) and name not in names():
-        raise WeightsError(
-            name, "this is a folder", "Give the weight file in it, or a name of the catalogue."
-        )
     record = known_weights(name)
     found = local_file(record)
     if found is None and download:

@@ -270,7 +270,7 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
             k: v for k, v in (("architecture", arrays.architecture), *arrays.metadata.items()) if v
         },
         checks=checks,
-        warnings=tuple(_warnings(arrays, known, checks)),
+        warnings=tuple(_warnings(path, arrays, known, checks)),
     )
     return found, arrays
 
@@ -342,7 +342,7 @@ def _record(arrays: WeightArrays, known: Identification) -> Check:
 
 
 def _warnings(
-    arrays: WeightArrays, known: Identification, checks: Sequence[Check]
+    path: Path, arrays: WeightArrays, known: Identification, checks: Sequence[Check]
 ) -> Iterator[str]:
     yield from (check.found for check in checks if check.passed is False)
     lookalikes = {"bvlc_alexnet", "caffenet"} <= set(known.candidates)
@@ -356,7 +356,10 @@ def _warnings(
     if known.how == "recorded" and lookalikes:
         yield f"that it is {known.architecture} is only recorded in the file: no number confirms it"
     if known.how == "name":
-        yield "known only by its name: no checksum is published"
+        yield "known only by its name"
+    named = _named(path)
+    if named and not any(source.checksum for source in named.sources):
+        yield f"unverified: no checksum is published for {named.name}"
     if not known.trained:
         yield "of unknown origin: not the weights of a known trained network"
 
