@@ -78,16 +78,6 @@ def test_wrong_bytes_are_never_kept(publish, checksum):
     assert cached() == []
 
 
-@pytest.mark.parametrize("first", ["missing", "wrong", "cut", "stall"])
-def test_next_mirror_is_asked(publish, server, first):
-    publish(first, "good")
-    started = time.monotonic()
-    assert fetch_weights("bvlc_alexnet").read_bytes() == GOOD
-    assert time.monotonic() - started < 5
-    assert server.served == [first, "good"]
-    assert cached() == [FILE]
-
-
 def test_next_source_is_asked_and_each_has_its_own_check(publish, server, tmp_path):
     """One set of weights, several files: the second is kept under its own name."""
     port = server.server_address[1]

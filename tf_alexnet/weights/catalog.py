@@ -284,15 +284,23 @@ def mismatch(path: str | os.PathLike, source: Source) -> str | None:
     return None
 
 
-def published_file(path: str | os.PathLike) -> KnownWeights | None:
+def published_file(path: str | os.PathLike, strict: bool = False) -> KnownWeights | None:
     """The weights of which this is a published file, byte for byte, or None.
 
     The file is hashed only if its size is a published one, or its name where no size is published.
 
+    Parameters
+    ----------
+    path : str or path
+        The file; None is returned if there is none.
+    strict : bool
+        Whether a published name suffices to expect the published file.
+
     Raises
     ------
     WeightsError
-        If the file has the name and size of a published one, but another checksum.
+        If the file has the name and size of a published one, but another checksum, or if it can't
+        be read.
     """
     damage = None
     try:
@@ -305,18 +313,21 @@ def published_file(path: str | os.PathLike) -> KnownWeights | None:
                 found = mismatch(path, source)
                 if found is None:
                     return record
-                if named and source.size == size:
-                    damage = WeightsError(str(path), found, damaged_advice(record))
-    except (OSError, ValueError):
-        return None  # the reader has better words for a file that is missing or can't be opened
+                if named and (strict or source.size == size):
+                    damage = WeightsError(
+                        str(path),
+                        found,
+                        f"Delete it and run `tf-alexnet weights fetch {record.name}` again, or "
+                        "rename it if it is your own.",
+                    )
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise WeightsError(
+            str(path),
+            f"it can't be read ({error.strerror or error})",
+            "Check the file and its permissions.",
+        ) from error
     if damage:
         raise damage
     return None
-
-
-def damaged_advice(record: KnownWeights) -> str:
-    """What to do about a file that isn't what its published name says."""
-    return (
-        f"Delete it and run `tf-alexnet weights fetch {record.name}` again, or rename it if it is "
-        "your own."
-    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +27,6 @@ from tf_alexnet.weights.catalog import (
     KnownWeights,
     Source,
     catalog,
-    damaged_advice,
     known_weights,
     mismatch,
     names,
@@ -44,6 +44,9 @@ PAUSE_SECONDS = 2.0
 # Limit where the size is not published: four times the largest network.
 MOST_BYTES = 1 << 30
 _CHUNK = 1 << 16
+_BROKEN = "the connection broke off"
+# What may go better a little later.
+_PASSING = re.compile(f"{_BROKEN}|HTTP status (408|429|5..)")
 
 Progress = Callable[[int, int | None], None]
 
@@ -120,11 +123,10 @@ def find_weights(
             "not on this machine",
             f"Run `tf-alexnet weights fetch {name}`, or name a file.",
         )
-    published_file(found)
-    for source in record.sources:
-        with contextlib.suppress(OutputError):
-            if found == cache_folder() / source.file_name:
-                _check(found, record, source)
+    cache = None
+    with contextlib.suppress(OutputError):
+        cache = cache_folder()
+    published_file(found, strict=found.parent == cache)
     return found
 
 
@@ -242,28 +244,11 @@ def _look(record: KnownWeights, folder: Path) -> tuple[Path | None, list[Source]
         if not path.is_file():
             absent.append(source)
         elif source.urls or len(record.sources) == 1:
-            try:
-                _check(path, record, source)
+            # Of no published size, and not the first choice: perhaps a conversion of the user's.
+            strict = source.size is not None or source is record.sources[0]
+            if published_file(path, strict) or not source.checksum:
                 return path, []
-            except WeightsError:
-                # Of no published size and not the first choice: a conversion of the user's.
-                if source.size or source is record.sources[0]:
-                    raise
     return None, absent
-
-
-def _check(path: Path, record: KnownWeights, source: Source) -> None:
-    """Refuse a file in the place of a download that isn't the published one."""
-    try:
-        found = mismatch(path, source)
-    except OSError as error:
-        raise WeightsError(
-            str(path),
-            f"it can't be read ({error.strerror or error})",
-            "Check the file and its permissions.",
-        ) from error
-    if found:
-        raise WeightsError(str(path), found, damaged_advice(record))
 
 
 def _no_file(record: KnownWeights, found: str, otherwise: str) -> WeightsError:
@@ -298,7 +283,7 @@ def _download(
                 pooch.retrieve(url, None, source.file_name, folder, downloader=downloader)
             except (WeightsError, requests.RequestException) as error:
                 failures[url] = error.found if isinstance(error, WeightsError) else _words(error)
-                if not _may_pass(error):
+                if not _PASSING.match(failures[url]):
                     waiting.remove((source, url))
                 continue
             (folder / source.file_name).chmod(0o644)  # pooch's temporary files are private
@@ -339,15 +324,6 @@ class _Downloader:
         self.progress(done, done)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
-    import requests
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return isinstance(error, requests.exceptions.ChunkedEncodingError)
-
-
 def _words(error: Exception) -> str:
     """A few plain words for what went wrong, instead of a library's nested exceptions."""
     import requests
@@ -358,7 +334,7 @@ def _words(error: Exception) -> str:
         (requests.exceptions.ProxyError, "the proxy does not answer"),
         (requests.exceptions.SSLError, "the TLS certificate is not accepted"),
         (requests.Timeout, "no answer in time"),
-        (requests.exceptions.ChunkedEncodingError, "the connection broke off"),
+        (requests.exceptions.ChunkedEncodingError, _BROKEN),
         (requests.ConnectionError, "no connection"),
         (requests.TooManyRedirects, "too many redirects"),
         (requests.exceptions.InvalidSchema, "it redirects to something that is not HTTP"),
