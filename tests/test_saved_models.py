@@ -123,6 +123,7 @@ assert "tf_alexnet" not in sys.modules
     fresh(code, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:preset 'torchvision' gives RGB")
 def test_a_training_run_carries_its_preset(tmp_path):
     from tf_alexnet.training import train_head, train_network
 
