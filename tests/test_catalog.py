@@ -1,6 +1,7 @@
 """The catalogue against itself, the tables, and the checksum file beside the weights."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,45 +10,59 @@ import pytest
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import WeightsError
+from tf_alexnet.model import AlexNet
+from tf_alexnet.weights import (
+    convert_weights,
+    find_weights,
+    identify_weights,
+    inspect_weights,
+    read_weights,
+    verify_weights,
+)
 from tf_alexnet.weights.catalog import (
-    KnownWeights,
+    Source,
     catalog,
-    check_file,
     file_checksum,
     known_weights,
+    mismatch,
     names,
+    published_file,
 )
 
+CATALOG_MODULE = sys.modules[known_weights.__module__]
 REPOSITORY = Path(__file__).parents[1]
 
 
 def test_sha256sums_is_the_catalogue():
     lines = (REPOSITORY / "weights" / "SHA256SUMS").read_text().splitlines()
-    assert lines == sorted(f"{r.sha256}  {r.file_name}" for r in catalog() if r.sha256)
+    known = [(s.checksum or "", s.file_name) for r in catalog() for s in r.sources]
+    sums = (f"{x.removeprefix('sha256:')}  {name}" for x, name in known if x.startswith("sha256:"))
+    assert lines == sorted(sums)
 
 
 def test_embedded_file_is_the_catalogues():
     record = known_weights("torchvision-convs")
-    path = REPOSITORY / "tf_alexnet" / "data" / record.file_name
-    check_file(path, record)
+    path = REPOSITORY / "tf_alexnet" / "data" / record.sources[0].file_name
+    assert mismatch(path, record.sources[0]) is None
+    assert published_file(path) is record
     assert path.with_name("NOTICE.torchvision.md").read_text().count("Soumith Chintala 2016") == 1
 
 
 @pytest.mark.parametrize("record", catalog(), ids=lambda record: record.name)
 def test_records_are_sound(record):
-    table = ARCHITECTURES[record.architecture]
-    assert record.preset == table.preset
-    assert record.spellings[0] == record.file_name
+    assert record.preset == ARCHITECTURES[record.architecture].preset
     assert record.licence
-    for mirror in record.mirrors:
-        assert mirror.startswith(("https://", "http://"))
-        assert mirror.endswith("/" + record.file_name)
     lengths = {"sha256": 64, "sha1": 40, "git_blob": 40}
-    for algorithm, length in lengths.items():
-        digest = getattr(record, algorithm)
-        assert digest is None or (len(digest) == length and int(digest, 16))
-    # Only a file that is verified may come over plain HTTP, or one that says it can't be.
-    assert record.checksum or "no checksum is published" in record.note
+    for source in record.sources:
+        for url in source.urls:
+            assert url.startswith(("https://", "http://"))
+            assert url.endswith("/" + source.file_name)
+        if source.checksum:
+            algorithm, _, digest = source.checksum.partition(":")
+            assert len(digest) == lengths[algorithm]
+            assert int(digest, 16)
+        else:
+            assert not source.urls or "no checksum is published" in record.note
     assert all(a.top1 < a.top5 < 100 for a in record.published)
 
 
@@ -56,8 +71,21 @@ def test_no_two_records_share_a_name_and_the_published_numbers_stand():
     published = [(a.top1, a.top5) for a in known_weights("imagenet").published]
     assert published == [(57.1, 80.2), (56.598, 79.812)]
     assert known_weights("imagenet") is known_weights("bvlc_alexnet")
+    assert known_weights("imagenet") is known_weights("bvlc_alexnet-npy")
     # 60,965,224 parameters of four bytes and a little framing.
-    assert known_weights("bvlc_alexnet").size - 4 * ARCHITECTURES["bvlc_alexnet"].parameters == 1518
+    for name in ("bvlc_alexnet", "caffenet"):
+        caffe, onnx, *_ = known_weights(name).sources
+        for source, framing in ((caffe, 1518), (onnx, 2891)):
+            extra = source.size - 4 * ARCHITECTURES[name].parameters
+            assert abs(extra - framing) < 20, source.file_name
+
+
+def test_spellings_are_the_sources_and_their_conversions():
+    assert known_weights("imagenet").spellings == (
+        *("bvlc_alexnet.caffemodel", "bvlcalexnet-12.onnx", "bvlc_alexnet.npy"),
+        *("bvlc-alexnet.npy", "bvlc_alexnet.safetensors"),
+    )
+    assert "AlexNet_compressed.safetensors" in known_weights("deep-compression").spellings
 
 
 def test_unknown_name_lists_the_known_ones():
@@ -80,31 +108,65 @@ def test_git_blob_is_gits_own_object_id(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1", "git_blob"])
-def test_check_file_refuses_another_size_and_one_flipped_bit(tmp_path, algorithm):
+def test_another_size_and_one_flipped_bit_are_told(tmp_path, algorithm):
     path = tmp_path / "weights.bin"
     content = bytearray(b"0123456789" * 1000)
     path.write_bytes(content)
     digest = file_checksum(path, algorithm)
     if algorithm == "sha256":
         assert digest == hashlib.sha256(content).hexdigest()
-    record = KnownWeights(
-        "x",
-        "weights.bin",
-        "bvlc_alexnet",
-        "caffe",
-        1000,
-        "none",
-        size=10_000,
-        **{algorithm: digest},
-    )
-    check_file(path, record)
+    source = Source("weights.bin", (), 10_000, f"{algorithm}:{digest}")
+    assert mismatch(path, source) is None
     content[5000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"its {algorithm} is .*fetch x` again"):
-        check_file(path, record)
+    assert f"its {algorithm} is " in mismatch(path, source)
     path.write_bytes(content[:-1])
-    with pytest.raises(WeightsError, match=r"9999 bytes, but weights\.bin has 10000"):
-        check_file(path, record)
+    assert mismatch(path, source) == "9999 bytes, but weights.bin has 10000"
+
+
+def test_large_files_are_hashed_again_only_if_they_change(tmp_path, monkeypatch):
+    path, hashed = tmp_path / "large", []
+    monkeypatch.setattr(CATALOG_MODULE, "_REMEMBERED_BYTES", 100)
+    new = hashlib.new
+    monkeypatch.setattr(hashlib, "new", lambda name: hashed.append(name) or new(name))
+
+    def checksum():
+        before = len(hashed)
+        found = file_checksum(path, "sha256")
+        assert found == hashlib.sha256(path.read_bytes()).hexdigest()
+        return len(hashed) - before
+
+    path.write_bytes(b"0" * 100)
+    assert (checksum(), checksum()) == (1, 0)
+    os.utime(path, ns=(0, 0))
+    assert (checksum(), checksum()) == (1, 0)
+    (tmp_path / "other").write_bytes(b"1" * 100)
+    os.utime(tmp_path / "other", ns=(0, 0))
+    os.replace(tmp_path / "other", path)
+    assert (checksum(), checksum()) == (1, 0)
+    path.write_bytes(b"0" * 99)
+    assert (checksum(), checksum()) == (1, 1), "small files are not worth it"
+
+
+def test_published_name_and_size_with_other_bytes_are_refused_by_every_reader(tmp_path):
+    """Biases alone still look right in such a file."""
+    record = known_weights("torchvision-convs")
+    name = record.sources[0].file_name
+    content = bytearray((REPOSITORY / "tf_alexnet" / "data" / name).read_bytes())
+    content[-2] ^= 1  # in the last value
+    path = tmp_path / name
+    path.write_bytes(content)
+    readers = (
+        *(find_weights, read_weights, identify_weights, inspect_weights, verify_weights),
+        lambda path: convert_weights(path, tmp_path / "x.npz"),
+        AlexNet,
+    )
+    for read in readers:
+        with pytest.raises(WeightsError, match=r"its sha256 is .*Delete it and .*rename it if it"):
+            read(path)
+    path.rename(tmp_path / "mine.safetensors")
+    for read in readers[:5]:
+        read(tmp_path / "mine.safetensors")
 
 
 def test_readme_beside_the_weights_lists_every_file_and_mirror():
@@ -112,10 +174,12 @@ def test_readme_beside_the_weights_lists_every_file_and_mirror():
     for record in catalog():
         assert f"`{record.name}`" in text
         assert record.licence in text
-        assert not record.size or not record.mirrors or f"{record.size:,} bytes" in text
-        for mirror in record.mirrors:
-            if "raw.githubusercontent" not in mirror:  # the repository itself is linked
-                assert f"({mirror})" in text
+        for source in record.sources if record.name != "torchvision-convs" else ():
+            assert f"`{source.file_name}`" in text
+            assert not source.size or f"{source.size:,}" in text
+            for url in source.urls:
+                if "raw.githubusercontent" not in url:  # the repository itself is linked
+                    assert f"({url})" in text
 
 
 def test_importing_the_room_brings_no_heavy_library():

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mirrors import serving
+from onnx_seeds import export, torch
+from prototxt import prototxt
+from trained import trained_layer
+from weight_seeds import channels_first, small_arrays
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.cli.main import main
+from tf_alexnet.errors import UsageError
 from tf_alexnet.weights import (
     LayerArrays,
+    Source,
     WeightArrays,
     catalog,
     find_weights,
@@ -26,7 +32,7 @@ from tf_alexnet.weights.identify import fingerprints
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]
 README = (ROOT / "weights" / "README.md").read_text()
-CONVS = known_weights("torchvision-convs")
+CONVS = known_weights("torchvision-convs").sources[0]
 
 
 @pytest.fixture
@@ -63,12 +69,18 @@ def stand_in(tmp_path, monkeypatch):
         record = replace(
             known_weights("bvlc_alexnet"),
             architecture="torchvision",
-            mirrors=(mirror,),
-            size=made.stat().st_size,
-            sha256=inspect_weights(made).sha256,
+            sources=(
+                Source(
+                    "bvlc_alexnet.caffemodel",
+                    (mirror,),
+                    made.stat().st_size,
+                    f"sha256:{inspect_weights(made).sha256}",
+                ),
+                Source("bvlc_alexnet.npy"),
+            ),
             fingerprint="torchvision",
         )
-        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record,))
+        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record, known_weights("torchvision")))
         monkeypatch.delenv("TF_ALEXNET_OFFLINE")
         yield record
 
@@ -86,11 +98,12 @@ def test_list(run, tmp_path):
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert set(lines) == {"name", *(record.name for record in catalog())}
     assert re.search(
-        r"243,862,414 +unrestricted use +57\.1 +80\.2 +weights/bvlc-alexnet\.npy$",
+        r"243,862,414 +sha256 +unrestricted use +57\.1 +80\.2 +weights/bvlc-alexnet\.npy$",
         lines["bvlc_alexnet"],
     )
     assert lines["places365"].endswith("-")
-    assert "note: accuracies are published ones" in err
+    assert "  unverified  " in lines["places365"]
+    assert "note: published accuracies" in err
     code, out, _ = run("list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows["torchvision-convs"]["path"].endswith(CONVS.file_name)
@@ -103,10 +116,10 @@ def test_fetch_tells_what_was_fetched(run, stand_in, tmp_path):
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "here/bvlc_alexnet.caffemodel"
     said = pairs(out)
-    assert said["size"] == f"{stand_in.size:,} bytes"
-    assert said["checksum"] == f"sha256:{stand_in.sha256} (verified)"
+    assert said["size"] == f"{stand_in.sources[0].size:,} bytes"
+    assert said["checksum"] == f"{stand_in.sources[0].checksum} (verified)"
     assert said["licence"] == "unrestricted use"
-    assert said["origin"] == stand_in.mirrors[0]
+    assert said["origin"] == stand_in.sources[0].urls[0]
     assert out.count("  accuracy  top-1 5") == 2
     assert said["next"] == (
         "tf-alexnet predict PHOTOS --weights here/bvlc_alexnet.caffemodel"
@@ -131,23 +144,47 @@ def test_fetch_of_the_embedded_file_and_refusals(run, tmp_path):
             4,
             "not a directory. Name a folder",
         ),
-        (("inspect", "gone.npy"), 3, "no such file"),
+        (("inspect", "gone.npy"), 3, "neither a file nor a name"),
         (("inspect", tmp_path), 3, "a folder"),
-        (("convert", "gone.npy", "x.npy"), 3, "no such file"),
-        (("verify", "gone.npy"), 3, "no such file"),
-        (("verify", CONVS.file_name, "--photos", "nowhere"), 2, "no folder"),
+        (
+            ("inspect", "caffenet"),
+            3,
+            "not on this machine. Run `tf-alexnet weights fetch caffenet`",
+        ),
+        (("verify", "imagenet"), 3, "not on this machine. Run `tf-alexnet weights fetch imagenet`"),
+        (("convert", "gone.npy", "x.npy"), 3, "neither a file nor a name"),
+        (("convert", "caffenet", "x.npy"), 3, "TF_ALEXNET_OFFLINE is set"),
+        (("verify", "gone.npy"), 3, "neither a file nor a name"),
+        (("verify", CONVS.file_name, "--photos", "nowhere"), 2, "not a folder"),
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (expected, ""), arguments
         assert re.fullmatch(rf"error: .*{text}.*\.\n", err), (arguments, err)
 
 
+def test_unverified_files_are_called_so(run, monkeypatch, tmp_path):
+    monkeypatch.delenv("TF_ALEXNET_OFFLINE")
+    with serving(find_weights("torchvision-convs").read_bytes()) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}/good/bvlc-alexnet.npy"
+        record = replace(
+            known_weights("udacity-npy"), sources=(Source("bvlc-alexnet.npy", (url,)),)
+        )
+        monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (record, known_weights("torchvision")))
+        assert pairs(run("fetch", "udacity-npy")[1])["checksum"] == "unverified: none is published"
+    _, out, _ = run("verify", "udacity-npy")
+    assert re.search(r"^- +checksum +unverified: no checksum is published$", out, re.M)
+    assert "WRONG  fingerprint" in out
+    _, _, err = run("inspect", "udacity-npy")
+    assert "note: unverified: no checksum is published for udacity-npy" in err
+
+
 def test_inspect_as_text_and_json(run):
     path = find_weights("torchvision-convs")
-    code, out, err = run("inspect", path)
+    code, out, err = run("inspect", "torchvision-convs")
+    assert run("inspect", path) == (code, out, err)
     assert (code, err) == (0, "")
     said = pairs(out)
-    assert said["sha256"] == CONVS.sha256
+    assert said["sha256"] == CONVS.checksum.removeprefix("sha256:")
     assert said["is"] == "torchvision-convs (by sha256)"
     assert said["biases"] == "at most 5e-07 from those of torchvision"
     assert (said["architecture"], said["preset"]) == ("torchvision", "torchvision")
@@ -160,15 +197,24 @@ def test_inspect_as_text_and_json(run):
     assert found["layers"][0] == ["conv1", [11, 11, 3, 64], [64], 23296]
     assert found["metadata"]["licence"] == "BSD-3-Clause"
     assert found["warnings"] == []
+    assert [check["passed"] for check in found["checks"]] == [True] * 4
+
+
+def test_inspect_says_what_is_known_of_a_conversion(run):
+    run("convert", "torchvision-convs", "x.npz")
+    assert pairs(run("inspect", "x.npz")[1])["is"] == (
+        "torchvision, convolutions only (by fingerprint: biases of conv1 to conv5, "
+        "kernels of conv1 to conv5)"
+    )
 
 
 def shapes_of(table, network=None, classes=1000, **changes):
-    """Zero kernels in a network's shapes; biases of `network`, or of no known one."""
+    """Arrays in a network's shapes that pass for those of `network`, or of no known one."""
     layers = {}
-    shapes = ARCHITECTURES[table].with_classes(classes).parameter_shapes()
-    for name, (kernel, bias) in shapes.items():
-        known = fingerprints().get(network, {}).get(name, np.full(bias, 0.25))
-        layers[name] = LayerArrays(np.zeros(kernel, np.float32), known.astype(np.float32))
+    for name, shapes in ARCHITECTURES[table].with_classes(classes).parameter_shapes().items():
+        known = network and name in fingerprints()[network]
+        blank = (np.full(shape, 0.25 * (len(shape) == 1), np.float32) for shape in shapes)
+        layers[name] = trained_layer(network, name) if known else LayerArrays(*blank)
     layers.update(changes)
     return {name: x for name, x in layers.items() if x}
 
@@ -183,11 +229,11 @@ WARNED = {
     ),
     "own word": (
         (shapes_of("caffenet"), "caffenet"),
-        ["that it is caffenet is its own word", "unknown origin"],
+        ["that it is caffenet is only recorded in the file", "unknown origin"],
     ),
     "false word": (
         (shapes_of("caffenet", "caffenet"), "bvlc_alexnet"),
-        ["it records bvlc_alexnet, but by its biases it is caffenet"],
+        ["it records bvlc_alexnet, but by its convolutions it is caffenet"],
     ),
     "holes": (
         (shapes_of("caffenet", "caffenet", conv3=HOLED), "caffenet"),
@@ -195,11 +241,11 @@ WARNED = {
     ),
     "missing and extra": (
         (shapes_of("caffenet", "caffenet", fc7=None, fc9=EXTRA), None),
-        ["fc7 is missing", "fc9 is no layer of caffenet"],
+        ["fc7 is missing", "set aside, as AlexNet has no such layers: fc9"],
     ),
     "foreign": (
         ({"conv1": LayerArrays(np.zeros((7, 7, 3, 64)), np.zeros(64))}, None),
-        ["it fits no network known here; as torchvision: conv2 is missing", "unknown origin"],
+        ["not AlexNet; as torchvision: conv2 is missing", "unknown origin"],
     ),
     "known": ((shapes_of("bvlc_alexnet", "bvlc_alexnet"), None), []),
 }
@@ -233,12 +279,20 @@ def test_formats_are_named_by_content(tmp_path):
         ta.write_weights(small, tmp_path / f"x{suffix}")
         (tmp_path / f"x{suffix}").rename(tmp_path / "nameless")
         assert inspect_weights(tmp_path / "nameless").format == name
+    table = ARCHITECTURES["torchvision"].until("pool5")
+    model = export(table, channels_first(arrays), torch)
+    (tmp_path / "nameless").write_bytes(model.SerializeToString())
+    found = inspect_weights(tmp_path / "nameless")
+    assert (found.format, found.identity.name) == ("ONNX", "torchvision")
+    assert found.digest == arrays.digest
 
 
 def test_convert_keeps_arrays_and_record(run, tmp_path):
     source = find_weights("torchvision-convs")
     arrays = ta.read_weights(source)
-    for target, form in (("a.npy", "dict"), ("a.npz", None), ("a.h5", "caffe")):
+    for target, form in (
+        *(("a.npy", "dict"), ("a.npz", None), ("a.h5", "caffe"), ("a.caffemodel", None)),
+    ):
         code, out, err = run("convert", source, target, *(["--form", form] if form else []))
         assert (code, err) == (0, "")
         assert out.startswith(f"{target}: 5 layers, read back equal, {arrays.digest}\n")
@@ -253,9 +307,59 @@ def test_convert_keeps_arrays_and_record(run, tmp_path):
         # At the second step the first origin is still told.
         run("convert", target, "b.safetensors")
         assert ta.read_weights("b.safetensors").metadata["origin"] == said["origin"]
-    code, _, err = run("convert", "a.npy", "a.caffemodel")
+
+
+def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
+    """An architecture the file doesn't tell, an extra layer, and one of two classifiers."""
+    small = small_arrays(3)
+    fc8 = small.layers["fc8"]
+    layers = {**small.layers, "fc8_mine": LayerArrays(fc8.kernel[:, :3], fc8.bias[:3])}
+    ta.write_weights(WeightArrays(layers), "two.npz")
+    code, _, err = run("convert", "two.npz", "one.npz", "--classifier", "fc8_mine")
+    assert (code, err) == (0, "")
+    assert ta.read_weights("one.npz").classes == 3
+    code, _, err = run("convert", "two.npz", "both.npz")
+    assert err == "note: set aside, as AlexNet has no such layers: fc8_mine\n"
+    code, _, err = run("convert", "two.npz", "x.npz", "--classifier", "conv1")
+    assert code == 3
+    assert "no such dense layer behind fc7" in err
+    layers = shapes_of("caffenet", classes=3)
+    ta.write_weights(WeightArrays(layers), "look-alike.npz")
+    assert "architecture" not in pairs(run("convert", "look-alike.npz", "a.npz")[1])
+    said = pairs(run("convert", "look-alike.npz", "b.npz", "--architecture", "caffenet")[1])
+    assert (said["architecture"], said["preset"]) == ("caffenet", "caffe")
+    assert ta.read_weights("b.npz").architecture == "caffenet"
+    (tmp_path / "deploy.prototxt").write_text(prototxt(ARCHITECTURES["caffenet"].with_classes(3)))
+    run("convert", "look-alike.npz", "d.npz", "--architecture", "deploy.prototxt")
+    assert ta.read_weights("d.npz").metadata["preset"] == "caffe"
+    assert ta.read_weights("d.npz").architecture == "caffenet"
+    code, _, err = run("convert", "b.npz", "c.npz", "--architecture", "bvlc_alexnet")
+    assert code == 3
+    assert "these are caffenet weights" in err
+
+
+def test_convert_downloads(run, stand_in, tmp_path):
+    code, out, _ = run("convert", "imagenet", "x.npz")
     assert code == 0
-    assert err == "note: this format has no place for origin, licence and number of classes\n"
+    assert pairs(out)["licence"] == "unrestricted use"
+    assert (tmp_path / "cache" / "bvlc_alexnet.caffemodel").is_file()
+
+
+def test_form_of_a_format_without_forms_is_refused_by_the_library(tmp_path):
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    with pytest.raises(UsageError, match="one form only"):
+        ta.write_weights(arrays, tmp_path / "x.npz", form="list")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".caffemodel"])
+def test_a_model_is_written_as_its_arrays(tmp_path, suffix):
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    model = ta.AlexNet(arrays, include_top=False)
+    ta.write_weights(model, tmp_path / f"x{suffix}")
+    again = ta.read_weights(tmp_path / f"x{suffix}")
+    assert again.digest == arrays.digest
+    assert (again.architecture, again.metadata["preset"]) == ("torchvision", "torchvision")
 
 
 def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
@@ -288,25 +392,21 @@ def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
 
 
 def test_verify_ends_in_an_exit_code(run, tmp_path):
-    content = bytearray(find_weights("torchvision-convs").read_bytes())
-    path = tmp_path / CONVS.file_name
-    path.write_bytes(content)
-    code, out, err = run("verify", path)
+    code, out, err = run("verify", "torchvision-convs")
     assert (code, err) == (0, "")
-    assert [line.split()[:2] for line in out.splitlines()] == [
-        ["ok", name] for name in ("checksum", "shapes", "values", "biases", "record")
-    ]
-    content[-2] ^= 1
-    path.write_bytes(content)
+    names = ("checksum", "arrays", "fingerprint", "record")
+    assert [line.split()[:2] for line in out.splitlines()] == [["ok", name] for name in names]
+    arrays = ta.read_weights(find_weights("torchvision-convs"))
+    holed = LayerArrays(arrays.layers["conv5"].kernel * np.nan, arrays.layers["conv5"].bias)
+    path = tmp_path / "x.npz"
+    ta.write_weights(replace(arrays, layers={**arrays.layers, "conv5": holed}), path)
     code, out, err = run("verify", path)
     assert code == 3
-    assert out.startswith("WRONG  checksum  its sha256 is ")
-    assert err == (
-        f"error: {path}: wrong: checksum. Get the file again from where it is published.\n"
-    )
+    assert "WRONG  arrays       conv5 kernel: 589824 of 589824 values are NaN" in out
+    assert err == f"error: {path}: wrong: arrays. Get the file again from its publisher.\n"
     code, out, _ = run("verify", path, "--json")
     assert code == 3
-    assert [check["passed"] for check in json.loads(out)] == [False, True, True, True, True]
+    assert [check["passed"] for check in json.loads(out)] == [None, False, True, True]
 
 
 def blocks(kind):

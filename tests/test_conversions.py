@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from trained import trained_layer
 from weight_seeds import (
     SMALL,
     deep_compression_file,
@@ -33,7 +34,6 @@ from tf_alexnet.weights.formats import (
     read_file,
     write_file,
 )
-from tf_alexnet.weights.identify import fingerprints
 
 METADATA = {
     "preset": "caffe",
@@ -160,15 +160,10 @@ def test_identification_does_not_pile_up(tmp_path):
 @pytest.mark.parametrize("network", ["bvlc_alexnet", "caffenet", "torchvision"])
 def test_trained_networks_are_told_apart_in_every_format(tmp_path, network):
     """Also with noise on one array, and with a record that says otherwise."""
-    shapes = ARCHITECTURES[network].until("pool5")
     random = np.random.default_rng(9)
-    layers = {}
-    for conv in shapes.convolutions:
-        kernel = np.zeros((1, 2, 2, conv.filters), "f4")
-        bias = fingerprints()[network].get(conv.name, np.full(conv.filters, 0.5))
-        layers[conv.name] = LayerArrays(kernel, bias.astype("f4"))
-    noisy = layers["conv1"].bias + random.normal(0, 1e-4, len(layers["conv1"].bias))
-    layers["conv1"] = LayerArrays(layers["conv1"].kernel, noisy.astype("f4"))
+    kernel, bias = trained_layer(network, "conv1")
+    noisy = bias + random.normal(0, 1e-4, len(bias)).astype("f4")
+    layers = {"conv1": LayerArrays(kernel, noisy)}
     arrays = WeightArrays(layers, "compact", "made for the test")
     for index, (suffix, options) in enumerate(WRITTEN.values()):
         write_file(arrays, tmp_path / f"{index}{suffix}", **options)

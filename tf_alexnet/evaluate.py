@@ -35,8 +35,8 @@ from tf_alexnet.weights import (
     identify_weights,
     published_accuracy,
 )
-from tf_alexnet.weights.cache import cache_folder
 from tf_alexnet.weights.catalog import ALGORITHMS
+from tf_alexnet.weights.download import cache_folder
 
 _SHARD = 512  # photos that an interruption costs at most: some seconds of work
 

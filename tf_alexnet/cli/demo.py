@@ -18,7 +18,7 @@ def demo(
         list[str] | None, typer.Argument(help="Photos or folders; by default the examples.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="By default BVLC's, if they can be had.")
+        str | None, typer.Option("--weights", "-w", help="By default the best at hand.")
     ] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", help="The contact sheet.")
@@ -31,12 +31,14 @@ def demo(
 
     check_picture(output)
     shown = run_demo(photos or [example_photos()], output, weights, console.find_weights)
+    embedded = shown.layer == "pool5"
     if shown.missing:
+        used = "the embedded ImageNet-trained convolutions, and no classes"
         console.note(
-            f"{shown.missing}; `tf-alexnet weights fetch bvlc_alexnet` gets it. Until then: "
-            "features of the embedded ImageNet-trained convolutions, and no classes"
+            f"{shown.missing}; `tf-alexnet weights fetch imagenet` downloads BVLC's weights "
+            f"(244 MB). Until then: {used if embedded else 'Deep Compression (8.9 MB)'}"
         )
-    elif shown.predictions is None:
+    if shown.predictions is None and not embedded:
         console.note("these are not trained weights with classes: features only")
     print(f"weights: {os.path.basename(shown.extractor.weights_source)}", end="")
     print(f" ({shown.extractor.trained_as or 'unknown'}), preset {shown.extractor.preset}\n")

@@ -12,18 +12,20 @@ from tf_alexnet.cli import console
 from tf_alexnet.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
-    from tf_alexnet.weights import Inspection, KnownWeights
+    from tf_alexnet.weights import Inspection, KnownWeights, Source
 
 app = typer.Typer(
-    help="List, download, look into, convert and verify weight files.", no_args_is_help=True
+    help="List, download, inspect, convert and verify weight files.", no_args_is_help=True
 )
-WeightFile = Annotated[str, typer.Argument(help="A weight file of any format.")]
+WeightFile = Annotated[
+    str, typer.Argument(help="A weight file of any format, or a name of the catalogue.")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """Show the catalogue, and which of its files this machine has."""
+    """Show the catalogue, and which of its weights this machine has."""
     from tf_alexnet.weights import catalog, local_file
 
     places = {record.name: local_file(record) for record in catalog()}
@@ -31,15 +33,17 @@ def list_(as_json: Json = False) -> None:
         found = [{**asdict(x), "path": _text(places[x.name])} for x in catalog()]
         print(json.dumps(found, indent=1))
         return
-    rows = [("name", "network", "bytes", "licence", "top-1", "top-5", "on this machine")]
+    titles = ("name", "network", "bytes", "checksum", "licence", "top-1", "top-5")
+    rows = [(*titles, "on this machine")]
     for x in catalog():
         best = x.published[0] if x.published else None
         accuracy = (f"{best.top1:.1f}", f"{best.top5:.1f}") if best else ("-", "-")
-        size = f"{x.size:,}" if x.size else "-"
+        size = f"{x.sources[0].size:,}" if x.sources[0].size else "-"
         place = one_line(_text(places[x.name]) or "-")
-        rows.append((x.name, x.architecture, size, x.licence, *accuracy, place))
-    print(_table(rows, right=(2, 4, 5)))
-    console.note("accuracies are published ones, in percent, ILSVRC-2012 validation, centre crop")
+        checksum = (x.sources[0].checksum or "unverified").partition(":")[0]
+        rows.append((x.name, x.architecture, size, checksum, x.licence, *accuracy, place))
+    print(_table(rows, right=(2, 5, 6)))
+    console.note("published accuracies in percent, ILSVRC-2012 validation, centre crop")
 
 
 @app.command()
@@ -47,30 +51,30 @@ def fetch(
     name: Annotated[str, typer.Argument(help="A name of the catalogue, e.g. bvlc_alexnet.")],
     to: Annotated[str | None, typer.Option(help="Folder; by default the cache.")] = None,
 ) -> None:
-    """Download a weight file; it gets its name only when its checksum is right."""
+    """Download weights; the file gets its name only after it was verified."""
     from tf_alexnet.weights import fetch_weights, known_weights
 
     record = known_weights(name)
     with console.progress_bar("bytes") as progress:
         path = fetch_weights(name, to, progress)
+    source = next(x for x in record.sources if x.file_name == path.name)
     print(one_line(path))
     use = name if to is None else path
-    print(_table(list(_about(record, path.stat().st_size, str(use))), indent="  "))
+    print(_table(list(_about(record, source, path.stat().st_size, str(use))), indent="  "))
 
 
-def _about(record: KnownWeights, size: int, use: str):
+def _about(record: KnownWeights, source: Source, size: int, use: str):
     """What a user should know of a file just fetched, and what to type next."""
     yield "size", f"{size:,} bytes"
-    yield "checksum", f"{record.checksum} (verified)" if record.checksum else "none is published"
+    unverified = "unverified: none is published"
+    yield "checksum", f"{source.checksum} (verified)" if source.checksum else unverified
     classes = f"{record.classes} classes" if record.classes else "no dense layers"
     yield "network", f"{record.architecture}, preset {record.preset}, {classes}"
     yield "licence", record.licence
-    yield "origin", record.mirrors[0] if record.mirrors else "part of this package"
+    yield "origin", source.urls[0] if source.urls else "part of this package"
     for x in record.published:
-        yield (
-            "accuracy",
-            f"top-1 {x.top1} %, top-5 {x.top5} %, published ({x.pipeline}; {x.source})",
-        )
+        said = f"top-1 {x.top1} %, top-5 {x.top5} %, published ({x.pipeline}; {x.source})"
+        yield "accuracy", said
     if record.note:
         yield "note", record.note
     photos = f"PHOTOS --weights {one_line(use)}"
@@ -82,12 +86,12 @@ def _about(record: KnownWeights, size: int, use: str):
 
 @app.command()
 def inspect(file: WeightFile, as_json: Json = False) -> None:
-    """Say what a weight file holds, which network it is, and what to beware of."""
+    """Show what a weight file holds, which network it is, and what to watch out for."""
     from tf_alexnet.weights import inspect_weights
 
     found = inspect_weights(file)
     if as_json:
-        print(json.dumps(asdict(found), indent=1))
+        print(json.dumps(_plain(found), indent=1))
         return
     print(one_line(found.path))
     print(_table(list(_identity(found)), indent="  "))
@@ -101,19 +105,24 @@ def inspect(file: WeightFile, as_json: Json = False) -> None:
         console.note(warning)
 
 
+def _plain(found: Inspection) -> dict:
+    """An inspection as dictionaries."""
+    return {**asdict(found), "checks": [check._asdict() for check in found.checks]}
+
+
 def _identity(found: Inspection):
     """The rows above the table of layers."""
     known = found.identity
     yield "format", f"{found.format}, {found.size:,} bytes, read as {found.dtype}"
     yield "sha256", found.sha256
     yield "arrays", found.digest
-    yield "is", f"{known.name or 'no known training'} (by {known.how})"
-    if found.distance is not None:
-        yield "biases", f"at most {found.distance:.2g} from those of {found.nearest}"
-    yield (
-        "architecture",
-        known.architecture or f"unknown: {' or '.join(known.candidates) or 'none'}",
-    )
+    how = f"by {known.how}: {known.compared}" if known.compared else f"by {known.how}"
+    limits = ", convolutions only" if known.convolutions_only else ""
+    yield "is", f"{known.name or 'no known training'}{limits} ({how})"
+    if known.distance is not None:
+        yield "biases", f"at most {known.distance:.2g} from those of {known.nearest}"
+    fitting = " or ".join(known.candidates) or "not AlexNet"
+    yield "architecture", known.architecture or f"unknown: {fitting}"
     yield "preset", known.preset or "unknown"
     if found.classes:
         yield "classes", str(found.classes)
@@ -123,28 +132,34 @@ def _identity(found: Inspection):
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A weight file of any format.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A weight file, or a name of the catalogue.")
+    ],
     target: Annotated[
-        str, typer.Argument(metavar="OUT", help="Its ending names the format: .npy, .h5, ...")
+        str, typer.Argument(metavar="OUT", help="Its suffix names the format: .npy, .h5, ...")
     ],
     form: Annotated[
         str | None, typer.Option(help="list or dict (.npy); keras or caffe (.h5).")
     ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="The network's name or prototxt, where IN does not tell.")
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Layer to use as fc8, where there are several.")
+    ] = None,
 ) -> None:
     """Write the same weights in another format, bit for bit."""
     from tf_alexnet.weights import convert_weights
+    from tf_alexnet.weights.io import FOUND_ANEW
 
-    written = convert_weights(source, target, form)
+    source = console.find_weights(source)
+    written = convert_weights(source, target, form, architecture, classifier)
     print(f"{one_line(target)}: {len(written.layers)} layers, read back equal, {written.digest}")
-    kept = {"architecture": written.architecture, **written.metadata}
-    rows = [(one_line(k), one_line(v)) for k, v in kept.items() if v and k not in _FOUND_ANEW]
-    print(_table(rows, indent="  "))
-    if "origin_digest" not in kept:
-        console.note("this format has no place for origin, licence and number of classes")
-
-
-# What reading finds out by itself, whether or not the file records it.
-_FOUND_ANEW = ("identified", "identified_by")
+    recorded = {"architecture": written.architecture, **written.metadata}
+    rows = [(k, v) for k, v in recorded.items() if v and k not in FOUND_ANEW]
+    print(_table([tuple(map(one_line, row)) for row in rows], indent="  "))
+    if written.set_aside:
+        console.note(f"set aside, as AlexNet has no such layers: {', '.join(written.set_aside)}")
 
 
 @app.command()
@@ -155,21 +170,20 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a weight file against all that is published: checksum, shapes, values, outputs."""
-    from tf_alexnet.verification import verify_weights
+    """Check a weight file: checksum, shapes, values, fingerprint, and published outputs."""
+    from tf_alexnet.weights import verify_weights
 
     if photos is not None:
         console.load_tensorflow()
-    checks = verify_weights(file, photos)
+    found = verify_weights(file, photos)
     if as_json:
-        print(json.dumps([asdict(check) for check in checks], indent=1))
+        print(json.dumps([check._asdict() for check in found.checks], indent=1))
     else:
         words = {True: "ok", False: "WRONG", None: "-"}
-        print(_table([(words[x.passed], x.name, one_line(x.found)) for x in checks]))
-    wrong = [check.name for check in checks if check.passed is False]
-    if wrong:
+        print(_table([(words[x.passed], x.name, one_line(x.found)) for x in found.checks]))
+    if found.wrong:
         raise WeightsError(
-            file, f"wrong: {', '.join(wrong)}", "Get the file again from where it is published."
+            file, f"wrong: {', '.join(found.wrong)}", "Get the file again from its publisher."
         )
 
 

@@ -1,4 +1,4 @@
-"""What `tf-alexnet demo` does."""
+"""The computations of `tf-alexnet demo`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Prediction, decode_predictions
 from tf_alexnet.visualize import contact_sheet, save_picture
-from tf_alexnet.weights import find_weights
+from tf_alexnet.weights import find_weights, known_weights, local_file
 
+SMALL = "deep-compression"
 EMBEDDED = "torchvision-convs"
 _BATCH = 32
 _NEIGHBOURS = 4
@@ -32,15 +33,15 @@ class Demo:
     extractor : FeatureExtractor
         The network that was used.
     missing : str or None
-        Why BVLC's weights are not used, in one line, or None.
+        Why these are not BVLC's weights, in one line, or None.
     layer : str
-        Whose values were compared: ``fc7``, or ``pool5`` of the embedded network.
+        Layer whose values were compared: ``fc7``, or ``pool5`` of the embedded network.
     paths : list of str
         The photos.
     features : ndarray of float32, (N, D)
-        A row a photo.
+        One row per photo.
     predictions : list of list of Prediction, or None
-        A list a photo; None where the weights are not of a known trained network with a top.
+        One list per photo; None unless the weights are those of a known training with a classifier.
     neighbours : list of list of (str, float)
         For each photo the others, nearest first, with cosine similarity.
     failures : list of (str, str)
@@ -87,16 +88,17 @@ def run_demo(
     weights: str | None = None,
     find: Callable[[str], str | os.PathLike] = find_weights,
 ) -> Demo:
-    """Features, neighbours and, with trained weights that have a top, classes of photos.
+    """Features and neighbours of photos, and their classes if the weights are trained.
 
     Parameters
     ----------
     photos : sequence of paths
         Photos, folders, lists.
     sheet : path
-        Where the contact sheet goes.
+        The contact sheet to write.
     weights : str or path, optional
-        By default BVLC's, wherever they can be had; failing that the embedded network.
+        By default BVLC's if they are on this machine, else the small network, which is downloaded,
+        else the embedded convolutions.
     find : callable
         Finds a weight file by name, or downloads it.
 
@@ -122,7 +124,7 @@ def run_demo(
     if not kept:
         raise ImageError(failures[0][0], failures[0][1], "Name photos that can be read.")
     features = np.concatenate(rows)
-    # Classes of weights that nobody trained would be noise that looks like an answer.
+    # Classes of untrained weights would be noise that looks like an answer.
     known = extractor.trained_as is not None and "prob" in extractor.layers
     predictions = decode_predictions(np.concatenate(probabilities)) if known else None
     neighbours = nearest(kept, features)
@@ -149,16 +151,13 @@ def nearest(paths: Sequence[str], features: np.ndarray) -> list[list[tuple[str, 
 
 
 def _network(weights: str | None, find: Callable) -> tuple[FeatureExtractor, str | None]:
-    """BVLC's network, or the embedded one and the reason why."""
-    if weights is not None:
+    """The network to use, and why it is not BVLC's where the caller left the choice."""
+    missing, chosen = None, weights or local_file(known_weights("imagenet"))
+    if chosen is None:
+        missing = "the full weights are not on this machine"
         try:
-            return FeatureExtractor(weights, ("fc7", "prob")), None
-        except WeightsError:
-            if weights != EMBEDDED:
-                raise
-            return FeatureExtractor(EMBEDDED, ("pool5",)), None
-    try:
-        path = find("imagenet")
-    except (WeightsError, OutputError) as error:
-        return FeatureExtractor(EMBEDDED, ("pool5",)), error.found
-    return FeatureExtractor(path, ("fc7", "prob")), None
+            chosen = find(SMALL)
+        except (WeightsError, OutputError) as error:
+            chosen, missing = EMBEDDED, error.found
+    layers = ("pool5",) if chosen == EMBEDDED else ("fc7", "prob")
+    return FeatureExtractor(chosen, layers), missing

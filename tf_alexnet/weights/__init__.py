@@ -16,26 +16,28 @@ from tf_alexnet.weights.arrays import (
 from tf_alexnet.weights.catalog import (
     Accuracy,
     KnownWeights,
+    Source,
     catalog,
-    check_file,
     known_weights,
     published_accuracy,
 )
-from tf_alexnet.weights.files import convert_weights, read_weights, write_weights
+from tf_alexnet.weights.download import cache_folder, fetch_weights, find_weights, local_file
 from tf_alexnet.weights.identify import Identification, identify_weights
-from tf_alexnet.weights.inspection import Inspection, inspect_weights
-from tf_alexnet.weights.store import fetch_weights, find_weights, local_file
+from tf_alexnet.weights.io import convert_weights, read_weights, write_weights
+from tf_alexnet.weights.verify import Check, Inspection, inspect_weights, verify_weights
 
 __all__ = [
     "Accuracy",
+    "Check",
     "Identification",
     "Inspection",
     "KnownWeights",
     "LayerArrays",
+    "Source",
     "WeightArrays",
+    "cache_folder",
     "catalog",
     "check_arrays",
-    "check_file",
     "convert_weights",
     "faults",
     "fetch_weights",
@@ -49,6 +51,7 @@ __all__ = [
     "published_accuracy",
     "read_weights",
     "table_for",
+    "verify_weights",
     "with_classifier",
     "write_weights",
 ]

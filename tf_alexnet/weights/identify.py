@@ -1,16 +1,17 @@
-"""Which network is it? Shapes can't tell AlexNet from CaffeNet; hashes and biases can.
+"""Which network is it? Shapes can't tell AlexNet from CaffeNet; checksums and biases can.
 
 BVLC's AlexNet and its reference CaffeNet have arrays of the same shapes and differ only in the
-order of pooling and normalisation, so weights of one run without complaint, and wrongly, through
-the graph of the other. What is believed, in this order:
+order of pooling and normalisation, so the weights of one run without complaint, and wrongly,
+through the graph of the other. The evidence, strongest first:
 
-1. the hash of the file, where its size is that of a published file;
-2. the biases of the convolutions, held against those of the trained networks
-   (``fingerprints.json``): the same in every file format;
+1. the checksum of a published file;
+2. the numbers of the convolutions, compared with those of the trained networks in
+   ``fingerprints.json``: biases, and some kernel values and sums where they are known. They tell
+   nothing of the dense layers;
 3. the architecture that the file itself records;
 4. the shapes, where only one network has them;
-5. the published name of the file, for a network of other classes than ImageNet's that nobody
-   published a checksum of. Networks of 1000 classes have fingerprints, and are never known by name.
+5. the published file name, for networks with other classes than ImageNet's that have no published
+   checksum. Networks with 1000 classes have fingerprints, and a name alone is not believed.
 """
 
 from __future__ import annotations
@@ -26,14 +27,25 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures, with_classifier
-from tf_alexnet.weights.cache import remembered_checksum
-from tf_alexnet.weights.catalog import ALGORITHMS, KnownWeights, catalog
+from tf_alexnet.weights.catalog import (
+    KnownWeights,
+    catalog,
+    known_weights,
+    published_file,
+)
 
 _FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
 
-# The fingerprint of bvlc_alexnet is good to 1e-3; biases of two different trainings differ by
-# more than 0.1 somewhere. Files of half precision stay within 1e-3 as well.
+# The biases of bvlc_alexnet are known to 1e-3; those of two trainings differ by more than 0.1
+# somewhere. Files of half precision stay within 1e-3 as well.
 _TOLERANCE = 5e-3
+# Largest relative difference of kernels, as a norm: fine-tuning stays below, rearranging does not.
+_KERNEL_TOLERANCE = 0.1
+_REARRANGED = {
+    "its input channels are in reverse order, RGB for BGR": lambda kernel: kernel[:, :, ::-1],
+    "its height and width are swapped": lambda kernel: kernel.transpose(1, 0, 2, 3),
+    "it is rotated by 180 degrees": lambda kernel: kernel[::-1, ::-1],
+}
 
 
 @dataclass(frozen=True)
@@ -43,22 +55,24 @@ class Identification:
     Attributes
     ----------
     name : str or None
-        The trained network: a catalogue name. From a fingerprint it speaks of the convolutions;
-        dense layers put on top of them may be others.
+        The trained network, as a catalogue name.
     architecture : str or None
-        Name of the table to build, or None where it can't be known.
+        Name of the table to build, or None if unknown.
     preset : str or None
         The preprocessing the network was trained with.
     how : {"sha256", "sha1", "git_blob", "fingerprint", "recorded", "shapes", "name", "unknown"}
-        What this rests on: the file's hash, the biases, the file's own word, the shapes, the
-        file's name.
+        The evidence: the file's checksum, the numbers of its convolutions, what the file records,
+        the shapes, the file's name.
     distance : float or None
-        Largest difference between the biases and those of `nearest`; None where nothing
-        was compared, as when the hash decided.
+        Largest difference between the biases and those of `nearest`; None if nothing was compared.
     nearest : str or None
         The trained network with the most similar biases.
     candidates : tuple of str
         The tables that have these shapes.
+    compared : str
+        What was compared with the numbers of `nearest`.
+    contradiction : str or None
+        Set where the biases are those of `nearest` but the kernels are not.
     """
 
     name: str | None
@@ -68,11 +82,18 @@ class Identification:
     distance: float | None = None
     nearest: str | None = None
     candidates: tuple[str, ...] = ()
+    compared: str = ""
+    contradiction: str | None = None
 
     @property
     def trained(self) -> bool:
-        """Whether these are the weights (by fingerprint: the convolutions) of a known training."""
-        return self.name is not None and self.how in ("fingerprint", *ALGORITHMS)
+        """Whether these are the weights of a known training (see `convolutions_only`)."""
+        return self.name is not None
+
+    @property
+    def convolutions_only(self) -> bool:
+        """Whether only the convolutions are known: the dense layers may be of any origin."""
+        return self.how == "fingerprint"
 
 
 def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identification:
@@ -90,7 +111,7 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
     Raises
     ------
     WeightsError
-        If the file is missing, damaged or foreign.
+        If the file is missing, damaged or not a weight file.
     """
     if isinstance(weights, WeightArrays):
         return identify_arrays(weights)
@@ -102,68 +123,32 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
     return identify_arrays(with_classifier(read_file(weights)), weights)
 
 
-def identified(record: KnownWeights) -> Identification:
-    """The identification of a file whose checksum is that of `record`."""
-    table, how = record.architecture, record.checksum.partition(":")[0]
-    return Identification(record.name, table, record.preset, how, candidates=(table,))
-
-
-def published_file(path: str | os.PathLike) -> KnownWeights | None:
-    """The catalogue's record with the SHA-256 of this file, or None.
-
-    The file is read only where its size is that of a published file, and then once: see
-    `tf_alexnet.weights.cache`.
-    """
-    try:
-        size = Path(path).stat().st_size
-        for record in catalog():
-            if record.size == size and remembered_checksum(path, "sha256") == record.sha256:
-                return record
-    except OSError:
-        # The reader has the better words for a file that is missing or can't be opened.
-        return None
-    return None
-
-
-def matching_record(path: str | os.PathLike) -> KnownWeights | None:
-    """The catalogue's record whose checksum this file has, or None, whatever the reading costs.
-
-    Unlike `published_file`, it also finds files of which nobody published the size. Where the only
-    checksum is not a SHA-256, the file must bear the published name.
-
-    Raises
-    ------
-    OSError
-        If the file can't be read.
-    """
-    size = os.stat(path).st_size
-    checksums = {}
-    for record in catalog():
-        if record.checksum is None or record.size not in (None, size):
-            continue
-        algorithm, expected = record.checksum.split(":")
-        if algorithm != "sha256" and Path(path).name != record.file_name:
-            continue
-        if algorithm not in checksums:
-            checksums[algorithm] = remembered_checksum(path, algorithm)
-        if checksums[algorithm] == expected:
-            return record
-    return None
+def identified(record: KnownWeights, how: str | None = None, **found) -> Identification:
+    """The identification of a file that has a checksum of `record`."""
+    how = how or next(x.checksum for x in record.sources if x.checksum).partition(":")[0]
+    found.setdefault("candidates", (record.architecture,))
+    return Identification(record.name, record.architecture, record.preset, how, **found)
 
 
 def identify_arrays(arrays: WeightArrays, path: str | os.PathLike | None = None) -> Identification:
-    """Find out which network arrays belong to; `path` is the file they came from, if they did."""
+    """Find out which network arrays belong to; `path` is the file they came from, if any."""
     fitting = tuple(fitting_architectures(arrays))
     nearest, distance = nearest_fingerprint(arrays)
     found = {"distance": distance, "nearest": nearest, "candidates": fitting}
     if distance is not None and distance < _TOLERANCE:
-        name, preset = nearest, _preset_of(nearest)
-        return Identification(name, nearest, preset, "fingerprint", **found)
+        found["compared"], found["contradiction"] = _compare_kernels(arrays, nearest)
+        if not found["contradiction"]:
+            return identified(known_weights(nearest), "fingerprint", **found)
+    metadata = arrays.metadata
+    # Recorded by `read_weights` for a file known by its checksum.
+    if "identified_digest" in metadata and metadata["identified_digest"] == arrays.digest:
+        return identified(known_weights(metadata["identified"]), metadata["identified_by"], **found)
     if arrays.architecture in fitting:
-        preset = arrays.metadata.get("preset") or _preset_of(arrays.architecture)
+        preset = metadata.get("preset") or ARCHITECTURES[arrays.architecture].preset
         return Identification(None, arrays.architecture, preset, "recorded", **found)
     if len(fitting) == 1:
-        return Identification(None, fitting[0], _preset_of(fitting[0]), "shapes", **found)
+        preset = ARCHITECTURES[fitting[0]].preset
+        return Identification(None, fitting[0], preset, "shapes", **found)
     for record in catalog() if path is not None else ():
         special = record.classes not in (None, 1000) and record.classes == arrays.classes
         if special and record.architecture in fitting and Path(path).name in record.spellings:
@@ -174,8 +159,8 @@ def identify_arrays(arrays: WeightArrays, path: str | os.PathLike | None = None)
 def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
     """The trained network with the most similar biases, and the largest difference to them.
 
-    Compared are the convolutions that both have; a network of which a layer has another number of
-    biases is not compared at all. (None, None) where nothing can be compared.
+    The convolutions that both have are compared; a network with a layer of another number of biases
+    is skipped. (None, None) if nothing can be compared.
     """
     distances = {}
     for name, layers in fingerprints().items():
@@ -191,17 +176,56 @@ def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]
     return nearest, distances[nearest]
 
 
-@cache
+def _compare_kernels(arrays: WeightArrays, network: str) -> tuple[str, str | None]:
+    """What can be compared with a network's numbers, and how the kernels contradict its biases."""
+    biases = [name for name in fingerprints()[network] if name in arrays.layers]
+    kernels = {k: v for k, v in kernel_figures()[network].items() if k in arrays.layers}
+    for name, known in kernels.items():
+        kernel = arrays.layers[name].kernel
+        if _matches(kernel, known) or not np.isfinite(kernel).all():
+            continue
+        turned = [why for why, turn in _REARRANGED.items() if kernel.ndim == 4]
+        turned = [why for why in turned if _matches(_REARRANGED[why](kernel), known)]
+        why = turned[0] if turned else "fine-tuned, or stored in another layout?"
+        return "", f"biases of {network}, but the kernel of {name} is not: {why}"
+    compared = f"biases of {_listed(biases)}"
+    return compared + (f", kernels of {_listed(list(kernels))}" if kernels else ""), None
+
+
+def _listed(names: list[str]) -> str:
+    """``conv1``, or ``conv1 to conv5``."""
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+
+def _matches(kernel: np.ndarray, known: dict) -> bool:
+    """Whether a kernel has the samples, and the sums of its channels, of a known one."""
+    if list(kernel.shape) != known["shape"]:
+        return False
+    *places, values = np.array(known["samples"]).T
+    sums = np.array(known["sums"])
+    found = kernel[tuple(np.array(places, int))]
+    found_sums = np.abs(kernel[:, :, : len(sums)]).sum((0, 1, 3), dtype=np.float64)
+    return all(
+        np.linalg.norm(ours - theirs) <= _KERNEL_TOLERANCE * np.linalg.norm(theirs)
+        for ours, theirs in ((found, values), (found_sums, sums))
+    )
+
+
 def fingerprints() -> dict[str, dict[str, np.ndarray]]:
     """Network -> layer -> float64 biases."""
-    networks = json.loads(_FINGERPRINTS.read_text(encoding="utf-8"))
-    del networks["about"]
     return {
-        name: {layer: np.array(biases) for layer, biases in layers.items()}
-        for name, layers in networks.items()
+        network: {layer: np.array(x) for layer, x in known["biases"].items()}
+        for network, known in _figures().items()
     }
 
 
-def _preset_of(architecture: str) -> str:
-    """The preprocessing that the network's table names."""
-    return ARCHITECTURES[architecture].preset
+def kernel_figures() -> dict[str, dict[str, dict]]:
+    """Network -> layer -> shape, samples and sums of its kernel."""
+    return {network: known["kernels"] for network, known in _figures().items()}
+
+
+@cache
+def _figures() -> dict:
+    figures = json.loads(_FINGERPRINTS.read_text(encoding="utf-8"))
+    del figures["about"]
+    return figures

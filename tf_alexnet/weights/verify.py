@@ -1,0 +1,443 @@
+"""What a weight file holds, and whether it is what it seems to be.
+
+`inspect_weights` looks at bytes and arrays; `verify_weights` also computes published outputs, and
+only that needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.errors import InputError
+from tf_alexnet.labels import imagenet_labels
+from tf_alexnet.weights.arrays import WeightArrays, faults, own_table
+from tf_alexnet.weights.catalog import (
+    KnownWeights,
+    catalog,
+    file_checksum,
+    known_weights,
+    mismatch,
+)
+from tf_alexnet.weights.download import find_weights
+from tf_alexnet.weights.identify import (
+    Identification,
+    identified,
+    identify_arrays,
+    nearest_fingerprint,
+)
+from tf_alexnet.weights.io import read_unidentified
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A published output of a trained network.
+
+    Attributes
+    ----------
+    network : str
+        The trained network: the name of its fingerprint.
+    picture, sha256 : str
+        File name and checksum of the picture.
+    preset : str
+        The preprocessing.
+    same_padding : bool
+        Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that
+        the numbers come from. Good for a check of weights, and for nothing else.
+    probabilities : tuple of (int or None, float)
+        Most probable first: index of the class, None if it was not recorded, and its probability.
+    source : str
+        Who recorded it.
+    bound : float
+        Largest accepted deviation of a probability. The numbers were recorded with other decoders
+        and resizing; the faults that they are to reveal move them by 0.3 and more.
+    """
+
+    network: str
+    picture: str
+    sha256: str
+    preset: str
+    same_padding: bool
+    probabilities: tuple[tuple[int | None, float], ...]
+    source: str
+    bound: float = 0.05
+
+
+_BVLC = "BVLC/caffe examples/00-classification.ipynb"
+_KRATZERT = "kratzert/finetune_alexnet_with_tensorflow"
+_UDACITY = "the pictures beside Udacity's bvlc-alexnet.npy"
+
+# fmt: off
+GOLDENS = (
+    Golden("caffenet", "cat.jpg",
+           "59b67bce343d435cb8f79b6abefc6eecc79924abcda6e7c7e39f8173bb932bc1", "squash", False,
+           ((281, 0.31243637), (282, 0.2379719), (285, 0.12387239), (277, 0.10075711),
+            (287, 0.070957087)), _BVLC),
+    Golden("bvlc_alexnet", "sealion.jpeg",
+           "184fc3d5577eb79599ab177814e16551248a2271f8b7161c8e95e54fc96c9157", "kratzert", False,
+           ((150, 0.9834),), _KRATZERT),
+    Golden("bvlc_alexnet", "llama.jpeg",
+           "4eb066ee4dd9755cf44894be46369322cd928a330c52cb36f17bfc4f1770dcc2", "kratzert", False,
+           ((355, 0.9984),), _KRATZERT),
+    Golden("bvlc_alexnet", "zebra.jpeg",
+           "37c35ff4b93c6ff73fb98b426b2b0fe3f7ae09ef07a447d0a86390d28667757a", "kratzert", False,
+           ((340, 1.0),), _KRATZERT),
+    Golden("bvlc_alexnet", "poodle.png",
+           "c7c6de6cbc4d237a2e4f5cdcab78e01bf68a4a3ff653862ab05def0c7d1a3aa9", "udacity", True,
+           ((266, 0.389), (265, 0.223), (None, 0.173), (None, 0.150), (None, 0.026)), _UDACITY),
+    Golden("bvlc_alexnet", "weasel.png",
+           "04e68cc7196f3d9501b0d2d7759e392c0b26159a316a189db054f0ebb031cf4e", "udacity", True,
+           ((None, 0.331), (None, 0.280), (None, 0.210), (None, 0.081), (None, 0.027)), _UDACITY),
+)
+# fmt: on
+
+
+class Check(NamedTuple):
+    """One question about a weight file.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    passed : bool or None
+        The answer; None where it can't be told.
+    found : str
+        What was found, in a few words.
+    deviation : float or None
+        Difference between a measured value and the expected one, where one was measured.
+    """
+
+    name: str
+    passed: bool | None
+    found: str
+    deviation: float | None = None
+
+
+class LayerSummary(NamedTuple):
+    """One layer of a file: name, shapes in TensorFlow's layout, and numbers in both arrays."""
+
+    name: str
+    kernel: tuple[int, ...]
+    bias: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a weight file holds.
+
+    Attributes
+    ----------
+    path, format : str
+        The file, and the format of its content.
+    size : int
+        Bytes.
+    sha256, digest : str
+        Checksums of the file, and of its arrays (`WeightArrays.digest`): the same in every format.
+    identity : Identification
+        Which network it is, and how that is known.
+    layers : tuple of LayerSummary
+        In network order.
+    dtype : str
+        Type of the arrays as they are read, whatever the file stores.
+    parameters : int
+        Numbers in all layers.
+    classes : int or None
+        Units of `fc8`.
+    metadata : dict of str to str
+        What the file itself records, architecture included.
+    checks : tuple of Check
+        Checksum, arrays (shapes and finite values), fingerprint, the file's own record, and from
+        `verify_weights` one per picture.
+    warnings : tuple of str
+        What a user should know before trusting the numbers.
+    """
+
+    path: str
+    format: str
+    size: int
+    sha256: str
+    digest: str
+    identity: Identification
+    layers: tuple[LayerSummary, ...]
+    dtype: str
+    parameters: int
+    classes: int | None
+    metadata: dict[str, str]
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """Names of the checks that failed; empty for a file that is in order."""
+        return tuple(check.name for check in self.checks if check.passed is False)
+
+
+def inspect_weights(path: str | os.PathLike) -> Inspection:
+    """Read a weight file and tell what can be told about it without running it.
+
+    Parameters
+    ----------
+    path : str or path
+        A file of any format that can be read, or a catalogue name of weights on this machine.
+
+    Returns
+    -------
+    Inspection
+
+    Raises
+    ------
+    WeightsError
+        As `read_weights`.
+    """
+    return _inspect(find_weights(path, download=False))[0]
+
+
+def verify_weights(
+    path: str | os.PathLike,
+    photos: str | os.PathLike | None = None,
+    goldens: Sequence[Golden] = GOLDENS,
+) -> Inspection:
+    """Inspect a weight file, and compute published outputs.
+
+    Parameters
+    ----------
+    path : str or path
+        As in `inspect_weights`.
+    photos : str or path, optional
+        A folder with the pictures of `goldens`, by their names.
+    goldens : sequence of Golden
+        Published outputs.
+
+    Returns
+    -------
+    Inspection
+        The file is in order if nothing is `wrong`.
+
+    Raises
+    ------
+    WeightsError
+        As `read_weights`.
+    InputError
+        If `photos` is not a folder.
+    """
+    if photos is not None and not os.path.isdir(photos):
+        raise InputError(os.fspath(photos), "not a folder", "Name the folder of the pictures.")
+    found, arrays = _inspect(find_weights(path, download=False))
+    if photos is None:
+        return found
+    trained = None if "arrays" in found.wrong else _training(found.identity)
+    known = replace(arrays, architecture=found.identity.architecture)
+    pictures = _pictures(known, Path(photos), goldens, trained)
+    return replace(found, checks=(*found.checks, *pictures))
+
+
+def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
+    arrays, record = read_unidentified(path)
+    known = identify_arrays(arrays, path) if record is None else identified(record)
+    if record is not None:  # the checksum decides, but the distance is worth showing
+        nearest, distance = nearest_fingerprint(arrays)
+        known = replace(known, nearest=nearest, distance=distance)
+    layers = tuple(
+        LayerSummary(name, x.kernel.shape, x.bias.shape, x.kernel.size + x.bias.size)
+        for name, x in arrays.layers.items()
+    )
+    checks = (
+        _checksum(path, record, known),
+        _arrays(arrays, known),
+        _fingerprint(path, known),
+        _record(arrays, known),
+    )
+    found = Inspection(
+        path=os.fspath(path),
+        format=_format(path),
+        size=os.stat(path).st_size,
+        sha256=file_checksum(path, "sha256"),
+        digest=arrays.digest,
+        identity=known,
+        layers=layers,
+        dtype=", ".join(sorted({str(a.dtype) for x in arrays.layers.values() for a in x})),
+        parameters=sum(x.parameters for x in layers),
+        classes=arrays.classes,
+        metadata={
+            k: v for k, v in (("architecture", arrays.architecture), *arrays.metadata.items()) if v
+        },
+        checks=checks,
+        warnings=tuple(_warnings(path, arrays, known, checks)),
+    )
+    return found, arrays
+
+
+def _named(path: Path) -> KnownWeights | None:
+    """The weights published under this file's name."""
+    for record in catalog():
+        if any(x.urls and x.file_name == path.name for x in record.sources) or (
+            record.sources[0].file_name == path.name
+        ):
+            return record
+    return None
+
+
+def _training(known: Identification) -> str | None:
+    """The fingerprint of the trained network that these weights are."""
+    return known_weights(known.name).fingerprint if known.name else None
+
+
+def _checksum(path: Path, record: KnownWeights | None, known: Identification) -> Check:
+    named = _named(path)
+    if record is not None:
+        return Check("checksum", True, f"{known.how} is that of {record.name}")
+    for source in named.sources if named else ():
+        if source.file_name == path.name and source.checksum:
+            # A conversion has the same arrays under a published name, in other bytes.
+            converted = source.size is None and _training(known) == named.fingerprint is not None
+            found = "another file than the published one: " * converted + mismatch(path, source)
+            return Check("checksum", None if converted else False, found)
+    return Check("checksum", None, "unverified: no checksum is published")
+
+
+def _arrays(arrays: WeightArrays, known: Identification) -> Check:
+    fitting = (known.architecture,) if known.architecture else known.candidates
+    found = {x.name: faults(arrays, own_table(arrays, x)) for x in ARCHITECTURES.values()}
+    if not fitting:
+        nearest = min(found, key=lambda name: len(found[name]))
+        return Check("arrays", False, f"not AlexNet; as {nearest}: {'; '.join(found[nearest])}")
+    wrong = found[fitting[0]]
+    said = f"{len(arrays.layers)} layers, all finite: {' or '.join(fitting)}"
+    return Check("arrays", not wrong, "; ".join(wrong) or said)
+
+
+def _fingerprint(path: Path, known: Identification) -> Check:
+    if known.contradiction:
+        return Check("fingerprint", False, known.contradiction, known.distance)
+    if known.distance is None:
+        return Check("fingerprint", None, "no known numbers to compare with")
+    found = f"biases at most {known.distance:.2g} from those of {known.nearest}"
+    named, trained = _named(path), _training(known)
+    claimed = (named and named.fingerprint) or trained
+    if claimed is None:
+        return Check("fingerprint", None, f"{found}: another training", known.distance)
+    if claimed == trained == known.nearest:
+        return Check("fingerprint", True, found, known.distance)
+    return Check("fingerprint", False, f"{found}, not those of {claimed}", known.distance)
+
+
+def _record(arrays: WeightArrays, known: Identification) -> Check:
+    recorded = arrays.architecture
+    if recorded is None:
+        return Check("record", None, "the file records no architecture")
+    if known.architecture in (None, recorded):
+        return Check("record", True, f"architecture {recorded}")
+    how = "convolutions" if known.convolutions_only else known.how
+    return Check(
+        "record", False, f"it records {recorded}, but by its {how} it is {known.architecture}"
+    )
+
+
+def _warnings(
+    path: Path, arrays: WeightArrays, known: Identification, checks: Sequence[Check]
+) -> Iterator[str]:
+    yield from (check.found for check in checks if check.passed is False)
+    lookalikes = {"bvlc_alexnet", "caffenet"} <= set(known.candidates)
+    if known.architecture is None and lookalikes:
+        yield (
+            "bvlc_alexnet and caffenet have arrays of these shapes, and its convolutions are those "
+            "of neither: say which it is with --architecture"
+        )
+    if arrays.set_aside:
+        yield f"set aside, as AlexNet has no such layers: {', '.join(arrays.set_aside)}"
+    if known.how == "recorded" and lookalikes:
+        yield f"that it is {known.architecture} is only recorded in the file: no number confirms it"
+    if known.how == "name":
+        yield "known only by its name"
+    named = _named(path)
+    if named and not any(source.checksum for source in named.sources):
+        yield f"unverified: no checksum is published for {named.name}"
+    if not known.trained:
+        yield "of unknown origin: not the weights of a known trained network"
+
+
+def _format(path: Path) -> str:
+    """The format of a file that has been read already."""
+    from tf_alexnet.weights.formats import deep_compression, hdf5_file, npy, onnx_file, torch_pth
+    from tf_alexnet.weights.formats.zip_members import ZipMembers
+
+    with open(path, "rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    head = bytes(content[:512])
+    if head.startswith(b"PK"):
+        numpy = any(name.endswith(".npy") for name in ZipMembers(content.obj))
+        return "NumPy archive (.npz)" if numpy else "torch file (.pth)"
+    if deep_compression.recognised(path, head):
+        return "Deep Compression (.net)"
+    kinds = (
+        (npy.MAGIC, "NumPy dictionary (.npy)"),
+        (hdf5_file.MAGIC, "HDF5 (.h5)"),
+        (torch_pth.MAGIC, "torch file (.pth)"),
+        (b"\x80", "pickled dictionary"),
+    )
+    for magic, kind in kinds:
+        if head.startswith(magic):
+            return kind
+    if head[8:9] == b"{":
+        return "safetensors"
+    return "ONNX" if onnx_file.recognised(head, content) else "Caffe model (.caffemodel)"
+
+
+def _pictures(
+    arrays: WeightArrays, folder: Path, goldens: Sequence[Golden], trained: str | None
+) -> Iterator[Check]:
+    """One check per picture; the model is built for the first picture that can be checked."""
+    model = None
+    for golden in goldens:
+        name = f"{golden.picture} ({golden.preset})"
+        picture = folder / golden.picture
+        if golden.network != trained:
+            yield Check(name, None, f"recorded with {golden.network}'s weights")
+        elif not picture.is_file():
+            yield Check(name, None, f"not in {folder}")
+        elif file_checksum(picture, "sha256") != golden.sha256:
+            yield Check(name, None, "another picture than the published one")
+        else:
+            if model is None:
+                from tf_alexnet.model import AlexNet
+
+                model = AlexNet(arrays)
+            yield _compare(name, golden, _probabilities(model, picture, golden))
+
+
+def _probabilities(model, picture: Path, golden: Golden) -> np.ndarray:
+    """(classes,) float32: what `model` computes for a picture, in the way of `golden`."""
+    import tensorflow as tf
+
+    from tf_alexnet.images import load_image, preprocess_input
+
+    x = tf.constant(preprocess_input([load_image(picture)], golden.preset))
+    if not golden.same_padding:
+        return model(x, training=False).numpy()[0]
+    conv1 = model.get_layer("conv1")
+    x = tf.nn.relu(tf.nn.conv2d(x, conv1.kernel, conv1.strides, "SAME") + conv1.bias)
+    for layer in model.layers[model.layers.index(conv1) + 1 :]:
+        x = layer(x, training=False)
+    return x.numpy()[0]
+
+
+def _compare(name: str, golden: Golden, found: np.ndarray) -> Check:
+    """Compare class by class, or rank by rank where the class was not recorded."""
+    ranked = np.sort(found)[::-1]
+    deviation = max(
+        abs(float(ranked[rank] if index is None else found[index]) - expected)
+        for rank, (index, expected) in enumerate(golden.probabilities)
+    )
+    best = int(found.argmax())
+    said = f"{found[best]:.4f} {imagenet_labels()[best].label.split(',')[0]}"
+    verdict = deviation <= golden.bound
+    found = f"{said}; largest deviation {deviation:.2g}, limit {golden.bound:g}"
+    return Check(name, verdict, f"{found} ({golden.source})", deviation)
