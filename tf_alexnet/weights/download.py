@@ -314,6 +314,8 @@ class _Downloader:
                     raise WeightsError(url, f"more than {size or MOST_BYTES} bytes", "")
                 file.write(chunk)
                 self.progress(done, size)
+            file.flush()
+            os.fsync(file.fileno())  # or the name may survive a power cut that the bytes do not
         found = mismatch(output_file, self.source)
         if found:
             raise WeightsError(url, f"not the published file: {found}", "")
