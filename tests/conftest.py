@@ -1,8 +1,11 @@
 """What the tests share: full-size synthetic weights, models, photos."""
 
+import ctypes
 import functools
+import gc
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -26,6 +29,19 @@ def model_of(architecture):
     import tf_alexnet as ta
 
     return ta.AlexNet(weights_of(architecture))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory():
+    """Give back what a module's networks took: they are 244 MB each, and their graphs more."""
+    yield
+    weights_of.cache_clear()
+    model_of.cache_clear()
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
