@@ -1,5 +1,7 @@
 """The ONNX reader against files made by the onnx package, which is not needed to read them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import weights_of
@@ -166,3 +168,12 @@ def test_converts_to_a_caffemodel(tmp_path):
     found = read_file(save(tmp_path / "x.onnx", model))
     write_weights(found, tmp_path / "x.caffemodel")
     assert read_file(tmp_path / "x.caffemodel").digest == found.digest
+
+
+def test_a_model_of_weights_that_differ_warns(tmp_path):
+    import tf_alexnet as ta
+
+    arrays = weights_of("bvlc_alexnet")
+    differing = dataclasses.replace(arrays, metadata={"differs": "layer 'conv1' has stride 2"})
+    with pytest.warns(UserWarning, match="not quite bvlc_alexnet: layer 'conv1' has stride 2"):
+        ta.AlexNet(differing, include_top=False)

@@ -244,3 +244,37 @@ def test_plain_tuples_are_layers():
     arrays = WeightArrays({"conv1": (kernel, bias)})
     assert isinstance(arrays.layers["conv1"], LayerArrays)
     assert arrays.digest == WeightArrays({"conv1": LayerArrays(kernel, bias)}).digest
+
+
+def test_a_chosen_classifier_stays_chosen(tmp_path):
+    from tf_alexnet.weights import convert_weights
+
+    layers = caffe_layers(["conv1", "conv5", "fc6", "fc7", "cls_score", "bbox_pred"])
+    path = model_file(tmp_path / "x.caffemodel", layers)
+    for suffix in ("caffemodel", "npz", "safetensors", "h5", "npy"):
+        target = tmp_path / f"y.{suffix}"
+        written = convert_weights(path, target, classifier="bbox_pred")
+        assert written.classifier == "bbox_pred"
+        again = read_weights(target)
+        assert (again.classifier, again.digest) == ("bbox_pred", written.digest)
+
+
+def test_layers_behind_those_wanted_may_be_missing(tmp_path):
+    from conftest import weights_of
+
+    import tf_alexnet as ta
+
+    whole = weights_of("bvlc_alexnet")
+    layers = {k: v for k, v in whole.layers.items() if k != "fc8"}
+    heads = {
+        name: (np.zeros((4096, n), "f4"), np.zeros(n, "f4")) for name, n in (("a", 2), ("b", 3))
+    }
+    arrays = WeightArrays(layers | heads, "bvlc_alexnet")
+    photo = np.zeros((1, 227, 227, 3), "f4")
+    with pytest.warns(UserWarning, match="has no layer a, b; left out"):
+        found = ta.FeatureExtractor(arrays, ("fc7", "fc6_preact"))(photo)
+    expected = ta.FeatureExtractor(whole, ("fc7", "fc6_preact"))(photo)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    with pytest.raises(WeightsError, match="Name the classifier: classifier='a' or 'b'"):
+        ta.FeatureExtractor(arrays, ("prob",))

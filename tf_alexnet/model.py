@@ -247,6 +247,10 @@ def _fitted(
         )
         needed.remove(last)
     check_arrays(weights, own, needed)
+    if "differs" in weights.metadata:
+        warnings.warn(
+            f"{weights.source}: not quite {own.name}: {weights.metadata['differs']}.", stacklevel=3
+        )
     if weights.set_aside:
         warnings.warn(
             f"{weights.source}: {own.name} has no layer {', '.join(weights.set_aside)}; left out.",

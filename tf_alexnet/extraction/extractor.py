@@ -99,11 +99,15 @@ class FeatureExtractor:
         if preset is not None and misfit(record, trained):
             warnings.warn(misfit(record, trained), stacklevel=2)
         self.weights_source = weights.source
-        convolutional = {"data", *(layer.name for layer in table.until("pool5").layers)}
-        top = any(name.removesuffix(PREACT) not in convolutional for name in blobs)
+        names = [layer.name for layer in table.layers]
+        deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
+        # A file without the layers behind those wanted will do.
+        depth = {"include_top": deepest > names.index("pool5")}
+        if depth["include_top"] and "fc7" in names and deepest <= names.index("fc7"):
+            depth["feature_extract"] = True
         with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the model
             known = pool.submit(identify_weights, weights)
-            model = AlexNet(weights, architecture=table.name, include_top=top)
+            model = AlexNet(weights, architecture=table.name, **depth)
             self.trained_as, self.weights_digest = known.result().name, weights.digest
         self._run = fast_network(table, model, blobs)
 

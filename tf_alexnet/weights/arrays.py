@@ -137,6 +137,8 @@ def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> Weig
         if name in layers:
             layers[name] = _as_dense(layers[name])
     heads = _classifiers(layers)
+    if classifier is None and "fc8" not in layers and arrays.classifier in heads:
+        classifier = arrays.classifier  # as our own record in the file has it
     if classifier in (None, arrays.classifier) and "fc8" in layers:
         return replace(arrays, layers=layers)
     if classifier is None:
@@ -276,13 +278,13 @@ def check_arrays(
     """
     found = faults(arrays, table, needed)
     if found:
+        advice = "Use a file of this network, or name the network it is with architecture=."
         others = [name for name in arrays.set_aside if any("missing" in x for x in found)]
-        also = f"; it also has {', '.join(others)}" if others else ""
-        raise WeightsError(
-            f"{arrays.source} as {table.name}",
-            "; ".join(found) + also,
-            "Use a file of this network, or name the network it is with architecture=.",
-        )
+        if others:
+            found[-1] += f"; it also has {', '.join(others)}"
+        if "fc8 is missing" in found[0] and (heads := _classifiers(arrays.layers)):
+            advice = f"Name the classifier: classifier={' or '.join(map(repr, heads))}."
+        raise WeightsError(f"{arrays.source} as {table.name}", "; ".join(found), advice)
 
 
 def fitting_architectures(arrays: WeightArrays) -> list[str]:

@@ -28,6 +28,7 @@ from tf_alexnet.weights.arrays import (
     with_own_names,
 )
 from tf_alexnet.weights.formats.common import (
+    ADVICE,
     MAX_METADATA,
     NotAlexNetError,
     as_float32,
@@ -35,6 +36,7 @@ from tf_alexnet.weights.formats.common import (
     damaged,
     from_channels_first,
     metadata_text,
+    modern,
     parsed_metadata,
     to_channels_first,
 )
@@ -81,11 +83,11 @@ def read(path: str | os.PathLike) -> WeightArrays:
         layers = from_channels_first(_pairs(net), told.flattened)
         arrays = assemble(path, layers, *parsed_metadata(net.record), in_order=True)
     except NotAlexNetError as error:
-        raise damaged(path, str(error), "Use the weights of an AlexNet.") from None
+        raise damaged(path, str(error), ADVICE) from None
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged Caffe model, or not one at all: {error}") from None
     metadata = dict(arrays.metadata)
-    if net.title:
+    if net.title and net.title not in ARCHITECTURES:
         metadata.setdefault("net", net.title)
     if told.difference and told.architecture:
         metadata.setdefault("differs", told.difference)
@@ -206,13 +208,12 @@ def _pairs(net: _Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
             raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
         kernel, bias = blobs
-        if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):  # the old shape of a dense kernel
-            kernel = kernel.reshape(kernel.shape[2:])
+        kernel, bias = modern(kernel, bias)
         if kernel.ndim == 2 and name in transposed:
             kernel = kernel.T
-        if bias.size != bias.shape[-1] or kernel.ndim not in (2, 4):
+        if bias.ndim != 1 or kernel.ndim not in (2, 4):
             raise NotAlexNetError(f"layer {name!r} with blobs of {kernel.shape} and {bias.shape}")
-        pairs[name] = kernel, bias.reshape(-1)
+        pairs[name] = kernel, bias
     return pairs
 
 

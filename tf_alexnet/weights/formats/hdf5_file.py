@@ -27,12 +27,15 @@ from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, network_order
 from tf_alexnet.weights.formats import hdf5_child
 from tf_alexnet.weights.formats.common import (
+    ADVICE,
+    NotAlexNetError,
     affordable,
     as_float32,
     assemble,
     damaged,
     from_channels_first,
     metadata_text,
+    modern,
     parsed_metadata,
     to_channels_first,
 )
@@ -72,10 +75,11 @@ def read(path: str | os.PathLike) -> WeightArrays:
     form, text, layers = _ask_child(path)
     if form == "caffe":
         try:
-            layers = from_channels_first({k: _modern(*pair) for k, pair in layers.items()})
-        except ValueError as error:
-            raise damaged(path, f"an HDF5 file of Caffe's with {error}") from None
-    elif not set(layers) <= set(LAYER_ORDER):
+            # The groups are sorted by name.
+            layers = from_channels_first({k: modern(*layers[k]) for k in network_order(layers)})
+        except NotAlexNetError as error:
+            raise damaged(path, f"an HDF5 file of Caffe's with {error}", ADVICE) from None
+    elif "conv1" not in layers:
         layers = _renamed(path, layers)
     return assemble(path, layers, *parsed_metadata(text))
 
@@ -160,13 +164,6 @@ def _filled(stream: BinaryIO, buffer):
             raise _ChildError
         at += size
     return buffer
-
-
-def _modern(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias, also of before Caffe's BlobShape: (1, 1, out, in) and (1, 1, 1, out)."""
-    if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):
-        kernel = kernel.reshape(kernel.shape[2:])
-    return kernel, bias.reshape(-1) if bias.size == bias.shape[-1] else bias
 
 
 def _renamed(path, layers: dict[str, LayerArrays]) -> dict[str, LayerArrays]:
