@@ -110,3 +110,29 @@ def test_a_file_of_the_published_size(tmp_path):
             assert kernel[y, x, c, o] == value
         elif name != "fc6":
             assert kernel[position % kernel.shape[0], position // kernel.shape[0]] == value
+
+
+def test_weights_without_a_code_have_code_0(tmp_path, small):
+    """As in the authors' decoder: ``codebook[0]`` is usually 0, but need not be."""
+    codes, codebooks, biases = pruned_network()
+    codebooks = {name: np.copy(book) for name, book in codebooks.items()}
+    for book in codebooks.values():
+        book[0] = 0.125
+    (tmp_path / "x.net").write_bytes(deep_compression_file(codes, codebooks, biases))
+    found = read_file(tmp_path / "x.net")
+    for name, flat in codes.items():
+        expected = np.sort(codebooks[name][flat])
+        np.testing.assert_array_equal(np.sort(found.layers[name].kernel, axis=None), expected)
+
+
+def test_bytes_behind_the_last_stream(tmp_path, small):
+    """Accepted in a file of the published name only; its content is not at hand here."""
+    codes, codebooks, biases = pruned_network()
+    raw = deep_compression_file(codes, codebooks, biases)
+    (tmp_path / "x.net").write_bytes(raw)
+    expected = read_file(tmp_path / "x.net").digest
+    (tmp_path / "AlexNet_compressed.net").write_bytes(raw + b"tail")
+    assert read_file(tmp_path / "AlexNet_compressed.net").digest == expected
+    (tmp_path / "x.net").write_bytes(raw + b"tail")
+    with pytest.raises(WeightsError):
+        read_file(tmp_path / "x.net")

@@ -165,10 +165,10 @@ EYE, ONES = np.eye(2, dtype="f4"), np.ones(2, "f4")
     [
         ({"fc8": [EYE]}, "layer fc8 with 1 arrays instead of kernel and bias"),
         ({"fc8": [EYE, ONES, ONES]}, "layer fc8 with 3 arrays"),
-        ({"fc8": EYE}, "layer fc8 as something else than kernel and bias"),
+        ({"fc8": 1}, "layer fc8 as something else than kernel and bias"),
         ({"fc8": [EYE, [1, 1]]}, "layer fc8 with something else than arrays"),
-        ({"fc8": {"weights": EYE}}, "with the entries weights instead of weights and biases"),
-        ({"fc8": {"weights": EYE, "biases": ONES, "x": 1}}, "entries biases, weights, x instead"),
+        ({"fc8": {"weights": EYE}}, "layer fc8 with only a kernel"),
+        ({"fc8": {"weights": EYE, "biases": ONES, "x": 1}}, "something else than arrays"),
         ({b"fc8": [EYE, ONES], "fc8": [EYE, ONES]}, "'fc8' twice"),
         ({"fc8": [EYE.astype("i4"), ONES]}, "an array of dtype 'i4' instead of floats"),
         (

@@ -73,10 +73,10 @@ def test_safetensors_is_the_librarys(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "found"),
     [
-        ({"features.0.weight": np.ones((2, 2), "f4")}, "the F32 tensor 'features.0.weight'"),
-        ({"fc8/kernel": np.ones((2, 2), "i4")}, "the I32 tensor 'fc8/kernel'"),
-        ({"fc8/kernel": np.ones((2, 2), "f4")}, "layer fc8 has only a kernel"),
-        ({"fc8/bias": np.ones(2, "f4")}, "layer fc8 has only a bias"),
+        ({"features.0.weight": np.ones((2, 2), "f4")}, "layer conv1 with only a kernel"),
+        ({"fc8/kernel": np.ones((2, 2), "i4")}, "I32 numbers in the tensor 'fc8/kernel'"),
+        ({"fc8/kernel": np.ones((2, 2), "f4")}, "layer fc8 with only a kernel"),
+        ({"fc8/bias": np.ones(2, "f4")}, "layer fc8 with only a bias"),
         ({}, "no layer with weights in it"),
     ],
 )
@@ -100,7 +100,7 @@ STRANGERS = {
     "a torch file": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
     "a tar archive": bytes(257) + b"ustar" + bytes(300),
     "a picture": b"\x89PNG\r\n\x1a\n" + bytes(30),
-    "no weight file of a known kind": b"\x30\x01" * 9,
+    "not a weight file of a known kind": b"\x30\x01" * 9,
     "wire type": bytes(range(255, 0, -1)),
 }
 

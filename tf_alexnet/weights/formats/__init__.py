@@ -124,7 +124,7 @@ def _reader(path: str | os.PathLike, head: bytes):
     # Before pickles: a header of 0x480 bytes begins like one, but no pickle has these five zeros.
     if len(head) > 8 and head[8:9] == b"{" and struct.unpack_from("<Q", head)[0] < MAX_BYTES:
         return safetensors_file.read
-    if head.startswith(npy.MAGIC) or (head[0] == 0x80 and head[1:2] <= b"\x05"):
+    if head.startswith((npy.MAGIC, *npy.PICKLES)):
         return npy.read
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise damaged(path, "an HTML or XML page", GET_ANOTHER)

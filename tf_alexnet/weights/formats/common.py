@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -260,6 +260,15 @@ def split_key(key: str) -> tuple[str, str] | None:
     return layer, "kernel" if found["kernel"] else "bias"
 
 
+def of_layers(keys: Iterable[str]) -> list[str]:
+    """The names that are arrays of a layer; of others, a warning says that they are left out."""
+    known = {key: split_key(key) is not None for key in keys}
+    others = [key[:80] for key in known if not known[key]]
+    if others:
+        warnings.warn(f"left out: {', '.join(others)[:200]}", stacklevel=4)
+    return [key for key in known if known[key]]
+
+
 def named_layers(
     arrays: Mapping[str, np.ndarray], channels_first: bool | None = None
 ) -> dict[str, LayerArrays]:
@@ -285,7 +294,7 @@ def named_layers(
     """
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
-        layer, part = split_key(key) or (key, "kernel")
+        layer, part = split_key(key)
         if part in parts.setdefault(layer, {}):
             raise NotAlexNetError(f"two arrays for the {part} of layer {layer[:80]!r}")
         parts[layer][part] = array

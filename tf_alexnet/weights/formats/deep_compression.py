@@ -6,9 +6,10 @@ The layout is that of ``decode.py`` in songhan/Deep-Compression-AlexNet, little-
 - then each layer: float32 codebook of 256 entries (8-bit codes, convolutions) or 16 (4-bit codes,
   dense); float32 biases; the codes; 4-bit gaps, one a code.
 
-A gap is the number of weights skipped before the code's own, in Caffe's flattened order; weights
-that no code falls on are 0. Gaps over 15 are bridged by codes of value 0. Of two 4-bit numbers in a
-byte the low one comes first. See Han, Mao and Dally 2016, "Deep Compression".
+A gap is the number of weights skipped before the code's own, in Caffe's flattened order. Weights
+that no code falls on have code 0, that is the value ``codebook[0]``, which is usually 0; gaps over
+15 are bridged by codes 0 too. Of two 4-bit numbers in a byte the low one comes first. See Han, Mao
+and Dally 2016, "Deep Compression".
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from tf_alexnet.architectures import BVLC_ALEXNET
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.catalog import file_checksum, known_weights
 from tf_alexnet.weights.formats.common import assemble, damaged, flattened_channels, map_side
 
 ARCHITECTURE = BVLC_ALEXNET
@@ -29,7 +31,10 @@ _CHUNK = 1 << 20  # codes at a time: fc6 has several millions
 
 
 def recognised(path: str | os.PathLike, head: bytes) -> bool:
-    """Whether a file is one of these: it has no magic number, but its counts give its length."""
+    """Whether a file is one of these: it has no magic number, but its counts give its length.
+
+    Bytes behind the last stream are accepted in a file of the published name or content.
+    """
     if len(head) < HEAD:
         return False
     shapes = ARCHITECTURE.parameter_shapes()
@@ -38,7 +43,14 @@ def recognised(path: str | os.PathLike, head: bytes) -> bool:
         return False
     sizes = [math.prod(kernel) for kernel, _ in shapes.values()]
     plausible = all(0 < n <= size for n, size in zip(counts.tolist(), sizes, strict=True))
-    return plausible and os.stat(path).st_size == _file_size(counts.tolist(), shapes)
+    beyond = os.stat(path).st_size - _file_size(counts.tolist(), shapes) if plausible else -1
+    return beyond == 0 or (beyond > 0 and _is_published(path))
+
+
+def _is_published(path: str | os.PathLike) -> bool:
+    source = known_weights("deep-compression").sources[0]
+    algorithm, expected = source.checksum.split(":")
+    return Path(path).name == source.file_name or file_checksum(path, algorithm) == expected
 
 
 def _file_size(counts: list[int], shapes: dict) -> int:
@@ -65,7 +77,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
     data = memoryview(Path(path).read_bytes())
     counts = np.frombuffer(data, "<u4", HEAD // 4).tolist()
     shapes = ARCHITECTURE.parameter_shapes()
-    # Zeros that are never touched take no memory, and only their shapes are looked at here.
+    # Zeros take no memory until they are written to.
     blank = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
     flattened = flattened_channels(blank)
     layers, at = {}, HEAD
@@ -81,6 +93,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
         gaps = _nibbles(fields[3], count)
         depth = flattened.get(name)
         side = map_side(shape[0], depth) if depth else None
+        if codebook[0] != 0:
+            blank[name].kernel[...] = codebook[0]
         if not _scatter(codebook[codes], gaps, blank[name].kernel, side):
             raise damaged(path, f"a Deep Compression file with codes beyond the end of {name}")
         layers[name] = LayerArrays(blank[name].kernel, np.array(bias, np.float32))
@@ -93,7 +107,7 @@ def _nibbles(packed: np.ndarray, count: int) -> np.ndarray:
 
 
 def _scatter(values: np.ndarray, gaps: np.ndarray, kernel: np.ndarray, side: int | None) -> bool:
-    """Put values into a kernel of zeros; False where they run past its end.
+    """Put values into a kernel; False where they run past its end.
 
     The positions count in Caffe's order, (out, in, height, width) or (out, in), the inputs of the
     first dense layer (channels, `side`, `side`). The kernel is in TensorFlow's.

@@ -79,7 +79,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
             layers = from_channels_first({k: modern(*layers[k]) for k in network_order(layers)})
         except NotAlexNetError as error:
             raise damaged(path, f"an HDF5 file of Caffe's with {error}", ADVICE) from None
-    elif "conv1" not in layers:
+    elif layers and "conv1" not in layers:
         layers = _renamed(path, layers)
     return assemble(path, layers, *parsed_metadata(text))
 

@@ -21,17 +21,28 @@ import numpy as np
 
 from tf_alexnet.errors import UsageError
 from tf_alexnet.weights import pickles
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.arrays import WeightArrays
 from tf_alexnet.weights.formats.common import (
+    ADVICE,
+    NotAlexNetError,
     as_float32,
     assemble,
     damaged,
+    named_layers,
+    of_layers,
     recorded,
     split_metadata,
 )
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 4096
+# How a bare pickle of a dictionary begins: protocols 2 to 5, 0 and 1.
+PICKLES = (
+    *(b"\x80" + bytes([n]) for n in range(2, 6)),
+    b"(d",
+    b"}q",
+    b"ccollections\nOrderedDict\n",
+)
 PARTS = ("weights", "biases")
 _HEADER = re.compile(
     rb"\{'descr': *'([^']{1,40})', *'fortran_order': *(?:True|False), *'shape': *"
@@ -56,7 +67,10 @@ def read(path: str | os.PathLike) -> WeightArrays:
         pickled = pickles.load(data, start)
         if pickled.end != len(data):
             raise damaged(path, f"{len(data) - pickled.end} bytes follow the end of its pickle")
-        layers = {name: _layer(name, value) for name, value in _layers(pickled.value).items()}
+        arrays = _arrays(_layers(pickled.value))
+        layers = named_layers({key: arrays[key] for key in of_layers(arrays)})
+    except NotAlexNetError as error:
+        raise damaged(path, f"it holds {error}", ADVICE) from None
     except pickles.PickleError as error:
         raise damaged(path, f"it holds {error}") from None
     return assemble(path, layers, *_comment(pickled.comment))
@@ -94,30 +108,33 @@ def _layers(value: object) -> dict:
     return value
 
 
-def _layer(name: str, value: object) -> LayerArrays:
-    if isinstance(value, dict):
+def _arrays(layers: dict) -> dict[str, np.ndarray]:
+    """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
+    arrays = {}
+    for name, value in layers.items():
+        if isinstance(value, pickles.PickledArray):  # {"conv1_W": array, ...}
+            arrays[name] = _array(name, value)
+            continue
+        if isinstance(value, list | tuple):
+            pickles.require(
+                len(value) == 2, f"layer {name} with {len(value)} arrays instead of kernel and bias"
+            )
+            value = dict(zip(PARTS, value, strict=True))
         pickles.require(
-            set(value) == set(PARTS),
-            f"layer {name} with the entries {', '.join(sorted(value))[:80] or 'none'}"
-            f" instead of {' and '.join(PARTS)}",
+            isinstance(value, dict), f"layer {name} as something else than kernel and bias"
         )
-        value = [value[part] for part in PARTS]
+        arrays |= {f"{name}/{part}": _array(name, array) for part, array in value.items()}
+    return arrays
+
+
+def _array(name: str, value: object) -> np.ndarray:
     pickles.require(
-        isinstance(value, list | tuple), f"layer {name} as something else than kernel and bias"
+        isinstance(value, pickles.PickledArray), f"layer {name} with something else than arrays"
     )
-    pickles.require(
-        len(value) == 2, f"layer {name} with {len(value)} arrays instead of kernel and bias"
-    )
-    arrays = []
-    for array in value:
-        pickles.require(
-            isinstance(array, pickles.PickledArray), f"layer {name} with something else than arrays"
-        )
-        try:
-            arrays.append(array.array())
-        except pickles.PickleError as error:
-            raise pickles.PickleError(f"{error} in layer {name}") from None
-    return LayerArrays(*arrays)
+    try:
+        return value.array()
+    except pickles.PickleError as error:
+        raise pickles.PickleError(f"{error} in layer {name}") from None
 
 
 def _comment(text: str | None) -> tuple[str | None, dict[str, str]]:

@@ -16,12 +16,16 @@ import numpy as np
 
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
 from tf_alexnet.weights.formats.common import (
+    ADVICE,
     MAX_METADATA,
+    NotAlexNetError,
     affordable,
     as_float32,
     assemble,
     damaged,
     metadata_text,
+    named_layers,
+    of_layers,
     parsed_metadata,
 )
 from tf_alexnet.weights.formats.npy import MAGIC
@@ -36,7 +40,9 @@ _HEADER = re.compile(
 
 
 def read(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
-    """Read an .npz archive of arrays ``<layer>/kernel`` and ``<layer>/bias``, packed or not.
+    """Read an .npz archive of the kernels and biases of layers, packed or not.
+
+    Their names may be ``conv1/kernel``, ``conv1/W``, ``conv1_weights`` and the like.
 
     Raises
     ------
@@ -47,30 +53,15 @@ def read(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
     try:
         if sum(members.size(name) for name in members) > affordable(len(members.view)):
             raise ZipError("far more in it than an AlexNet")
-        layers, text = _layers(members)
+        keys = [member.removesuffix(".npy") for member in members]
+        text = _text(members, f"{METADATA}.npy") if METADATA in keys else None
+        wanted = of_layers(key for key in keys if key != METADATA)
+        arrays = {key: _array(members, f"{key}.npy") for key in wanted}
+        return assemble(path, named_layers(arrays), *parsed_metadata(text))
+    except NotAlexNetError as error:
+        raise damaged(path, f"an .npz archive of {error}", ADVICE) from None
     except ZipError as error:
         raise damaged(path, f"a zip archive with {error}") from None
-    for name, arrays in layers.items():
-        if len(arrays) != 2:
-            raise damaged(path, f"layer {name} has only a {next(iter(arrays))}")
-    return assemble(path, {k: LayerArrays(**v) for k, v in layers.items()}, *parsed_metadata(text))
-
-
-def _layers(members: ZipMembers) -> tuple[dict[str, dict[str, np.ndarray]], str | None]:
-    """Layer -> part -> array, and the text beside them."""
-    layers, text = {}, None
-    for member in members:
-        key = member.removesuffix(".npy")
-        name, _, part = key.rpartition("/")
-        if key == METADATA:
-            text = _text(members, member)
-        elif key != member and name and part in LayerArrays._fields:
-            layers.setdefault(name, {})[part] = _array(members, member)
-        else:
-            raise ZipError(
-                f"the member {member[:80]!r} instead of arrays <layer>/kernel and <layer>/bias"
-            )
-    return layers, text
 
 
 def _array(members: ZipMembers, member: str) -> np.ndarray:

@@ -19,13 +19,13 @@ import numpy as np
 
 from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays, fitting_architectures
 from tf_alexnet.weights.formats.common import (
+    TORCH_LAYERS,
     NotAlexNetError,
     affordable,
     assemble,
     damaged,
     from_channels_first,
 )
-from tf_alexnet.weights.formats.torch_pth import LAYERS as TORCH_LAYERS
 from tf_alexnet.weights.graph import Node, foreign_layer, told_by
 from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, shaped, signed, text
 

@@ -18,19 +18,25 @@ from safetensors.numpy import save_file
 from tf_alexnet.errors import UsageError
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
 from tf_alexnet.weights.formats.common import (
+    ADVICE,
+    NotAlexNetError,
     as_float32,
     assemble,
     damaged,
+    named_layers,
+    of_layers,
     recorded,
     split_metadata,
 )
 
 MAX_HEADER = 1 << 20  # 16 tensors take 2 KB; the library itself would parse 100 MB
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
-    """Read a safetensors file with tensors ``<layer>/kernel`` and ``<layer>/bias``.
+    """Read a safetensors file of the kernels and biases of layers.
+
+    Their names may be ours, ``<layer>/kernel`` and ``<layer>/bias``, or torch's.
 
     The library judges the file; the arrays are then views of it, mapped into memory.
 
@@ -45,45 +51,33 @@ def read(path: str | os.PathLike) -> WeightArrays:
         raise damaged(path, "a safetensors file with a header out of all proportion")
     try:
         with safe_open(os.fspath(path), framework="np") as file:
-            names = {key: _dtype(path, file, key) for key in file.keys()}  # noqa: SIM118 (no dict)
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        parts = _mapped_parts(path, names)
+        layers = named_layers(_mapped(path, {key: dtypes[key] for key in of_layers(dtypes)}))
+    except NotAlexNetError as error:
+        raise damaged(path, f"a safetensors file of {error}", ADVICE) from None
     except (SafetensorError, OverflowError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, f"a damaged safetensors file ({error})") from None
-    layers = {}
-    for name, arrays in parts.items():
-        if len(arrays) != 2:
-            raise damaged(path, f"layer {name} has only a {next(iter(arrays))}")
-        layers[name] = LayerArrays(**arrays)
     return assemble(path, layers, *split_metadata(metadata or {}))
 
 
-def _dtype(path, file, key: str) -> np.dtype:
-    """The type of the tensor `key`, which must be a layer's kernel or bias."""
-    name, _, part = key.rpartition("/")
-    dtype = file.get_slice(key).get_dtype()
-    if part not in LayerArrays._fields or not name or dtype not in DTYPES:
-        raise damaged(
-            path,
-            f"a safetensors file with the {dtype} tensor {key[:80]!r}",
-            "Expected are float tensors called <layer>/kernel and <layer>/bias.",
-        )
-    return np.dtype(DTYPES[dtype])
-
-
-def _mapped_parts(path, names: dict[str, np.dtype]) -> dict[str, dict]:
-    """Layer name -> part name -> array."""
+def _mapped(path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
+    """Name -> array, a view of the file, or float32 made of bfloat16."""
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + struct.unpack("<Q", mapped[:8])[0]
     header = json.loads(mapped[8:start])
-    parts = {}
-    for key, dtype in names.items():
+    arrays = {}
+    for key, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise NotAlexNetError(f"{dtype} numbers in the tensor {key[:80]!r}")
         begin, end = header[key]["data_offsets"]
-        array = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, start + begin)
-        name, _, part = key.rpartition("/")
-        parts.setdefault(name, {})[part] = as_float32(array.reshape(header[key]["shape"]))
-    return parts
+        form = np.dtype(DTYPES[dtype])
+        array = np.frombuffer(mapped, form, (end - begin) // form.itemsize, start + begin)
+        if dtype == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[key] = array.reshape(header[key]["shape"])
+    return arrays
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike) -> None:

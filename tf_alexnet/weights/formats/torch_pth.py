@@ -14,32 +14,30 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from tf_alexnet.weights import pickles
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
-from tf_alexnet.weights.formats.common import affordable, assemble, damaged, from_channels_first
+from tf_alexnet.weights.arrays import WeightArrays
+from tf_alexnet.weights.formats.common import (
+    NotAlexNetError,
+    affordable,
+    assemble,
+    damaged,
+    named_layers,
+    of_layers,
+)
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 from tf_alexnet.weights.pickles import PickleError, require
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # 0x1950a86a20f9469cfc6c as a pickle
 PROTOCOL = 1001
-LAYERS = {
-    "features.0": "conv1",
-    "features.3": "conv2",
-    "features.6": "conv3",
-    "features.8": "conv4",
-    "features.10": "conv5",
-    "classifier.1": "fc6",
-    "classifier.4": "fc7",
-    "classifier.6": "fc8",
-}
-PARTS = {"weight": "kernel", "bias": "bias"}
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 ADVICE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 
 
@@ -50,22 +48,35 @@ class Name(Enum):
     REBUILD_TENSOR = "_rebuild_tensor_v2"
     REBUILD_PARAMETER = "_rebuild_parameter"
     FLOAT_STORAGE = "FloatStorage"
+    DOUBLE_STORAGE = "DoubleStorage"
+    HALF_STORAGE = "HalfStorage"
+    BFLOAT16_STORAGE = "BFloat16Storage"
+    LONG_STORAGE = "LongStorage"
 
 
+# Bytes of a number, and NumPy's name for its type; bfloat16 is the upper half of a float32.
+TYPES = {
+    Name.FLOAT_STORAGE: (4, "f4"),
+    Name.DOUBLE_STORAGE: (8, "f8"),
+    Name.HALF_STORAGE: (2, "f2"),
+    Name.BFLOAT16_STORAGE: (2, "u2"),
+    Name.LONG_STORAGE: (8, "i8"),  # counters of batch normalisation
+}
 NAMES = {
     ("collections", "OrderedDict"): Name.ORDERED_DICT,
     ("torch._utils", "_rebuild_tensor_v2"): Name.REBUILD_TENSOR,
     ("torch._utils", "_rebuild_parameter"): Name.REBUILD_PARAMETER,
-    ("torch", "FloatStorage"): Name.FLOAT_STORAGE,
+    **{("torch", name.value): name for name in TYPES},
 }
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of floats elsewhere in the file."""
+    """A run of numbers elsewhere in the file."""
 
     key: str
     size: int
+    kind: Name
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,9 @@ class TorchDialect(pickles.Dialect):
     names = NAMES
     opcodes = b"QG"
 
+    def __init__(self):
+        self.storages: list[Storage] = []
+
     def key(self, value):
         """Text, or an integer, as optimizers' states have them."""
         return value if type(value) is int else pickles.as_text(value)
@@ -139,10 +153,12 @@ class TorchDialect(pickles.Dialect):
     def persistent(self, identity):
         """A `Storage`."""
         match identity:
-            case ("storage", Name.FLOAT_STORAGE, str() as key, str(), int() as size, *views):
+            case ("storage", Name() as kind, str() as key, str(), int() as size, *views):
                 # Only torch before 0.4 wrote views of other storages.
-                require(size > 0 and views in ([], [None]), "an odd storage")
-                return Storage(key, size)
+                odd = kind not in TYPES or size < 0 or views not in ([], [None])
+                require(not odd, "an odd storage")
+                self.storages.append(Storage(key, size, kind))
+                return self.storages[-1]
         raise PickleError("a reference to something else than floats")
 
 
@@ -167,7 +183,7 @@ def read_archive(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
         def values(storage: Storage) -> np.ndarray:
             name = f"{root}data/{storage.key}"
             require(name in members, f"no member for the storage {storage.key[:40]!r}")
-            return _floats(members.read(name), storage, order)
+            return _numbers(members.read(name), storage, order)
 
         return _weights(path, pickled.value, values, len(members.view))
     except PickleError as error:
@@ -198,23 +214,27 @@ def read(path: str | os.PathLike) -> WeightArrays:
         system = pickles.load(data, protocol.end, TorchDialect())
         little = system.value.get("little_endian") if isinstance(system.value, dict) else None
         require(isinstance(little, bool), "an unknown byte order")
-        content = pickles.load(data, system.end, TorchDialect())
+        dialect = TorchDialect()
+        content = pickles.load(data, system.end, dialect)
         keys = pickles.load(data, content.end, TorchDialect())
-        storages = _behind(data, keys, "<" if little else ">")
+        sizes = {x.key: TYPES[x.kind][0] for x in dialect.storages}
+        storages = _behind(data, keys, "<" if little else ">", sizes)
 
         def values(storage: Storage) -> np.ndarray:
             require(storage.key in storages, f"no storage {storage.key[:40]!r}")
-            return _floats(storages[storage.key], storage, "<" if little else ">")
+            return _numbers(storages[storage.key], storage, "<" if little else ">")
 
         return _weights(path, content.value, values, len(data))
     except PickleError as error:
         raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
 
 
-def _behind(data: bytes, keys: pickles.Pickled, order: str) -> dict[str, memoryview]:
-    """Key -> bytes of the storages behind the pickles: each a number of floats and these.
+def _behind(
+    data: bytes, keys: pickles.Pickled, order: str, sizes: Mapping[str, int]
+) -> dict[str, memoryview]:
+    """Key -> bytes of the storages behind the pickles: each a count, and so many numbers.
 
-    The file does not say of which type they are; all of FloatStorage, or sizes don't add up.
+    `sizes` has the bytes of a number of each storage that the pickles refer to.
     """
     require(isinstance(keys.value, list), "no list of storages")
     view, at, found = memoryview(data), keys.end, {}
@@ -222,19 +242,24 @@ def _behind(data: bytes, keys: pickles.Pickled, order: str) -> dict[str, memoryv
         require(at + 8 <= len(view), "a storage that runs past the end")
         count = struct.unpack_from(order + "q", view, at)[0]
         at += 8
-        require(0 <= count <= (len(view) - at) // 4, "a storage that runs past the end")
         key = pickles.as_text(key)
+        require(key in sizes, f"the storage {key[:40]!r}, which nothing refers to")
+        require(0 <= count <= (len(view) - at) // sizes[key], "a storage that runs past the end")
         require(key not in found, f"the storage {key!r} twice")
-        found[key] = view[at : at + 4 * count]
-        at += 4 * count
+        found[key] = view[at : at + sizes[key] * count]
+        at += sizes[key] * count
     require(at == len(view), f"{len(view) - at} bytes behind its last storage")
     return found
 
 
-def _floats(raw: memoryview, storage: Storage, order: str) -> np.ndarray:
-    if len(raw) != 4 * storage.size:
-        raise PickleError(f"a storage of {storage.size} floats with {len(raw)} bytes")
-    return np.frombuffer(raw, order + "f4")
+def _numbers(raw: memoryview, storage: Storage, order: str) -> np.ndarray:
+    size, form = TYPES[storage.kind]
+    if len(raw) != size * storage.size:
+        raise PickleError(f"a storage of {storage.size} numbers with {len(raw)} bytes")
+    numbers = np.frombuffer(raw, order + form)
+    if storage.kind is Name.BFLOAT16_STORAGE:
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers
 
 
 def _weights(path, value: object, values, file_size: int) -> WeightArrays:
@@ -242,22 +267,12 @@ def _weights(path, value: object, values, file_size: int) -> WeightArrays:
     tensors = _named_tensors(value)
     total = sum(4 * math.prod(t.shape) for t in tensors.values() if _is_shape(t.shape))
     require(total <= affordable(file_size), "far more numbers than an AlexNet")
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for key, tensor in tensors.items():
-        layer, _, part = key.rpartition(".")
-        require(
-            layer in LAYERS and part in PARTS,
-            f"the tensor {key[:80]!r}, which torchvision's AlexNet does not have",
-        )
-        array = tensor.array(values(tensor.storage))
-        parts.setdefault(LAYERS[layer], {})[PARTS[part]] = array
-    for name, arrays in parts.items():
-        require(len(arrays) == 2, f"layer {name} with only a {next(iter(arrays))}")
+    cached = cache(values)  # one storage may serve many tensors
     try:
-        layers = from_channels_first({k: LayerArrays(**v) for k, v in parts.items()})
-    except ValueError as error:
+        arrays = {k: tensors[k].array(cached(tensors[k].storage)) for k in of_layers(tensors)}
+        return assemble(path, named_layers(arrays, channels_first=True))
+    except NotAlexNetError as error:
         raise PickleError(str(error)) from None
-    return assemble(path, layers)
 
 
 def _is_shape(shape: tuple) -> bool:
@@ -274,9 +289,7 @@ def _named_tensors(value: object) -> dict[str, Tensor]:
             break
     found = {}
     for key, tensor in value.items():
-        require(isinstance(tensor, Tensor), f"the entry {str(key)[:80]!r}, which is no tensor")
-        # nn.DataParallel puts "module." before every name; before 2017 before "features" alone.
-        name = ".".join(part for part in str(key).split(".") if part != "module")
-        require(name not in found, f"{name[:80]!r} twice")
-        found[name] = tensor
+        if isinstance(tensor, Tensor):
+            found[str(key)] = tensor
+    require(bool(found), "no tensors")
     return found
