@@ -93,7 +93,7 @@ def replaced(raw):
         (replaced(b"hello"), "no NumPy array"),
         (replaced(b""), "no NumPy array"),
         ([GOOD[0]], "layer fc8 with only a kernel"),
-        ([*GOOD, GOOD[0]], "'fc8/kernel.npy' twice"),
+        ([*GOOD, GOOD[0]], "a member twice"),
         ([*GOOD, ("fc8_W.npy", GOOD[0][1])], "two arrays for the kernel of layer 'fc8'"),
         ([*GOOD, ("bn1/gamma.npy", GOOD[1][1])], r"batch normalisation \(layer 'bn1'\)"),
         ([*GOOD, ("metadata.npy", array((), bytes(4)))], "dtype <f4 for metadata"),

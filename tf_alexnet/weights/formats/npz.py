@@ -29,7 +29,7 @@ from tf_alexnet.weights.formats.common import (
     parsed_metadata,
 )
 from tf_alexnet.weights.formats.npy import MAGIC
-from tf_alexnet.weights.formats.zip_members import STORED, ZipError, ZipMembers
+from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 
 METADATA = "metadata"
 MAX_HEADER = 4096
@@ -154,7 +154,7 @@ def _write_member(archive, name: str, descr: str, shape: tuple, values: np.ndarr
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header = header.ljust(-(len(header) + 11) % 64 + len(header)) + b"\n"
     member = zipfile.ZipInfo(name + ".npy")
-    member.compress_type = STORED
+    member.compress_type = zipfile.ZIP_STORED
     with archive.open(member, "w", force_zip64=True) as file:
         file.write(MAGIC + b"\x01\x00" + struct.pack("<H", len(header)) + header)
         file.write(memoryview(values).cast("B"))
