@@ -178,7 +178,7 @@ def test_hostile_pickles(tmp_path, monkeypatch, name):
     stream = CODE.get(name) or SIZES[name]
     path = tmp_path / "x.npy"
     path.write_bytes(npy_header() + stream)
-    assert "it holds" in refuse(path, memory=6e6 + 3 * len(stream))
+    assert re.search("it holds|no layer", refuse(path, memory=6e6 + 3 * len(stream)))
     assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
 
 

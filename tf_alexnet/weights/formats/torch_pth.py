@@ -29,9 +29,8 @@ from tf_alexnet.weights.formats.common import (
     affordable,
     assemble,
     damaged,
-    named_layers,
-    of_layers,
 )
+from tf_alexnet.weights.formats.named import named_layers
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 from tf_alexnet.weights.pickles import PickleError, require
 
@@ -269,10 +268,10 @@ def _weights(path, value: object, values, file_size: int) -> WeightArrays:
     require(total <= affordable(file_size), "far more numbers than an AlexNet")
     cached = cache(values)  # one storage may serve many tensors
     try:
-        arrays = {k: tensors[k].array(cached(tensors[k].storage)) for k in of_layers(tensors)}
-        return assemble(path, named_layers(arrays, channels_first=True))
+        layers = named_layers(tensors, lambda k: tensors[k].array(cached(tensors[k].storage)))
     except NotAlexNetError as error:
         raise PickleError(str(error)) from None
+    return assemble(path, layers)
 
 
 def _is_shape(shape: tuple) -> bool:
