@@ -22,7 +22,7 @@ _PARTS = {
     **dict.fromkeys(("kernel", "weights", "weight", "W", "w", "filters", "filter"), "kernel"),
     **dict.fromkeys(("bias", "biases", "b"), "bias"),
 }
-_KEY = re.compile(rf"(.+?)(?:[./_]({'|'.join(_PARTS)})|[./]([^./:]*))(?:_0)?(?::0)?", re.DOTALL)
+_KEY = re.compile(rf"(.+)(?:[./_]({'|'.join(_PARTS)})|[./]([^./:]*))(?:_0)?(?::0)?", re.DOTALL)
 # What torch and people's modules put around a network: DataParallel, torch.compile, attributes.
 _AROUND = {"module", "_orig_mod", "model", "net", "network", "backbone", "alexnet"}
 _STATISTICS = {"running_mean", "running_var", "moving_mean", "moving_variance"}
@@ -70,6 +70,7 @@ def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict
     NotAlexNetError
         If a layer of ours is incomplete or there twice, or the file is of another kind of network.
     """
+    keys = list(keys)
     parts: dict[str, dict[str, str]] = {}
     for key in keys:
         layer, part = split_key(key)
@@ -80,23 +81,23 @@ def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict
         layer: {part: load(key) for part, key in found.items() if part in ("kernel", "bias")}
         for layer, found in parts.items()
     }
-    _check_trunk(parts, arrays)
+    _check_trunk(parts, arrays, is_sorted=keys == sorted(keys))
     layers, left_out = {}, []
     for name in network_order(parts):
         pair = arrays[name]
-        if len(pair) == 2:
-            layers[name] = LayerArrays(*modern(pair["kernel"], pair["bias"]))
-        elif name in LAYER_ORDER and pair:
+        if len(pair) == 1 and name in LAYER_ORDER:
             raise NotAlexNetError(f"layer {name} with only a {next(iter(pair))}")
-        if len(pair) < 2 or len(parts[name]) > 2:
-            left_out += [key for p, key in parts[name].items() if len(pair) < 2 or p not in pair]
+        if len(pair) == 2 and (name in LAYER_ORDER or pair["kernel"].ndim in (2, 4)):
+            layers[name] = LayerArrays(*modern(pair["kernel"], pair["bias"]))
+        taken = pair if name in layers else {}
+        left_out += [key for part, key in parts[name].items() if part not in taken]
     if not layers:
         others = f", but {left_out[0][:80]!r}" if left_out else ""
         raise NotAlexNetError(f"no layer with weights in it{others}")
     if left_out:
         words = ", ".join(key[:80] for key in left_out)
         warnings.warn(f"left out: {words[:200]}", stacklevel=4)
-    torch = any(".weight" in key for found in parts.values() for key in found.values())
+    torch = any(key.endswith(".weight") for key in keys)
     return from_channels_first(layers) if _is_channels_first(layers, torch) else layers
 
 
@@ -108,7 +109,9 @@ def _is_channels_first(layers: Mapping[str, LayerArrays], torch: bool) -> bool:
 
 
 def _check_trunk(
-    parts: Mapping[str, Mapping[str, str]], arrays: Mapping[str, Mapping[str, np.ndarray]]
+    parts: Mapping[str, Mapping[str, str]],
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    is_sorted: bool,
 ) -> None:
     """Refuse layers that change what AlexNet computes, unless they belong to a head behind it.
 
@@ -118,7 +121,7 @@ def _check_trunk(
     kinds = {name: _kind(parts[name].keys(), arrays[name].get("kernel")) for name in parts}
     order = list(parts)
     head = len(order)
-    if order != sorted(order):
+    if not is_sorted:
         for place in range(len(order) - 1, -1, -1):
             if order[place] in LAYER_ORDER:
                 break

@@ -152,19 +152,22 @@ def _named(layers: dict) -> dict[str, object]:
     """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
     named = {}
     for name, value in layers.items():
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and (name in LAYER_ORDER or _is_pair(value)):
             pickles.require(
-                len(value) == 2 or name not in LAYER_ORDER,
-                f"layer {name} with {len(value)} arrays instead of kernel and bias",
+                len(value) == 2, f"layer {name} with {len(value)} arrays instead of kernel and bias"
             )
-            value = dict(zip(PARTS, value, strict=False))
+            value = dict(zip(PARTS, value, strict=True))
         if isinstance(value, dict):
             named |= {f"{name}/{part}": array for part, array in value.items()}
-        else:  # {"conv1_W": array, ...}
-            whole = name not in LAYER_ORDER
-            pickles.require(whole, f"layer {name} as something else than kernel and bias")
-            named[name] = value
+            continue
+        known = name in LAYER_ORDER
+        pickles.require(not known, f"layer {name} as something else than kernel and bias")
+        named[name] = value  # {"conv1_W": array, ...}
     return named
+
+
+def _is_pair(value: list | tuple) -> bool:
+    return len(value) == 2 and all(isinstance(x, pickles.PickledArray) for x in value)
 
 
 def _array(key: str, value: object) -> np.ndarray:
