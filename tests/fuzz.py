@@ -93,7 +93,6 @@ def spelling_seeds(network):
     for kernel, bias in (("{}_W", "{}_b"), ("module.{}.weight", "module.{}.bias")):
         flat = {kernel.format(name): pair[0] for name, pair in layers.items()}
         flat |= {bias.format(name): pair[1] for name, pair in layers.items()}
-        flat["aux/running_sum"] = np.ones(3, "f4")
         file = io.BytesIO()
         np.savez(file, **flat)
         yield file.getvalue()
