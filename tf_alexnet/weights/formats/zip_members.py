@@ -123,12 +123,20 @@ class ZipMembers:
             raise ZipError(f"{size} bytes in {name[:80]!r} instead of {self.size(name)}")
 
     def read(self, name: str) -> memoryview:
-        """All of a member; see `pieces`."""
-        content, at = bytearray(self.size(name)), 0
-        for piece in self.pieces(name):
-            content[at : at + len(piece)] = piece
-            at += len(piece)
-        return memoryview(content).toreadonly()
+        """All of a member; a view of the file where it is not compressed. See `pieces`."""
+        member = self._members[name]
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            return memoryview(b"".join(self.pieces(name)))
+        try:
+            self._archive.open(name).close()  # checks the header before the bytes
+            start = member.header_offset + 30
+            start += sum(struct.unpack_from("<26xHH", self.view, member.header_offset))
+        except _ERRORS as error:
+            raise ZipError(f"damaged bytes in {name[:80]!r} ({str(error)[:200]})") from None
+        content = self.view[start : start + member.file_size]
+        if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+            raise ZipError(f"damaged bytes in {name[:80]!r} (Bad CRC-32)")
+        return content
 
 
 def _check(member: zipfile.ZipInfo) -> None:
