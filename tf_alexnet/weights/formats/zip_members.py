@@ -51,7 +51,7 @@ class _Pieces(io.RawIOBase):
         rest = max(0, len(self.view) - self.at)
         size = min(size, rest) if size >= 0 else rest
         if size > PIECE:
-            raise ZipError("a directory out of all proportion")
+            raise ZipError(f"a directory of {size} bytes")
         self.at += size
         return bytes(self.view[self.at - size : self.at])
 
