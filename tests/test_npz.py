@@ -95,7 +95,7 @@ def replaced(raw):
         ([GOOD[0]], "layer fc8 with only a kernel"),
         ([*GOOD, GOOD[0]], "'fc8/kernel.npy' twice"),
         ([*GOOD, ("fc8_W.npy", GOOD[0][1])], "two arrays for the kernel of layer 'fc8'"),
-        ([*GOOD, ("bn1/gamma.npy", GOOD[1][1])], r"batch normalisation \(layer 'bn1'\)"),
+        ([*GOOD, ("bn1/gamma.npy", GOOD[1][1])], r"normalisation layers \(layer 'bn1'\)"),
         ([*GOOD, ("metadata.npy", array((), bytes(4)))], "dtype <f4 for metadata"),
         ([*GOOD, ("metadata.npy", array((), b"\xff" * 8, "<U2"))], "broken text"),
         ([*GOOD, ("metadata.npy", array((), bytes(4 << 20), f"<U{1 << 20}"))], "of metadata"),

@@ -158,8 +158,12 @@ def from_channels_first(
     """
     views = {}
     for name, (kernel, bias) in layers.items():
-        if kernel.ndim not in (2, 4) or bias.ndim != 1:
-            raise NotAlexNetError(f"layer {name} with arrays of {kernel.shape} and {bias.shape}")
+        if kernel.ndim not in (2, 4) or bias.shape != kernel.shape[:1]:
+            shapes = f"arrays of {kernel.shape} and {bias.shape}"
+            if name in LAYER_ORDER:
+                raise NotAlexNetError(f"layer {name} with {shapes}")
+            warnings.warn(f"left out: {name} ({shapes})", stacklevel=4)
+            continue
         axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
         views[name] = LayerArrays(kernel.transpose(axes), bias)
     channels = flattened_channels(views, told)
@@ -222,7 +226,11 @@ def modern(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray
 _KEY = re.compile(
     r"(?P<layer>.+?)[/._](?:(?P<kernel>kernel|weights?|[Ww]|filters?)|bias(?:es)?|b)(?:_0)?(?::0)?"
 )
-_NORMALISED = re.compile(r"(.+)[/._](running_mean|running_var|moving_mean|moving_variance|gamma)\b")
+_FOREIGN_PARTS = {
+    "batch normalisation": ("running_mean", "running_var", "moving_mean", "moving_variance"),
+    "normalisation layers": ("gamma", "beta"),
+    "PReLU": ("alpha",),
+}
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|net|network|backbone|alexnet)[./])+")
 TORCH_LAYERS = {
     "features.0": "conv1",
@@ -245,18 +253,18 @@ def split_key(key: str) -> tuple[str, str] | None:
     Raises
     ------
     NotAlexNetError
-        If it is an array of batch normalisation.
+        If it is an array of batch normalisation or PReLU.
     """
-    normalised = _NORMALISED.match(key)
-    if normalised:
-        raise NotAlexNetError(
-            f"a network with batch normalisation (layer {normalised[1][:80]!r}), not AlexNet"
-        )
+    for kind, parts in _FOREIGN_PARTS.items():
+        if layer := re.fullmatch(rf"(.+)[/._](?:{'|'.join(parts)})(?::0)?", key):
+            raise NotAlexNetError(f"a network with {kind} (layer {layer[1][:80]!r}), not AlexNet")
     # nn.DataParallel once put "module." before "features" alone
     found = _KEY.fullmatch(_PREFIX.sub("", key.replace(".module.", ".")))
     if found is None:
         return None
     layer = TORCH_LAYERS.get(found["layer"], found["layer"])
+    if (scope := layer.rpartition("/")[2]) in LAYER_ORDER:  # conv1/conv1/kernel
+        layer = scope
     return layer, "kernel" if found["kernel"] else "bias"
 
 
@@ -301,6 +309,10 @@ def named_layers(
     layers = {}
     for name in network_order(parts):
         pair = parts[name]
+        if all(array.ndim == 1 for array in pair.values()) and "kernel" in pair:
+            raise NotAlexNetError(
+                f"a network with normalisation or PReLU (layer {name[:80]!r}), not AlexNet"
+            )
         if len(pair) == 2:
             layers[name] = modern(pair["kernel"], pair["bias"])
         elif name in LAYER_ORDER:

@@ -110,8 +110,12 @@ def _layers(value: object) -> dict:
 
 def _arrays(layers: dict) -> dict[str, np.ndarray]:
     """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
+    if len(layers) == 1 and all(map(_nested, layers.values())):  # Flax's "params"
+        (layers,) = layers.values()
     arrays = {}
     for name, value in layers.items():
+        if value in ([], (), {}):  # of layers without weights
+            continue
         if isinstance(value, pickles.PickledArray):  # {"conv1_W": array, ...}
             arrays[name] = _array(name, value)
             continue
@@ -125,6 +129,10 @@ def _arrays(layers: dict) -> dict[str, np.ndarray]:
         )
         arrays |= {f"{name}/{part}": _array(name, array) for part, array in value.items()}
     return arrays
+
+
+def _nested(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(x, dict) for x in value.values())
 
 
 def _array(name: str, value: object) -> np.ndarray:

@@ -46,12 +46,15 @@ class Name(Enum):
 
     ORDERED_DICT = "OrderedDict"
     REBUILD_TENSOR = "_rebuild_tensor_v2"
+    REBUILD_OLD = "_rebuild_tensor"
     REBUILD_PARAMETER = "_rebuild_parameter"
     FLOAT_STORAGE = "FloatStorage"
     DOUBLE_STORAGE = "DoubleStorage"
     HALF_STORAGE = "HalfStorage"
     BFLOAT16_STORAGE = "BFloat16Storage"
     LONG_STORAGE = "LongStorage"
+    INT_STORAGE = "IntStorage"
+    BOOL_STORAGE = "BoolStorage"
 
 
 # Bytes of a number, and NumPy's name for its type; bfloat16 is the upper half of a float32.
@@ -60,11 +63,15 @@ TYPES = {
     Name.DOUBLE_STORAGE: (8, "f8"),
     Name.HALF_STORAGE: (2, "f2"),
     Name.BFLOAT16_STORAGE: (2, "u2"),
-    Name.LONG_STORAGE: (8, "i8"),  # counters of batch normalisation
+    # Counters and masks
+    Name.LONG_STORAGE: (8, "i8"),
+    Name.INT_STORAGE: (4, "i4"),
+    Name.BOOL_STORAGE: (1, "u1"),
 }
 NAMES = {
     ("collections", "OrderedDict"): Name.ORDERED_DICT,
     ("torch._utils", "_rebuild_tensor_v2"): Name.REBUILD_TENSOR,
+    ("torch._utils", "_rebuild_tensor"): Name.REBUILD_OLD,
     ("torch._utils", "_rebuild_parameter"): Name.REBUILD_PARAMETER,
     **{("torch", name.value): name for name in TYPES},
 }
@@ -138,6 +145,14 @@ class TorchDialect(pickles.Dialect):
                 dict(),
                 *more,
             ] if len(more) < 2:
+                return Tensor(storage, offset, shape, strides)
+            case [
+                Name.REBUILD_OLD,
+                Storage() as storage,
+                int() as offset,
+                tuple() as shape,
+                tuple() as strides,
+            ]:
                 return Tensor(storage, offset, shape, strides)
             case [Name.REBUILD_PARAMETER, Tensor() as tensor, bool(), dict()]:
                 return tensor
@@ -283,13 +298,21 @@ def _is_shape(shape: tuple) -> bool:
 def _named_tensors(value: object) -> dict[str, Tensor]:
     """Parameter -> tensor, out of a state dict or the entry of a checkpoint that is one."""
     require(isinstance(value, dict), "no state dict")
+    inner = {key: x for key, x in value.items() if isinstance(x, dict) and _holds_tensors(x)}
     for wrapper in WRAPPERS:
-        if isinstance(value.get(wrapper), dict):
-            value = value[wrapper]
-            break
-    found = {}
-    for key, tensor in value.items():
-        if isinstance(tensor, Tensor):
-            found[str(key)] = tensor
-    require(bool(found), "no tensors")
-    return found
+        if wrapper in inner:
+            return _named_tensors(inner[wrapper])
+    found = {str(key): x for key, x in value.items() if isinstance(x, Tensor)}
+    if found:
+        return found
+    require(len(inner) < 2, f"several state dicts ({', '.join(map(str, inner))[:80]})")
+    require(bool(inner), "no tensors")
+    return _named_tensors(*inner.values())
+
+
+def _holds_tensors(value: dict, depth: int = 4) -> bool:
+    """Whether a dictionary has tensors in it, or a dictionary that has."""
+    return depth > 0 and any(
+        isinstance(x, Tensor) or (isinstance(x, dict) and _holds_tensors(x, depth - 1))
+        for x in value.values()
+    )
