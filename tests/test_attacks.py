@@ -413,7 +413,7 @@ ARCHIVES = {
             ("config.json", '{"class_name": "Lambda", "config": {"function": "4wEAAAA="}}'),
             ("model.weights.h5", b"\x89HDF\r\n\x1a\n"),
         ]),
-        "a whole Keras model, which may hold code",
+        "a damaged HDF5 file",
     ),
 }  # fmt: skip
 

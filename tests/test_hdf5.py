@@ -168,7 +168,7 @@ def test_keras_loads_what_is_written_and_is_read_back(network, name, tmp_path):
 
 
 def test_whole_models_give_their_weights_and_nothing_else(tmp_path):
-    """A Lambda layer's code in the configuration is never looked at; a .keras is refused."""
+    """A Lambda layer's code in the configuration is never run, in neither form."""
     import keras
 
     import tf_alexnet as ta
@@ -189,11 +189,13 @@ def test_whole_models_give_their_weights_and_nothing_else(tmp_path):
     with np.errstate(all="ignore"):
         model.save(tmp_path / "whole.h5")
         model.save(tmp_path / "whole.keras")
-    found = read_file(tmp_path / "whole.h5")
-    assert list(found.layers) == ["conv1", "conv2", "conv3", "conv4", "conv5"]
     kernel = base.get_layer("conv2").get_weights()[0]
-    np.testing.assert_array_equal(found.layers["conv2"].kernel, kernel, strict=True)
-    assert "a whole Keras model, which may hold code" in refusal(tmp_path / "whole.keras")
+    for name, preset in (("whole.h5", None), ("whole.keras", "compact")):
+        found = read_file(tmp_path / name)
+        assert list(found.layers) == ["conv1", "conv2", "conv3", "conv4", "conv5"]
+        np.testing.assert_array_equal(found.layers["conv2"].kernel, kernel, strict=True)
+        assert found.metadata.get("preset") == preset
+        assert found.source == str(tmp_path / name)
     assert not marker.exists()
 
 

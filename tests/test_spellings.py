@@ -17,7 +17,7 @@ from weight_seeds import (
 )
 
 from tf_alexnet.errors import WeightsError
-from tf_alexnet.weights import LayerArrays, WeightArrays
+from tf_alexnet.weights import LayerArrays, WeightArrays, with_classifier
 from tf_alexnet.weights.formats import read_file
 
 # Halves, so that every type holds the same numbers.
@@ -187,3 +187,121 @@ def test_bfloat16_in_safetensors(tmp_path):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     assert_same(tmp_path, struct.pack("<Q", len(text)) + text + data, "x.safetensors")
+
+
+def vectors(n=8):
+    return np.ones(n, "f4")
+
+
+def in_npz(path, more):
+    arrays = {
+        f"{k}/{p}": a for k, v in NETWORK.layers.items() for p, a in zip("Wb", v, strict=True)
+    }
+    np.savez(path, **arrays, **more)
+
+
+def in_npy(path, more):
+    layers = {name: list(layer) for name, layer in NETWORK.layers.items()}
+    np.save(path, np.array({**layers, **more}, object), allow_pickle=True)
+
+
+def in_torch(path, more):
+    path.write_bytes(torch_file(more=more.items()))
+
+
+@pytest.mark.parametrize(
+    ("save", "more"),
+    [
+        (in_torch, {"features.1.weight": vectors()}),  # PReLU
+        (in_torch, {"features.1.weight": vectors(), "features.1.bias": vectors()}),  # LayerNorm
+        (in_torch, {"features.1.running_var": vectors()}),
+        (in_npz, {"prelu1/alpha": vectors()}),
+        (in_npz, {"bn1/gamma": vectors(), "bn1/beta": vectors()}),
+        (in_npy, {"scale1": [vectors(), vectors()]}),
+    ],
+)
+def test_normalisation_and_prelu_are_never_dropped(tmp_path, save, more):
+    """Without these layers, every number behind them would be wrong."""
+    save(tmp_path / "x.npz", more)
+    path = next(tmp_path.iterdir())
+    with pytest.raises(WeightsError, match=r"a network with .*(normalisation|PReLU) .*not AlexNet"):
+        read_file(path)
+
+
+def test_normalisation_in_hdf5(tmp_path):
+    import h5py
+
+    for names, shapes in (
+        (["gamma", "beta", "moving_mean", "moving_variance"], [(8,)] * 4),
+        (["alpha"], [(8,)]),
+    ):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.attrs["layer_names"] = [b"conv1", b"bn1"]
+            for layer, parts in (("conv1", ["kernel", "bias"]), ("bn1", names)):
+                group = file.create_group(layer)
+                group.attrs["weight_names"] = [f"{layer}/{x}".encode() for x in parts]
+                arrays = NETWORK.layers["conv1"] if layer == "conv1" else map(np.ones, shapes)
+                for part, array in zip(parts, arrays, strict=True):
+                    group[f"{layer}/{part}"] = np.float32(array)
+        if names == ["alpha"]:
+            match = "has the arrays|PReLU"
+        else:
+            match = r"batch normalisation or PReLU \(layer 'bn1'\)"
+        with pytest.raises(WeightsError, match=match) as caught:
+            read_file(tmp_path / "x.h5")
+        assert "damaged" not in str(caught.value)
+
+
+def test_caffe_s_hdf5_files(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, pair in CAFFE.items():
+            for index, array in enumerate(pair):
+                file[f"data/{name}/{index}"] = array
+        file["data/upscore/0"] = np.ones((2, 1, 4, 4), "f4")
+    with pytest.warns(UserWarning, match="left out: upscore"):
+        assert read_file(tmp_path / "x.h5").digest == NETWORK.digest
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        file["iter"] = 7
+        file["history/0"] = np.ones(3, "f4")
+    with pytest.raises(WeightsError, match="a Caffe solver's state, not a network"):
+        read_file(tmp_path / "y.h5")
+
+
+def test_a_head_of_two_layers_has_no_classifier_to_guess(tmp_path):
+    head = {
+        **{"head.0.weight": np.ones((7, 18)), "head.0.bias": np.ones(7)},
+        **{"head.2.weight": np.ones((3, 7)), "head.2.bias": np.ones(3)},
+    }
+    layers = {k: v for k, v in NETWORK.layers.items() if k != "fc8"}
+    arrays = WeightArrays(layers | {
+        "head.0": (np.ones((18, 7), "f4"), np.ones(7, "f4")),
+        "head.2": (np.ones((7, 3), "f4"), np.ones(3, "f4")),
+    })  # fmt: skip
+    assert "fc8" not in with_classifier(arrays).layers
+    in_torch(tmp_path / "x", head)
+    assert read_file(tmp_path / "x").set_aside == ("head.0", "head.2")
+
+
+def test_extras_of_other_kinds_do_not_blame_our_layers(tmp_path):
+    more = {"up.weight": np.ones((18, 5, 2, 2)), "up.bias": np.ones(5)}  # ConvTranspose
+    in_torch(tmp_path / "x", more)
+    with pytest.warns(UserWarning, match="left out: up"):
+        assert read_file(tmp_path / "x").digest == NETWORK.digest
+
+
+def test_scopes_and_flax(tmp_path):
+    arrays = {
+        f"{name}/{name}/{part}:0": array
+        for name, layer in NETWORK.layers.items()
+        for part, array in zip(("kernel", "bias"), layer, strict=True)
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert read_file(tmp_path / "x.npz").digest == NETWORK.digest
+    params = {
+        name: dict(zip(("kernel", "bias"), layer, strict=True))
+        for name, layer in NETWORK.layers.items()
+    }
+    np.save(tmp_path / "x.npy", np.array({"params": params}, object), allow_pickle=True)
+    assert read_file(tmp_path / "x.npy").digest == NETWORK.digest

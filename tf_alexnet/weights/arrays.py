@@ -187,7 +187,9 @@ def _classifiers(layers: Mapping[str, LayerArrays]) -> list[str]:
         fits = before is None or before.bias.size == kernel.shape[0]
         if kernel.ndim == 2 and (fits if before is not None else name.startswith("fc8")):
             found.append(name)
-    return found
+    # A layer that feeds another unknown one, in a head of several layers, is not the classifier.
+    others = {x.kernel.shape[0] for name, x in layers.items() if name not in LAYER_ORDER}
+    return [name for name in found if name == "fc8" or layers[name].bias.size not in others]
 
 
 def _as_dense(layer: LayerArrays) -> LayerArrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from dataclasses import replace
@@ -122,22 +121,13 @@ def write_weights(arrays, path: str | os.PathLike, form: str | None = None, **op
     OutputError
         If the file can't be written. An old file is then left as it was.
     """
-    from tf_alexnet.weights.formats import WRITERS, write_file
+    from tf_alexnet.weights.formats import write_file
 
-    write = WRITERS.get(os.path.splitext(path)[1].lower())
-    if form is not None:
-        if write and "form" not in inspect.signature(write).parameters:
-            raise UsageError(
-                f"form={form!r} for {os.fspath(path)}",
-                "that format has one form only",
-                "Leave it out.",
-            )
-        options["form"] = form
     if not isinstance(arrays, WeightArrays):
         from tf_alexnet.model import arrays_of
 
         arrays = arrays_of(arrays)
-    write_file(arrays, path, **options)
+    write_file(arrays, path, form, **options)
 
 
 def convert_weights(

@@ -6,7 +6,6 @@ only that needs TensorFlow.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -240,6 +239,9 @@ def verify_weights(
 
 
 def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
+    # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
+    from tf_alexnet.weights.formats import format_of
+
     arrays, record = read_unidentified(path)
     known = identify_arrays(arrays, path) if record is None else identified(record)
     if record is not None:  # the checksum decides, but the distance is worth showing
@@ -257,7 +259,7 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
     )
     found = Inspection(
         path=os.fspath(path),
-        format=_format(path),
+        format=format_of(path).title,
         size=os.stat(path).st_size,
         sha256=file_checksum(path, "sha256"),
         digest=arrays.digest,
@@ -362,33 +364,6 @@ def _warnings(
         yield f"unverified: no checksum is published for {named.name}"
     if not known.trained:
         yield "of unknown origin: not the weights of a known trained network"
-
-
-def _format(path: Path) -> str:
-    """The format of a file that has been read already."""
-    from tf_alexnet.weights.formats import deep_compression, hdf5_file, npy, onnx_file, torch_pth
-    from tf_alexnet.weights.formats.zip_members import ZipMembers
-
-    with open(path, "rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    head = bytes(content[:512])
-    if head.startswith(b"PK"):
-        numpy = any(name.endswith(".npy") for name in ZipMembers(content.obj))
-        return "NumPy archive (.npz)" if numpy else "torch file (.pth)"
-    if deep_compression.recognised(path, head):
-        return "Deep Compression (.net)"
-    kinds = (
-        (npy.MAGIC, "NumPy dictionary (.npy)"),
-        (hdf5_file.MAGIC, "HDF5 (.h5)"),
-        (torch_pth.MAGIC, "torch file (.pth)"),
-        (b"\x80", "pickled dictionary"),
-    )
-    for magic, kind in kinds:
-        if head.startswith(magic):
-            return kind
-    if head[8:9] == b"{":
-        return "safetensors"
-    return "ONNX" if onnx_file.recognised(head, content) else "Caffe model (.caffemodel)"
 
 
 def _pictures(

@@ -156,8 +156,12 @@ def from_channels_first(
     """
     views = {}
     for name, (kernel, bias) in layers.items():
-        if kernel.ndim not in (2, 4) or bias.ndim != 1:
-            raise NotAlexNetError(f"layer {name} with arrays of {kernel.shape} and {bias.shape}")
+        if kernel.ndim not in (2, 4) or bias.shape != kernel.shape[:1]:
+            shapes = f"arrays of {kernel.shape} and {bias.shape}"
+            if name in LAYER_ORDER:
+                raise NotAlexNetError(f"layer {name} with {shapes}")
+            warnings.warn(f"left out: {name} ({shapes})", stacklevel=4)
+            continue
         axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
         views[name] = LayerArrays(kernel.transpose(axes), bias)
     channels = flattened_channels(views, told)

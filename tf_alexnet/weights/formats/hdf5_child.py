@@ -31,6 +31,9 @@ FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf
 BAND = 1 << 22  # bytes read at a time
 
 
+FOREIGN = "a network"  # how faults of sound files begin
+
+
 class Fault(Exception):
     """What is wrong with the file; completes the sentence "it is ...", in a few words."""
 
@@ -140,8 +143,10 @@ def _layers(file, tree: _Tree) -> tuple[dict, list]:
     elif tops := [x for x in ("/layers", "/_layer_checkpoint_dependencies") if x in tree.groups]:
         layers = _keras_3(tree, tops[0])
     elif "/data" in tree.groups:
-        layers = _caffe(tree)
+        layers, head["left_out"] = _caffe(tree)
         head["form"] = "caffe"
+    elif "/history" in tree.groups:
+        raise Fault("a Caffe solver's state, not a network")
     else:
         raise Fault("an HDF5 file without weights as Keras or Caffe keeps them")
     found = [[name, tree.dataset(kernel), tree.dataset(bias)] for name, kernel, bias in layers]
@@ -163,7 +168,7 @@ def _keras_2(tree: _Tree, base: str) -> list[tuple[str, str, str]]:
             for name in names:
                 found.setdefault(name.split("/")[-2:][0], []).append(name)
         for layer, pair in found.items():
-            _require_pair(layer, pair)
+            _require_pair(layer, pair, [f"{path}/{name}" for name in pair], tree)
             layers.append((layer, f"{path}/{pair[0]}", f"{path}/{pair[1]}"))
     return layers
 
@@ -174,30 +179,43 @@ def _keras_3(tree: _Tree, top: str) -> list[tuple[str, str, str]]:
     for path, names in tree.groups.items():
         if not path.startswith(top + "/") or not path.endswith("/vars") or not names:
             continue
-        if path.endswith("/seed_generator/vars"):  # of a dropout layer
+        if path.endswith(("/seed_generator/vars", "/generator/vars")):  # random layers' state
             continue
         given = tree.attribute(path, "name")
         layer = given[0] if given else path.split("/")[-2]
-        _require_pair(layer, sorted(names), ["0", "1"])
+        _require_pair(layer, names, [f"{path}/{name}" for name in sorted(names)], tree)
         layers.append((layer, f"{path}/0", f"{path}/1"))
     return layers
 
 
-def _caffe(tree: _Tree) -> list[tuple[str, str, str]]:
-    """Caffe: arrays `0` and `1` in a group of the layer's name (``Net::ToHDF5`` in net.cpp)."""
-    layers = []
+def _caffe(tree: _Tree) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Caffe: arrays `0` and `1` in a group of the layer's name (``Net::ToHDF5`` in net.cpp).
+
+    Layers of one array of several dimensions, such as deconvolutions, are left out.
+    """
+    layers, left_out = [], []
     for layer in tree.groups["/data"]:
         names = tree.groups.get(f"/data/{layer}")
         require(names is not None, f"an HDF5 file with the array {layer[:80]!r} instead of layers")
-        if names:
-            _require_pair(layer, sorted(names), ["0", "1"])
+        paths = [f"/data/{layer}/{name}" for name in sorted(names)]
+        if len(paths) == 1 and len(tree.dataset(paths[0]).shape or ()) > 1:
+            left_out.append(layer)
+        elif names:
+            _require_pair(layer, names, paths, tree)
             layers.append((layer, f"/data/{layer}/0", f"/data/{layer}/1"))
-    return layers
+    return layers, left_out
 
 
-def _require_pair(layer: str, names: list[str], expected: list[str] | None = None) -> None:
+def _require_pair(layer: str, names: list[str], paths: list[str], tree: _Tree) -> None:
+    """Refuse a layer of other arrays than a kernel and a bias."""
+    normalised = len(paths) > 2 or any("moving_" in name or "gamma" in name for name in names)
+    vectors = all(len(tree.dataset(path).shape or ()) == 1 for path in paths)
     require(
-        len(names) == 2 and names == (expected or names),
+        not normalised and not vectors,
+        f"{FOREIGN} with batch normalisation or PReLU (layer {layer[:80]!r}), not AlexNet",
+    )
+    require(
+        len(names) == 2,
         f"an HDF5 file whose layer {layer[:80]!r} has the arrays {', '.join(names)[:80]}"
         " instead of kernel and bias",
     )

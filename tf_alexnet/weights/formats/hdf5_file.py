@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from typing import BinaryIO, NamedTuple
 
 import h5py
@@ -28,6 +29,7 @@ from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, ne
 from tf_alexnet.weights.formats import hdf5_child
 from tf_alexnet.weights.formats.common import (
     ADVICE,
+    GET_ANOTHER,
     NotAlexNetError,
     affordable,
     as_float32,
@@ -138,7 +140,11 @@ def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
     except ValueError:
         raise _ChildError from None
     if "fault" in head:
-        raise damaged(path, str(head["fault"]))
+        fault = str(head["fault"])
+        sound = fault.startswith((hdf5_child.FOREIGN, "a Caffe solver"))
+        raise damaged(path, fault, ADVICE if sound else GET_ANOTHER)
+    for name in head.get("left_out", ()):
+        warnings.warn(f"left out: {name} (one array only)", stacklevel=5)
     shapes = [shape for _, *pair in head["layers"] for shape in pair]
     total = 4 * sum(math.prod(shape) for shape in shapes)
     if total > max_bytes or not all(shape and min(shape) > 0 for shape in shapes):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
 
 import numpy as np
 
@@ -40,8 +39,9 @@ def split_key(key: str) -> tuple[str, str]:
     if found is None:
         return key, ""
     layer, part, other = found.groups()
-    pieces = (piece for piece in re.split("[./]", layer) if piece not in _AROUND)
-    name = ".".join(piece for piece, _ in groupby(pieces))
+    name = layer.rpartition("/")[2]
+    if name not in LAYER_ORDER:  # else it may be conv1/conv1 or alexnet_v2/conv1
+        name = ".".join(piece for piece in re.split("[./]", layer) if piece not in _AROUND)
     name = TORCH_LAYERS.get(name, name)
     dotted = key[len(layer)] == "."  # names of ours, which have slashes, come back as they were
     return name if name in LAYER_ORDER or (dotted and name) else layer, _PARTS.get(part, other)
@@ -87,8 +87,12 @@ def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict
         pair = arrays[name]
         if len(pair) == 1 and name in LAYER_ORDER:
             raise NotAlexNetError(f"layer {name} with only a {next(iter(pair))}")
-        if len(pair) == 2 and (name in LAYER_ORDER or pair["kernel"].ndim in (2, 4)):
-            layers[name] = LayerArrays(*modern(pair["kernel"], pair["bias"]))
+        if len(pair) == 2:
+            layer = LayerArrays(*modern(pair["kernel"], pair["bias"]))
+            shape = layer.kernel.shape
+            fits = len(shape) in (2, 4) and layer.bias.shape in (shape[:1], shape[-1:])
+            if fits or name in LAYER_ORDER:
+                layers[name] = layer
         taken = pair if name in layers else {}
         left_out += [key for part, key in parts[name].items() if part not in taken]
     if not layers:

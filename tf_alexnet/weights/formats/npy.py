@@ -150,8 +150,12 @@ def _layers(value: object) -> dict:
 
 def _named(layers: dict) -> dict[str, object]:
     """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
+    if len(layers) == 1 and all(map(_nested, layers.values())):  # Flax's "params"
+        (layers,) = layers.values()
     named = {}
     for name, value in layers.items():
+        if value in ([], ()):  # of layers without weights
+            continue
         if isinstance(value, list | tuple) and (name in LAYER_ORDER or _is_pair(value)):
             pickles.require(
                 len(value) == 2, f"layer {name} with {len(value)} arrays instead of kernel and bias"
@@ -164,6 +168,10 @@ def _named(layers: dict) -> dict[str, object]:
         pickles.require(not known, f"layer {name} as something else than kernel and bias")
         named[name] = value  # {"conv1_W": array, ...}
     return named
+
+
+def _nested(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(x, dict) for x in value.values())
 
 
 def _is_pair(value: list | tuple) -> bool:

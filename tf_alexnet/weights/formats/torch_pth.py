@@ -288,9 +288,15 @@ def _weights(
 
 def _state_dict(value: object) -> dict[str, object]:
     """The state dict of a file: what it holds, or the entry of a checkpoint that is one."""
-    require(isinstance(value, dict), "no state dict")
-    for wrapper in 2 * WRAPPERS:  # one in another, but not in itself for ever
-        if any(isinstance(x, Tensor) and split_key(str(k))[1] in PARTS for k, x in value.items()):
+    for _ in range(8):  # a dictionary may hold itself
+        require(isinstance(value, dict), "no state dict")
+        named = {str(key): entry for key, entry in value.items()}
+        inner = {key: entry for key, entry in named.items() if isinstance(entry, dict) and entry}
+        parts = [split_key(key)[1] for key, entry in named.items() if isinstance(entry, Tensor)]
+        if not inner or not set(PARTS).isdisjoint(parts):
             break
-        value = value[wrapper] if isinstance(value.get(wrapper), dict) else value
-    return {str(key): entry for key, entry in value.items()}
+        known = [key for key in WRAPPERS if key in inner] or list(inner)
+        several = known[0] not in WRAPPERS and len(inner) > 1
+        require(not several, f"several state dicts ({', '.join(inner)[:80]})")
+        value = inner[known[0]]
+    return named
