@@ -28,6 +28,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from onnx_seeds import export, torch, zoo
 from weight_seeds import (
     SMALL,
@@ -82,6 +83,20 @@ def numpy_seeds(arrays):
             file, **{f"{n}/{p}": getattr(v, p) for n, v in arrays.layers.items() for p in v._fields}
         )
         yield file.getvalue()
+    for protocol in (0, 1, 4):  # bare
+        yield pickle.dumps(as_dictionary(arrays), protocol)
+
+
+def spelling_seeds(network):
+    """Other names of arrays, and Caffe's layout: flat in .npz, torch's in safetensors."""
+    layers = channels_first(network, 2)
+    for kernel, bias in (("{}_W", "{}_b"), ("module.{}.weight", "module.{}.bias")):
+        flat = {kernel.format(name): pair[0] for name, pair in layers.items()}
+        flat |= {bias.format(name): pair[1] for name, pair in layers.items()}
+        file = io.BytesIO()
+        np.savez(file, **flat)
+        yield file.getvalue()
+        yield safetensors.numpy.save({key: array.astype("f2") for key, array in flat.items()})
 
 
 def written_seeds(arrays, path):
@@ -112,6 +127,11 @@ def torch_seeds(arrays):
         for key, raw in storages.items():
             archive.writestr(f"x/data/{key}", raw)
     yield file.getvalue()
+    for name, code in ((b"Half", "<f2"), (b"BFloat16", "<u2"), (b"Double", "<f8")):
+        entries, storages = torch_parts(arrays)
+        entries = {k: v.replace(b"torch\nFloat", b"torch\n" + name) for k, v in entries.items()}
+        storages = {k: np.frombuffer(v, "<f4").astype(code).tobytes() for k, v in storages.items()}
+        yield torch_zip(torch_pickle(entries), storages)
 
 
 def onnx_seeds(network):
@@ -180,7 +200,7 @@ def seeds(folder):
     arrays, network = small_arrays(), small_network()
     path = Path(folder) / "seed"
     found = [*numpy_seeds(arrays), *written_seeds(arrays, path), *torch_seeds(network)]
-    found += [*onnx_seeds(network), *graph_seeds(network)]
+    found += [*onnx_seeds(network), *graph_seeds(network), *spelling_seeds(network)]
     found += [*hdf5_seeds(arrays, path), deep_compression_seed()]
     path.unlink()
     return [(raw, raw.startswith(hdf5_file.MAGIC)) for raw in found]

@@ -178,7 +178,7 @@ def test_hostile_pickles(tmp_path, monkeypatch, name):
     stream = CODE.get(name) or SIZES[name]
     path = tmp_path / "x.npy"
     path.write_bytes(npy_header() + stream)
-    assert "it holds" in refuse(path, memory=6e6 + 3 * len(stream))
+    assert re.search("it holds|no layer", refuse(path, memory=6e6 + 3 * len(stream)))
     assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
 
 
@@ -365,8 +365,8 @@ def inflating(size, declared=None):
     return patched(b"PK\x01\x02", 24, "<I", declared, raw=raw)
 
 
-def many_members():
-    return archive([(f"{i}/kernel.npy", b"") for i in range(2000)])
+def many_members(count=2000):
+    return archive([(f"{i}/kernel.npy", b"") for i in range(count)])
 
 
 ENTRY, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
@@ -377,18 +377,19 @@ ARCHIVES = {
     "zip overlap": (overlapping(), "overlap|another name"),
     "zip encrypted": (patched(ENTRY, 8, "<H", 1), "encrypted"),
     "zip method 99": (patched(ENTRY, 10, "<H", 99), "packed by method 99"),
-    "zip wrong checksum": (patched(ENTRY, 16, "<I", 7), "other bytes"),
+    "zip wrong checksum": (patched(ENTRY, 16, "<I", 7), "Bad CRC"),
     "zip two sizes": (patched(ENTRY, 24, "<I", 9999), "two sizes"),
-    "zip 4 GB stored": (patched(ENTRY, 20, "<II", 2**32 - 2, 2**32 - 2), "running past the end"),
-    "zip member past the end": (patched(ENTRY, 42, "<I", 2**31), "no header"),
-    "zip other name": (patched(LOCAL, 30, "4s", b"evil"), "another name"),
-    "zip 65,535 entries": (patched(END, 8, "<HH", 65535, 65535), "out of all proportion"),
+    "zip 4 GB stored": (patched(ENTRY, 20, "<II", 2**32 - 2, 2**32 - 2), "far more"),
+    "zip 4 MB stored": (patched(ENTRY, 20, "<II", 2**22, 2**22), "overlap"),
+    "zip member past the end": (patched(ENTRY, 42, "<I", 2**31), "runs past the end"),
+    "zip other name": (patched(LOCAL, 30, "4s", b"evil"), "differ"),
     "zip 2,000 entries": (many_members(), "out of all proportion"),
-    "zip directory of 4 GB": (patched(END, 12, "<I", 2**32 - 1), "out of all proportion"),
-    "zip directory elsewhere": (patched(END, 16, "<I", 2**32 - 1), "out of all proportion"),
-    "zip without end": (archive(NPZ)[:-22], "no directory"),
+    "zip directory of 4 GB": (patched(END, 12, "<I", 2**32 - 1), "damaged directory"),
+    "zip directory elsewhere": (patched(END, 16, "<I", 2**32 - 1), "overlap|damaged"),
+    "zip without end": (archive(NPZ)[:-22], "damaged directory"),
+    "zip directory of 500 KB": (many_members(8000), "out of all proportion"),
     "zip bomb": (inflating(30 << 20), "packed into"),
-    "zip longer than declared": (inflating(1 << 20, declared=64), "other bytes|no NumPy array"),
+    "zip longer than declared": (inflating(1 << 20, declared=64), "Bad CRC|no NumPy array"),
     "zip twice the same": (archive([*NPZ, NPZ[0]]), "twice"),
     "npz of objects": (archive([("fc8/kernel.npy", npy_header() + RUN), NPZ[1]]), "odd header|O"),
     "npz code in header": (

@@ -166,17 +166,17 @@ EYE, ONES = np.eye(2, dtype="f4"), np.ones(2, "f4")
         ({"fc8": [EYE]}, "layer fc8 with 1 arrays instead of kernel and bias"),
         ({"fc8": [EYE, ONES, ONES]}, "layer fc8 with 3 arrays"),
         ({"fc8": 1}, "layer fc8 as something else than kernel and bias"),
-        ({"fc8": [EYE, [1, 1]]}, "layer fc8 with something else than arrays"),
+        ({"fc8": [EYE, [1, 1]]}, "something else than an array in 'fc8/biases'"),
         ({"fc8": {"weights": EYE}}, "layer fc8 with only a kernel"),
-        ({"fc8": {"weights": EYE, "biases": ONES, "x": 1}}, "something else than arrays"),
+        ({"fc8": {"weights": EYE, "b": ONES, "bias": ONES}}, "two arrays for the bias"),
         ({b"fc8": [EYE, ONES], "fc8": [EYE, ONES]}, "'fc8' twice"),
         ({"fc8": [EYE.astype("i4"), ONES]}, "an array of dtype 'i4' instead of floats"),
         (
             {"fc8": [np.ones((2, 2), int).astype(object), ONES]},
             "an array of dtype 'O8' instead of floats",
         ),
-        ({"fc8": [np.zeros((0, 2), "f4"), ONES]}, "an array of odd shape in layer fc8"),
-        ({"fc8": [np.zeros((1,) * 5, "f4"), ONES]}, "an array of odd rank in layer fc8"),
+        ({"fc8": [np.zeros((0, 2), "f4"), ONES]}, "an array of odd shape in 'fc8/weights'"),
+        ({"fc8": [np.zeros((1,) * 5, "f4"), ONES]}, "an array of odd rank in 'fc8/weights'"),
         ({"fc8": [EYE, np.ones(3, "f4")]}, r"kernel of shape \(2, 2\) and a bias of \(3,\)"),
         ({3: [EYE, ONES]}, "something else where a name belongs"),
         ([EYE, ONES], "a list where its layers belong"),
@@ -196,7 +196,7 @@ def test_other_numpy_files_are_named(tmp_path):
         WeightsError, match=r"a plain NumPy array of dtype <f8 and shape \(3, 256, 256\)\. "
     ):
         npy.read(tmp_path / "mean.npy")
-    with pytest.raises(WeightsError, match="unknown version"):
+    with pytest.raises(WeightsError, match="no NumPy array of a known version"):
         read_bytes(tmp_path, npy_header(version=4) + python2_pickle(ARRAYS))
     whole = npy_header() + python2_pickle(ARRAYS)
     with pytest.raises(WeightsError, match="1 bytes follow the end"):

@@ -122,20 +122,20 @@ def without(key):
     ("raw", "found"),
     [
         (changed("features.1.running_mean", torch_tensor("1", (8,))), "batch normalisation"),
-        (changed("features.0.bias", b"K\x07"), "layer conv1 with only a kernel"),
+        (changed("features.0.bias", b"K\x07"), r"'features\.0\.bias', which is not a tensor"),
         (changed("module.features.0.bias", torch_tensor("1", (8,))), "two arrays for the bias"),
         (changed("features.0.bias", torch_tensor("1", (9,))), "of 9 numbers with 32 bytes"),
         (changed("features.0.bias", torch_tensor("77", (8,))), "no member for the storage '77'"),
-        (changed("features.0.bias", torch_tensor("1", (8, 1))), "layer conv1 with arrays of"),
+        (changed("features.0.bias", torch_tensor("1", (8, 1))), "layer conv1 .* a bias of"),
         (without("3"), "no member for the storage '3'"),
         (torch_zip(b"\x80\x02K\x01.", {}), "no state dict"),
-        (torch_zip(torch_pickle({}), {}), "no tensors"),
+        (torch_zip(torch_pickle({}), {}), "no layer with weights"),
         (torch_zip(*[torch_pickle(torch_parts(ARRAYS)[0]), {}], order="middle"), "byte order"),
         (
             changed(
-                "features.0.bias", torch_tensor("1", (8,), storage=b"ctorch\nComplexFloatStorage\n")
+                "features.0.bias", torch_tensor("1", (8,), storage=b"ctorch\nQInt8Storage\n")
             ),
-            r"a reference to torch\.ComplexFloatStorage\. Save the state dict alone",
+            r"a reference to torch\.QInt8Storage\. Save the state dict alone",
         ),
     ],
 )  # fmt: skip

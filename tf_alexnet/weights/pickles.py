@@ -187,12 +187,9 @@ class Dialect:
     ----------
     names : mapping
         (module, name) -> the token that stands for it.
-    opcodes : bytes
-        Opcodes of `_OPTIONAL` that such files need.
     """
 
     names: Mapping[tuple[str, str], Enum] = MappingProxyType({})
-    opcodes = b""
 
     def key(self, value: object) -> Hashable:
         """`value` as a dictionary's key."""
@@ -252,7 +249,6 @@ class NumpyDialect(Dialect):
 
 
 _OPCODES: dict[int, Callable[[_Machine], None]] = {}
-_OPTIONAL = b"QG"
 _MARK = object()
 
 
@@ -285,9 +281,7 @@ class _Machine:
                 require(not self.stack, "values left over at its end")
                 return Pickled(value, self.comment, self.at)
             method = _OPCODES.get(self.code)
-            known = self.code not in _OPTIONAL or self.code in self.dialect.opcodes
-            known = known and method is not None
-            require(known, f"opcode {bytes([self.code])!r}, which no weights need")
+            require(method is not None, f"opcode {bytes([self.code])!r}, which no weights need")
             method(self)
 
     def spend(self, steps: int) -> None:

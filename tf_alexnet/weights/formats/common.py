@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -19,8 +19,6 @@ from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, ne
 MAX_METADATA = 1 << 16  # characters
 _COLUMNS = 16
 GET_ANOTHER = "Get the file again from where it is published, or use another one."
-
-
 ADVICE = "Use the weights of an AlexNet."
 
 
@@ -221,112 +219,6 @@ def modern(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if kernel.ndim == 4 and kernel.shape[:2] == (1, 1) and bias.size == kernel.shape[2]:
         kernel = kernel.reshape(kernel.shape[2:])
     return kernel, bias.reshape(-1) if bias.size == bias.shape[-1] else bias
-
-
-_KEY = re.compile(
-    r"(?P<layer>.+?)[/._](?:(?P<kernel>kernel|weights?|[Ww]|filters?)|bias(?:es)?|b)(?:_0)?(?::0)?"
-)
-_FOREIGN_PARTS = {
-    "batch normalisation": ("running_mean", "running_var", "moving_mean", "moving_variance"),
-    "normalisation layers": ("gamma", "beta"),
-    "PReLU": ("alpha",),
-}
-_PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|net|network|backbone|alexnet)[./])+")
-TORCH_LAYERS = {
-    "features.0": "conv1",
-    "features.3": "conv2",
-    "features.6": "conv3",
-    "features.8": "conv4",
-    "features.10": "conv5",
-    "classifier.1": "fc6",
-    "classifier.4": "fc7",
-    "classifier.6": "fc8",
-}
-
-
-def split_key(key: str) -> tuple[str, str] | None:
-    """Layer and part ("kernel" or "bias") of an array's name, or None.
-
-    ``conv1/kernel``, ``conv1_W``, ``conv1/weights:0``, ``conv1_w_0``,
-    ``module.features.0.weight`` and the like.
-
-    Raises
-    ------
-    NotAlexNetError
-        If it is an array of batch normalisation or PReLU.
-    """
-    for kind, parts in _FOREIGN_PARTS.items():
-        if layer := re.fullmatch(rf"(.+)[/._](?:{'|'.join(parts)})(?::0)?", key):
-            raise NotAlexNetError(f"a network with {kind} (layer {layer[1][:80]!r}), not AlexNet")
-    # nn.DataParallel once put "module." before "features" alone
-    found = _KEY.fullmatch(_PREFIX.sub("", key.replace(".module.", ".")))
-    if found is None:
-        return None
-    layer = TORCH_LAYERS.get(found["layer"], found["layer"])
-    if (scope := layer.rpartition("/")[2]) in LAYER_ORDER:  # conv1/conv1/kernel
-        layer = scope
-    return layer, "kernel" if found["kernel"] else "bias"
-
-
-def of_layers(keys: Iterable[str]) -> list[str]:
-    """The names that are arrays of a layer; of others, a warning says that they are left out."""
-    known = {key: split_key(key) is not None for key in keys}
-    others = [key[:80] for key in known if not known[key]]
-    if others:
-        warnings.warn(f"left out: {', '.join(others)[:200]}", stacklevel=4)
-    return [key for key in known if known[key]]
-
-
-def named_layers(
-    arrays: Mapping[str, np.ndarray], channels_first: bool | None = None
-) -> dict[str, LayerArrays]:
-    """The layers of a file that is a flat list of named arrays, in TensorFlow's layout.
-
-    Parameters
-    ----------
-    arrays : mapping of str to ndarray
-        Name -> array; see `split_key`.
-    channels_first : bool, optional
-        Whether kernels have the outputs first, as in Caffe and torch. By default told by the
-        convolutions, whose outputs are as many as their biases.
-
-    Returns
-    -------
-    dict of str to LayerArrays
-        In network order. Arrays that belong to no layer of ours are left out with a warning.
-
-    Raises
-    ------
-    NotAlexNetError
-        If a layer of ours is incomplete or there twice, or the file is of another kind of network.
-    """
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in arrays.items():
-        layer, part = split_key(key)
-        if part in parts.setdefault(layer, {}):
-            raise NotAlexNetError(f"two arrays for the {part} of layer {layer[:80]!r}")
-        parts[layer][part] = array
-    layers = {}
-    for name in network_order(parts):
-        pair = parts[name]
-        if all(array.ndim == 1 for array in pair.values()) and "kernel" in pair:
-            raise NotAlexNetError(
-                f"a network with normalisation or PReLU (layer {name[:80]!r}), not AlexNet"
-            )
-        if len(pair) == 2:
-            layers[name] = modern(pair["kernel"], pair["bias"])
-        elif name in LAYER_ORDER:
-            raise NotAlexNetError(f"layer {name} with only a {next(iter(pair))}")
-        else:
-            words = f"{name[:80]} (only a {next(iter(pair))})"
-            warnings.warn(f"left out: {words}", stacklevel=4)
-    if channels_first is None:
-        maps = [pair for pair in layers.values() if pair[0].ndim == 4]
-        last = all(kernel.shape[3] == bias.size for kernel, bias in maps)
-        channels_first = not last and all(kernel.shape[0] == bias.size for kernel, bias in maps)
-    if channels_first:
-        return from_channels_first(layers)
-    return {name: LayerArrays(*pair) for name, pair in layers.items()}
 
 
 def float32_copy(array: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """NumPy object files: a dictionary of layers, as the first converters from Caffe wrote them.
 
-The file is a 0-d array of one object, ``{layer: [kernel, bias]}`` or
-``{layer: {"weights": kernel, "biases": bias}}``, with convolutions as (height, width,
-channels in / groups, channels out), dense kernels as (in, out), and the rows of fc6 in
-(height, width, channels) order.
+The file is a 0-d array of one object, ``{layer: [kernel, bias]}``,
+``{layer: {"weights": kernel, "biases": bias}}`` or ``{"conv1_W": kernel, ...}``. Convolutions are
+(height, width, channels in / groups, channels out), dense kernels (in, out), and the rows of fc6 in
+(height, width, channels) order; in files of the first Caffe users all as in Caffe.
 
 The header is described in NumPy's ``lib/format.py``. `numpy.load` reads what `write` writes (with
 ``allow_pickle=True``), but runs code from any file that asks for it; `read` never does.
@@ -12,6 +12,7 @@ The header is described in NumPy's ``lib/format.py``. `numpy.load` reads what `w
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -21,40 +22,87 @@ import numpy as np
 
 from tf_alexnet.errors import UsageError
 from tf_alexnet.weights import pickles
-from tf_alexnet.weights.arrays import WeightArrays
+from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays
 from tf_alexnet.weights.formats.common import (
     ADVICE,
     NotAlexNetError,
     as_float32,
     assemble,
     damaged,
-    named_layers,
-    of_layers,
+    parsed_metadata,
     recorded,
-    split_metadata,
 )
+from tf_alexnet.weights.formats.named import named_layers
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 4096
-# How a bare pickle of a dictionary begins: protocols 2 to 5, 0 and 1.
+# How a bare pickle begins: protocols 2 to 5, 0 and 1.
 PICKLES = (
     *(b"\x80" + bytes([n]) for n in range(2, 6)),
-    b"(d",
-    b"}q",
-    b"ccollections\nOrderedDict\n",
+    *(b"(d", b"}q", b"}(", b"cnumpy", b"ccollections\nOrderedDict\n"),
 )
 PARTS = ("weights", "biases")
 _HEADER = re.compile(
-    rb"\{'descr': *'([^']{1,40})', *'fortran_order': *(?:True|False), *'shape': *"
-    rb"\(([0-9L, ]*)\),? *\}\s*"
+    rb"\{'descr': *'([^']{1,40})', *'fortran_order': *(True|False), *'shape': *"
+    rb"\(([0-9L, ]{0,100})\),? *\}\s*"
 )
+
+
+class HeaderError(ValueError):
+    """A file is not a NumPy array of floats; the message completes "a file with ..."."""
+
+
+def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], int]:
+    """dtype, whether Fortran's order, shape, and offset of the values of a NumPy file.
+
+    NumPy's own parser evaluates the header as an expression.
+
+    Raises
+    ------
+    HeaderError
+        If the file has no such header.
+    """
+    form = {b"\x01": "<H", b"\x02": "<I", b"\x03": "<I"}.get(bytes(data[6:7]))
+    start = 8 + struct.calcsize(form or "")
+    if data[:6] != MAGIC or form is None or len(data) < start:
+        raise HeaderError("no NumPy array of a known version")
+    size = struct.unpack_from(form, data, 8)[0]
+    if size > min(MAX_HEADER, len(data) - start):
+        raise HeaderError("an odd header")
+    header = _HEADER.fullmatch(data, start, start + size)
+    if header is None:
+        raise HeaderError("an odd header")
+    descr, fortran, dims = (str(part, "latin-1") for part in header.groups())
+    try:
+        shape = tuple(int(n.strip().rstrip("L")) for n in dims.split(",") if n.strip())
+    except ValueError:
+        raise HeaderError(f"a shape of ({dims})") from None
+    return descr, fortran == "True", shape, start + size
+
+
+def floats(data: memoryview) -> np.ndarray:
+    """The array in a NumPy file, of rank 1 to 4; a view of its bytes.
+
+    Raises
+    ------
+    HeaderError
+        If the file has no such array.
+    """
+    descr, fortran, shape, start = parse_header(data)
+    code, count = descr.lstrip("<>=|"), math.prod(shape)
+    if code not in ("f2", "f4", "f8") or not 1 <= len(shape) <= 4 or not count:
+        raise HeaderError(f"an array of dtype {descr} and shape {shape}")
+    dtype = np.dtype((">" if descr[0] == ">" else "<") + code)
+    if count * dtype.itemsize != len(data) - start:
+        raise HeaderError(f"an array of shape {shape} in {len(data) - start} bytes")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
     """Read a dictionary of layers from a .npy file or a bare pickle.
 
-    Little-endian float32 arrays are views of the file's bytes, in TensorFlow's layout as stored;
-    float16, float64 and big-endian ones are converted to float32.
+    Little-endian float32 arrays in TensorFlow's layout are views of the file's bytes; others are
+    converted.
 
     Raises
     ------
@@ -62,40 +110,32 @@ def read(path: str | os.PathLike) -> WeightArrays:
         If the file is damaged, holds anything else, or asks for code to be run.
     """
     data = Path(path).read_bytes()
-    start = _payload(path, data) if data.startswith(MAGIC) else 0
     try:
+        start = _payload(path, data) if data.startswith(MAGIC) else 0
         pickled = pickles.load(data, start)
         if pickled.end != len(data):
             raise damaged(path, f"{len(data) - pickled.end} bytes follow the end of its pickle")
-        arrays = _arrays(_layers(pickled.value))
-        layers = named_layers({key: arrays[key] for key in of_layers(arrays)})
+        named = _named(_layers(pickled.value))
+        layers = named_layers(named, lambda key: _array(key, named[key]))
     except NotAlexNetError as error:
         raise damaged(path, f"it holds {error}", ADVICE) from None
     except pickles.PickleError as error:
         raise damaged(path, f"it holds {error}") from None
-    return assemble(path, layers, *_comment(pickled.comment))
+    except HeaderError as error:
+        raise damaged(path, f"a NumPy file with {error}") from None
+    return assemble(path, layers, *parsed_metadata(pickled.comment))
 
 
 def _payload(path, data: bytes) -> int:
     """Offset of the pickle behind the header."""
-    wide = data[6:7] in (b"\x02", b"\x03")
-    if not wide and data[6:7] != b"\x01":
-        raise damaged(path, "a NumPy file of an unknown version")
-    start = 12 if wide else 10
-    if len(data) < start:
-        raise damaged(path, "a NumPy file cut off in its header")
-    size = struct.unpack_from("<I" if wide else "<H", data, 8)[0]
-    header = _HEADER.fullmatch(data, start, start + min(size, MAX_HEADER))
-    if header is None or size > len(data) - start or size > MAX_HEADER:
-        raise damaged(path, "a NumPy file with an odd header")
-    descr, shape = (part.decode("latin-1") for part in header.groups())
-    if descr != "|O" or shape.strip():
+    descr, _, shape, start = parse_header(data)
+    if descr != "|O" or shape:
         raise damaged(
             path,
-            f"a plain NumPy array of dtype {descr} and shape ({shape[:40]})",
+            f"a plain NumPy array of dtype {descr} and shape {shape}",
             "Weights are a file with one dictionary of layers in it.",
         )
-    return start + size
+    return start
 
 
 def _layers(value: object) -> dict:
@@ -105,51 +145,40 @@ def _layers(value: object) -> dict:
         pickles.require(scalar and len(value.data) == 1, "an array where its layers belong")
         value = value.data[0]
     pickles.require(isinstance(value, dict), f"a {type(value).__name__} where its layers belong")
-    return value
+    inner = value.get("params")  # Flax's
+    return inner if len(value) == 1 and isinstance(inner, dict) else value
 
 
-def _arrays(layers: dict) -> dict[str, np.ndarray]:
+def _named(layers: dict) -> dict[str, object]:
     """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
-    if len(layers) == 1 and all(map(_nested, layers.values())):  # Flax's "params"
-        (layers,) = layers.values()
-    arrays = {}
+    named = {}
     for name, value in layers.items():
-        if value in ([], (), {}):  # of layers without weights
-            continue
-        if isinstance(value, pickles.PickledArray):  # {"conv1_W": array, ...}
-            arrays[name] = _array(name, value)
-            continue
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and (name in LAYER_ORDER or _is_pair(value)):
             pickles.require(
                 len(value) == 2, f"layer {name} with {len(value)} arrays instead of kernel and bias"
             )
             value = dict(zip(PARTS, value, strict=True))
-        pickles.require(
-            isinstance(value, dict), f"layer {name} as something else than kernel and bias"
-        )
-        arrays |= {f"{name}/{part}": _array(name, array) for part, array in value.items()}
-    return arrays
+        if isinstance(value, dict):
+            named |= {f"{name}/{part}": array for part, array in value.items()}
+            continue
+        known = name in LAYER_ORDER
+        pickles.require(not known, f"layer {name} as something else than kernel and bias")
+        named[name] = value  # {"conv1_W": array, ...}
+    return named
 
 
-def _nested(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(x, dict) for x in value.values())
+def _is_pair(value: list | tuple) -> bool:
+    return len(value) == 2 and all(isinstance(x, pickles.PickledArray) for x in value)
 
 
-def _array(name: str, value: object) -> np.ndarray:
+def _array(key: str, value: object) -> np.ndarray:
     pickles.require(
-        isinstance(value, pickles.PickledArray), f"layer {name} with something else than arrays"
+        isinstance(value, pickles.PickledArray), f"something else than an array in {key!r}"
     )
     try:
         return value.array()
     except pickles.PickleError as error:
-        raise pickles.PickleError(f"{error} in layer {name}") from None
-
-
-def _comment(text: str | None) -> tuple[str | None, dict[str, str]]:
-    try:
-        return split_metadata(json.loads(text or "{}"))
-    except (ValueError, RecursionError):
-        return None, {}
+        raise pickles.PickleError(f"{error} in {key!r}") from None
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "list") -> None:

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays, fitting_architectures
 from tf_alexnet.weights.formats.common import (
-    TORCH_LAYERS,
     NotAlexNetError,
     affordable,
     assemble,
     damaged,
     from_channels_first,
 )
+from tf_alexnet.weights.formats.named import split_key
 from tf_alexnet.weights.graph import Node, foreign_layer, told_by
 from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, shaped, signed, text
 
@@ -39,7 +38,6 @@ _KINDS = {
     **{"PRelu": "PReLU", "LeakyRelu": "LeakyReLU", "Tanh": "TanH", "Elu": "ELU", "Add": "Eltwise"},
     **{"Cast": "Identity", "Squeeze": "Identity", "Unsqueeze": "Identity"},
 }
-_SUFFIX = re.compile(r"[._/]?(w|W|weight|weights|kernel)(_0|:0)?$")
 
 
 def recognised(head: bytes, message: memoryview) -> bool:
@@ -212,7 +210,8 @@ def _layers(
             continue
         name, numbers = operator.name or f"{operator.kind} {len(nodes)}", _numbers(operator)
         if kind in ("Convolution", "InnerProduct") and weights:
-            name = _SUFFIX.sub("", weights[0])
+            layer, part = split_key(weights[0])
+            name = layer if part == "kernel" else weights[0]
             if name in pairs:
                 name = f"{name} {len(nodes)}"
             pairs[name] = _pair(wire, graph, operator, weights)
@@ -276,6 +275,6 @@ def _numbers(operator: _Operator) -> dict[str, float | str]:
 
 def _names(pairs: dict, told: dict[str, str]) -> dict[str, str]:
     """Name in the file -> ours: by the place in the graph if it is a network of ours."""
-    names = {name: told.get(name, TORCH_LAYERS.get(name, name)) for name in pairs}
+    names = {name: told.get(name, name) for name in pairs}
     twice = [name for name in names if list(names.values()).count(names[name]) > 1]
     return names | {name: name for name in twice if name not in told and name not in LAYER_ORDER}

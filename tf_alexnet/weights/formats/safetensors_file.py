@@ -23,11 +23,10 @@ from tf_alexnet.weights.formats.common import (
     as_float32,
     assemble,
     damaged,
-    named_layers,
-    of_layers,
     recorded,
     split_metadata,
 )
+from tf_alexnet.weights.formats.named import named_layers
 
 MAX_HEADER = 1 << 20  # 16 tensors take 2 KB; the library itself would parse 100 MB
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
@@ -51,9 +50,9 @@ def read(path: str | os.PathLike) -> WeightArrays:
         raise damaged(path, "a safetensors file with a header out of all proportion")
     try:
         with safe_open(os.fspath(path), framework="np") as file:
-            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        layers = named_layers(_mapped(path, {key: dtypes[key] for key in of_layers(dtypes)}))
+        header, values = _mapped(path)
+        layers = named_layers(header, lambda key: _array(values, key, header[key]))
     except NotAlexNetError as error:
         raise damaged(path, f"a safetensors file of {error}", ADVICE) from None
     except (SafetensorError, OverflowError, KeyError, TypeError, ValueError) as error:
@@ -61,23 +60,23 @@ def read(path: str | os.PathLike) -> WeightArrays:
     return assemble(path, layers, *split_metadata(metadata or {}))
 
 
-def _mapped(path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
-    """Name -> array, a view of the file, or float32 made of bfloat16."""
+def _mapped(path) -> tuple[dict[str, dict], memoryview]:
+    """Header and values of a file that the library has checked."""
     with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + struct.unpack("<Q", mapped[:8])[0]
-    header = json.loads(mapped[8:start])
-    arrays = {}
-    for key, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            raise NotAlexNetError(f"{dtype} numbers in the tensor {key[:80]!r}")
-        begin, end = header[key]["data_offsets"]
-        form = np.dtype(DTYPES[dtype])
-        array = np.frombuffer(mapped, form, (end - begin) // form.itemsize, start + begin)
-        if dtype == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[key] = array.reshape(header[key]["shape"])
-    return arrays
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    start = 8 + struct.unpack("<Q", view[:8])[0]
+    header = json.loads(bytes(view[8:start]))
+    return {key: header[key] for key in header if key != "__metadata__"}, view[start:]
+
+
+def _array(values: memoryview, key: str, entry: dict) -> np.ndarray:
+    """A view of the file, or float32 made of bfloat16."""
+    if entry["dtype"] not in DTYPES:
+        raise NotAlexNetError(f"{entry['dtype']} numbers in the tensor {key[:80]!r}")
+    array = np.frombuffer(values[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]])
+    if entry["dtype"] == "BF16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.reshape(entry["shape"])
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike) -> None:

@@ -3,10 +3,7 @@
 There are two containers. Since torch 1.6 a file is a zip archive with a pickle ``data.pkl`` and one
 member ``data/<key>`` a storage (``caffe2/serialize/inline_container.h``); before, it was five
 pickles in sequence with the storages behind them (``_legacy_save`` in ``torch/serialization.py``).
-Both are read by the machine of `tf_alexnet.weights.pickles`, which knows three of torch's names.
-
-Convolutions are (out, in / groups, height, width) and dense kernels (out, in) there, and the inputs
-of the first dense layer are flattened as (channels, height, width).
+Both are read by the machine of `tf_alexnet.weights.pickles`, which knows a few of torch's names.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -23,21 +20,22 @@ from pathlib import Path
 import numpy as np
 
 from tf_alexnet.weights import pickles
-from tf_alexnet.weights.arrays import WeightArrays
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+from tf_alexnet.weights.formats.common import ADVICE as NOT_ALEXNET
 from tf_alexnet.weights.formats.common import (
     NotAlexNetError,
     affordable,
     assemble,
     damaged,
-    named_layers,
-    of_layers,
 )
+from tf_alexnet.weights.formats.named import named_layers, split_key
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 from tf_alexnet.weights.pickles import PickleError, require
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # 0x1950a86a20f9469cfc6c as a pickle
 PROTOCOL = 1001
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+PARTS = LayerArrays._fields
 ADVICE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 
 
@@ -45,35 +43,34 @@ class Name(Enum):
     """The names a file may refer to. They stand for themselves and do nothing."""
 
     ORDERED_DICT = "OrderedDict"
-    REBUILD_TENSOR = "_rebuild_tensor_v2"
-    REBUILD_OLD = "_rebuild_tensor"
+    REBUILD_TENSOR = "_rebuild_tensor"  # before torch 0.4
+    REBUILD_TENSOR_V2 = "_rebuild_tensor_v2"
     REBUILD_PARAMETER = "_rebuild_parameter"
-    FLOAT_STORAGE = "FloatStorage"
-    DOUBLE_STORAGE = "DoubleStorage"
-    HALF_STORAGE = "HalfStorage"
-    BFLOAT16_STORAGE = "BFloat16Storage"
-    LONG_STORAGE = "LongStorage"
-    INT_STORAGE = "IntStorage"
-    BOOL_STORAGE = "BoolStorage"
 
 
-# Bytes of a number, and NumPy's name for its type; bfloat16 is the upper half of a float32.
-TYPES = {
-    Name.FLOAT_STORAGE: (4, "f4"),
-    Name.DOUBLE_STORAGE: (8, "f8"),
-    Name.HALF_STORAGE: (2, "f2"),
-    Name.BFLOAT16_STORAGE: (2, "u2"),
-    # Counters and masks
-    Name.LONG_STORAGE: (8, "i8"),
-    Name.INT_STORAGE: (4, "i4"),
-    Name.BOOL_STORAGE: (1, "u1"),
-}
+class Number(Enum):
+    """The types of storages, as NumPy calls them."""
+
+    FLOAT = "f4"
+    DOUBLE = "f8"
+    HALF = "f2"
+    BFLOAT16 = "u2"
+    LONG = "i8"
+    INT = "i4"
+    SHORT = "i2"
+    CHAR = "i1"
+    BYTE = "u1"
+    BOOL = "?"
+
+
+FLOATS = {Number.FLOAT, Number.DOUBLE, Number.HALF, Number.BFLOAT16}
 NAMES = {
     ("collections", "OrderedDict"): Name.ORDERED_DICT,
-    ("torch._utils", "_rebuild_tensor_v2"): Name.REBUILD_TENSOR,
-    ("torch._utils", "_rebuild_tensor"): Name.REBUILD_OLD,
-    ("torch._utils", "_rebuild_parameter"): Name.REBUILD_PARAMETER,
-    **{("torch", name.value): name for name in TYPES},
+    **{("torch._utils", name.value): name for name in Name if name.value[0] == "_"},
+    **{
+        ("torch", f"{'BFloat16' if kind is Number.BFLOAT16 else kind.name.title()}Storage"): kind
+        for kind in Number
+    },
 }
 
 
@@ -82,8 +79,18 @@ class Storage:
     """A run of numbers elsewhere in the file."""
 
     key: str
+    kind: Number
     size: int
-    kind: Name
+
+    def values(self, raw: memoryview, order: str) -> np.ndarray:
+        """The numbers in `raw`; of bfloat16, the upper half of a float32, as float32."""
+        dtype = np.dtype(order + self.kind.value)
+        if len(raw) != dtype.itemsize * self.size:
+            raise PickleError(f"a storage of {self.size} numbers with {len(raw)} bytes")
+        numbers = np.frombuffer(raw, dtype)
+        if self.kind is Number.BFLOAT16:
+            return (numbers.astype(np.uint32) << 16).view(np.float32)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,11 @@ class Tensor:
     offset: int
     shape: tuple
     strides: tuple
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether its shape is made of sizes."""
+        return all(type(n) is int and n >= 0 for n in self.shape)
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """A view of the storage's `values`.
@@ -121,10 +133,9 @@ class TorchDialect(pickles.Dialect):
     """State dicts, and what training scripts put beside them."""
 
     names = NAMES
-    opcodes = b"QG"
 
     def __init__(self):
-        self.storages: list[Storage] = []
+        self.storages: dict[str, Storage] = {}
 
     def key(self, value):
         """Text, or an integer, as optimizers' states have them."""
@@ -141,19 +152,11 @@ class TorchDialect(pickles.Dialect):
                 int() as offset,
                 tuple() as shape,
                 tuple() as strides,
-                bool(),
-                dict(),
-                *more,
-            ] if len(more) < 2:
-                return Tensor(storage, offset, shape, strides)
-            case [
-                Name.REBUILD_OLD,
-                Storage() as storage,
-                int() as offset,
-                tuple() as shape,
-                tuple() as strides,
             ]:
                 return Tensor(storage, offset, shape, strides)
+            case [Name.REBUILD_TENSOR_V2, storage, offset, shape, strides, bool(), dict(), *more]:
+                require(len(more) < 2, "an odd tensor")
+                return self.call(machine, Name.REBUILD_TENSOR, storage, offset, shape, strides)
             case [Name.REBUILD_PARAMETER, Tensor() as tensor, bool(), dict()]:
                 return tensor
         return super().call(machine, name, *arguments)
@@ -168,13 +171,13 @@ class TorchDialect(pickles.Dialect):
     def persistent(self, identity):
         """A `Storage`."""
         match identity:
-            case ("storage", Name() as kind, str() as key, str(), int() as size, *views):
+            case ("storage", Number() as kind, str() as key, str(), int() as size, *views):
                 # Only torch before 0.4 wrote views of other storages.
-                odd = kind not in TYPES or size < 0 or views not in ([], [None])
-                require(not odd, "an odd storage")
-                self.storages.append(Storage(key, size, kind))
-                return self.storages[-1]
-        raise PickleError("a reference to something else than floats")
+                require(size >= 0 and views in ([], [None]), "an odd storage")
+                storage = Storage(key, kind, size)
+                require(self.storages.setdefault(key, storage) == storage, "two kinds of a storage")
+                return storage
+        raise PickleError("a reference to something else than numbers")
 
 
 def read_archive(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
@@ -195,12 +198,12 @@ def read_archive(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
         pickled = pickles.load(stream, 0, TorchDialect())
         require(pickled.end == len(stream), "more than one pickle in data.pkl")
 
-        def values(storage: Storage) -> np.ndarray:
+        def raw(storage: Storage) -> memoryview:
             name = f"{root}data/{storage.key}"
             require(name in members, f"no member for the storage {storage.key[:40]!r}")
-            return _numbers(members.read(name), storage, order)
+            return members.read(name)
 
-        return _weights(path, pickled.value, values, len(members.view))
+        return _weights(path, pickled.value, raw, order, len(members.view))
     except PickleError as error:
         raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
     except ZipError as error:
@@ -221,98 +224,73 @@ def read(path: str | os.PathLike) -> WeightArrays:
     WeightsError
         If the file is damaged, holds anything else, or asks for code to be run.
     """
-    data = Path(path).read_bytes()
+    data, dialect = Path(path).read_bytes(), TorchDialect()
     try:
         require(data.startswith(MAGIC), "another magic number")
-        protocol = pickles.load(data, len(MAGIC), TorchDialect())
+        protocol = pickles.load(data, len(MAGIC), dialect)
         require(protocol.value == PROTOCOL, "an unknown protocol")
-        system = pickles.load(data, protocol.end, TorchDialect())
+        system = pickles.load(data, protocol.end, dialect)
         little = system.value.get("little_endian") if isinstance(system.value, dict) else None
         require(isinstance(little, bool), "an unknown byte order")
-        dialect = TorchDialect()
         content = pickles.load(data, system.end, dialect)
-        keys = pickles.load(data, content.end, TorchDialect())
-        sizes = {x.key: TYPES[x.kind][0] for x in dialect.storages}
-        storages = _behind(data, keys, "<" if little else ">", sizes)
+        keys = pickles.load(data, content.end, dialect)
+        order = "<" if little else ">"
+        storages = _behind(data, keys, order, dialect.storages)
 
-        def values(storage: Storage) -> np.ndarray:
+        def raw(storage: Storage) -> memoryview:
             require(storage.key in storages, f"no storage {storage.key[:40]!r}")
-            return _numbers(storages[storage.key], storage, "<" if little else ">")
+            return storages[storage.key]
 
-        return _weights(path, content.value, values, len(data))
+        return _weights(path, content.value, raw, order, len(data))
     except PickleError as error:
         raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
 
 
 def _behind(
-    data: bytes, keys: pickles.Pickled, order: str, sizes: Mapping[str, int]
+    data: bytes, keys: pickles.Pickled, order: str, declared: dict[str, Storage]
 ) -> dict[str, memoryview]:
-    """Key -> bytes of the storages behind the pickles: each a count, and so many numbers.
-
-    `sizes` has the bytes of a number of each storage that the pickles refer to.
-    """
+    """Key -> bytes of the storages behind the pickles: each a count of numbers and these."""
     require(isinstance(keys.value, list), "no list of storages")
     view, at, found = memoryview(data), keys.end, {}
-    for key in keys.value:
+    for key in map(pickles.as_text, keys.value):
+        require(key in declared and key not in found, f"the storage {key!r} twice or never used")
         require(at + 8 <= len(view), "a storage that runs past the end")
+        size = np.dtype(declared[key].kind.value).itemsize
         count = struct.unpack_from(order + "q", view, at)[0]
         at += 8
-        key = pickles.as_text(key)
-        require(key in sizes, f"the storage {key[:40]!r}, which nothing refers to")
-        require(0 <= count <= (len(view) - at) // sizes[key], "a storage that runs past the end")
-        require(key not in found, f"the storage {key!r} twice")
-        found[key] = view[at : at + sizes[key] * count]
-        at += sizes[key] * count
+        require(0 <= count <= (len(view) - at) // size, "a storage that runs past the end")
+        found[key] = view[at : at + size * count]
+        at += size * count
     require(at == len(view), f"{len(view) - at} bytes behind its last storage")
     return found
 
 
-def _numbers(raw: memoryview, storage: Storage, order: str) -> np.ndarray:
-    size, form = TYPES[storage.kind]
-    if len(raw) != size * storage.size:
-        raise PickleError(f"a storage of {storage.size} numbers with {len(raw)} bytes")
-    numbers = np.frombuffer(raw, order + form)
-    if storage.kind is Name.BFLOAT16_STORAGE:
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
-    return numbers
-
-
-def _weights(path, value: object, values, file_size: int) -> WeightArrays:
+def _weights(
+    path, value: object, raw: Callable[[Storage], memoryview], order: str, file_size: int
+) -> WeightArrays:
     """The layers of a state dict, in TensorFlow's layout."""
-    tensors = _named_tensors(value)
-    total = sum(4 * math.prod(t.shape) for t in tensors.values() if _is_shape(t.shape))
-    require(total <= affordable(file_size), "far more numbers than an AlexNet")
-    cached = cache(values)  # one storage may serve many tensors
+    state = _state_dict(value)
+    values = cache(lambda storage: storage.values(raw(storage), order))
+    total = sum(math.prod(x.shape) for x in state.values() if isinstance(x, Tensor) and x.is_sane)
+    require(4 * total <= affordable(file_size), "far more numbers than an AlexNet")
+
+    def array(key: str) -> np.ndarray:
+        tensor = state[key]
+        is_floats = isinstance(tensor, Tensor) and tensor.storage.kind in FLOATS
+        require(is_floats, f"the entry {key[:80]!r}, which is not a tensor of floats")
+        return tensor.array(values(tensor.storage))
+
     try:
-        arrays = {k: tensors[k].array(cached(tensors[k].storage)) for k in of_layers(tensors)}
-        return assemble(path, named_layers(arrays, channels_first=True))
+        return assemble(path, named_layers(state, array))
     except NotAlexNetError as error:
-        raise PickleError(str(error)) from None
+        raise damaged(path, f"a torch file that holds {error}", NOT_ALEXNET) from None
 
 
-def _is_shape(shape: tuple) -> bool:
-    """Whether a shape is made of sizes."""
-    return all(type(n) is int and n >= 0 for n in shape)
-
-
-def _named_tensors(value: object) -> dict[str, Tensor]:
-    """Parameter -> tensor, out of a state dict or the entry of a checkpoint that is one."""
+def _state_dict(value: object) -> dict[str, object]:
+    """The state dict of a file: what it holds, or the entry of a checkpoint that is one."""
     require(isinstance(value, dict), "no state dict")
-    inner = {key: x for key, x in value.items() if isinstance(x, dict) and _holds_tensors(x)}
-    for wrapper in WRAPPERS:
-        if wrapper in inner:
-            return _named_tensors(inner[wrapper])
-    found = {str(key): x for key, x in value.items() if isinstance(x, Tensor)}
-    if found:
-        return found
-    require(len(inner) < 2, f"several state dicts ({', '.join(map(str, inner))[:80]})")
-    require(bool(inner), "no tensors")
-    return _named_tensors(*inner.values())
-
-
-def _holds_tensors(value: dict, depth: int = 4) -> bool:
-    """Whether a dictionary has tensors in it, or a dictionary that has."""
-    return depth > 0 and any(
-        isinstance(x, Tensor) or (isinstance(x, dict) and _holds_tensors(x, depth - 1))
-        for x in value.values()
-    )
+    for wrapper in 2 * WRAPPERS:  # one in another, but not in itself for ever
+        if any(isinstance(x, Tensor) and split_key(str(k))[1] in PARTS for k, x in value.items()):
+            break
+        value = value[wrapper] if isinstance(value.get(wrapper), dict) else value
+    return {str(key): entry for key, entry in value.items()}

@@ -1,0 +1,149 @@
+"""Files that give each array a name: which layer it belongs to, and which way it lies."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+
+import numpy as np
+
+from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, network_order
+from tf_alexnet.weights.formats.common import NotAlexNetError, from_channels_first, modern
+
+TORCH_LAYERS = {
+    **{"features.0": "conv1", "features.3": "conv2", "features.6": "conv3"},
+    **{"features.8": "conv4", "features.10": "conv5"},
+    **{"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"},
+}
+# What Keras, TensorFlow, torch, Caffe's converters and ONNX call a kernel and a bias.
+_PARTS = {
+    **dict.fromkeys(("kernel", "weights", "weight", "W", "w", "filters", "filter"), "kernel"),
+    **dict.fromkeys(("bias", "biases", "b"), "bias"),
+}
+_KEY = re.compile(rf"(.+)(?:[./_]({'|'.join(_PARTS)})|[./]([^./:]*))(?:_0)?(?::0)?", re.DOTALL)
+# What torch and people's modules put around a network: DataParallel, torch.compile, attributes.
+_AROUND = {"module", "_orig_mod", "model", "net", "network", "backbone", "alexnet"}
+_STATISTICS = {"running_mean", "running_var", "moving_mean", "moving_variance"}
+_NUMBERED = re.compile(r"(features|classifier)\.([0-9]{1,4})")
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Layer and part of an array's name, the layer with our name where it has one.
+
+    ``conv1/kernel``, ``conv1_W``, ``conv1/weights:0``, ``conv1_w_0``, ``conv1/conv1_W`` and
+    ``module.features.0.weight`` are ``("conv1", "kernel")``. The part is "kernel", "bias", what
+    another array of a layer is called ("running_mean"), or "" for a name without parts.
+    """
+    found = _KEY.fullmatch(key)
+    if found is None:
+        return key, ""
+    layer, part, other = found.groups()
+    pieces = (piece for piece in re.split("[./]", layer) if piece not in _AROUND)
+    name = ".".join(piece for piece, _ in groupby(pieces))
+    name = TORCH_LAYERS.get(name, name)
+    dotted = key[len(layer)] == "."  # names of ours, which have slashes, come back as they were
+    return name if name in LAYER_ORDER or (dotted and name) else layer, _PARTS.get(part, other)
+
+
+def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict[str, LayerArrays]:
+    """The layers of a file of named arrays, in TensorFlow's layout.
+
+    Kernels have their outputs on the side that is as long as the bias; where both sides are, first
+    with torch's names and last with others.
+
+    Parameters
+    ----------
+    keys : iterable of str
+        Names of all arrays, in the order of the file; see `split_key`.
+    load : callable
+        Gives the array of such a name.
+
+    Returns
+    -------
+    dict of str to LayerArrays
+        In network order. Arrays that are no layer's kernel or bias are left out with a warning.
+
+    Raises
+    ------
+    NotAlexNetError
+        If a layer of ours is incomplete or there twice, or the file is of another kind of network.
+    """
+    keys = list(keys)
+    parts: dict[str, dict[str, str]] = {}
+    for key in keys:
+        layer, part = split_key(key)
+        if part in _PARTS.values() and part in parts.get(layer, {}):
+            raise NotAlexNetError(f"two arrays for the {part} of layer {layer[:80]!r}")
+        parts.setdefault(layer, {})[part] = key
+    arrays = {
+        layer: {part: load(key) for part, key in found.items() if part in ("kernel", "bias")}
+        for layer, found in parts.items()
+    }
+    _check_trunk(parts, arrays, is_sorted=keys == sorted(keys))
+    layers, left_out = {}, []
+    for name in network_order(parts):
+        pair = arrays[name]
+        if len(pair) == 1 and name in LAYER_ORDER:
+            raise NotAlexNetError(f"layer {name} with only a {next(iter(pair))}")
+        if len(pair) == 2 and (name in LAYER_ORDER or pair["kernel"].ndim in (2, 4)):
+            layers[name] = LayerArrays(*modern(pair["kernel"], pair["bias"]))
+        taken = pair if name in layers else {}
+        left_out += [key for part, key in parts[name].items() if part not in taken]
+    if not layers:
+        others = f", but {left_out[0][:80]!r}" if left_out else ""
+        raise NotAlexNetError(f"no layer with weights in it{others}")
+    if left_out:
+        words = ", ".join(key[:80] for key in left_out)
+        warnings.warn(f"left out: {words[:200]}", stacklevel=4)
+    torch = any(key.endswith(".weight") for key in keys)
+    return from_channels_first(layers) if _is_channels_first(layers, torch) else layers
+
+
+def _is_channels_first(layers: Mapping[str, LayerArrays], torch: bool) -> bool:
+    judged = [pair for name, pair in layers.items() if name in LAYER_ORDER] or layers.values()
+    first = all(kernel.shape[:1] == bias.shape for kernel, bias in judged)
+    last = all(kernel.shape[-1:] == bias.shape for kernel, bias in judged)
+    return first and (torch or not last)
+
+
+def _check_trunk(
+    parts: Mapping[str, Mapping[str, str]],
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    is_sorted: bool,
+) -> None:
+    """Refuse layers that change what AlexNet computes, unless they belong to a head behind it.
+
+    Such a head begins with a layer of its own after the last of AlexNet's. Where names are sorted,
+    their order does not tell what comes after what.
+    """
+    kinds = {name: _kind(parts[name].keys(), arrays[name].get("kernel")) for name in parts}
+    order = list(parts)
+    head = len(order)
+    if not is_sorted:
+        for place in range(len(order) - 1, -1, -1):
+            if order[place] in LAYER_ORDER:
+                break
+            if len(arrays[order[place]]) == 2 and not kinds[order[place]]:
+                head = place
+    for place, name in enumerate(order):
+        inside, kind = place < head, kinds[name]
+        if numbered := _NUMBERED.fullmatch(name):
+            inside = int(numbered[2]) < {"features": 10, "classifier": 6}[numbered[1]]
+            if "kernel" in arrays[name]:
+                kind = kind or f"a kernel of shape {arrays[name]['kernel'].shape}"
+        if kind and inside:
+            raise NotAlexNetError(f"a network with {kind} (layer {name[:80]!r}), not AlexNet")
+
+
+def _kind(parts: Iterable[str], kernel: np.ndarray | None) -> str | None:
+    """What a layer is by its arrays, where it is neither a convolution nor dense."""
+    parts = set(parts)
+    if parts & _STATISTICS:
+        return "batch normalisation"
+    if "gamma" in parts or (kernel is not None and kernel.ndim == 1 and "bias" in parts):
+        return "normalisation layers"
+    if "alpha" in parts or (kernel is not None and kernel.ndim == 1):
+        return "PReLU"
+    return None
