@@ -210,3 +210,26 @@ def test_what_stands_beside_the_layers_of_a_pickle(tmp_path, protocol):
             warnings.simplefilter("always")
             assert read_file(tmp_path / "x").digest == NETWORK.digest
         assert [str(x.message)[:16] for x in caught] == ["left out: data_m"]
+
+
+def test_a_state_dict_under_any_one_name(tmp_path):
+    entries, storages = torch_parts(NETWORK)
+    body = torch_pickle(entries)[2:-1]
+    one = b"\x80\x02}(" + unicode("encoder") + body + unicode("epoch") + b"K\x05u."
+    (tmp_path / "x").write_bytes(torch_zip(one, storages))
+    assert read_file(tmp_path / "x").digest == NETWORK.digest
+    two = b"\x80\x02}(" + unicode("student") + body + unicode("teacher") + body + b"u."
+    (tmp_path / "x").write_bytes(torch_zip(two, storages))
+    with pytest.raises(WeightsError, match=r"several state dicts \(student, teacher\)"):
+        read_file(tmp_path / "x")
+
+
+def test_scopes_of_layers(tmp_path):
+    arrays = {f"alexnet_v2/{n}/{p}": a for n, pair in NETWORK.layers.items()
+              for p, a in zip(("weights", "biases"), pair, strict=True)}  # fmt: skip
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert read_file(tmp_path / "x.npz").digest == NETWORK.digest
+    extra = {"up/weights": np.ones((2, 2, 3, 4), "f4"), "up/biases": np.ones(5, "f4")}
+    np.savez(tmp_path / "y.npz", **arrays, **extra)
+    with pytest.warns(UserWarning, match="left out: up/weights, up/biases"):
+        assert read_file(tmp_path / "y.npz").digest == NETWORK.digest
