@@ -1,5 +1,6 @@
 """What the tests share: full-size synthetic weights, models, photos."""
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -17,13 +18,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE_PHOTOS = ROOT / "examples" / "photos"
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def weights_of(architecture):
     """Full-size synthetic weights; kept for the next test that wants the same network."""
     return synthetic_weights(architecture)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def model_of(architecture):
     """The network of `weights_of`."""
     import tf_alexnet as ta
@@ -31,17 +32,31 @@ def model_of(architecture):
     return ta.AlexNet(weights_of(architecture))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _memory():
-    """Give back what a module's networks took: they are 244 MB each, and their graphs more."""
-    yield
-    weights_of.cache_clear()
-    model_of.cache_clear()
-    if "keras" in sys.modules:
-        sys.modules["keras"].backend.clear_session()
+def free(keep=True):
+    """Give back the memory of networks that no test uses any more."""
+    if not keep:
+        weights_of.cache_clear()
+        model_of.cache_clear()
+        if "keras" in sys.modules:
+            sys.modules["keras"].backend.clear_session()
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def _little_memory():
+    """Collect what a test left in reference cycles, where it is much: networks take 244 MB each."""
+    yield
+    with contextlib.suppress(OSError), open("/proc/self/statm") as statm:
+        if int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1_200_000_000:
+            free()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_memory_of_other_modules():
+    yield
+    free(keep=False)
 
 
 @pytest.fixture(scope="session")
