@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from planted import plant
+from prototxt import prototxt
+from weight_seeds import message, varint
 
 import tf_alexnet as ta
+from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.weights import WeightArrays
 
 README = (ROOT / "README.md").read_text()
 SCRIPT = f"{sys.executable} -m tf_alexnet"
@@ -25,7 +29,24 @@ def folder(tmp_path_factory, trained_arrays):
     (folder / "weights").mkdir()
     plant(folder / "flowers", train=6, val=2)
     ta.write_weights(trained_arrays, folder / "weights" / "bvlc-alexnet.npy")
+    write_own_model(folder, trained_arrays)
     return folder
+
+
+def write_own_model(folder, arrays):
+    """What somebody who has trained in Caffe has: photos, model, prototxt, mean and labels."""
+    (folder / "photos").symlink_to(ROOT / "examples" / "photos")
+    layers = {k: v for k, v in arrays.layers.items() if k != "fc8"}
+    layers["fc8_mine"] = (np.zeros((4096, 5), "f4"), np.arange(5, dtype="f4"))
+    ta.write_weights(WeightArrays(layers), folder / "mine.caffemodel")
+    text = prototxt(ARCHITECTURES["bvlc_alexnet"].with_classes(5)).replace('"fc8"', '"fc8_mine"')
+    (folder / "deploy.prototxt").write_text(text)
+    data = 'layer { name: "d" type: "Data" top: "data" transform_param { mean_value: 104 } }\n'
+    (folder / "train_val.prototxt").write_text(text.replace("layer {", data + "layer {", 1))
+    (folder / "labels.txt").write_text("".join(f"class {x}\n" for x in "abcde"))
+    shape = b"".join(varint(i << 3) + varint(n) for i, n in enumerate((1, 3, 256, 256), 1))
+    mean = np.full((3, 256, 256), 110, "<f4").tobytes()
+    (folder / "mean.binaryproto").write_bytes(shape + message(5, mean))
 
 
 def run(command, folder, **environment):
