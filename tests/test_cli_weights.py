@@ -213,7 +213,8 @@ def shapes_of(table, network=None, classes=1000, **changes):
     layers = {}
     for name, shapes in ARCHITECTURES[table].with_classes(classes).parameter_shapes().items():
         known = network and name in fingerprints()[network]
-        blank = (np.full(shape, 0.25 * (len(shape) == 1), np.float32) for shape in shapes)
+        kernel, bias = np.float32(0), np.float32(0.25)  # broadcast, they take no memory
+        blank = map(np.broadcast_to, (kernel, bias), shapes)
         layers[name] = trained_layer(network, name) if known else LayerArrays(*blank)
     layers.update(changes)
     return {name: x for name, x in layers.items() if x}
