@@ -243,10 +243,8 @@ def test_normalisation_in_hdf5(tmp_path):
                 arrays = NETWORK.layers["conv1"] if layer == "conv1" else map(np.ones, shapes)
                 for part, array in zip(parts, arrays, strict=True):
                     group[f"{layer}/{part}"] = np.float32(array)
-        if names == ["alpha"]:
-            match = "has the arrays|PReLU"
-        else:
-            match = r"batch normalisation or PReLU \(layer 'bn1'\)"
+        kind = "PReLU" if names == ["alpha"] else "batch normalisation"
+        match = rf"with {kind} \(layer 'bn1'\), not AlexNet"
         with pytest.raises(WeightsError, match=match) as caught:
             read_file(tmp_path / "x.h5")
         assert "damaged" not in str(caught.value)

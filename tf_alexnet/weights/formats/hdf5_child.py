@@ -4,8 +4,12 @@ Damaged files have crashed and hung the HDF5 library, so whoever runs this waits
 so long. The answer, on stdout, is a length (uint32), that many bytes of JSON, and the arrays as
 little-endian float32 in the order of the JSON::
 
-    {"form": "keras", "metadata": "...", "layers": [["conv1", [11, 11, 3, 96], [96]], ...]}
-    {"fault": "what is wrong with the file"}
+    {"form": "keras", "metadata": "...", "layers": [["conv1", [11, 11, 3, 96], [96]], ...],
+     "left_out": [["head", "(4096, 5)"], ...], "names": ["conv1", "norm1", ...]}
+    {"fault": "what is wrong with the file", "sound": false}
+
+Layers that are no pair of kernel and bias are left out. `names` are those of all layers, in order,
+where the file lists them, or else of the one that carries a preset.
 
 Only plain arrays of floats are read: no links but hard ones, no storage outside of the file, no
 filters but those every HDF5 library has, no configuration of models. Arguments: the module search
@@ -18,6 +22,7 @@ import codecs
 import contextlib
 import json
 import os
+import re
 import struct
 import sys
 
@@ -27,21 +32,27 @@ MAX_NAMES = 1000  # in an attribute
 MAX_TEXT = 1 << 16
 MAX_RATIO = 100  # as in zip_members
 MAX_FILTERS = 4
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # what Keras 3 calls a model's layers
 FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf
 BAND = 1 << 22  # bytes read at a time
 
 
-FOREIGN = "a network"  # how faults of sound files begin
+# Layers that change every number behind them, by Keras's names of their class or their arrays.
+KINDS = {
+    **dict.fromkeys(("batch_normalization", "moving_mean", "running_mean"), "batch normalisation"),
+    **dict.fromkeys(("p_re_lu", "alpha"), "PReLU"),
+    **dict.fromkeys(("normalization", "gamma"), "normalisation"),
+}
 
 
 class Fault(Exception):
-    """What is wrong with the file; completes the sentence "it is ...", in a few words."""
+    """Why the file is refused: text that completes "it is ...", and whether the file is sound."""
 
 
-def require(condition, fault: str) -> None:
+def require(condition, fault: str, sound: bool = False) -> None:
     """Refuse the file with `fault` unless `condition` holds."""
     if not condition:
-        raise Fault(fault)
+        raise Fault(fault, sound)
 
 
 def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
@@ -59,7 +70,7 @@ def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
         total = sum(_checked_size(h5py, dataset) for dataset in datasets)
         require(total <= max_bytes, f"an HDF5 file of {total} bytes, far more than an AlexNet")
     except Fault as fault:
-        head, datasets = {"fault": str(fault)}, []
+        head, datasets = {"fault": fault.args[0], "sound": fault.args[1]}, []
     except Exception as error:  # whatever the library makes of a damaged file
         text = str(error).strip("'\"").split("\n")[0][:200]
         head, datasets = {"fault": f"a damaged HDF5 file ({type(error).__name__}: {text})"}, []
@@ -136,89 +147,93 @@ class _Tree:
 def _layers(file, tree: _Tree) -> tuple[dict, list]:
     """The head of the answer, and the datasets in its order."""
     text = tree.attribute("", "metadata")
-    head = {"metadata": text[0] if text else None, "form": "keras"}
+    head = {"metadata": text[0] if text else None, "form": "keras", "names": [], "left_out": []}
     base = "/model_weights" if "/model_weights" in tree.groups else ""
-    if tree.names(base, "layer_names") is not None:
-        layers = _keras_2(tree, base)
-    elif tops := [x for x in ("/layers", "/_layer_checkpoint_dependencies") if x in tree.groups]:
-        layers = _keras_3(tree, tops[0])
+    names = tree.names(base, "layer_names")
+    if names is not None:
+        head["names"], found = names, _keras_2(tree, base, names)
+    elif any(f"/{name}" in tree.groups for name in (*CONTAINERS, "vars")):
+        found = _keras_3(tree)
+        head["names"] = [layer for _, layer, *_ in found if layer.startswith("preset_")]
     elif "/data" in tree.groups:
-        layers, head["left_out"] = _caffe(tree)
-        head["form"] = "caffe"
-    elif "/history" in tree.groups:
-        raise Fault("a Caffe solver's state, not a network")
+        head["form"], found = "caffe", _caffe(tree)
     else:
-        raise Fault("an HDF5 file without weights as Keras or Caffe keeps them")
-    found = [[name, tree.dataset(kernel), tree.dataset(bias)] for name, kernel, bias in layers]
-    head["layers"] = [[name, list(k.shape), list(b.shape)] for name, k, b in found]
-    return head, [dataset for _, *pair in found for dataset in pair]
+        require("/history" not in tree.groups, "a Caffe solver's state, not a network", True)
+        raise Fault("an HDF5 file without weights as Keras or Caffe keeps them", True)
+    layers, short = [], [layer for _, layer, _, paths in found if paths]
+    for place, layer, hints, paths in found:
+        if not paths:
+            continue
+        name = layer if short.count(layer) == 1 else place
+        shapes = [tree.dataset(path).shape or () for path in paths]
+        kind = _kind(hints, shapes)
+        require(not kind, f"a network with {kind} (layer {name[:80]!r}), not AlexNet", True)
+        if len(paths) == 2 and len(shapes[0]) in (2, 4):
+            layers.append([name, *map(tree.dataset, paths)])
+        else:
+            head["left_out"].append([name, " and ".join(map(str, shapes))])
+    head["layers"] = [[name, list(k.shape), list(b.shape)] for name, k, b in layers]
+    return head, [dataset for _, *pair in layers for dataset in pair]
 
 
-def _keras_2(tree: _Tree, base: str) -> list[tuple[str, str, str]]:
+def _kind(hints: list[str], shapes: list[tuple]) -> str | None:
+    """What a layer is by its class, the names of its arrays and their shapes, if it is foreign."""
+    for word, kind in KINDS.items():
+        if any(re.search(rf"(^|_){word}(_\d+)?(:0)?$", hint) for hint in hints):
+            return kind
+    if all(len(shape) < 2 for shape in shapes):
+        return {1: "PReLU or scaling", 2: "scaling"}.get(len(shapes), "batch normalisation")
+    return None
+
+
+# Each of the following returns, for each layer, its place in the file, its name, what tells its
+# kind, and the paths of its arrays.
+
+
+def _keras_2(tree: _Tree, base: str, groups: list[str]) -> list[tuple]:
     """Keras 1 and 2: groups listed in `layer_names`, each with its `weight_names`."""
     layers = []
-    for group in tree.names(base, "layer_names"):
+    for group in groups:
         path = f"{base}/{group}"
         require(path in tree.groups, f"an HDF5 file without the layer {group[:80]!r}")
         names = tree.names(path, "weight_names") or []
-        if len(names) <= 2:
-            found = {group: names} if names else {}
-        else:  # a model within the model
+        found = {"": names}
+        if len(names) > 2:  # a model within the model
             found = {}
             for name in names:
-                found.setdefault(name.split("/")[-2:][0], []).append(name)
-        for layer, pair in found.items():
-            _require_pair(layer, pair, [f"{path}/{name}" for name in pair], tree)
-            layers.append((layer, f"{path}/{pair[0]}", f"{path}/{pair[1]}"))
+                found.setdefault(name.rpartition("/")[0], []).append(name)
+        for inner, some in found.items():
+            place = f"{group}/{inner}" if inner else group
+            parts = [name.rpartition("/")[2] for name in some]
+            paths = [f"{path}/{name}" for name in some]
+            layers.append((place, place.rpartition("/")[2], parts, paths))
     return layers
 
 
-def _keras_3(tree: _Tree, top: str) -> list[tuple[str, str, str]]:
-    """Keras 3: arrays `0` and `1` in a group `vars`, which bears the layer's name."""
+def _keras_3(tree: _Tree) -> list[tuple]:
+    """Keras 3: arrays `0`, `1`, ... in a group `vars`, which has the layer's name."""
     layers = []
     for path, names in tree.groups.items():
-        if not path.startswith(top + "/") or not path.endswith("/vars") or not names:
+        *parts, last = path.split("/")
+        if last != "vars" or parts[-1] in ("seed_generator", "generator") or len(parts) < 2:
             continue
-        if path.endswith(("/seed_generator/vars", "/generator/vars")):  # random layers' state
+        if parts[1] in ("optimizer", "metrics", "compile_metrics"):
             continue
         given = tree.attribute(path, "name")
-        layer = given[0] if given else path.split("/")[-2]
-        _require_pair(layer, names, [f"{path}/{name}" for name in sorted(names)], tree)
-        layers.append((layer, f"{path}/0", f"{path}/1"))
+        place = "/".join(part for part in parts[1:] if part not in CONTAINERS)
+        arrays = [f"{path}/{name}" for name in sorted(names)]
+        layers.append((place, given[0] if given else parts[-1], [parts[-1]], arrays))
     return layers
 
 
-def _caffe(tree: _Tree) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Caffe: arrays `0` and `1` in a group of the layer's name (``Net::ToHDF5`` in net.cpp).
-
-    Layers of one array of several dimensions, such as deconvolutions, are left out.
-    """
-    layers, left_out = [], []
+def _caffe(tree: _Tree) -> list[tuple]:
+    """Caffe: arrays `0` and `1` in a group of the layer's name (``Net::ToHDF5`` in net.cpp)."""
+    layers = []
     for layer in tree.groups["/data"]:
         names = tree.groups.get(f"/data/{layer}")
         require(names is not None, f"an HDF5 file with the array {layer[:80]!r} instead of layers")
-        paths = [f"/data/{layer}/{name}" for name in sorted(names)]
-        if len(paths) == 1 and len(tree.dataset(paths[0]).shape or ()) > 1:
-            left_out.append(layer)
-        elif names:
-            _require_pair(layer, names, paths, tree)
-            layers.append((layer, f"/data/{layer}/0", f"/data/{layer}/1"))
-    return layers, left_out
-
-
-def _require_pair(layer: str, names: list[str], paths: list[str], tree: _Tree) -> None:
-    """Refuse a layer of other arrays than a kernel and a bias."""
-    normalised = len(paths) > 2 or any("moving_" in name or "gamma" in name for name in names)
-    vectors = all(len(tree.dataset(path).shape or ()) == 1 for path in paths)
-    require(
-        not normalised and not vectors,
-        f"{FOREIGN} with batch normalisation or PReLU (layer {layer[:80]!r}), not AlexNet",
-    )
-    require(
-        len(names) == 2,
-        f"an HDF5 file whose layer {layer[:80]!r} has the arrays {', '.join(names)[:80]}"
-        " instead of kernel and bias",
-    )
+        layers.append((layer, layer, [], [f"/data/{layer}/{name}" for name in sorted(names)]))
+    return layers
 
 
 def _checked_size(h5py, dataset) -> int:

@@ -1,8 +1,8 @@
 """HDF5 files: Keras' (of all its versions) and Caffe's.
 
 The HDF5 library has crashed and hung on damaged files, so a file is opened by another process,
-`hdf5_child`, which has so much time and memory and hands over plain float32. A model's
-configuration, which may hold code, is never looked at.
+`hdf5_child`, with limits of time and memory, which returns plain float32. A model's configuration,
+which may hold code, is never looked at.
 
 Keras keeps TensorFlow's layout. Caffe's layout is that of `caffemodel`.
 """
@@ -18,14 +18,22 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
 
-from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, network_order
+from tf_alexnet.architectures import ARCHITECTURES, preset_layer
+from tf_alexnet.errors import WeightsError
+from tf_alexnet.weights.arrays import (
+    LAYER_ORDER,
+    LayerArrays,
+    WeightArrays,
+    fitting_architectures,
+    network_order,
+)
 from tf_alexnet.weights.formats import hdf5_child
 from tf_alexnet.weights.formats.common import (
     ADVICE,
@@ -54,19 +62,21 @@ class _ChildError(Exception):
 
 
 class _Answer(NamedTuple):
-    """What the child found: layouts "keras" or "caffe", metadata, the layers as they are called."""
+    """What the child found: layout "keras" or "caffe", metadata, layers, names of all layers."""
 
     form: str
     metadata: str | None
     layers: dict[str, LayerArrays]
+    names: list[str]
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
     """Read weights that Keras or Caffe saved as HDF5.
 
-    Of Keras: what ``save_weights`` writes, and whole models, of which only the weights are taken.
-    Layers called otherwise than here (``conv2d_1``) are told by their shapes, where these are a
-    known network's. Of Caffe: what ``Net::ToHDF5`` writes (``.caffemodel.h5``).
+    Of Keras: what ``save_weights`` writes, and whole models, of which only the weights are taken;
+    models within the model may hold the layers. Where no layer is called ``conv1``, layers are told
+    by their shapes if these are a known network's. Of Caffe: what ``Net::ToHDF5`` writes
+    (``.caffemodel.h5``).
 
     Raises
     ------
@@ -74,16 +84,47 @@ def read(path: str | os.PathLike) -> WeightArrays:
         If the file is damaged, unfolds to far more than an AlexNet, refers to other files, takes
         too long, or its layers can't be told.
     """
-    form, text, layers = _ask_child(path)
+    form, text, layers, names = _ask_child(path)
     if form == "caffe":
         try:
             # The groups are sorted by name.
-            layers = from_channels_first({k: modern(*layers[k]) for k in network_order(layers)})
+            layers = {k: modern(*layers[k]) for k in network_order(layers)}
+            layers = from_channels_first(_convolutions_and_dense(layers, outputs=0))
         except NotAlexNetError as error:
             raise damaged(path, f"an HDF5 file of Caffe's with {error}", ADVICE) from None
-    elif layers and "conv1" not in layers:
+    elif "conv1" in layers:
+        layers = _convolutions_and_dense(layers, outputs=-1)
+    elif layers:
         layers = _renamed(path, layers)
-    return assemble(path, layers, *parsed_metadata(text))
+    return described(assemble(path, layers, *parsed_metadata(text)), names)
+
+
+def described(arrays: WeightArrays, names: Sequence[str]) -> WeightArrays:
+    """`arrays` with what the names of a Keras model's layers, in order, tell of the network."""
+    prefix = preset_layer("")
+    presets = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    architecture = arrays.architecture
+    if architecture is None and {"norm1", "pool1"} <= set(names):
+        first = names.index("norm1") < names.index("pool1")
+        told = "bvlc_alexnet" if first else "caffenet"
+        architecture = told if told in fitting_architectures(arrays) else None
+    metadata = {"preset": presets[0], **arrays.metadata} if presets else arrays.metadata
+    return replace(arrays, architecture=architecture, metadata=metadata)
+
+
+def _convolutions_and_dense(layers: Mapping[str, tuple], outputs: int) -> dict[str, tuple]:
+    """Those of AlexNet's names, and others with a kernel whose axis `outputs` fits their bias."""
+    found = {}
+    for name, (kernel, bias) in layers.items():
+        if name in LAYER_ORDER or bias.shape == (kernel.shape[outputs],):
+            found[name] = kernel, bias
+        else:
+            _warn_left_out(name, f"{kernel.shape} and {bias.shape}")
+    return found
+
+
+def _warn_left_out(name: str, shapes: str) -> None:
+    warnings.warn(f"left out: {name[:80]} (arrays of the shape {shapes})", stacklevel=6)
 
 
 def _ask_child(path) -> _Answer:
@@ -140,11 +181,12 @@ def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
     except ValueError:
         raise _ChildError from None
     if "fault" in head:
-        fault = str(head["fault"])
-        sound = fault.startswith((hdf5_child.FOREIGN, "a Caffe solver"))
-        raise damaged(path, fault, ADVICE if sound else GET_ANOTHER)
-    for name in head.get("left_out", ()):
-        warnings.warn(f"left out: {name} (one array only)", stacklevel=5)
+        raise damaged(path, str(head["fault"]), ADVICE if head.get("sound") else GET_ANOTHER)
+    for name, found in head.get("left_out", ()):
+        if name in LAYER_ORDER:
+            words = f"an HDF5 file whose layer {name} has arrays of the shape {found}"
+            raise damaged(path, words, "A layer has a kernel and a bias.")
+        _warn_left_out(name, found)
     shapes = [shape for _, *pair in head["layers"] for shape in pair]
     total = 4 * sum(math.prod(shape) for shape in shapes)
     if total > max_bytes or not all(shape and min(shape) > 0 for shape in shapes):
@@ -157,7 +199,7 @@ def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
         for array in arrays:
             _filled(stream, array)
         layers[name] = LayerArrays(*arrays)
-    return _Answer(head["form"], head["metadata"], layers)
+    return _Answer(head["form"], head["metadata"], layers, head.get("names", []))
 
 
 def _filled(stream: BinaryIO, buffer):
@@ -224,12 +266,10 @@ def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "keras") ->
     Raises
     ------
     UsageError
-        If there is no such form, or the metadata are too long to be read back.
+        If the metadata are too long to be read back.
     WeightsError
-        If for Caffe it is not known how the rows of the first dense layer are ordered.
+        If for Caffe it is not known how the rows of a dense layer are ordered.
     """
-    if form not in ("keras", "caffe"):
-        raise UsageError(f"form={form!r}", "there is no such form", 'Use "keras" or "caffe".')
     text = metadata_text(arrays)
     try:
         with h5py.File(path, "w") as file:
