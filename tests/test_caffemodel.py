@@ -273,7 +273,6 @@ FC7 = (blob_of(np.ones((3, 8))), blob_of(np.ones(3)))
             "not one at all: a field 1 ",
         ),  # ONNX
         (message(1, b"AlexNet"), "no layer with weights in it"),
-        (b"\x30\x01\x30\x02", "not a weight file of a known kind"),
         (CONV + CONV, "layer 'conv5' twice"),
         (CONV + layer_of("fc7", *FC7)[:-1], "a field that runs past the end"),
         (layer_of("fc7", *FC7), "fc7 has 8 inputs, and nothing tells how"),

@@ -16,7 +16,7 @@ from weight_seeds import (
 
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.weights import WeightArrays
-from tf_alexnet.weights.formats import npy
+from tf_alexnet.weights.formats import npy, write_file
 
 ARRAYS = small_arrays()
 
@@ -153,8 +153,8 @@ def test_a_damaged_comment_is_no_metadata(tmp_path):
 
 
 def test_unknown_form_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"form='tuple'.* Use \"list\" or \"dict\"\.$"):
-        npy.write(ARRAYS, tmp_path / "x.npy", "tuple")
+    with pytest.raises(UsageError, match=r"form='tuple'.* Use one of list, dict\.$"):
+        write_file(ARRAYS, tmp_path / "x.npy", "tuple")
 
 
 EYE, ONES = np.eye(2, dtype="f4"), np.ones(2, "f4")

@@ -10,12 +10,21 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
-from weight_seeds import npy_header, python2_pickle, small_arrays
+from weight_seeds import (
+    message,
+    npy_header,
+    python2_pickle,
+    small_arrays,
+    small_network,
+    torch_parts,
+    torch_pickle,
+    torch_zip,
+)
 
 from tf_alexnet import files
 from tf_alexnet.errors import OutputError, UsageError, WeightsError
 from tf_alexnet.weights import WeightArrays
-from tf_alexnet.weights.formats import read_file, safetensors_file, write_file
+from tf_alexnet.weights.formats import format_of, read_file, safetensors_file, write_file
 
 ARRAYS = small_arrays(architecture="bvlc_alexnet", metadata={"licence": "unrestricted"})
 SUFFIXES = [".npy", ".npz", ".caffemodel", ".h5", ".safetensors"]
@@ -90,6 +99,8 @@ def _zip(path):
         file.writestr("a", "b")
 
 
+GRAPH = message(1, message(1, b"conv1") + message(2, b"VariableV2"))
+META_GRAPH = message(1, message(2, b"")) + message(2, GRAPH)
 STRANGERS = {
     "a damaged HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(600),
     "a gzip archive": gzip.compress(b"weights"),
@@ -97,12 +108,16 @@ STRANGERS = {
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
     "a network definition (prototxt)": b'name: "AlexNet"\nlayer { name: "conv1" }\n',
     "a text file": b"conv1 0.1 0.2\n",
-    "a SavedModel's graph": b"\x08\x01\x12\x85\x02\x0a\x10\x2a\x05serve" + bytes(300),
-    "a TensorFlow graph (.pb)": b"\x0a\x12\x0a\x05conv1\x12\x05Const" + bytes(30),
+    "the graph of a SavedModel": b"\x08\x01" + message(2, META_GRAPH),
+    "the graph of a TensorFlow checkpoint": META_GRAPH,
+    "a TensorFlow graph (.pb)": GRAPH * 2,
+    "the index of a TensorFlow checkpoint": bytes(99) + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb",
     "a TensorFlow Lite model": b"\x1c\0\0\0TFL3" + bytes(30),
     "a MATLAB file (.mat)": b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(200),
     "an OpenVINO network": b'<?xml version="1.0"?>\n<net name="alexnet" version="11">',
-    "a TensorFlow checkpoint's list": b'model_checkpoint_path: "model.ckpt-1000"\n',
+    "the list of TensorFlow checkpoints": b'model_checkpoint_path: "model.ckpt-1000"\n',
+    "a Core ML model": b"\x08\x01" + message(2, b"\x0a\x01x") + message(500, bytes(9)),
+    "an MXNet file": b"\x12\x01" + bytes(30),
     "a Caffe solver's state": b"\x08\x05\x12\x0enet.caffemodel\x1a\x03\x2a\x01\x00",
     "the file is empty": b"",
     "a torch file": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
@@ -120,6 +135,48 @@ def test_strangers_are_named(tmp_path, found):
         refusal(tmp_path / "weights.npy")
     else:
         assert found in refusal(tmp_path / "weights.npy")
+
+
+def test_files_without_a_beginning_of_their_own_are_named_last(tmp_path):
+    noise = bytes(range(255, 0, -1))
+    (tmp_path / "net.ckpt-9.data-00000-of-00001").write_bytes(noise)
+    assert "the arrays of a TensorFlow checkpoint" in refusal(
+        tmp_path / "net.ckpt-9.data-00000-of-00001"
+    )
+    (tmp_path / "net.bin").write_bytes(noise)
+    assert "not a weight file of a known kind" in refusal(tmp_path / "net.bin")
+    (tmp_path / "net.xml").write_text('<?xml version="1.0"?>\n<net name="alexnet" version="11">')
+    assert "the weights of an OpenVINO network" in refusal(tmp_path / "net.bin")
+    # Lightning calls torch's files .ckpt, and Hugging Face calls them .bin.
+    entries, storages = torch_parts(small_network())
+    for name in ("epoch=9.ckpt", "net.bin", "model.ckpt-1000.meta", "a.data-00000-of-00001"):
+        (tmp_path / name).write_bytes(torch_zip(torch_pickle(entries), storages))
+        assert read_file(tmp_path / name).digest == small_network().digest
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("saved_model.pb", "a SavedModel"), ("checkpoint", "TensorFlow"), ("Manifest.json", "ML")],
+)
+def test_folders_of_other_tools_are_named(tmp_path, name, found):
+    (tmp_path / name).write_bytes(b"x")
+    assert found in refusal(tmp_path)
+
+
+def test_caffe_s_first_networks_are_no_tensorflow_graphs(tmp_path):
+    """They nest a name and a type alike."""
+    layer = message(1, message(1, b"conv1") + message(2, b"conv")) + message(2, b"data")
+    (tmp_path / "x").write_bytes(message(1, b"CaffeNet") + message(2, layer))
+    assert "no layer with weights" in refusal(tmp_path / "x")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_formats_have_titles(tmp_path, suffix):
+    write_file(ARRAYS, tmp_path / f"net{suffix}")
+    assert suffix in format_of(tmp_path / f"net{suffix}").suffixes
+    for form in ("nonsense", ""):
+        with pytest.raises(UsageError, match=f"form='{form}'"):
+            write_file(ARRAYS, tmp_path / f"net{suffix}", form)
 
 
 def test_paths_that_are_no_files_are_named(tmp_path):

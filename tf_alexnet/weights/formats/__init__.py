@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import re
@@ -28,8 +29,9 @@ from tf_alexnet.weights.formats import (
 )
 from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
-from tf_alexnet.wire import WireError, varint
+from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError
 
+KERAS_WEIGHTS = "model.weights.h5"
 MAX_BYTES = 1 << 31  # no network here takes more than 245 MB; protobuf ends here too
 
 
@@ -105,13 +107,13 @@ def _is_safetensors(file: Opened) -> bool:
 
 
 def _read_keras(file: Opened) -> WeightArrays:
-    """The weights in a .keras archive; of its configuration only names of layers are looked at."""
+    """The weights in a .keras archive; of its configuration, only names of layers are looked at."""
     try:
-        text = bytes(file.members.read("config.json")[: 16 << 20])
-        if file.members.size("model.weights.h5") > affordable(len(file.content)):
+        text = str(file.members.read("config.json")[: 16 << 20], "utf-8", "replace")
+        if file.members.size(KERAS_WEIGHTS) > affordable(len(file.content)):
             raise ZipError("far more in it than an AlexNet")
         with tempfile.NamedTemporaryFile(suffix=".h5") as inner:
-            for piece in file.members.pieces("model.weights.h5"):
+            for piece in file.members.pieces(KERAS_WEIGHTS):
                 inner.write(piece)
             inner.flush()
             arrays = hdf5_file.read(inner.name)
@@ -119,30 +121,37 @@ def _read_keras(file: Opened) -> WeightArrays:
         raise damaged(file.path, f"a zip archive with {error}") from None
     except WeightsError as error:
         raise damaged(file.path, error.found, error.advice) from None
-    preset = re.search(rb'"preset_([a-z0-9.-]+)"', text)
-    places = [text.find(name) for name in (b'"norm1"', b'"pool1"')]
-    order = "bvlc_alexnet" if places[0] < places[1] else "caffenet"
-    return replace(
-        arrays,
-        source=os.fspath(file.path),
-        architecture=arrays.architecture or (order if min(places) >= 0 else None),
-        metadata={"preset": preset[1].decode(), **arrays.metadata} if preset else arrays.metadata,
-    )
+    names = re.findall(r'"name": *"([^"\\]{1,80})"', text)
+    return hdf5_file.described(replace(arrays, source=os.fspath(file.path)), names)
 
 
-# The order matters where one begins like another; a Caffe model begins like nothing in particular.
+def _by_path(read: Callable[[str | os.PathLike], WeightArrays]) -> Callable[[Opened], WeightArrays]:
+    return lambda file: read(file.path)
+
+
+def _starting(*magics: bytes) -> Callable[[Opened], bool]:
+    return lambda file: file.starts(*magics)
+
+
+# The order matters where one begins like another.
 FORMATS = (
     Format(
-        *("safetensors", (".safetensors",), _is_safetensors),
-        *(lambda file: safetensors_file.read(file.path), safetensors_file.write),
+        "safetensors",
+        (".safetensors",),
+        _is_safetensors,
+        _by_path(safetensors_file.read),
+        safetensors_file.write,
     ),
     Format(
-        *("NumPy dictionary (.npy)", (".npy",), lambda file: file.starts(npy.MAGIC)),
-        *(lambda file: npy.read(file.path), npy.write, ("list", "dict")),
+        "NumPy dictionary (.npy)",
+        (".npy",),
+        _starting(npy.MAGIC),
+        _by_path(npy.read),
+        npy.write,
+        ("list", "dict"),
     ),
     Format(
-        *("torch file (.pth)", (".pth", ".pt"), lambda file: file.starts(torch_pth.MAGIC)),
-        lambda file: torch_pth.read(file.path),
+        "torch file (.pth)", (".pth", ".pt"), _starting(torch_pth.MAGIC), _by_path(torch_pth.read)
     ),
     Format(
         "torch file (.pth)",
@@ -160,77 +169,108 @@ FORMATS = (
     Format(
         "Keras model (.keras)",
         (".keras",),
-        lambda file: {"config.json", "model.weights.h5"} <= set(file.members),
+        lambda file: {"config.json", KERAS_WEIGHTS} <= set(file.members),
         _read_keras,
     ),
     Format(
-        *("HDF5 (.h5)", (".h5", ".hdf5"), lambda file: file.starts(hdf5_file.MAGIC)),
-        *(lambda file: hdf5_file.read(file.path), hdf5_file.write, ("keras", "caffe")),
+        "HDF5 (.h5)",
+        (".h5", ".hdf5"),
+        _starting(hdf5_file.MAGIC),
+        _by_path(hdf5_file.read),
+        hdf5_file.write,
+        ("keras", "caffe"),
     ),
     Format(
-        *("Deep Compression (.net)", (".net",)),
-        lambda file: deep_compression.recognised(file.path, file.head),
-        lambda file: deep_compression.read(file.path),
+        "Deep Compression (.net)",
+        (".net",),
+        lambda file: deep_compression.recognised(file.head),
+        _by_path(deep_compression.read),
+    ),
+    Format("pickled dictionary", (".pkl",), _starting(*npy.PICKLES), _by_path(npy.read)),
+    Format(
+        "ONNX",
+        (".onnx",),
+        lambda file: onnx_file.recognised(file.head, file.content),
+        _by_path(onnx_file.read),
     ),
     Format(
-        *("pickled dictionary", (".pkl",), lambda file: file.starts(*npy.PICKLES)),
-        lambda file: npy.read(file.path),
-    ),
-    Format(
-        *("ONNX", (".onnx",), lambda file: onnx_file.recognised(file.head, file.content)),
-        lambda file: onnx_file.read(file.path),
-    ),
-    Format(
-        *("Caffe model (.caffemodel)", (".caffemodel",), lambda file: True),
-        *(lambda file: caffemodel.read(file.path), caffemodel.write),
+        "Caffe model (.caffemodel)",
+        (".caffemodel",),
+        lambda file: caffemodel.recognised(file.content),
+        _by_path(caffemodel.read),
+        caffemodel.write,
     ),
 )
 WRITABLE = {x.suffixes[0]: x for x in FORMATS if x.write}
 READABLE = f"Readable are: {', '.join(dict.fromkeys(x.title for x in FORMATS))}."
 _EXPORT = "Export it to ONNX, or save its arrays with numpy.savez."
 _UNPACK = "Unpack it first."
+_CHECKPOINT = "Load it with tf.train.load_checkpoint, and save its arrays with numpy.savez."
 
 
-def _is_text(head: bytes) -> bool:
-    return all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+def _is_text(file: Opened) -> bool:
+    return all(byte >= 32 or byte in b"\t\r\n" for byte in file.head)
+
+
+def _field(message: memoryview, *numbers: int) -> bytes | None:
+    """The beginning of the first field of these numbers, each within the one before."""
+    try:
+        for number in numbers:
+            fields = itertools.islice(Wire().walk(message), 100)
+            message = next(x.value for x in fields if x.number == number and x.wire == LENGTH)
+    except (WireError, StopIteration):
+        return None
+    return bytes(message[:80])
+
+
+def _has_operations(file: Opened, *numbers: int) -> bool:
+    """Whether TensorFlow's GraphDef is there: its nodes have a name and an operation.
+
+    Caffe's first models nest alike, but their layer types begin with small letters.
+    """
+    return re.match(rb"[A-Z]\w+$", _field(file.content, *numbers, 1, 2) or b"") is not None
+
+
+def _is_core_ml(file: Opened) -> bool:
+    """Whether it is a Model: version 1, description 2, and its kind from 200 on."""
+    try:
+        wires = {x.number: x.wire for x in itertools.islice(Wire().walk(file.content), 20)}
+    except WireError:
+        return False
+    return wires.get(1) == VARINT and wires.get(2) == LENGTH and max(wires) >= 200
 
 
 # Files of other kinds: how they are told, what they are, what to do.
 FOREIGN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
-    (lambda x: x.starts(b"\x1f\x8b"), "a gzip archive", "Unpack it first: gunzip it."),
-    (lambda x: x.starts(b"BZh"), "a bzip2 archive", _UNPACK),
-    (lambda x: x.starts(b"\xfd7zXZ\x00"), "an xz archive", _UNPACK),
-    (lambda x: x.starts(b"7z\xbc\xaf\x27\x1c"), "a 7z archive", _UNPACK),
-    (lambda x: x.starts(b"\x28\xb5\x2f\xfd"), "a zstd archive", _UNPACK),
+    (_starting(b"\x1f\x8b"), "a gzip archive", "Unpack it first: gunzip it."),
+    (_starting(b"BZh"), "a bzip2 archive", _UNPACK),
+    (_starting(b"\xfd7zXZ\x00"), "an xz archive", _UNPACK),
+    (_starting(b"7z\xbc\xaf\x27\x1c"), "a 7z archive", _UNPACK),
+    (_starting(b"Rar!\x1a\x07"), "a RAR archive", _UNPACK),
+    (_starting(b"\x28\xb5\x2f\xfd"), "a zstd archive", _UNPACK),
     (lambda x: x.head[257:262] == b"ustar", "a tar archive", _UNPACK),
     (
-        lambda x: x.starts(b"version https://git-lfs"),
+        _starting(b"version https://git-lfs"),
         "a Git LFS pointer, not the file itself",
         "Run `git lfs pull`.",
     ),
-    (lambda x: x.starts(b"\x89PNG", b"\xff\xd8\xff"), "a picture", READABLE),
+    (_starting(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM"), "a picture", READABLE),
+    (_starting(b"%PDF"), "a PDF document", READABLE),
     (lambda x: x.head[4:8] == b"TFL3", "a TensorFlow Lite model", _EXPORT),
-    (lambda x: x.starts(b"MATLAB "), "a MATLAB file (.mat)", _EXPORT),
+    (_starting(b"MATLAB "), "a MATLAB file (.mat)", _EXPORT),
+    (_starting(b"\x12\x01\0\0\0\0\0\0"), "an MXNet file of arrays", _EXPORT),
     (
-        lambda x: re.search(r"\.data-\d{5}-of-\d{5}$|\.ckpt(-\d+)?(\.(index|meta))?$", str(x.path)),
-        "part of a TensorFlow checkpoint",
-        "Load it with tf.train.load_checkpoint, and save its arrays with numpy.savez.",
+        lambda x: x.content[-8:] == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb",
+        "the index of a TensorFlow checkpoint",
+        _CHECKPOINT,
     ),
+    (_starting(b"model_checkpoint_path"), "the list of TensorFlow checkpoints", _CHECKPOINT),
+    (lambda x: _has_operations(x, 2, 2), "the graph of a SavedModel", _EXPORT),
+    (lambda x: _has_operations(x, 2), "the graph of a TensorFlow checkpoint", _CHECKPOINT),
+    (_has_operations, "a TensorFlow graph (.pb)", "Convert it to ONNX with tf2onnx."),
+    (_is_core_ml, "a Core ML model", "Use the file that it was made from."),
     (
-        lambda x: x.starts(b"model_checkpoint_path"),
-        "a TensorFlow checkpoint's list",
-        "Load the checkpoint with tf.train.load_checkpoint, and save its arrays with numpy.savez.",
-    ),
-    # A SavedModel: version 1, then a message that begins with a message. A graph: a message that
-    # begins with a name, where a Caffe model has its own name.
-    (lambda x: x.starts(b"\x08\x01\x12") and _nests(x.head, 2), "a SavedModel's graph", _EXPORT),
-    (
-        lambda x: x.starts(b"\x0a") and _nests(x.head, 0),
-        "a TensorFlow graph (.pb)",
-        "Convert it to ONNX with tf2onnx.",
-    ),
-    (
-        lambda x: x.starts(b"<?xml") and b"<net " in x.head,
+        lambda x: x.starts(b"<") and b"<net " in x.head,
         "an OpenVINO network (.xml, whose weights are in a .bin file)",
         "Use the file that it was made from.",
     ),
@@ -240,30 +280,38 @@ FOREIGN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
         GET_ANOTHER,
     ),
     (
-        lambda x: _is_text(x.head) and re.search(rb"\blayers?\s*\{", x.content),
+        lambda x: _is_text(x) and re.search(rb"\blayers?\s*\{", x.content),
         "a network definition (prototxt), not weights",
         "Pass it as architecture= (--architecture), beside its .caffemodel.",
     ),
-    (
-        lambda x: _is_text(x.head) and not x.starts(*npy.PICKLES),
-        "a text file",
-        READABLE,
-    ),
+    (lambda x: _is_text(x) and not x.starts(*npy.PICKLES), "a text file", READABLE),
     (
         lambda x: torch_pth.archive_root(x.members) and any("/code/" in y for y in x.members),
         "a TorchScript program, not weights",
         torch_pth.ADVICE,
     ),
 )
-
-
-def _nests(head: bytes, at: int) -> bool:
-    """Whether the protobuf field at `at` begins with a field of number 1 and a length."""
-    try:
-        _, begin = varint(memoryview(head), at + 1)
-    except WireError:
-        return False
-    return head[begin : begin + 1] == b"\x0a"
+# What files are that no format fits: some have nothing of their own to begin with.
+UNKNOWN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
+    (_starting(b"PK"), "a zip archive without weights of a known kind", READABLE),
+    (
+        lambda x: re.search(r"\.data-\d{5}-of-\d{5}$", str(x.path)),
+        "the arrays of a TensorFlow checkpoint",
+        _CHECKPOINT,
+    ),
+    (
+        lambda x: Path(x.path).suffix == ".bin" and Path(x.path).with_suffix(".xml").exists(),
+        "the weights of an OpenVINO network, without names or shapes",
+        "Use the file that it was made from.",
+    ),
+    (lambda x: True, "not a weight file of a known kind", READABLE),
+)
+# Folders that other tools write, told by a file in them.
+FOLDERS = (
+    ("saved_model.pb", "a SavedModel: a graph, and its variables in other files", _EXPORT),
+    ("checkpoint", "a folder of TensorFlow checkpoints", _CHECKPOINT),
+    ("Manifest.json", "a Core ML package", "Use the file that it was made from."),
+)
 
 
 def _opened(path: str | os.PathLike) -> Opened:
@@ -277,8 +325,9 @@ def _opened(path: str | os.PathLike) -> Opened:
     except ValueError as error:  # a NUL in it
         raise damaged(path, f"not a path ({error})", "Check the path.") from None
     if stat.S_ISDIR(status.st_mode):
-        if os.path.exists(os.path.join(path, "saved_model.pb")):
-            raise damaged(path, "a SavedModel: a graph, and its variables in other files", _EXPORT)
+        for name, found, advice in FOLDERS:
+            if os.path.exists(os.path.join(path, name)):
+                raise damaged(path, found, advice)
         raise damaged(path, "a folder, not a file", "Name a weight file in it.")
     if not stat.S_ISREG(status.st_mode):
         raise damaged(path, "not a regular file", "Name a weight file.")
@@ -305,10 +354,11 @@ def format_of(path: str | os.PathLike) -> Format:
 
 
 def _format_of(file: Opened) -> Format:
-    found = next(x for x in FORMATS if x.sniff(file))
-    if file.head.startswith(b"PK\x03\x04") and found.suffixes == (".caffemodel",):
-        raise damaged(file.path, "a zip archive without weights of a known kind", READABLE)
-    return found
+    for known in FORMATS:
+        if known.sniff(file):
+            return known
+    found, advice = next((found, advice) for sniff, found, advice in UNKNOWN if sniff(file))
+    raise damaged(file.path, found, advice)
 
 
 def read_file(path: str | os.PathLike) -> WeightArrays:
@@ -375,9 +425,10 @@ def write_file(
         raise UsageError(str(path), found, use)
     chosen = WRITABLE[suffix]
     if form is not None:
-        if not chosen.forms:
-            advice = "Leave it out."
-            raise UsageError(f"form={form!r} for {path}", "that format has one form only", advice)
+        if form not in chosen.forms:
+            one = "that format has one form only", "Leave it out."
+            several = "there is no such form", f"Use one of {', '.join(chosen.forms)}."
+            raise UsageError(f"form={form!r} for {path}", *(several if chosen.forms else one))
         options["form"] = form
     with replacing(path) as temporary:
         chosen.write(arrays, temporary, **options)

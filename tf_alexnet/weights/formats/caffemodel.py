@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -74,7 +75,9 @@ def read(path: str | os.PathLike) -> WeightArrays:
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     try:
         message = memoryview(mapped)
-        _check_kind(path, message)
+        other = _other_kind(_wires(message))
+        if other:
+            raise damaged(path, other, "Name the .caffemodel that belongs to it.")
         net = _net(message)
         foreign = foreign_layer(net.nodes)
         if foreign:
@@ -99,9 +102,15 @@ def read(path: str | os.PathLike) -> WeightArrays:
     )
 
 
-def _check_kind(path, message: memoryview) -> None:
-    """Name the other files that Caffe writes."""
-    wires = {}
+def recognised(message: memoryview) -> bool:
+    """Whether it begins like a file that Caffe writes: a network, a solver's state or a blob."""
+    wires = _wires(message)
+    return bool({2, 100} & wires.keys()) or wires.get(1) == LENGTH or _other_kind(wires) is not None
+
+
+def _wires(message: memoryview) -> dict[int, int]:
+    """Number -> wire type of the first fields."""
+    wires: dict[int, int] = {}
     try:
         for number, wire, _ in Wire().walk(message):
             wires.setdefault(number, wire)
@@ -109,13 +118,16 @@ def _check_kind(path, message: memoryview) -> None:
                 break
     except WireError:
         pass
-    advice = "Name the .caffemodel that belongs to it."
+    return wires
+
+
+def _other_kind(wires: Mapping[int, int]) -> str | None:
+    """What a file of Caffe's is that is not a network."""
     if wires.get(1) == VARINT and wires.get(3) == LENGTH:
-        raise damaged(path, "a Caffe solver's state, not a network", advice)
+        return "a Caffe solver's state, not a network"
     if (wires.get(1) == VARINT and wires.get(3) == VARINT) or wires.get(5) in (LENGTH, FIXED32):
-        raise damaged(path, "a single Caffe blob (a mean image?), not a network", advice)
-    if not {2, 100} & wires.keys() and wires.get(1) != LENGTH:
-        raise damaged(path, "not a weight file of a known kind")
+        return "a single Caffe blob (a mean image?), not a network"
+    return None
 
 
 @dataclass

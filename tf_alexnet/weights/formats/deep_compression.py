@@ -30,36 +30,39 @@ HEAD = 32
 _CHUNK = 1 << 20  # codes at a time: fc6 has several millions
 
 
-def recognised(path: str | os.PathLike, head: bytes) -> bool:
-    """Whether a file is one of these: it has no magic number, but its counts give its length.
-
-    Bytes behind the last stream are accepted in a file of the published name or content.
-    """
-    if len(head) < HEAD:
-        return False
-    shapes = ARCHITECTURE.parameter_shapes()
-    counts = np.frombuffer(head, "<u4", HEAD // 4)
-    if len(counts) != len(shapes):
-        return False
-    sizes = [math.prod(kernel) for kernel, _ in shapes.values()]
-    plausible = all(0 < n <= size for n, size in zip(counts.tolist(), sizes, strict=True))
-    beyond = os.stat(path).st_size - _file_size(counts.tolist(), shapes) if plausible else -1
-    return beyond == 0 or (beyond > 0 and _is_published(path))
+def recognised(head: bytes) -> bool:
+    """Whether a file begins like one of these: with the number of codes of each layer."""
+    counts = np.frombuffer(head[:HEAD], "<u4", len(head[:HEAD]) // 4).tolist()
+    sizes = [math.prod(kernel) for kernel, _ in ARCHITECTURE.parameter_shapes().values()]
+    return len(counts) == len(sizes) and all(
+        0 < n <= size for n, size in zip(counts, sizes, strict=True)
+    )
 
 
-def _is_published(path: str | os.PathLike) -> bool:
+def _check_length(path: str | os.PathLike, beyond: int) -> None:
+    """Accept `beyond` bytes behind the last stream in a file of the published name or content."""
+    if beyond < 0:
+        raise damaged(path, f"a Deep Compression file without its last {-beyond} bytes")
     source = known_weights("deep-compression").sources[0]
-    algorithm, expected = source.checksum.split(":")
-    return Path(path).name == source.file_name or file_checksum(path, algorithm) == expected
+    if beyond and Path(path).name != source.file_name:
+        algorithm, expected = source.checksum.split(":")
+        if file_checksum(path, algorithm) != expected:
+            raise damaged(
+                path, f"a Deep Compression file with {beyond} bytes behind its last stream"
+            )
 
 
 def _file_size(counts: list[int], shapes: dict) -> int:
     size = HEAD
     for count, (kernel, bias) in zip(counts, shapes.values(), strict=True):
-        bits = _bits(kernel)
-        codes = (count - 1) // (8 // bits) + 1
-        size += 4 * 2**bits + 4 * bias[0] + codes + (count - 1) // 2 + 1
+        size += sum(_sizes(count, kernel, bias))
     return size
+
+
+def _sizes(count: int, kernel: tuple[int, ...], bias: tuple[int, ...]) -> tuple[int, ...]:
+    """Bytes of the codebook, the biases, the codes and the gaps of a layer."""
+    bits = _bits(kernel)
+    return 4 * 2**bits, 4 * bias[0], (count - 1) // (8 // bits) + 1, (count - 1) // 2 + 1
 
 
 def _bits(kernel: tuple[int, ...]) -> int:
@@ -77,19 +80,18 @@ def read(path: str | os.PathLike) -> WeightArrays:
     data = memoryview(Path(path).read_bytes())
     counts = np.frombuffer(data, "<u4", HEAD // 4).tolist()
     shapes = ARCHITECTURE.parameter_shapes()
+    _check_length(path, len(data) - _file_size(counts, shapes))
     # Zeros take no memory until they are written to.
     blank = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
     flattened = flattened_channels(blank)
     layers, at = {}, HEAD
-    for count, (name, (shape, _)) in zip(counts, shapes.items(), strict=True):
-        bits = _bits(shape)
-        sizes = (4 * 2**bits, 4 * shape[-1], (count - 1) // (8 // bits) + 1, (count - 1) // 2 + 1)
+    for count, (name, (shape, bias)) in zip(counts, shapes.items(), strict=True):
         fields = []
-        for size in sizes:
+        for size in _sizes(count, shape, bias):
             fields.append(np.frombuffer(data, "u1", size, at))
             at += size
         codebook, bias = (field.view("<f4") for field in fields[:2])
-        codes = _nibbles(fields[2], count) if bits == 4 else fields[2]
+        codes = _nibbles(fields[2], count) if _bits(shape) == 4 else fields[2]
         gaps = _nibbles(fields[3], count)
         depth = flattened.get(name)
         side = map_side(shape[0], depth) if depth else None

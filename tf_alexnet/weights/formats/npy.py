@@ -207,10 +207,8 @@ def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "list") -> 
     Raises
     ------
     UsageError
-        If there is no such form.
+        If the metadata are too long to be read back.
     """
-    if form not in ("list", "dict"):
-        raise UsageError(f"form={form!r}", "there is no such form", 'Use "list" or "dict".')
     comment = pickles.COMMENT + json.dumps(recorded(arrays))
     if len(comment) > pickles.MAX_TEXT:
         raise UsageError("metadata", f"{len(comment)} characters of it", "Write less of it.")
