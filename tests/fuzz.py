@@ -165,7 +165,7 @@ def graph_seeds(network):
 
 
 def hdf5_seeds(arrays, path):
-    """Keras 2's form, plain and packed, and the latest file format of the library."""
+    """Keras's forms, plain and packed, the latest file format of the library, and Caffe's form."""
     import h5py
 
     for libver, options in (
@@ -182,6 +182,24 @@ def hdf5_seeds(arrays, path):
                 for array, part in zip(layer, names, strict=True):
                     group.create_dataset(part, data=array, **options)
         yield path.read_bytes()
+    with h5py.File(path, "w") as file:  # Keras 3: a model within the model, and what is left out
+        for name, layer in arrays.layers.items():
+            group = file.create_group(f"layers/functional/layers/{name}_1/vars")
+            group.attrs["name"] = name
+            for index, array in enumerate(layer):
+                group[str(index)] = array
+        file["layers/dense/vars/0"] = np.ones((6, 5), "f4")
+        file.create_group("layers/reshape/vars").attrs["name"] = "preset_caffe"
+        file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, "u4")
+        file["optimizer/vars/0"] = 7
+    yield path.read_bytes()
+    with h5py.File(path, "w") as file:  # Caffe
+        for name, pair in channels_first(arrays, 2).items():
+            for index, array in enumerate(pair):
+                file[f"data/{name}/{index}"] = array
+        file["data/upscore/0"] = np.ones((2, 1, 4, 4), "f4")
+        file.create_group("data/relu1")
+    yield path.read_bytes()
 
 
 def deep_compression_seed():

@@ -181,7 +181,7 @@ def _kind(hints: list[str], shapes: list[tuple]) -> str | None:
     for word, kind in KINDS.items():
         if any(re.search(rf"(^|_){word}(_\d+)?(:0)?$", hint) for hint in hints):
             return kind
-    if all(len(shape) < 2 for shape in shapes):
+    if all(len(shape) == 1 for shape in shapes):
         return {1: "PReLU or scaling", 2: "scaling"}.get(len(shapes), "batch normalisation")
     return None
 
