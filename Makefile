@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# Tests with networks of 244 MB: a process for each file, so that all of it stays below 4 GB.
+LARGE = $(patsubst %,tests/test_%.py,cli extraction extractor model onnx opencv parity readme sklearn \
+	train_network verify)
+
 .PHONY: demo test faults kill-tests fuzz format clean
 
 demo: .venv/installed
@@ -11,7 +15,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(LARGE:%=--ignore=%)
+	for file in $(LARGE); do $(BIN)/python -m pytest $$file || exit 1; done
 
 # Downloads, jobs and decoders cut, crowded and starved many times over: many minutes.
 faults: .venv/installed
