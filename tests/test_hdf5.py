@@ -17,6 +17,7 @@ from weight_seeds import SMALL, channels_first, small_network
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
+from tf_alexnet.weights import with_classifier
 from tf_alexnet.weights.formats import hdf5_child, hdf5_file, read_file, write_file
 
 ARRAYS = small_network(architecture="small", metadata={"licence": "CC BY"})
@@ -146,6 +147,52 @@ def test_caffes_form_is_as_caffe_expects(tmp_path):
                 np.testing.assert_array_equal(file[f"data/{name}/{index}"], array, strict=True)
     with pytest.raises(UsageError, match=r"form='torch'.* Use one of keras, caffe\."):
         write_file(ARRAYS, tmp_path / "net.h5", form="torch")
+
+
+def caffe_with(path, change=lambda name, pair: pair, **more):
+    """A snapshot of Caffe's with changed blobs, and `more` layers."""
+    layers = {name: change(name, pair) for name, pair in channels_first(ARRAYS).items()}
+    with h5py.File(path, "w") as file:
+        for name, blobs in {**layers, **more}.items():
+            for index, array in enumerate(blobs):
+                file.create_dataset(f"data/{name}/{index}", data=np.float32(array))
+    return path
+
+
+@pytest.mark.parametrize("last", ["fc6", "fc7", "fc8"])
+def test_fully_convolutional_networks_of_caffe(tmp_path, last):
+    """Layers up to `last` are convolutions over the whole map; a second head is kept."""
+
+    def as_convolution(name, pair):
+        kernel, bias = pair
+        if not "fc6" <= name <= last:
+            return pair
+        side = 2 if name == "fc6" else 1
+        return kernel.reshape(len(kernel), -1, side, side), bias
+
+    head = np.ones((3, 18)), np.ones(3)
+    found = read_file(caffe_with(tmp_path / "x.h5", as_convolution, score=head))
+    assert found.set_aside == ("score",)
+    assert found.layers["fc6"].kernel.shape == (2, 2, 12, 20)
+    found = with_classifier(found)
+    for name, pair in ARRAYS.layers.items():
+        for array, expected in zip(found.layers[name], pair, strict=True):
+            np.testing.assert_array_equal(array, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("blobs", "found"),
+    [
+        ([np.ones(8), np.ones(8), np.ones(1)], "a network with batch normalisation "),
+        ([np.ones(8), np.ones(8)], "a network with scaling "),
+        ([np.ones(8)], "a network with PReLU or scaling "),
+    ],
+)
+def test_layers_of_caffe_that_alexnet_does_not_have(tmp_path, blobs, found):
+    text = refusal(caffe_with(tmp_path / "x.h5", extra=blobs))
+    assert f"{found}(layer 'extra'), not AlexNet. Use the weights of an AlexNet." in text
+    bare = caffe_with(tmp_path / "y.h5", lambda name, x: x[:1] if name == "conv2" else x)
+    assert "layer conv2 has arrays of the shape (12, 4, 5, 5)" in refusal(bare)
 
 
 @pytest.mark.parametrize("name", ["net.weights.h5", "net.h5"])

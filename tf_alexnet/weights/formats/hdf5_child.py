@@ -25,6 +25,7 @@ import os
 import re
 import struct
 import sys
+from collections import Counter
 
 MAX_OBJECTS = 2000  # a trained Keras model with its optimizer takes about 150
 MAX_DEPTH = 12
@@ -41,7 +42,7 @@ BAND = 1 << 22  # bytes read at a time
 KINDS = {
     **dict.fromkeys(("batch_normalization", "moving_mean", "running_mean"), "batch normalisation"),
     **dict.fromkeys(("p_re_lu", "alpha"), "PReLU"),
-    **dict.fromkeys(("normalization", "gamma"), "normalisation"),
+    **dict.fromkeys(("normalization", "gamma", "variance"), "normalisation"),
 }
 
 
@@ -160,11 +161,11 @@ def _layers(file, tree: _Tree) -> tuple[dict, list]:
     else:
         require("/history" not in tree.groups, "a Caffe solver's state, not a network", True)
         raise Fault("an HDF5 file without weights as Keras or Caffe keeps them", True)
-    layers, short = [], [layer for _, layer, _, paths in found if paths]
+    layers, counts = [], Counter(layer for _, layer, _, paths in found if paths)
     for place, layer, hints, paths in found:
         if not paths:
             continue
-        name = layer if short.count(layer) == 1 else place
+        name = layer if counts[layer] == 1 else place
         shapes = [tree.dataset(path).shape or () for path in paths]
         kind = _kind(hints, shapes)
         require(not kind, f"a network with {kind} (layer {name[:80]!r}), not AlexNet", True)
