@@ -177,3 +177,12 @@ def test_a_model_of_weights_that_differ_warns(tmp_path):
     differing = dataclasses.replace(arrays, metadata={"differs": "layer 'conv1' has stride 2"})
     with pytest.warns(UserWarning, match="not quite bvlc_alexnet: layer 'conv1' has stride 2"):
         ta.AlexNet(differing, include_top=False)
+
+
+def test_a_product_of_two_blobs_is_not_a_layer(tmp_path):
+    """A MatMul without a kernel, before an Add of a bias: found by mutants."""
+    model = export(ARCHITECTURES["bvlc_alexnet"], small_alexnet(), zoo, matmul=True)
+    product = next(x for x in model.graph.node if x.output[0] == "fc7_product")
+    product.input[1] = "nothing"
+    with pytest.raises(WeightsError, match="residual connections"):
+        read_file(save(tmp_path / "x.onnx", model))

@@ -202,7 +202,8 @@ def _layers(
             continue
         weights = [x for x in operator.inputs[1:] if x in graph.tensors]
         kind = _KINDS.get(operator.kind, operator.kind)
-        if operator.kind == "Add" and nodes and _is_bias(nodes[-1], operator, graph):
+        after_product = operator.kind == "Add" and nodes and nodes[-1].name in pairs
+        if after_product and _is_bias(nodes[-1], operator, graph):
             bias = next(x for x in operator.inputs if x in graph.tensors)
             name = nodes[-1].name
             pairs[name] = pairs[name][0], _tensor(wire, graph.tensors[bias]).reshape(-1)
