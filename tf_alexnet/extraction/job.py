@@ -1,31 +1,59 @@
-"""A whole extraction: photos in, names and features out, in shards that outlive the job."""
+"""A whole extraction: photos in, paths and features out, whatever ends it in between."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import errno
 import functools
+import io
+import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
-import tensorflow as tf
 
-from tf_alexnet.errors import ImageError, UsageError
-from tf_alexnet.extraction.extractor import FeatureExtractor
-from tf_alexnet.extraction.manifest import ShardRecord
-from tf_alexnet.extraction.plan import SHARD_SIZE, Shard, fair_size, fingerprint, plan_shards
-from tf_alexnet.extraction.reader import Failure, PhotoReader
-from tf_alexnet.extraction.sinks import printable
-from tf_alexnet.extraction.state import working_on
-from tf_alexnet.extraction.storage import Folder
-from tf_alexnet.extraction.target import Target
-from tf_alexnet.extraction.worker import CROPS, POOLS, ShardSettings, run_shard
-from tf_alexnet.images import find_images, read_mean_image
+from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
+from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
+from tf_alexnet.extraction.formats import Output, data_writer, export, open_output
+from tf_alexnet.extraction.shards import (
+    BASE,
+    HEADER,
+    LOST,
+    MANIFEST,
+    Entry,
+    Record,
+    Records,
+    Store,
+    new_header,
+    read_header,
+)
+from tf_alexnet.extraction.spec import ExtractionSpec, changes
+from tf_alexnet.extraction.storage import Target, locked, reading_of, token
+from tf_alexnet.extraction.worker import Finished, Shard, Worker
+from tf_alexnet.images import find_images
+from tf_alexnet.images.decode import read_photo, read_url
+from tf_alexnet.images.mean_image import Mean
+from tf_alexnet.images.presets import Preset
+from tf_alexnet.remote import filesystem, is_url
 from tf_alexnet.weights import WeightArrays
 
-_BATCH, _GPU_BATCH = 64, 256
+SHARD_SIZE = 4096
+ERRORS = "_errors.csv"
+_ROUNDS = 4  # shards per worker: the slowest keeps the others waiting for part of its last one
+# What opening a file that is not ours, or is damaged, may end in.
+_UNREADABLE = (
+    *(OSError, LookupError, ValueError, TypeError, AttributeError, EOFError, RuntimeError),
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -45,9 +73,13 @@ class ExtractionReport:
     attributes : dict of str to str
         What the output records about its making.
     kept : int
-        Photos that earlier runs had done.
+        Photos that earlier runs had done, and this one left as they are.
     absent : int
         Those of them that are not among this run's inputs; their rows stay.
+    changed : int
+        Photos whose content was another one than before, and which were done again.
+    unreadable : int
+        Photos that can't be read now, and whose rows of earlier runs stay.
     """
 
     output: str
@@ -58,6 +90,8 @@ class ExtractionReport:
     attributes: dict[str, str]
     kept: int = 0
     absent: int = 0
+    changed: int = 0
+    unreadable: int = 0
 
 
 def extract_features(
@@ -67,8 +101,8 @@ def extract_features(
     weights: str | os.PathLike | WeightArrays = "imagenet",
     layers: Sequence[str] = ("fc7",),
     architecture: str | None = None,
-    preset: str | None = None,
-    mean_image: np.ndarray | str | os.PathLike | None = None,
+    preset: str | Preset | None = None,
+    mean_image: Mean = None,
     batch_size: int | str = "auto",
     dtype: str = "float32",
     pool: str = "none",
@@ -79,6 +113,8 @@ def extract_features(
     max_errors: int | str | None = None,
     retry_errors: bool = False,
     force: bool = False,
+    add: bool = False,
+    discard_damaged: bool = False,
     cluster: str | None = None,
     cluster_workers: int | None = None,
     cluster_min_workers: int = 1,
@@ -87,10 +123,10 @@ def extract_features(
 ) -> ExtractionReport:
     """Extract features of photos into a file, or a folder of files, with paths and rows together.
 
-    The work is done in shards, each written whole before it is recorded as done. The same call
-    again, whatever ended the first, keeps what is recorded and does the rest; photos that are new
-    among the inputs are added. A file is put together from its shards at the end and renamed.
-    Memory does not grow with the number of rows.
+    Photos are done in shards, each written whole before it is recorded. The same call again,
+    whatever ended the first, keeps what is recorded and does the rest: photos that are new, and
+    those whose content has changed since. Photos that are gone, or can't be read now, keep their
+    rows. A single file is put together from its shards at the end and renamed.
 
     Parameters
     ----------
@@ -99,34 +135,40 @@ def extract_features(
         ``.csv``), ``-`` for a list on standard input, URLs that fsspec can open. A photo is known
         by its path as it stands here.
     output : path or URL
-        ``.h5``: ``paths`` (N,), one (N, ...) array a layer, a group ``errors`` with ``paths``,
+        ``.h5``: ``paths`` (N,), one (N, ...) array per layer, a group ``errors`` with ``paths``,
         ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
         dtype, versions). ``.npz``: the same as arrays, ``errors_paths`` .. and ``attributes``
         (JSON). ``.npy``: the array of one layer, and the rest in ``<output>.json``. ``.parquet``:
-        one row a photo, with path, status, detail, each layer a list of fixed size. A name that
-        ends in a slash or has no suffix: a folder with ``shards/*.h5`` (``*.parquet`` if it ends in
-        ``.parquet/``), ``errors.csv`` and ``manifest.json``.
+        one row per photo, with path, status, detail, each layer a list of fixed size. All of them
+        also hold what tells a photo that has changed: ``places``, ``stats`` and ``digests``.
+        A name that ends in a slash or has no suffix: a folder of ``*.h5`` (``*.parquet`` if it ends
+        in ``.parquet/``) with rows, ``_errors.csv`` and ``_manifest.json``. Files and folders grow
+        by new photos; finished ``.npz`` and ``.npy`` files can't.
     weights, layers, architecture, preset, mean_image
         As in `FeatureExtractor`.
     batch_size : int or "auto"
         Photos that go through the network together.
     dtype : {"float32", "float16"}
-        Of the rows; the network always computes in float32.
+        Type of the rows; the network always computes in float32.
     pool : {"none", "avg", "max"}
         Convolutional blobs (height, width, channels) pooled to (channels,).
     shard_size : int
-        Photos a shard: the most that is done twice after an interruption.
+        Photos per shard: the most that is done twice after an interruption.
     workers, fast_decode
         As in `PhotoReader`.
     crops : {"center", "ten"}
         The centre of a photo; or its corners, its centre and their mirror images, each of which
         goes through the network (and is pooled): the row is the mean of the ten.
     max_errors : int or "P%", optional
-        Stop when more photos than this, or than this part of the inputs, can't be read.
+        Stop when more of the inputs than this, or than this share of them, can't be read.
     retry_errors : bool
-        Try those again that could not be read before.
+        Try photos again that could not be read before.
     force : bool
-        Begin anew, and replace what is there.
+        Begin anew. What is there is replaced at the end; a folder must be an extraction's.
+    add : bool
+        Add the inputs to an output that knows none of them.
+    discard_damaged : bool
+        Let rows go whose file is missing or damaged, and whose photos are not among the inputs.
     cluster : "ray", "auto" or address, optional
         Where shards run, instead of in this process: on workers of a Ray of their own on this
         machine, of the one that runs here, or of the one at an address
@@ -134,8 +176,8 @@ def extract_features(
     cluster_workers, cluster_min_workers, gpus_per_worker
         `places`, `fewest` and `gpus` of a `RayCrew`.
     progress : callable, optional
-        Called with (photos done, photos to do, errors, bytes of rows written) of this run: at its
-        beginning and after every batch; on a cluster, after every shard.
+        Progress callback, called with (photos done, photos to do, errors, bytes of rows written)
+        of this run: at its beginning and after every batch; on a cluster, after every shard.
 
     Returns
     -------
@@ -147,8 +189,8 @@ def extract_features(
         For a call that can't work, or one whose settings are not those that the output was begun
         with; found out before the first photo is read.
     OutputError
-        If the output can't be written, is being written by another job, or is a file that is none
-        of ours.
+        If the output can't be written, is damaged, is being written by another job, or was not
+        written by an extraction.
     WeightsError
         If the weights can't be had.
     ImageError
@@ -156,181 +198,59 @@ def extract_features(
     """
     target = Target(output)
     target.check()
-    _check_settings(dtype, pool, crops, batch_size, shard_size, layers, target)
+    spec = ExtractionSpec(
+        weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode
+    )
+    _check_sizes(batch_size, shard_size, spec.layers, target)
     paths = find_images(images if isinstance(images, list | tuple) else [images])
     limit = _error_limit(max_errors, len(paths))
-    if isinstance(mean_image, str | os.PathLike):
-        mean_image = read_mean_image(mean_image)
-    make = functools.partial(
-        ShardWorker,
-        weights,
-        tuple(layers),
-        architecture=architecture,
-        preset=preset,
-        mean_image=mean_image,
-        batch_size=batch_size,
-        dtype=dtype,
-        pool=pool,
-        suffix=target.shard_suffix,
-        fast_decode=fast_decode,
-        crops=crops,
-    )
-    with (
-        _crew(
-            *(make, workers, cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
-        ) as crew,
-        working_on(target, crew.job, paths, force) as state,
-    ):
-        todo = state.remaining(retry_errors)
-        watch = _Watch(len(todo), 0 if retry_errors else len(state.failed), limit, progress)
-        size = fair_size(shard_size, len(todo), crew.places, crew.settings.batch_size)
-        shards = plan_shards(todo, size, state.manifest.shards)
-        with contextlib.closing(crew.run(shards, target.shards, watch)) as finished:
-            for shard, record in finished:
-                state.record(shard, record)
-        done = state.finish(crew.settings.attributes)
-    return ExtractionReport(
-        str(target),
-        done.count + len(done.failures),
-        done.count,
-        tuple(done.failures),
-        {name: (done.count, *shape) for name, (shape, _) in done.layers.items()},
-        done.attributes,
-        state.kept,
-        state.absent,
-    )
-
-
-class ShardWorker:
-    """A loaded network and a photo reader: what runs shards, here or in a process of a cluster.
-
-    Parameters
-    ----------
-    weights, layers, architecture, preset, mean_image
-        As in `FeatureExtractor`.
-    batch_size, dtype, pool, fast_decode, crops
-        As in `extract_features`.
-    suffix : str
-        Kind of the shards' files.
-    workers : int, optional
-        As in `PhotoReader`.
-
-    Attributes
-    ----------
-    job : dict of str to str
-        The `fingerprint` of a job done here.
-    settings : ShardSettings
-        How its rows are made.
-    places : int
-        Shards that may run at a time.
-    """
-
-    places = 1
-
-    def __init__(
-        self,
-        weights: str | os.PathLike | WeightArrays,
-        layers: Sequence[str],
-        *,
-        architecture: str | None,
-        preset: str | None,
-        mean_image: np.ndarray | None,
-        batch_size: int | str,
-        dtype: str,
-        pool: str,
-        suffix: str,
-        fast_decode: bool,
-        crops: str,
-        workers: int | None,
-    ):
-        self._extractor = extractor = FeatureExtractor(
-            weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
-        )
-        self.job = fingerprint(
-            weights_digest=extractor.weights_digest,
-            architecture=extractor.architecture,
-            layers=extractor.layers,
-            preset=extractor.preset,
-            mean_image=extractor.mean_image,
-            dtype=dtype,
-            pool=pool,
-            fast_decode=fast_decode,
-            crops=crops,
-        )
-        attributes = _attributes(extractor, self.job)
-        size = _batch_size(batch_size, crops)
-        self.settings = ShardSettings(size, dtype, pool, crops, suffix, attributes)
-        self._reader = PhotoReader(
-            extractor.preset,
-            mean_image=extractor.mean_image,
-            crops=crops,
-            workers=workers,
-            fast_decode=fast_decode,
+    refuse_foreign(target, read_header(target.job))  # before weights are loaded
+    with _crew(
+        spec, batch_size, workers, cluster, cluster_workers, cluster_min_workers, gpus_per_worker
+    ) as crew:
+        return run_job(
+            target,
+            paths,
+            crew,
+            shard_size=shard_size,
+            limit=limit,
+            retry_errors=retry_errors,
+            force=force,
+            add=add,
+            discard_damaged=discard_damaged,
+            progress=progress,
         )
 
-    def run_shard(
-        self, shard: Shard, folder: Folder, watch: Callable[[int, Sequence[Failure], int], None]
-    ) -> ShardRecord:
-        """As `tf_alexnet.extraction.worker.run_shard`."""
-        return run_shard(shard, folder, self._extractor, self._reader, self.settings, watch)
 
-    def run(
-        self,
-        shards: Iterable[Shard],
-        folder: Folder,
-        watch: Callable[[int, Sequence[Failure], int], None],
-    ) -> Iterator[tuple[Shard, ShardRecord]]:
-        """Run shards one after another; the decoder processes end with the last."""
-        with self._reader:
-            for shard in shards:
-                yield shard, self.run_shard(shard, folder, watch)
-
-
-def _crew(make, workers, cluster, places, fewest, gpus):
-    """What runs the shards of a job: a `ShardWorker`, or a `RayCrew` of them; as a context."""
+def _crew(spec, batch_size, workers, cluster, places, fewest, gpus):
+    """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
     if cluster is not None:
         from tf_alexnet.extraction.ray_cluster import RayCrew
 
+        make = functools.partial(Worker, spec, batch_size)
         return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
     if places is not None or fewest != 1 or gpus is not None:
         raise UsageError(
             "cluster_workers, cluster_min_workers, gpus_per_worker",
-            "they say what a cluster gives, and none is named",
+            "they are settings of a cluster, and none is named",
             "Name it: --cluster ray (cluster='ray') is one on this machine.",
         )
-    return contextlib.nullcontext(make(workers=workers))
+    return Worker(spec, batch_size, workers)
 
 
-class _Watch:
-    """Counts photos as they are done: tells of progress, and stops at too many errors."""
-
-    def __init__(
-        self,
-        total: int,
-        errors: int,
-        limit: int | None,
-        progress: Callable[[int, int, int, int], None] | None,
-    ):
-        self._total, self._limit, self._progress = total, limit, progress
-        self._done, self._errors, self._bytes = 0, errors, 0
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._progress:
-            self._progress(self._done, self._total, self._errors, self._bytes)
-
-    def __call__(self, done: int, failures: Sequence[Failure], size: int) -> None:
-        self._done += done
-        self._errors += len(failures)
-        self._bytes += size
-        self._tell()
-        if self._limit is not None and self._errors > self._limit:
-            last = f"; the last: {failures[-1].path}: {failures[-1].detail}" if failures else ""
-            raise ImageError(
-                f"{self._errors} photos",
-                f"they could not be read, and at most {self._limit} may fail{last}",
-                "Check the files, or allow more; the same command again goes on from here.",
-            )
+def _check_sizes(
+    batch_size: int | str, shard_size: int, layers: Sequence[str], target: Target
+) -> None:
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or more, auto.")
+    if shard_size < 1:
+        raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
+    if target.suffix == ".npy" and len(set(layers)) > 1:
+        raise UsageError(
+            f"{' '.join(layers)} in {target}",
+            "an .npy holds one array",
+            "Choose one layer, or another format.",
+        )
 
 
 def _error_limit(given: int | str | None, inputs: int) -> int | None:
@@ -345,51 +265,656 @@ def _error_limit(given: int | str | None, inputs: int) -> int | None:
                 return int(inputs * share / 100)
         elif int(text) >= 0:
             return int(text)
-    raise UsageError(f"max_errors {text!r}", "no such limit", "Use a number, or a share as 1%.")
+    raise UsageError(f"max_errors {text!r}", "not a limit", "Use a number, or a share such as 1%.")
 
 
-def _check_settings(
-    dtype: str,
-    pool: str,
-    crops: str,
-    batch_size: int | str,
-    shard_size: int,
-    layers: Sequence[str],
-    to: Target,
-) -> None:
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"dtype {dtype!r}", "no such row type", "Use float32 or float16.")
-    if pool not in POOLS:
-        raise UsageError(f"pool {pool!r}", "no such pooling", "Use none, avg or max.")
-    if crops not in CROPS:
-        raise UsageError(f"crops {crops!r}", "no such crops", "Use center or ten.")
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(
-            f"batch of {batch_size}", "nothing would be done", "Use 1 or more, or auto."
+def run_job(
+    target: Target,
+    paths: Sequence[str],
+    crew: Any,
+    *,
+    shard_size: int = SHARD_SIZE,
+    limit: int | None = None,
+    retry_errors: bool = False,
+    force: bool = False,
+    add: bool = False,
+    discard_damaged: bool = False,
+    progress: Callable[[int, int, int, int], None] | None = None,
+) -> ExtractionReport:
+    """Extract with a `Worker`, or several behind a `RayCrew`; as `extract_features` otherwise."""
+    with _opened(target, crew.settings, force) as job:
+        look = _Looker()
+        repair = job.repair(paths, look, discard_damaged)
+        plan = job.plan(paths, look, retry_errors)
+        if job.has_rows and not plan.known and not add:
+            raise UsageError(
+                str(target),
+                f"it has rows, and none of these {len(paths):,} photos is known in it: were they "
+                "moved?",
+                "Pass --add (add=True) to add them all.",
+            )
+        if plan.todo or plan.doubtful or repair:
+            job.begin(repair, crew.attributes)
+            job.reread(plan)
+        job.check_growth(plan)
+        tell = _Tell(plan, limit, progress)
+        size = fair_size(shard_size, len(plan.todo), crew.places, crew.batch_size)
+        with contextlib.closing(crew.run(job.shards(plan, size), job.store, tell)) as finished:
+            for shard, found in finished:
+                job.commit(shard, found, plan)
+        return job.finish(plan, crew.attributes)
+
+
+@dataclass
+class _Plan:
+    """What a run has to do.
+
+    Attributes
+    ----------
+    places : dict of str to str
+        Inputs, and where they lie.
+    todo : dict of str to (str or None, bool)
+        Photos to be done, what they looked like, and whether to believe it.
+    doubtful : dict of str to Entry
+        Those of them that are known, but look different; they are read to see whether they are.
+    names : dict of str to str
+        Known names of photos that the inputs call otherwise.
+    known, failed, kept, absent, changed, unreadable : int
+        Inputs that are known; that failed before and are not tried again; photos that are left as
+        they are; those that are not among the inputs; inputs whose content changed; inputs that
+        can't be read now.
+    """
+
+    places: dict[str, str]
+    todo: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    doubtful: dict[str, Entry] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    known: int = 0
+    failed: int = 0
+    kept: int = 0
+    absent: int = 0
+    changed: int = 0
+    unreadable: int = 0
+
+
+class _Job:
+    """An output while one run holds it. Nothing is written before `begin`."""
+
+    def __init__(
+        self,
+        target: Target,
+        settings: Mapping[str, str],
+        force: bool,
+        stack: contextlib.ExitStack,
+    ):
+        self._target, self._stack = target, stack
+        self._finished: Sequence[Path] = ()  # the file that the job goes on from
+        self._was_there = not target.is_folder and target.parent.exists(target.name)
+        header = read_header(target.job)
+        refuse_foreign(target, header)
+        base = self._read_base(header, force) if self._was_there else None
+        self._had_header, self._begun = header is not None, False
+        if header is None:
+            known = base.info["settings"] if base else settings
+            header = new_header(known, base.info["id"] if base else token())
+        self._open(header, base)
+        differences = changes(header["settings"], settings)
+        if differences and self.has_rows and not force:
+            raise UsageError(
+                str(target),
+                f"it was begun with other settings ({', '.join(differences)})",
+                "Use the same again, name another output, or pass --force (force=True) to begin "
+                "anew.",
+            )
+        if differences or force:
+            self._finished = ()
+            self._open(new_header(settings, token(), [header["id"], *header["former"]]), None)
+
+    def _open(self, header: dict, base: Record | None) -> None:
+        target = self._target
+        self._base_number = base.number if base else None
+        self.store = Store(target.job, target.data, header["id"], target.shard_suffix)
+        self.records = Records(self.store, header, base)
+        self.fold = self.records.fold
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is anything to lose."""
+        return any(entry.lives for entry in self.fold.by_path.values())
+
+    def _read_base(self, header: Mapping[str, Any] | None, force: bool) -> Record | None:
+        """The finished file as the first record of a job; None if it is to be replaced."""
+        target = self._target
+        paths = self._stack.enter_context(target.parent.reading(*target.names))
+        settings, record = {}, None
+        with contextlib.suppress(*_UNREADABLE), reading_of(str(target)):
+            with open_output(*paths) as output:
+                settings = output.attributes
+                record = Record(
+                    int(settings["record"]),
+                    place=BASE,
+                    photos=output.photos,
+                    failures=output.failures,
+                    info={"settings": settings, "id": settings["id"]},
+                )
+        if force:
+            return None
+        if record and (header is None or header["id"] == settings["id"]):
+            self._finished = paths
+            return record
+        # A job that was forced replaces it. An .npy has no names while the job is replacing it.
+        if header and (header["forced"] or (target.suffix == ".npy" and not settings)):
+            return None
+        if record:
+            raise OutputError(
+                str(target),
+                f"it does not belong to the unfinished job in {target.job}",
+                "Move one of the two away.",
+            )
+        raise OutputError(
+            str(target),
+            "it was written by an older version, which did not record what its photos were"
+            if "weights_digest" in settings
+            else "it is there already, and was not written by an extraction",
+            "Name another output, or pass --force (force=True) to replace it.",
         )
-    if shard_size < 1:
-        raise UsageError(f"shard of {shard_size}", "nothing would be done", "Use 1 or more.")
-    if to.suffix == ".npy" and len(set(layers)) > 1:
-        raise UsageError(
-            f"{' '.join(layers)} in {to}",
-            "an .npy holds one array",
-            "Choose one layer, or another format.",
+
+    def repair(self, paths: Sequence[str], look: _Looker, discard: bool) -> dict[str, Any]:
+        """Find out what is damaged or missing; what `begin` has to record of it.
+
+        Raises
+        ------
+        OutputError
+            If rows are lost of photos that are not among the inputs.
+        """
+        records, fold = self.records, self.fold
+        damaged = records.damaged()
+        if not (damaged or records.missing):
+            return {}
+        inputs = set(paths) | set(map(look.place, paths))
+        rows = fold.rows()
+        lost = sum(
+            not inputs & {entry.path, entry.place} for n in damaged for entry in rows.get(n, ())
+        )
+        if (lost or records.missing) and not discard:
+            names = [fold.records[n].data for n in damaged]
+            names += [f"{n:06d}-{self.store.id}.json" for n in records.missing]
+            what = f"{lost:,} of its photos" if lost else "the photos it names"
+            raise OutputError(
+                f"{self._target.data}/{names[0]}",
+                f"it is missing or damaged{f', and {len(names) - 1} more' * (len(names) > 1)}; "
+                f"{what} {'are not among these inputs' if lost else 'are not known'}",
+                "Restore it, name its photos too, or let its rows go with --discard-damaged.",
+            )
+        replaces = {x for n in damaged for x in (n, *fold.records[n].replaces)}
+        failures = [x for n in damaged for x in fold.drop(n, rows_too=discard)]
+        return {
+            "replaces": tuple(sorted(replaces | set(records.missing))),
+            "failures": failures,
+        }
+
+    def plan(self, paths: Sequence[str], look: _Looker, retry_errors: bool) -> _Plan:
+        """Compare the inputs with what is known of them."""
+        fold = self.fold
+        plan = _Plan(dict(zip(paths, map(look.place, paths), strict=True)))
+        for path, place in plan.places.items():
+            entry = fold.by_path.get(path)
+            if entry is None and (entry := fold.by_place.get(place)):
+                if plan.places.get(entry.path, entry.place) != entry.place:
+                    entry = None  # what had its name before is another photo now
+                else:
+                    plan.names[path] = entry.path
+            stat, believed = look(path)
+            if entry is None:
+                plan.todo[path] = stat, believed
+                continue
+            plan.known += 1
+            if not entry.lives:
+                if retry_errors or entry.failure.code == LOST or stat != entry.failure.stat:
+                    plan.todo[path] = stat, believed
+                else:
+                    plan.failed += 1
+            elif stat is None:
+                plan.unreadable += 1
+            elif stat != entry.stat or place != entry.place:
+                plan.todo[path], plan.doubtful[path] = (stat, believed), entry
+        again = sum(fold.find(path, plan.places[path]) is not None for path in plan.todo)
+        plan.kept, plan.absent = len(fold.by_path) - again, len(fold.by_path) - plan.known
+        return plan
+
+    def begin(self, repair: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+        """Make this run the one that writes, and clear away what others left half done."""
+        if self._finished and not self._can_grow:
+            return  # there is nothing to write: see `check_growth`
+        store, records = self.store, self.records
+        data = json.dumps(records.header, indent=1).encode()
+        if not self._had_header:
+            try:
+                store.job.create(HEADER, data, store.temporary())
+            except FileExistsError:
+                raise OutputError(
+                    str(self._target),
+                    "another job has just begun to write it",
+                    "Wait for it to end, then run the same command again.",
+                ) from None
+        elif read_header(store.job) != records.header:
+            with store.job.replacing(HEADER, store.job, store.temporary()) as file:
+                file.write(data)
+        self._begun = True
+        garbage = records.garbage(spare_readers=True)
+        records.commit(info={"versions": dict(versions)}, **repair)
+        for folder, name in garbage:
+            folder.remove(name)
+
+    def reread(self, plan: _Plan) -> None:
+        """Read known photos that look different; those with the same bytes are not done again."""
+        doubtful = list(plan.doubtful)
+        with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(doubtful), SHARD_SIZE):
+                paths = doubtful[start : start + SHARD_SIZE]
+                states = zip(paths, pool.map(read_state, paths), strict=True)
+                seen = [photo for path, state in states if (photo := self._seen(plan, path, state))]
+                if seen and self._begun:
+                    self.records.commit(seen=seen)
+
+    def _seen(self, plan: _Plan, path: str, state: tuple[str | None, str] | None) -> Photo | None:
+        """The photo, if it has the bytes that its row was computed from; planned anew otherwise."""
+        entry, place = plan.doubtful[path], plan.places[path]
+        if state and (
+            state[1] != entry.digest or self.fold.by_place.get(place, entry) is not entry
+        ):
+            plan.changed += 1
+            return None
+        looked = plan.todo.pop(path)
+        plan.kept += 1
+        if not state:
+            plan.unreadable += 1
+            return None
+        return Photo(entry.path, _stat_of(path, state[0], looked), state[1], place)
+
+    @property
+    def _can_grow(self) -> bool:
+        return self._target.suffix not in (".npz", ".npy")
+
+    def check_growth(self, plan: _Plan) -> None:
+        """Refuse to add to a finished file that can't grow."""
+        target = self._target
+        if plan.todo and self._finished and not self._can_grow:
+            raise UsageError(
+                str(target),
+                f"it is finished, and {len(plan.todo):,} photos are new or changed; an "
+                f"{target.suffix} file can't grow",
+                "Name another output, use .h5, .parquet or a folder/, or pass --force to replace "
+                "it.",
+            )
+
+    def shards(self, plan: _Plan, size: int) -> Iterator[Shard]:
+        """The photos that are to be done, in shards; a job that was stopped plans the same."""
+        taken = {record.place for record in self.fold.records.values()}
+        paths, place = list(plan.todo), 0
+        for start in range(0, len(paths), size):
+            while place in taken:
+                place += 1
+            yield Shard(place, paths[start : start + size])
+            place += 1
+
+    def commit(self, shard: Shard, found: Finished, plan: _Plan) -> None:
+        """Make a finished shard count."""
+
+        def known(read: Photo | Failure) -> Photo | Failure:
+            return read._replace(
+                path=plan.names.get(read.path, read.path),
+                stat=_stat_of(read.path, read.stat, plan.todo[read.path], read.digest),
+                place=plan.places[read.path],
+            )
+
+        self.records.commit(
+            found.data,
+            place=shard.place,
+            photos=list(map(known, found.photos)),
+            failures=list(map(known, found.failures)),
+        )
+
+    def abandon(self) -> None:
+        """After a failure: keep what is recorded, and leave nothing if that is not a single row."""
+        if self._begun and not self.records.header["forced"] and not self.has_rows:
+            self._dissolve()
+
+    def _dissolve(self) -> None:
+        with contextlib.suppress(OutputError):
+            if not self.records.newer():
+                self.records.dissolve()
+
+    def finish(self, plan: _Plan, attributes: Mapping[str, str]) -> ExtractionReport:
+        """Complete the output, unless it is; what it holds.
+
+        Raises
+        ------
+        ImageError
+            If there is not a single row.
+        OutputError
+            If it can't be written.
+        """
+        failures = self.fold.failures()
+        if not self.has_rows:
+            first = failures[0]
+            raise ImageError(
+                f"{len(failures)} photo{'s' * (len(failures) > 1)}",
+                f"none could be read; the first: {first.path}: {first.detail}",
+                "Check the files.",
+            )
+        complete = self._settle if self._target.is_folder else self._export
+        content = complete(attributes)
+        return ExtractionReport(
+            str(self._target),
+            content.count + len(content.failures),
+            content.count,
+            tuple(content.failures),
+            {name: (content.count, *shape) for name, (shape, _) in content.layers.items()},
+            content.attributes,
+            plan.kept,
+            plan.absent,
+            plan.changed,
+            plan.unreadable,
+        )
+
+    def _settle(self, attributes: Mapping[str, str]) -> _Content:
+        """Leave data files of living rows only, and the snapshot for readers."""
+        records, store, data = self.records, self.store, self._target.data
+        manifest = records.manifest
+        is_latest = manifest.get("id") == store.id and manifest["record"] == records.highest
+        if is_latest and not records.garbage(spare_readers=False):
+            return self._content(attributes)
+        rows = self.fold.rows()
+        for number, record in sorted(records.fold.records.items()):
+            if record.data and len(rows.get(number, ())) < record.rows:
+                self._rewrite(record, rows.get(number, []))
+        garbage = records.garbage(spare_readers=False)
+        records.commit()
+        content = self._content(attributes)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("path", "code", "detail"))
+        writer.writerows(failure[:3] for failure in content.failures)
+        errors = table.getvalue().encode("utf-8", "surrogateescape")
+        with data.replacing(ERRORS, store.job, store.temporary()) as file:
+            file.write(errors)
+        if records.newer():
+            return content
+        shards = [
+            {"name": record.data, "rows": record.rows, "size": record.size}
+            for _, record in content.parts
+        ]
+        manifest = {"id": store.id, "record": records.highest} | content.totals
+        manifest |= {"attributes": content.attributes, "shards": shards}
+        with data.replacing(MANIFEST, store.job, store.temporary()) as file:
+            file.write(json.dumps(manifest, indent=1).encode())
+        for folder, name in garbage:
+            folder.remove(name)
+        return content
+
+    def _rewrite(self, record: Record, entries: list[Entry]) -> None:
+        """Copy the living rows of a data file into a new one at the same place."""
+        name = None
+        if entries:
+            with (
+                self.store.data.reading(record.data) as paths,
+                _opened_data(f"{self.store.data}/{record.data}", paths) as output,
+                self.store.writing(record.place) as (name, file),
+                data_writer(self.store.suffix)(file) as writer,
+            ):
+                at = 0
+                for rows in output.blocks(list(output.layers), [entry.row for entry in entries]):
+                    count = len(next(iter(rows.values())))
+                    writer.add([entry.path for entry in entries[at : at + count]], rows)
+                    at += count
+                writer.finish(output.attributes)
+        failures = [
+            entry.failure
+            for entry in self.fold.by_path.values()
+            if entry.failure and entry.failed_in == record.number
+        ]
+        self.records.commit(
+            name,
+            place=record.place,
+            photos=[entry.photo for entry in entries],
+            failures=failures,
+            replaces=(record.number, *record.replaces),
+        )
+
+    def _export(self, attributes: Mapping[str, str]) -> _Content:
+        """Put the finished file together, and delete the job."""
+        target, records, store = self._target, self.records, self.store
+        if self._finished and records.highest == self._base_number:
+            if self._had_header:
+                self._dissolve()
+            return self._content(attributes)
+        records.commit()
+        content = self._content(attributes)
+        try:
+            with contextlib.ExitStack() as stack:
+                # The names of an .npy come last: without them it counts as being written.
+                files = [
+                    stack.enter_context(
+                        target.parent.replacing(
+                            name, store.job, store.temporary(), exclusive=not self._was_there
+                        )
+                    )
+                    for name in reversed(target.names)
+                ]
+                export(target.suffix, files[-1], content, *files[:-1])
+                for name in target.names[1:]:
+                    target.parent.remove(name)
+        except FileExistsError:
+            raise OutputError(
+                str(target), "something else appeared there meanwhile", "Name another output."
+            ) from None
+        self._dissolve()
+        return content
+
+    def _content(self, attributes: Mapping[str, str]) -> _Content:
+        names = self.records.header["settings"].keys() - {"id", "record"}
+        known = {name: self.records.header["settings"][name] for name in names} | attributes
+        known |= {"id": self.store.id, "record": str(self.records.highest)}
+        return _Content(self.fold, self.store, self._finished, known)
+
+
+class _Content:
+    """All living rows in the order of the output, as one `formats.Output`."""
+
+    def __init__(self, fold: Any, store: Store, base: Sequence | None, attributes: dict[str, str]):
+        self._store, self._base = store, base
+        self._rows = fold.rows()
+        self.parts = sorted(
+            ((number, fold.records[number]) for number in self._rows),
+            key=lambda part: (part[1].place, part[0]),
+        )
+        self.photos = [entry.photo for number, _ in self.parts for entry in self._rows[number]]
+        self.failures = fold.failures()
+        self.count = len(self.photos)
+        rows, errors = self.count, len(self.failures)
+        self.totals = {"inputs": rows + errors, "rows": rows, "errors": errors}
+        self.attributes = attributes | {name: str(value) for name, value in self.totals.items()}
+        with self._part(self.parts[0][1]) as output:
+            self.layers = output.layers
+
+    @property
+    def paths(self) -> list[str]:
+        """Written names of the photos that have rows."""
+        return [photo.path for photo in self.photos]
+
+    def blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Rows of some layers, in order."""
+        for number, record in self.parts:
+            entries = self._rows[number]
+            wanted = None if len(entries) == record.rows else [entry.row for entry in entries]
+            with self._part(record) as output:
+                yield from output.blocks(layers, wanted)
+
+    @contextlib.contextmanager
+    def _part(self, record: Record) -> Iterator[Output]:
+        with contextlib.ExitStack() as stack:
+            if record.place == BASE:
+                paths, place = self._base, str(self._base[0])
+            else:
+                paths = stack.enter_context(self._store.data.reading(record.data))
+                place = f"{self._store.data}/{record.data}"
+            output = stack.enter_context(_opened_data(place, paths))
+            if output.count != record.rows:
+                raise _damaged(place, f"{output.count} rows instead of {record.rows}")
+            yield output
+
+
+@contextlib.contextmanager
+def _opened_data(place: str, paths: Sequence[Path]) -> Iterator[Output]:
+    try:
+        with reading_of(place), open_output(*paths) as output:
+            yield output
+    except _UNREADABLE as error:
+        if isinstance(error, AlexNetError):
+            raise
+        raise _damaged(place, str(error) or type(error).__name__) from error
+
+
+def _damaged(place: str, reason: str) -> OutputError:
+    return OutputError(
+        place,
+        f"it is damaged ({reason})",
+        "Delete this file and run the same command again: its photos are done again.",
+    )
+
+
+@contextlib.contextmanager
+def _opened(target: Target, settings: Mapping[str, str], force: bool) -> Iterator[_Job]:
+    """Hold an output for one run."""
+    target.data.make()
+    target.job.make()
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(target.job, str(target)))
+            job = _Job(target, settings, force, stack)
+            try:
+                yield job
+            except BaseException:
+                job.abandon()
+                raise
+    finally:
+        target.job.remove_empty()
+        target.data.remove_empty()
+
+
+def refuse_foreign(target: Target, header: Mapping[str, Any] | None) -> None:
+    """Refuse an output folder, or a folder of records, that an extraction did not make."""
+    if header is not None:
+        return
+    ours = {target.job.location.rpartition("/")[2]} if target.is_folder else set()
+    found = [name for name in target.data.sizes() if name not in ours]
+    found = [name for name in found if not re.fullmatch(r"lock|holder|tmp-[0-9a-f]{16}-.*", name)]
+    if found:
+        older = {"manifest.json", "shards"} <= set(found)
+        raise OutputError(
+            str(target.data),
+            "it was begun by an older version"
+            if older
+            else f"it holds files that are not of an extraction ({found[0]})",
+            "Name another output, or move it away.",
         )
 
 
-def _batch_size(given: int | str, crops: str) -> int:
-    if given != "auto":
-        return int(given)
-    pictures = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
-    return pictures // CROPS[crops]  # memory goes by pictures
+def read_state(path: str) -> tuple[str | None, str] | None:
+    """(stat, digest) of a photo read now; None if it can't be read."""
+    try:
+        if is_url(path):
+            return None, digest_of(read_url(path))
+        data, stat = read_photo(path)
+        return stat, digest_of(data)
+    except (ImageError, OSError, ValueError):
+        return None
 
 
-def _attributes(extractor: FeatureExtractor, job: dict[str, str]) -> dict[str, str]:
-    """What a file of features records about its making."""
-    return {
-        **job,
-        "weights_source": printable(os.path.basename(extractor.weights_source)),
-        "tensorflow_version": tf.__version__,
-        "numpy_version": np.__version__,
-        "h5py_version": h5py.__version__,
-    }
+class _Looker:
+    """What photos look like in this run: a text that changes with them, and if it is believed."""
+
+    def __init__(self):
+        self._folders: dict[str, dict[str, Any]] = {}
+        self._real = functools.cache(os.path.realpath)
+
+    def place(self, path: str) -> str:
+        """Where a photo lies: the real path of its folder, and its name there; a URL as it is."""
+        folder, slash, name = path.rpartition("/")
+        return path if is_url(path) else f"{self._real(folder + slash)}/{name}"
+
+    def __call__(self, path: str) -> tuple[str | None, bool]:
+        if is_url(path):
+            return self._behind_url(path)
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None, False
+        return stat_text(found, math.inf), stat_text(found, time.time()) is not None
+
+    def _behind_url(self, url: str) -> tuple[str | None, bool]:
+        """From a listing of its folder: a request for each photo would take hours."""
+        folder = url.rpartition("/")[0]
+        if folder not in self._folders:
+            self._folders[folder] = {}
+            with contextlib.suppress(Exception):  # each service has its own; reading it will tell
+                files, path = filesystem(folder)
+                files.invalidate_cache(path)
+                self._folders[folder] = {
+                    entry["name"].rpartition("/")[2]: entry for entry in files.ls(path, detail=True)
+                }
+        entry = self._folders[folder].get(url.rpartition("/")[2])
+        if entry is None:
+            return None, False
+        marks = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created")
+        mark = next((str(entry[name]) for name in marks if entry.get(name)), None)
+        return f"{entry.get('size')} {mark}", mark is not None
+
+
+def _stat_of(
+    path: str, read: str | None, looked: tuple[str | None, bool], digest: str | None = ""
+) -> str | None:
+    """The stat of a photo that was read; of a URL or an unopened file, what it looked like."""
+    if read is None and looked[1] and (is_url(path) or digest is None):
+        return looked[0]
+    return read
+
+
+class _Tell:
+    """Counts photos as they are done: reports progress, and stops at too many errors."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        limit: int | None,
+        progress: Callable[[int, int, int, int], None] | None,
+    ):
+        self._total, self._limit, self._progress = len(plan.todo), limit, progress
+        self._done, self._errors, self._bytes = 0, plan.failed, 0
+        self(0, [], 0)
+
+    def __call__(self, done: int, failures: Sequence[Failure], size: int) -> None:
+        self._done += done
+        self._errors += len(failures)
+        self._bytes += size
+        if self._progress:
+            self._progress(self._done, self._total, self._errors, self._bytes)
+        if self._limit is not None and self._errors > self._limit:
+            last = f"; the last: {failures[-1].path}: {failures[-1].detail}" if failures else ""
+            raise ImageError(
+                f"{self._errors} photos",
+                f"they could not be read, and at most {self._limit} may fail{last}",
+                "Check the files, or allow more; the same command again goes on from here.",
+            )
+
+
+def fair_size(size: int, photos: int, places: int, batch_size: int) -> int:
+    """Photos per shard where several run at a time: no more than `size`, and four per worker.
+
+    Whole batches, so that photos keep the company that they have in shards of any other size.
+    """
+    if places == 1:
+        return size
+    share = -(-photos // (_ROUNDS * places))
+    return min(size, max(1, -(-share // batch_size)) * batch_size)

@@ -1,21 +1,44 @@
-"""Where a job's files lie: a folder here or behind a URL, and files that get there whole."""
+"""Folders on a disk or behind a URL, and files that appear in them whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
-import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tf_alexnet import remote
-from tf_alexnet.errors import OutputError
+import filelock
+from fsspec.implementations.local import LocalFileSystem
 
-_PART = ".tf-alexnet-"
+from tf_alexnet import remote
+from tf_alexnet.errors import AlexNetError, OutputError, UsageError
+from tf_alexnet.files import check_folder
+
+_AGAIN = "then run the same command again: finished shards are kept."
+# What link(2) says where a file system has no hard links (FAT, some network drives).
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+
+
+@contextlib.contextmanager
+def reading_of(place: str) -> Iterator[None]:
+    """Part a file that can't be read at the moment from one that is damaged, or gone.
+
+    Only the operating system numbers its errors; the libraries say of damage what they like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (None, errno.ENOENT, errno.EINVAL):  # EINVAL: damage led to a wild seek
+            raise
+        raise OutputError(
+            place, f"it can't be read ({os.strerror(error.errno)})", f"See that it can; {_AGAIN}"
+        ) from error
 
 
 class OutputFile(io.FileIO):
@@ -59,39 +82,243 @@ class OutputFile(io.FileIO):
             raise self.failure
 
 
-@contextlib.contextmanager
-def _complaining(place: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            place,
-            f"it can't be written ({error.strerror or error})",
-            "Check that the folder exists, may be written to and has space left; then run the same "
-            "command again: what is finished is kept.",
-        ) from error
+class Folder:
+    """A folder, on a local disk or behind a URL that fsspec can open.
 
+    Parameters
+    ----------
+    location : str
+        Path or URL. Nothing is created.
 
-@contextlib.contextmanager
-def reading_of(place: str) -> Iterator[None]:
-    """Part a file that can't be read at the moment from one that is damaged, or gone.
-
-    Only the operating system numbers its errors; the libraries say of damage what they like.
+    Raises
+    ------
+    UsageError
+        If what the URL's scheme needs is not installed.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (None, errno.ENOENT, errno.EINVAL):  # EINVAL: damage led to a wild seek
+
+    def __init__(self, location: str):
+        self.location = location.rstrip("/") or location
+        self.is_local = not remote.is_url(location)
+        if self.is_local:
+            self._fs, self._root = LocalFileSystem(), self.location
+        else:
+            self._fs, self._root = remote.filesystem(self.location)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def __reduce__(self):
+        return Folder, (self.location,)
+
+    def at(self, name: str) -> str:
+        """The full path of a file in the folder."""
+        return os.path.join(self._root, name)
+
+    def make(self) -> bool:
+        """Create the folder; whether it is new."""
+        with self._telling("written"):
+            new = not self._fs.isdir(self._root)
+            self._fs.makedirs(self._root, exist_ok=True)
+            if new and self.is_local:
+                _sync(os.path.dirname(self._root) or ".")
+            return new
+
+    def sizes(self) -> dict[str, int | None]:
+        """Name -> bytes of all files in the folder (None for folders); one listing."""
+        with self._telling("read"):
+            try:
+                if self.is_local:
+                    return {x.name: _size(x) for x in os.scandir(self._root)}
+                self._fs.invalidate_cache(self._root)
+                found = self._fs.ls(self._root, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        return {
+            entry["name"].rstrip("/").rpartition("/")[2]: entry["size"]
+            if entry["type"] == "file"
+            else None
+            for entry in found
+        }
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of this name."""
+        with self._telling("read", name):
+            return self._fs.exists(self.at(name))
+
+    def read(self, name: str) -> bytes | None:
+        """All of a small file; None if there is none."""
+        with self._telling("read", name):
+            try:
+                return self._fs.cat_file(self.at(name))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    @contextlib.contextmanager
+    def reading(self, *names: str) -> Iterator[list[Path]]:
+        """Paths on this machine of files in the folder; those behind a URL are fetched."""
+        if self.is_local:
+            yield [Path(self.at(name)) for name in names]
+            return
+        with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as here:
+            for name in names:
+                with self._telling("read", name):
+                    self._fs.get_file(self.at(name), os.path.join(here, name))
+            yield [Path(here, name) for name in names]
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[OutputFile]:
+        """A new file, durable when the block ends; nothing is left of it when the block fails.
+
+        Behind a URL it is written here first, and appears whole.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.is_local:
+                place = self.at(name)
+            else:
+                here = tempfile.TemporaryDirectory(prefix="tf-alexnet-")
+                place = os.path.join(stack.enter_context(here), "file")
+            try:
+                with self._telling("written", name):
+                    file = OutputFile(place)
+                with contextlib.closing(file):
+                    try:
+                        yield file
+                    finally:
+                        with self._telling("written", name):
+                            file.check()  # the cause, where a library fails in words of its own
+                    with self._telling("written", name):
+                        os.fsync(file.fileno())
+                        if not self.is_local:
+                            self._fs.put_file(place, self.at(name))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(place)
+                raise
+
+    def rename(self, name: str, to: Folder, new: str, *, exclusive: bool = False) -> None:
+        """Give a local file its final name, durably.
+
+        Raises
+        ------
+        FileExistsError
+            If `exclusive` and the name is taken.
+        OutputError
+            If it can't be renamed.
+        """
+        source, target = self.at(name), to.at(new)
+        with to._telling("written", new):
+            if exclusive:
+                _link(source, target)
+                os.unlink(source)
+            else:
+                os.replace(source, target)
+            _sync(os.path.dirname(target) or ".")
+
+    def create(self, name: str, data: bytes, temporary: str) -> None:
+        """Write a small file that must not exist, whole or not at all.
+
+        Raises
+        ------
+        FileExistsError
+            If the name is taken.
+        OutputError
+            If it can't be written.
+        """
+        if self.is_local:
+            with self.writing(temporary) as file:
+                file.write(data)
+            try:
+                self.rename(temporary, self, name, exclusive=True)
+            except BaseException:
+                self.remove(temporary)
+                raise
+        else:
+            with self._telling("written", name):
+                self._fs.pipe_file(self.at(name), data, mode="create")
+
+    @contextlib.contextmanager
+    def replacing(
+        self, name: str, via: Folder, temporary: str, *, exclusive: bool = False
+    ) -> Iterator[OutputFile]:
+        """A file that appears when the block ends well; readers see the old or the new one.
+
+        Parameters
+        ----------
+        name : str
+            Its name.
+        via, temporary : Folder and str
+            Where it is written until it is whole, if the folder is on a disk.
+        exclusive : bool
+            Whether to refuse a name that is taken (FileExistsError).
+        """
+        if self.is_local:
+            with via.writing(temporary) as file:
+                yield file
+            via.rename(temporary, self, name, exclusive=exclusive)
+        else:
+            if exclusive and self.exists(name):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            with self.writing(name) as file:
+                yield file
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self._telling("deleted", name), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self.at(name))
+
+    def remove_empty(self) -> None:
+        """Delete the folder if it is empty."""
+        with contextlib.suppress(Exception):
+            if not self.sizes():
+                self._fs.rmdir(self._root)
+
+    @contextlib.contextmanager
+    def _telling(self, verb: str, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (FileExistsError, AlexNetError):
             raise
-        raise OutputError(
-            place,
-            f"it can't be read ({os.strerror(error.errno)})",
-            "See that it can; then run the same command again: what is finished is kept.",
-        ) from error
+        except OSError as error:
+            if self.is_local and verb == "read" and error.errno in (None, errno.ENOENT):
+                raise
+            raise self._error(verb, name, error.strerror or error) from error
+        except Exception as error:  # every service has errors of its own kind
+            if self.is_local:
+                raise
+            raise self._error(verb, name, error or type(error).__name__) from error
+
+    def _error(self, verb: str, name: str, reason: object) -> OutputError:
+        what = f"{self.location}/{name}" if name else self.location
+        if self.is_local:
+            return OutputError(what, f"it can't be {verb} ({reason})", f"Check the disk; {_AGAIN}")
+        return OutputError(
+            what,
+            f"it can't be {verb} ({reason})",
+            f"Check the address and your rights there; {_AGAIN}",
+        )
+
+
+def _size(entry: os.DirEntry) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        if entry.is_file():
+            return entry.stat().st_size
+    return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Not exclusive between two machines; on one, the lock keeps other jobs out.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(source, target)
 
 
 def _sync(folder: str) -> None:
-    """See to it that a power cut does not take a new name back."""
+    """Make a new name survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,200 +326,155 @@ def _sync(folder: str) -> None:
         os.close(descriptor)
 
 
-class LocalFolder:
-    """A folder on this machine."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def make(self) -> bool:
-        """Create the folder; whether it is new."""
-        with _complaining(str(self)):
-            new = not self.path.is_dir()
-            self.path.mkdir(exist_ok=True)
-            if new:
-                _sync(os.path.dirname(self.path) or ".")
-            return new
-
-    def writing(self, name: str) -> contextlib.AbstractContextManager[OutputFile]:
-        """A file that appears as `name` in the folder when the block ends well, synced to disk."""
-        return self.writing_beside(str(self.path / name))
-
-    @contextlib.contextmanager
-    def writing_beside(self, location: str) -> Iterator[OutputFile]:
-        """The same for a file outside, on the same file system; half of it never gets there."""
-        temporary = self.path / f"{_PART}{uuid.uuid4().hex}.part"
-        try:
-            with _complaining(location):
-                file = OutputFile(temporary)
-            with contextlib.closing(file):
-                try:
-                    yield file
-                except Exception:
-                    with _complaining(location):
-                        file.check()  # the cause, where a library fails over it in words of its own
-                    raise
-                with _complaining(location):
-                    file.check()
-                    os.fsync(file.fileno())
-                    os.replace(temporary, location)
-                    _sync(os.path.dirname(location) or ".")
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[Path]:
-        """A path on this machine with what `name` holds."""
-        yield self.path / name
-
-    def text(self, name: str) -> str | None:
-        """What a text file holds; None if there is none."""
-        with reading_of(f"{self}/{name}"):
-            try:
-                return (self.path / name).read_text(encoding="utf-8", errors="surrogateescape")
-            except FileNotFoundError:
-                return None
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none."""
-        with reading_of(f"{self}/{name}"):
-            try:
-                return (self.path / name).stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-
-    def names(self) -> list[str]:
-        """What lies in the folder."""
-        with reading_of(str(self)):
-            try:
-                return sorted(os.listdir(self.path))
-            except FileNotFoundError:
-                return []
-
-    def clear_parts(self) -> None:
-        """Remove what killed jobs left half written."""
-        for name in self.names():
-            if name.startswith(_PART):
-                with contextlib.suppress(OSError):
-                    (self.path / name).unlink()
-
-    def remove(self, name: str) -> None:
-        """Remove a file or folder in it, if it is there."""
-        with contextlib.suppress(OSError):
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            else:
-                (self.path / name).unlink(missing_ok=True)
-
-    def remove_empty(self) -> None:
-        """Remove the folder if nothing is left in it."""
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
-
-
-class RemoteFolder:
-    """A folder behind a URL. Files are made here and go there whole."""
-
-    def __init__(self, url: str):
-        self.url = url.rstrip("/")
-        self._fs, self._root = remote.filesystem(self.url)
-
-    def __str__(self) -> str:
-        return self.url
-
-    def make(self) -> bool:
-        """Create the folder; whether it is new."""
-        with _reaching(self.url):
-            new = not self._fs.exists(self._root)
-            self._fs.makedirs(self._root, exist_ok=True)
-            return new
-
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[OutputFile]:
-        """A file that goes to `name` in the folder when the block ends well."""
-        with self.writing_beside(f"{self.url}/{name}") as file:
-            yield file
-
-    @contextlib.contextmanager
-    def writing_beside(self, location: str) -> Iterator[OutputFile]:
-        """The same for a file outside."""
-        with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as folder:
-            here = LocalFolder(folder)
-            with here.writing("file") as file:
-                yield file
-            with _reaching(location):
-                self._fs.put_file(os.path.join(folder, "file"), remote.filesystem(location)[1])
-
-    @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[Path]:
-        """A path on this machine with what `name` holds."""
-        with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as folder:
-            here = Path(folder, name.rpartition("/")[2])
-            with _reaching(f"{self.url}/{name}"):
-                self._fs.get_file(f"{self._root}/{name}", str(here))
-            yield here
-
-    def text(self, name: str) -> str | None:
-        """What a text file holds; None if there is none."""
-        with _reaching(f"{self.url}/{name}"):
-            try:
-                data = self._fs.cat_file(f"{self._root}/{name}")
-            except FileNotFoundError:
-                return None
-        return data.decode("utf-8", "surrogateescape")
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none."""
-        with _reaching(f"{self.url}/{name}"):
-            try:
-                return self._fs.size(f"{self._root}/{name}")
-            except FileNotFoundError:
-                return None
-
-    def names(self) -> list[str]:
-        """What lies in the folder."""
-        with _reaching(self.url):
-            try:
-                found = self._fs.ls(self._root, detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
-
-    def clear_parts(self) -> None:
-        """Nothing: files come here whole."""
-
-    def remove(self, name: str) -> None:
-        """Remove a file or folder in it, if it is there."""
-        with contextlib.suppress(Exception):
-            self._fs.rm(f"{self._root}/{name}", recursive=True)
-
-    def remove_empty(self) -> None:
-        """Remove the folder if nothing is left in it."""
-        with contextlib.suppress(Exception):
-            if not self._fs.ls(self._root):
-                self._fs.rmdir(self._root)
-
-
 @contextlib.contextmanager
-def _reaching(place: str) -> Iterator[None]:
+def locked(folder: Folder, what: str) -> Iterator[None]:
+    """Keep other jobs on this machine out of a folder for the time of the block.
+
+    A courtesy: what is written is safe without it. The kernel releases the lock of a process that
+    ends, however it ends. A folder behind a URL is locked for this machine's user only.
+
+    Raises
+    ------
+    OutputError
+        If another job holds the lock.
+    """
+    if folder.is_local:
+        path = folder.at("lock")
+    else:
+        digest = hashlib.sha256(folder.location.encode()).hexdigest()[:32]
+        path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{os.getuid()}-{digest}.lock")
+    holder = Path(f"{path}-holder") if not folder.is_local else Path(folder.at("holder"))
+    lock = filelock.FileLock(path, thread_local=False)
     try:
-        yield
-    except Exception as error:  # every service has errors of its own kind
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        with contextlib.suppress(OSError):
+            who = holder.read_text(errors="replace")[:200]
+            raise OutputError(
+                what,
+                f"another job is writing it ({who})",
+                "Wait for it to end, or name another output.",
+            ) from None
         raise OutputError(
-            place,
-            f"it can't be reached or written ({error or type(error).__name__})",
-            "Check the address and your rights there; then run the same command again: what is "
-            "finished is kept.",
-        ) from error
+            what, "another job is writing it", "Wait for it to end, or name another output."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, PermissionError):
+            raise OutputError(
+                path, "it can't be locked (Permission denied)", "Check the folder's permissions."
+            ) from None
+        yield  # a file system without locks
+        return
+    try:
+        with contextlib.suppress(OSError):
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink()
+            os.unlink(path)
+        lock.release()
 
 
-Folder = LocalFolder | RemoteFolder
+def token() -> str:
+    """64 random bits, in hexadecimal."""
+    return uuid.uuid4().hex[:16]
 
 
-def folder_at(location: str) -> Folder:
-    """The folder that a path or URL names."""
-    return RemoteFolder(location) if remote.is_url(location) else LocalFolder(location)
+SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".parquet")
+
+
+class Target:
+    """An output, and the places that belong to it.
+
+    Parameters
+    ----------
+    output : path or URL
+        A name that ends in a slash, or has no suffix, is a folder of shards: of Parquet if it
+        ends in ``.parquet/``, else of HDF5. Any other is one file.
+
+    Attributes
+    ----------
+    location : str
+        The file or the folder.
+    is_folder : bool
+        Whether shards are the result.
+    suffix : str
+        Kind of the file, or of the shards, in lower case.
+    parent : Folder
+        The folder that the output lies in.
+    name : str
+        Its name there.
+    data, job : Folder
+        Where shards lie, and where the records lie.
+    shard_suffix : str
+        Kind of the shards.
+    names : tuple of str
+        The file, and the JSON that belongs to an ``.npy``.
+    """
+
+    def __init__(self, output: str | os.PathLike):
+        given = os.fsdecode(os.fspath(output))
+        self.location = given.rstrip("/") or given
+        folder, _, self.name = self.location.rpartition("/")
+        suffix = os.path.splitext(self.name)[1].lower()
+        self.is_folder = given != self.location or not suffix
+        if self.is_folder:
+            self.suffix = ".parquet" if suffix == ".parquet" else ".h5"
+        elif suffix in SUFFIXES:
+            self.suffix = suffix
+        else:
+            raise UsageError(
+                f"output {given}",
+                f"no format has the suffix {suffix!r}",
+                f"Use one of {', '.join(SUFFIXES)}, or end the name in / for a folder of shards.",
+            )
+        if remote.is_url(given) and not remote.is_url(f"{folder}/x"):
+            folder += "/"  # memory://f.h5
+        self.parent = Folder(folder or ("/" if self.location.startswith("/") else "."))
+        if self.is_folder:
+            self.data, self.job = Folder(self.location), Folder(f"{self.location}/.job")
+        else:
+            self.data = self.job = Folder(f"{self.location}.job")
+        self.shard_suffix = self.suffix if self.is_folder else ".h5"
+        self.names = (self.name, f"{self.name}.json") if self.suffix == ".npy" else (self.name,)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def check(self) -> None:
+        """Refuse an output that could not be written, before any work is done for it.
+
+        Raises
+        ------
+        UsageError
+            If pyarrow is needed and not installed.
+        OutputError
+            If the folder is missing or not writable, or a file is a folder or the other way round.
+        """
+        if self.suffix == ".parquet":
+            try:
+                import pyarrow  # noqa: F401
+            except ImportError:
+                raise UsageError(
+                    self.location,
+                    "pyarrow is not installed",
+                    "Install it: pip install 'tf-alexnet[parquet]'.",
+                ) from None
+        if not self.parent.is_local:
+            return
+        if not self.is_folder and os.path.isdir(self.location):
+            raise OutputError(
+                self.location, "it is a folder", "Name a file in it, or end the name in /."
+            )
+        if self.is_folder and os.path.isdir(self.location):
+            check_folder(os.path.join(self.location, "x"))
+        elif self.is_folder and os.path.lexists(self.location):
+            raise OutputError(self.location, "it is a file", "Name a folder, or give it a suffix.")
+        else:
+            check_folder(self.location)
+
+
+def check_output(path: str | os.PathLike) -> None:
+    """As `Target.check`, for a path or URL."""
+    Target(path).check()

@@ -1,149 +1,172 @@
-"""One shard: photos through reader and network into a file."""
+"""`Worker`: a network and a photo reader that turn shards into data files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import cv2
+import h5py
 import numpy as np
+import PIL
+import tensorflow as tf
 
-from tf_alexnet.architectures import architecture_named
-from tf_alexnet.errors import InputError
-from tf_alexnet.extraction.manifest import ShardRecord
-from tf_alexnet.extraction.plan import Shard
-from tf_alexnet.extraction.reader import Failure, PhotoReader
-from tf_alexnet.extraction.signals import signals_held
-from tf_alexnet.extraction.sinks import writer_for
-from tf_alexnet.extraction.storage import Folder
+from tf_alexnet.extraction.decoder import Failure, Photo
+from tf_alexnet.extraction.extractor import FeatureExtractor
+from tf_alexnet.extraction.formats import data_writer, printable
+from tf_alexnet.extraction.reader import PhotoReader
+from tf_alexnet.extraction.shards import Store
+from tf_alexnet.extraction.spec import CROPS, ExtractionSpec
+from tf_alexnet.version import VERSION
 
-if TYPE_CHECKING:
-    from tf_alexnet.extraction.extractor import FeatureExtractor
+_BATCH, _GPU_BATCH = 64, 256
 
-POOLS = {"avg": np.mean, "max": np.max, "none": None}
-CROPS = {"center": 1, "ten": 10}  # pictures a photo
+# Called after every batch with photos done, failures and bytes of rows; what it raises ends a job.
+Tell = Callable[[int, list[Failure], int], None]
+
+
+class Shard(NamedTuple):
+    """Photos whose rows are written, and recorded, together; `place` orders the output."""
+
+    place: int
+    paths: list[str]
 
 
 @dataclass(frozen=True)
-class ShardSettings:
-    """How rows are made and kept, the same for every shard of a job.
+class Finished:
+    """What became of a shard; until it is recorded the shard counts as not done.
 
     Attributes
     ----------
-    batch_size : int
-        Photos that go through the network together.
-    dtype : {"float32", "float16"}
-        Of the rows.
-    pool : {"avg", "max", "none"}
-        What becomes of the places of a convolutional blob.
-    crops : {"center", "ten"}
-        One picture a photo, or ten, whose values are averaged.
-    suffix : str
-        Kind of file.
-    attributes : dict of str to str
-        What each file records about its making.
+    data : str or None
+        Its data file, written and not yet published; None if no photo gave a row.
+    photos : list of Photo
+        One per row.
+    failures : list of Failure
+        Photos that could not be read.
+    size : int
+        Bytes of the rows.
     """
 
-    batch_size: int
-    dtype: str
-    pool: str
-    crops: str
-    suffix: str
-    attributes: Mapping[str, str]
+    data: str | None
+    photos: list[Photo]
+    failures: list[Failure]
+    size: int
 
 
-def run_shard(
-    shard: Shard,
-    folder: Folder,
-    extractor: FeatureExtractor,
-    reader: PhotoReader,
-    settings: ShardSettings,
-    watch: Callable[[int, list[Failure], int], None] | None = None,
-) -> ShardRecord:
-    """Extract one shard into one file, which is there whole or not at all.
+class Worker:
+    """A loaded network and a photo reader.
 
     Parameters
     ----------
-    shard : Shard
-        What to do.
-    folder : Folder
-        Where its file goes.
-    extractor : FeatureExtractor
-        The network.
-    reader : PhotoReader
-        Made for the extractor's preset.
-    settings : ShardSettings
-        How.
-    watch : callable, optional
-        Called after every batch with its number of photos, its failures and the bytes of its rows;
-        what it raises ends the shard.
+    spec : ExtractionSpec
+        What is computed.
+    batch_size : int or "auto"
+        Photos that go through the network together.
+    workers : int, optional
+        Decoder processes, as in `PhotoReader`.
 
-    Returns
-    -------
-    ShardRecord
-        To be recorded; until then the shard counts as not done.
-
-    Raises
-    ------
-    OutputError
-        If the file can't be written.
-    InputError
-        If a value does not fit the rows' type.
+    Attributes
+    ----------
+    settings : dict of str to str
+        The fingerprint of what is computed.
+    attributes : dict of str to str
+        What an output records beside it: source of the weights, versions.
+    batch_size : int
+        Photos in one pass.
+    places : int
+        Shards that may run at a time.
     """
-    name, failures, count = f"{shard.name}{settings.suffix}", [], 0
-    with (
-        folder.writing(name) as file,
-        signals_held() as gate,
-        writer_for(settings.suffix)(file) as writer,
+
+    places = 1
+
+    def __init__(
+        self, spec: ExtractionSpec, batch_size: int | str = "auto", workers: int | None = None
     ):
-        for batch in gate.taking(reader.batches(shard.paths, settings.batch_size)):
-            failures += batch.failures
-            size = 0
-            if batch.paths:
-                with gate.opened():
-                    rows = make_rows(extractor(batch.pixels), settings)
-                writer.add(batch.paths, rows)
-                count += len(batch.paths)
-                size = sum(values.nbytes for values in rows.values())
-                del rows
-            if watch:
-                watch(len(batch.paths) + len(batch.failures), batch.failures, size)
-        if not count:
-            with gate.opened():
-                rows = _no_rows(extractor, settings)
-            writer.add([], rows)
-        writer.finish(failures, settings.attributes)
-    return ShardRecord(name, len(shard.paths), count, len(failures), folder.size(name) or 0)
-
-
-def make_rows(blobs: Mapping[str, np.ndarray], settings: ShardSettings) -> dict[str, np.ndarray]:
-    """Rows of what the network computed: pooled, averaged over crops, of the type wanted."""
-    pool = POOLS[settings.pool]
-    rows = {}
-    for name, values in blobs.items():
-        if pool and values.ndim == 4:
-            values = pool(values, axis=(1, 2))
-        if CROPS[settings.crops] > 1:
-            values = values.reshape(-1, CROPS[settings.crops], *values.shape[1:]).mean(axis=1)
-        if settings.dtype == "float16":
-            _check_half(name, values)
-        rows[name] = values.astype(settings.dtype, copy=False)
-    return rows
-
-
-def _check_half(layer: str, values: np.ndarray) -> None:
-    largest = np.abs(values).max(initial=0)
-    if largest > np.finfo(np.float16).max:
-        raise InputError(
-            f"{layer} as float16",
-            f"a value of {largest:.0f} is beyond 65504",
-            "Extract this layer as float32.",
+        self._extractor = extractor = FeatureExtractor(
+            spec.weights,
+            spec.layers,
+            architecture=spec.architecture,
+            preset=spec.preset,
+            mean_image=spec.mean_image,
+        )
+        self._spec = replace(
+            spec,
+            layers=extractor.layers,
+            architecture=extractor.architecture,
+            preset=extractor.preset,
+            mean_image=extractor.mean_image,
+        )
+        self.settings = self._spec.fingerprint(extractor.weights_digest)
+        self.attributes = {
+            "weights_source": printable(extractor.weights_source.rpartition("/")[2]),
+            "tf_alexnet_version": VERSION,
+            "tensorflow_version": tf.__version__,
+            "numpy_version": np.__version__,
+            "h5py_version": h5py.__version__,
+            "pillow_version": PIL.__version__,
+            "opencv_version": cv2.__version__,
+        }
+        if batch_size == "auto":
+            pictures = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
+            batch_size = pictures // CROPS[spec.crops]  # memory goes by pictures
+        self.batch_size = batch_size
+        self._reader = PhotoReader(
+            extractor.preset,
+            mean_image=extractor.mean_image,
+            crops=spec.crops,
+            workers=workers,
+            fast_decode=spec.fast_decode,
         )
 
+    def __enter__(self) -> Worker:
+        return self
 
-def _no_rows(extractor: FeatureExtractor, settings: ShardSettings) -> dict[str, np.ndarray]:
-    """Arrays of no rows: a file has all its layers, whether any photo could be read or not."""
-    size = architecture_named(extractor.architecture).input_size
-    nothing = np.zeros((CROPS[settings.crops], size, size, 3), np.float32)
-    rows = make_rows(extractor(nothing), settings)
-    return {name: values[:0] for name, values in rows.items()}
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def run(
+        self, shards: Iterable[Shard], store: Store, tell: Tell
+    ) -> Iterator[tuple[Shard, Finished]]:
+        """Run shards one after another."""
+        for shard in shards:
+            yield shard, self.run_shard(shard, store, tell)
+
+    def run_shard(self, shard: Shard, store: Store, tell: Tell | None = None) -> Finished:
+        """Turn one shard into a data file, which is there whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the file can't be written.
+        InputError
+            If a value does not fit the rows' type.
+        """
+        photos, failures, total = [], [], 0
+        computed = self._rows(shard.paths, failures, tell)
+        if (first := next(computed, None)) is None:
+            return Finished(None, [], failures, 0)
+        with store.writing(shard.place) as (name, file), data_writer(store.suffix)(file) as writer:
+            for some, rows in itertools.chain([first], computed):
+                writer.add([photo.path for photo in some], rows)
+                photos += some
+                total += sum(values.nbytes for values in rows.values())
+            writer.finish({**self.settings, **self.attributes, "id": store.id})
+        return Finished(name, photos, failures, total)
+
+    def _rows(
+        self, paths: list[str], failures: list[Failure], tell: Tell | None
+    ) -> Iterator[tuple[list[Photo], dict[str, np.ndarray]]]:
+        """Photos and their rows, a batch at a time; what can't be read goes to `failures`."""
+        for batch in self._reader.batches(paths, self.batch_size):
+            failures += batch.failures
+            size = 0
+            if batch.photos:
+                rows = self._spec.rows(self._extractor(batch.pixels))
+                size = sum(values.nbytes for values in rows.values())
+                yield batch.photos, rows
+                del rows
+            if tell:
+                tell(len(batch.photos) + len(batch.failures), batch.failures, size)

@@ -1,0 +1,483 @@
+"""What a job has done: append-only records, and what they amount to.
+
+A data file holds rows and is never changed. A record, created exclusively after its data, makes
+the rows count; numbers give the order. The newest row of a photo is the one that lives. So
+whatever ends a job, at whatever moment, what its records say is true.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tf_alexnet.errors import OutputError
+from tf_alexnet.extraction.decoder import Failure, Photo
+from tf_alexnet.extraction.spec import digest_of_settings
+from tf_alexnet.extraction.storage import Folder, OutputFile, token
+
+HEADER = "job.json"
+MANIFEST = "_manifest.json"
+BASE = -1  # the place of a finished file that a job goes on from
+LOST = "lost"
+_VERSION = 2
+_ID = "[0-9a-f]{16}"
+_RECORD = re.compile(rf"(\d{{6,}})-({_ID})\.json")
+_DATA = re.compile(rf"\d{{6,}}-({_ID})-{_ID}\.(?:h5|parquet)")
+_TEMPORARY = re.compile(rf"tmp-({_ID})-.+")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step of a job.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the order of steps.
+    data, size, place : str, int and int, or None
+        Data file, its bytes, and its place in the order of the output.
+    photos : sequence of Photo
+        Those whose rows are in the data file, in the order of its rows.
+    failures : sequence of Failure
+        Photos that could not be read.
+    seen : sequence of Photo
+        Known photos found with another stat, or at another place, and the same bytes.
+    replaces : tuple of int
+        Records that no longer count, and all that they replaced.
+    info : mapping
+        Who wrote it, with which versions.
+    rows : int
+        Rows of the data file, where `photos` are not kept.
+    """
+
+    number: int
+    data: str | None = None
+    size: int | None = None
+    place: int | None = None
+    photos: Sequence[Photo] = ()
+    failures: Sequence[Failure] = ()
+    seen: Sequence[Photo] = ()
+    replaces: tuple[int, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+    rows: int = 0
+
+    def encoded(self, job: str, settings: str) -> bytes:
+        """The record as JSON."""
+        folders: dict[str, str] = {}
+        content = {
+            "number": self.number,
+            "id": job,
+            "spec": settings,
+            "data": self.data,
+            "size": self.size,
+            "place": self.place,
+            "replaces": self.replaces,
+            "info": dict(self.info),
+            "photos": _columns(self.photos, folders),
+            "failures": _columns(self.failures, folders),
+            "seen": _columns(self.seen, folders),
+            "folders": folders,
+        }
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    @classmethod
+    def decoded(cls, data: bytes) -> Record:
+        """The record that some JSON holds; ValueError, KeyError or TypeError if none."""
+        content = json.loads(data)
+        folders = content["folders"]
+        return cls(
+            *(content[name] for name in ("number", "data", "size", "place")),
+            _rows(Photo, content["photos"], folders),
+            _rows(Failure, content["failures"], folders),
+            _rows(Photo, content["seen"], folders),
+            tuple(content["replaces"]),
+            content["info"],
+        )
+
+
+def _columns(rows: Iterable[Any], folders: dict[str, str]) -> dict[str, list]:
+    """Columns of photos; a place is left out where the folder's real path tells it."""
+    rows = list(rows)
+    if not rows:
+        return {}
+    columns = dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
+    for i, (path, place) in enumerate(zip(columns["path"], columns["place"], strict=True)):
+        folder, _, name = path.rpartition("/")
+        real, _, real_name = place.rpartition("/")
+        if real_name == name and folders.setdefault(folder, real) == real:
+            columns["place"][i] = None
+    return columns
+
+
+def _rows(kind: type, columns: Mapping[str, list], folders: Mapping[str, str]) -> list:
+    if not columns:
+        return []
+    paths = columns["path"]
+    for i, place in enumerate(columns["place"]):
+        if place is None:
+            folder, _, name = paths[i].rpartition("/")
+            columns["place"][i] = f"{folders[folder]}/{name}"
+    return list(map(kind, *(columns[name] for name in kind._fields)))
+
+
+class Entry:
+    """What is known of one photo: a row, or a failure, or a row that a failure overrules."""
+
+    __slots__ = ("digest", "failed_in", "failure", "path", "place", "record", "row", "stat")
+
+    def __init__(self, path: str, place: str):
+        self.path, self.place = path, place
+        self.stat: str | None = None
+        self.digest: str | None = None
+        self.record: int | None = None  # where its row is
+        self.row = 0
+        self.failure: Failure | None = None
+        self.failed_in: int | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Whether its row is part of the output."""
+        return self.record is not None and self.failure is None
+
+    @property
+    def photo(self) -> Photo:
+        """The photo as it is known now."""
+        return Photo(self.path, self.stat, self.digest, self.place)
+
+
+class Fold:
+    """What records amount to: one entry per photo, told by its written name and its place."""
+
+    def __init__(self):
+        self.by_path: dict[str, Entry] = {}
+        self.by_place: dict[str, Entry] = {}
+        self.records: dict[int, Record] = {}  # those that count
+
+    def find(self, path: str, place: str) -> Entry | None:
+        """The photo with this name, or else the one at this place."""
+        return self.by_path.get(path) or self.by_place.get(place)
+
+    def add(self, record: Record) -> None:
+        """Take in the next record."""
+        for number in record.replaces:
+            self.records.pop(number, None)
+        # The entries know the photos: a million of them need not be in memory twice.
+        count = len(record.photos)
+        self.records[record.number] = replace(record, rows=count, photos=(), failures=(), seen=())
+        for row, photo in enumerate(record.photos):
+            entry = self._claim(photo.path, photo.place)
+            entry.stat, entry.digest, entry.failure = photo.stat, photo.digest, None
+            entry.record, entry.row = record.number, row
+        for failure in record.failures:
+            entry = self.find(failure.path, failure.place)
+            # A photo that could not be opened says nothing against the row that there is.
+            if not (entry and entry.lives and failure.digest in (None, entry.digest)):
+                entry = self._claim(failure.path, failure.place)
+                entry.failure, entry.failed_in = failure, record.number
+        for photo in record.seen:
+            entry = self.find(photo.path, photo.place)
+            if entry and entry.failure and entry.failure.digest == photo.digest:
+                entry = self._claim(photo.path, photo.place)
+                entry.failure = entry.failure._replace(stat=photo.stat, place=photo.place)
+            elif entry and entry.record is not None and entry.digest == photo.digest:
+                entry = self._claim(photo.path, photo.place)
+                entry.stat, entry.failure = photo.stat, None
+
+    def _claim(self, path: str, place: str) -> Entry:
+        """The entry that has this name and place from now on; no other one has either."""
+        entry = self.find(path, place) or Entry(path, place)
+        for old in (entry, self.by_place.get(place)):
+            if old:
+                self.by_path.pop(old.path, None)
+                self.by_place.pop(old.place, None)
+        entry.path, entry.place = path, place
+        self.by_path[path] = self.by_place[place] = entry
+        return entry
+
+    def drop(self, number: int, *, rows_too: bool) -> list[Failure]:
+        """Forget a record whose data file is damaged; the failures that stand without it.
+
+        Photos whose rows are lost count as failures, or with `rows_too` not at all.
+        """
+        data = self.records.pop(number).data
+        failures = []
+        for entry in list(self.by_path.values()):
+            if entry.lives and entry.record == number:
+                detail = f"its row was in {data}, which is missing or damaged"
+                entry.failure = Failure(entry.path, LOST, detail, place=entry.place)
+                entry.failed_in = number
+                if rows_too:
+                    del self.by_path[entry.path], self.by_place[entry.place]
+                    continue
+            if entry.record == number:
+                entry.record = None
+            if entry.failure and entry.failed_in == number:
+                failures.append(entry.failure)
+        return failures
+
+    def rows(self) -> dict[int, list[Entry]]:
+        """Number of a record -> entries whose living rows it has, in the order of its rows."""
+        found: dict[int, list[Entry]] = defaultdict(list)
+        for entry in self.by_path.values():
+            if entry.lives:
+                found[entry.record].append(entry)
+        for entries in found.values():
+            entries.sort(key=lambda entry: entry.row)
+        return found
+
+    def failures(self) -> list[Failure]:
+        """Photos without a row, and why, in the order in which they failed."""
+        failed = [entry for entry in self.by_path.values() if entry.failure]
+        failed.sort(key=lambda entry: entry.failed_in)
+        return [entry.failure for entry in failed]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a job's files go; can be pickled.
+
+    Attributes
+    ----------
+    job, data : Folder
+        Where records and temporary files lie, and where data files lie.
+    id : str
+        The job's.
+    suffix : {".h5", ".parquet"}
+        Kind of the data files.
+    """
+
+    job: Folder
+    data: Folder
+    id: str
+    suffix: str
+
+    def temporary(self) -> str:
+        """A new name for a temporary file in `job`."""
+        return f"tmp-{self.id}-{token()}"
+
+    @contextmanager
+    def writing(self, place: int) -> Iterator[tuple[str, OutputFile]]:
+        """A new data file and its name; durable when the block ends, part of the output never.
+
+        On a disk it is a temporary file until it is published.
+        """
+        name = f"{place:06d}-{self.id}-{token()}{self.suffix}"
+        folder, here = (self.job, self._staged(name)) if self.data.is_local else (self.data, name)
+        with folder.writing(here) as file:
+            yield name, file
+
+    def publish(self, name: str) -> None:
+        """Give a data file its final name."""
+        if self.data.is_local:
+            self.job.rename(self._staged(name), self.data, name)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a data file that was written, published or not."""
+        if not self.data.is_local:
+            return self.data.sizes().get(name)
+        for path in (self.job.at(self._staged(name)), self.data.at(name)):
+            if os.path.exists(path):
+                return os.path.getsize(path)
+        return None
+
+    def _staged(self, name: str) -> str:
+        return f"tmp-{self.id}-{name}"
+
+
+class Records:
+    """The records of a job, read and appended to.
+
+    Parameters
+    ----------
+    store : Store
+        Its files.
+    header : dict
+        What its ``job.json`` holds.
+    base : Record, optional
+        A finished file that the job goes on from.
+
+    Attributes
+    ----------
+    fold : Fold
+        What the records amount to.
+    missing : list of int
+        Numbers of records that are gone.
+    """
+
+    def __init__(self, store: Store, header: Mapping[str, Any], base: Record | None = None):
+        self.store, self.header = store, header
+        self.fold = Fold()
+        self.highest = -1 if base is None else base.number
+        self._settings = digest_of_settings(header["settings"])
+        found = self._read(self.highest)
+        replaced = {number for record in found.values() for number in record.replaces}
+        start = self.highest + 1
+        self.highest = max([self.highest, self._up_to(), *found])
+        self.missing = [
+            n for n in range(start, self.highest + 1) if n not in found and n not in replaced
+        ]
+        for record in ([base] if base else []) + [found[number] for number in sorted(found)]:
+            if record.number not in replaced:
+                self.fold.add(record)
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the job, former ones included: the files that may be deleted bear one of them."""
+        return {self.store.id, *self.header["former"]}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The snapshot that a folder of shards has for its readers; empty if there is none."""
+        found = read_json(self.store.data, MANIFEST) or {}
+        return found if found.get("id") in self.ids else {}
+
+    def _up_to(self) -> int:
+        """The last record that the snapshot knows."""
+        manifest = self.manifest
+        return manifest["record"] if manifest.get("id") == self.store.id else -1
+
+    def _read(self, above: int) -> dict[int, Record]:
+        found = {}
+        for name in self.store.job.sizes():
+            match = _RECORD.fullmatch(name)
+            if not match or match[2] != self.store.id or int(match[1]) <= above:
+                continue
+            try:
+                record = Record.decoded(self.store.job.read(name) or b"")
+                if record.number != int(match[1]):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                raise OutputError(
+                    f"{self.store.job}/{name}",
+                    "this record of the job is damaged",
+                    "Restore it, or pass --discard-damaged after deleting it.",
+                ) from None
+            found[record.number] = record
+        return found
+
+    def newer(self) -> bool:
+        """Whether another job wrote a record after the last one that is known here."""
+        numbers = (_RECORD.fullmatch(name) for name in self.store.job.sizes())
+        return any(x and x[2] == self.store.id and int(x[1]) > self.highest for x in numbers)
+
+    def commit(self, data: str | None = None, **content: Any) -> Record:
+        """Publish a data file and make it count; or note a step without data.
+
+        Raises
+        ------
+        OutputError
+            If another job has written to the output meanwhile, or the disk is full.
+        """
+        store, number = self.store, self.highest + 1
+        if data is not None:
+            content["size"] = store.size(data)
+            store.publish(data)
+        content["info"] = {"host": socket.gethostname(), "pid": os.getpid()} | content.get(
+            "info", {}
+        )
+        record = Record(number, data, **content)
+        name = f"{number:06d}-{store.id}.json"
+        try:
+            store.job.create(name, record.encoded(store.id, self._settings), store.temporary())
+        except FileExistsError:
+            info = (read_json(store.job, name) or {}).get("info", {})
+            raise OutputError(
+                str(store.job),
+                f"another job is writing it (process {info.get('pid')} on {info.get('host')})",
+                "Wait for it to end, then run the same command again.",
+            ) from None
+        self.highest = number
+        self.fold.add(record)
+        return record
+
+    def damaged(self) -> list[int]:
+        """Numbers of records whose data file is missing or has another size."""
+        sizes = self.store.data.sizes()
+        living = {number for number in self.fold.rows() if self.fold.records[number].place != BASE}
+        records = (self.fold.records[number] for number in sorted(living))
+        return [record.number for record in records if sizes.get(record.data) != record.size]
+
+    def garbage(self, *, spare_readers: bool) -> list[tuple[Folder, str]]:
+        """Files of this job that its records don't need; nor its snapshot for readers, if asked.
+
+        Data before records, so that no record ever names data that is gone.
+        """
+        store, records = self.store, self.fold.records
+        needed = {record.data for record in records.values()}
+        if spare_readers:
+            needed |= {shard["name"] for shard in self.manifest.get("shards", ())}
+        data = [
+            (store.data, name)
+            for name in store.data.sizes()
+            if (x := _DATA.fullmatch(name)) and x[1] in self.ids and name not in needed
+        ]
+        rest = []
+        for name in store.job.sizes():
+            record, temporary = _RECORD.fullmatch(name), _TEMPORARY.fullmatch(name)
+            if record and record[2] in self.ids:
+                if record[2] != store.id or int(record[1]) not in records:
+                    rest.append((store.job, name))
+            elif temporary and temporary[1] in self.ids:
+                rest.append((store.job, name))
+        return data + rest
+
+    def dissolve(self) -> None:
+        """Delete all files of the job, its header last; what is not its own stays."""
+        self.fold.records.clear()
+        for folder, name in self.garbage(spare_readers=True):
+            folder.remove(name)
+        self.store.job.remove(HEADER)
+        self.store.job.remove_empty()
+
+
+def new_header(settings: Mapping[str, str], job: str, former: Sequence[str] | None = None) -> dict:
+    """What ``job.json`` holds; with `former` ids for a job that replaces what is there."""
+    return {
+        "version": _VERSION,
+        "id": job,
+        "former": list(former or ()),
+        "forced": former is not None,
+        "settings": dict(settings),
+    }
+
+
+def read_header(folder: Folder) -> dict[str, Any] | None:
+    """The ``job.json`` of a job; None if there is none.
+
+    Raises
+    ------
+    OutputError
+        If the file was not written by an extraction.
+    """
+    header = read_json(folder, HEADER)
+    if header is None:
+        return None
+    kinds = {"version": int, "id": str, "former": list, "forced": bool, "settings": dict}
+    if header.get("version") != _VERSION or not all(
+        isinstance(header.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise OutputError(
+            f"{folder}/{HEADER}",
+            "it was not written by an extraction of this version",
+            "Name another output.",
+        )
+    return header
+
+
+def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A JSON object in a folder; None if there is no such file, empty if it is something else."""
+    data = folder.read(name)
+    if data is None:
+        return None
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
