@@ -83,6 +83,16 @@ def extract(
     force: Annotated[
         bool, typer.Option("--force", help="Begin anew, and replace what is there.")
     ] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add INPUTS to an output that knows none of them.")
+    ] = False,
+    discard_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--discard-damaged",
+            help="Let rows go whose file is missing or damaged, and whose photos are not in INPUTS.",
+        ),
+    ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +140,8 @@ def extract(
             max_errors=max_errors,
             retry_errors=retry_errors,
             force=force,
+            add=add,
+            discard_damaged=discard_damaged,
             cluster=cluster,
             cluster_workers=cluster_workers,
             cluster_min_workers=cluster_min_workers,
@@ -145,10 +157,15 @@ def extract(
     code = console.report_failures([(x.path, x.detail) for x in report.errors[:_SHOWN]])
     if len(report.errors) > _SHOWN:
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
-    kept = f"; {report.kept} of them done before" if report.kept else ""
+    happened = {
+        "of them done before": report.kept,
+        "changed and were done again": report.changed,
+        "unreadable now, their rows kept": report.unreadable,
+    }
+    happened = "".join(f"; {count} {what}" for what, count in happened.items() if count)
     print(
         f"{one_line(report.output)}: {report.rows} rows + {len(report.errors)} errors = "
-        f"{report.inputs} photos; {shapes} {dtype.value}{kept}"
+        f"{report.inputs} photos; {shapes} {dtype.value}{happened}"
     )
     # Who says how many photos may fail is content when no more do.
     raise typer.Exit(0 if max_errors is not None else code)

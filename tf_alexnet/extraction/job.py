@@ -809,7 +809,7 @@ def refuse_foreign(target: Target, header: Mapping[str, Any] | None) -> None:
         return
     ours = {target.job.location.rpartition("/")[2]} if target.is_folder else set()
     found = [name for name in target.data.sizes() if name not in ours]
-    found = [name for name in found if not re.fullmatch(r"lock|holder|tmp-[0-9a-f]{16}-.*", name)]
+    found = [name for name in found if not re.fullmatch(r"\.lock|\.holder|tmp-[0-9a-f]{16}-.*", name)]
     if found:
         older = {"manifest.json", "shards"} <= set(found)
         raise OutputError(

@@ -1,14 +1,12 @@
 """`RayCrew`: the shards of a job on workers that Ray places, on this machine or on a cluster.
 
-The shard stays what it is on one machine: planned here, written under its final name by
-`run_shard` on storage that all machines see, recorded here. Ray decides where, and tells who died.
-That is why these are Ray's plain actors and `ray.wait`, not ``ray.data.map_batches``: that one
-repeats the work of lost actors without end, and would carry paths and rows through blocks of its
-own, while all that has to travel are a shard's paths and its record.
+Workers hand over finished data files on storage that all machines see; the job's own process
+records them, so what a worker writes late, or twice, is never part of the output. These are Ray's
+plain actors and `ray.wait`, not ``ray.data.map_batches``: that one repeats the work of lost actors
+without end, and would carry paths and rows through blocks of its own.
 
-Each worker is a process that holds one `ShardWorker`. All are asked for at once, and those that
-find no place wait for it, which is what an autoscaling cluster goes by; none is kept longer than
-there are shards for it.
+All workers are asked for at once, and those that find no place wait for it, which is what an
+autoscaling cluster goes by; none is kept longer than there are shards for it.
 """
 
 from __future__ import annotations
@@ -29,14 +27,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_alexnet.errors import AlexNetError, OutputError, UsageError
-from tf_alexnet.extraction.manifest import ShardRecord
-from tf_alexnet.extraction.plan import Shard, changes
-from tf_alexnet.extraction.reader import Failure
-from tf_alexnet.extraction.storage import Folder, folder_at
+from tf_alexnet.extraction.shards import Store
+from tf_alexnet.extraction.spec import changes
 
 if TYPE_CHECKING:
-    from tf_alexnet.extraction.job import ShardWorker
-    from tf_alexnet.extraction.worker import ShardSettings
+    from tf_alexnet.extraction.worker import Finished, Shard, Tell, Worker
 
 LOCAL = "ray"
 _CPUS = 4  # for a worker, where nobody says how many: more make one network little faster
@@ -62,7 +57,7 @@ class RayCrew:
         ``RAY_ADDRESS`` names, or an address (``host:6379``, ``ray://host:10001``). A program that
         has connected to Ray already keeps its connection, whatever is given here.
     make : callable
-        Makes a `ShardWorker` from the keyword ``workers``, in each worker.
+        Makes a `Worker` from the keyword ``workers``, in each process.
     places : int, optional
         Workers at most; by default one for each GPU, or for every 4 processors of a machine.
     fewest : int, optional
@@ -74,10 +69,8 @@ class RayCrew:
 
     Attributes
     ----------
-    job : dict of str to str
-    settings : ShardSettings
-    places : int
-        As of a `ShardWorker`.
+    settings, attributes, batch_size, places
+        As of a `Worker`.
 
     Raises
     ------
@@ -88,7 +81,7 @@ class RayCrew:
     def __init__(
         self,
         address: str,
-        make: Callable[..., ShardWorker],
+        make: Callable[..., Worker],
         *,
         places: int | None = None,
         fewest: int = 1,
@@ -108,9 +101,9 @@ class RayCrew:
         self._running: dict[Any, tuple[Any, Shard]] = {}
         self._idle: list[Any] = []
         self._bad_starts = 0
-        self.job: dict[str, str] = {}
-        self.settings: ShardSettings
-        self.places = 0
+        self.settings: dict[str, str] = {}
+        self.attributes: dict[str, str] = {}
+        self.batch_size = self.places = 0
 
     def __enter__(self) -> RayCrew:
         self._ray, self._owned = _connected(self._address)
@@ -131,12 +124,9 @@ class RayCrew:
             self._ray.shutdown()
 
     def run(
-        self,
-        shards: Iterable[Shard],
-        folder: Folder,
-        watch: Callable[[int, Sequence[Failure], int], None],
-    ) -> Iterator[tuple[Shard, ShardRecord]]:
-        """Run shards, and give back each with its record when it is there.
+        self, shards: Iterable[Shard], store: Store, tell: Tell
+    ) -> Iterator[tuple[Shard, Finished]]:
+        """As `Worker.run`; shards come back in the order in which they are finished.
 
         Raises
         ------
@@ -148,7 +138,7 @@ class RayCrew:
             while True:
                 while self._idle and (shard := again.pop() if again else next(planned, None)):
                     worker = self._idle.pop()
-                    self._running[worker.run_shard.remote(shard, str(folder))] = worker, shard
+                    self._running[worker.run_shard.remote(shard, store)] = worker, shard
                 if self._idle and not self._running:
                     return
                 if self._idle:  # and no shard for them; should one come back, another is started
@@ -157,26 +147,21 @@ class RayCrew:
                     continue
                 worker, shard, answer = done
                 if isinstance(answer, Exception):
-                    deaths[shard.number] += 1
-                    if deaths[shard.number] == _TRIES:
-                        raise _deadly(f"shard {shard.name}, from {shard.paths[0]}", answer)
-                    text = f"a worker ended over {shard.name} ({_reason(answer)}); it is done again"
-                    warnings.warn(text, RuntimeWarning, stacklevel=2)
+                    deaths[shard.place] += 1
+                    if deaths[shard.place] == _TRIES:
+                        raise _deadly(f"shard {shard.place}, from {shard.paths[0]}", answer)
+                    text = f"a worker ended over shard {shard.place} ({_reason(answer)}); "
+                    warnings.warn(f"{text}it is done again", RuntimeWarning, stacklevel=2)
                     again.append(shard)
                     self._end([worker])
                     self._start()
                     continue
                 self._idle.append(worker)
-                record, failures = answer
-                _check_visible(folder, record)
-                yield shard, record
-                watch(record.inputs, failures, record.size)
+                _check_visible(store, answer)
+                yield shard, answer
+                tell(len(shard.paths), answer.failures, answer.size)
         finally:
-            owed = list(self._running)
             self._end(self._workers)
-            if owed:  # what they were writing appears until they are gone, and goes then
-                self._ray.wait(owed, num_returns=len(owed), timeout=5)
-            folder.clear_parts()
 
     def _plan_places(self) -> None:
         """Decide how many workers there are, and what one takes."""
@@ -230,15 +215,16 @@ class RayCrew:
             self._end([worker])
             self._start()
             return None
-        job, settings = answer
-        if not self.job:
-            self.job, self.settings = job, settings
-        elif differences := changes(self.job, job):
+        settings, attributes, batch_size = answer
+        if not self.settings:
+            self.settings, self.attributes, self.batch_size = answer
+        elif differences := changes(self.settings | self.attributes, settings | attributes):
             raise UsageError(
                 f"cluster {self._address}",
                 f"its workers don't agree ({', '.join(differences)})",
                 "Install the same packages, and put the same weights, on all machines.",
             )
+        self.batch_size = min(self.batch_size, batch_size)
         self._bad_starts = 0
         self._idle.append(worker)
         return None
@@ -265,7 +251,7 @@ class RayCrew:
 
 
 class _Worker:
-    """What Ray places: a process with one `ShardWorker`."""
+    """What Ray places: a process with one `Worker`."""
 
     def __init__(self, folder: str, cpus: int, gpus: float, decoders: int):
         # Read when TensorFlow starts, which is when `load` gets its argument.
@@ -280,16 +266,12 @@ class _Worker:
         except OSError:  # paths that are relative to it must not find other files
             os.chdir(tempfile.mkdtemp(prefix="tf-alexnet-"))
 
-    def load(self, make: Callable[..., ShardWorker]) -> tuple[dict[str, str], ShardSettings]:
-        self._worker = make(workers=self._decoders)
-        return self._worker.job, self._worker.settings
+    def load(self, make: Callable[..., Worker]) -> tuple[dict[str, str], dict[str, str], int]:
+        self._worker = worker = make(workers=self._decoders)
+        return worker.settings, worker.attributes, worker.batch_size
 
-    def run_shard(self, shard: Shard, folder: str) -> tuple[ShardRecord, list[Failure]]:
-        failures: list[Failure] = []
-        record = self._worker.run_shard(
-            shard, folder_at(folder), lambda _, some, __: failures.extend(some)
-        )
-        return record, failures
+    def run_shard(self, shard: Shard, store: Store) -> Finished:
+        return self._worker.run_shard(shard, store)
 
 
 def shares(
@@ -399,13 +381,13 @@ def _keeping_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_visible(folder: Folder, record: ShardRecord) -> None:
+def _check_visible(store: Store, shard: Finished) -> None:
     """Refuse a shard that its worker wrote elsewhere than where this process looks for it."""
     until = time.monotonic() + _VISIBLE_SECONDS
-    while folder.size(record.name) != record.size:
+    while shard.data and store.size(shard.data) is None:
         if time.monotonic() > until:
             raise OutputError(
-                f"{folder}/{record.name}",
+                f"{store.data}/{shard.data}",
                 "a worker wrote it, and it is not here",
                 "Name an output that all machines see under the same path, or a URL.",
             )

@@ -339,11 +339,11 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
         If another job holds the lock.
     """
     if folder.is_local:
-        path = folder.at("lock")
+        path = folder.at(".lock")
     else:
         digest = hashlib.sha256(folder.location.encode()).hexdigest()[:32]
         path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{os.getuid()}-{digest}.lock")
-    holder = Path(f"{path}-holder") if not folder.is_local else Path(folder.at("holder"))
+    holder = Path(f"{path}-holder") if not folder.is_local else Path(folder.at(".holder"))
     lock = filelock.FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)

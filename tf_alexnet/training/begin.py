@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_alexnet.errors import OutputError, UsageError
-from tf_alexnet.extraction.lock import locked
-from tf_alexnet.extraction.target import Target
+from tf_alexnet.extraction.storage import Target, locked
 from tf_alexnet.training.run import RECORD, Run, read_record, write_text
 
 SETTINGS = "settings.json"  # what a training was begun with
@@ -38,11 +37,11 @@ def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[P
         raise OutputError(
             str(path), "it holds other things, and no training", "Name a new folder for the RUN."
         )
-    target.work.make()
-    with locked(target):
+    target.data.make()
+    with locked(target.data, str(target)):
         for name in os.listdir(path):
             if name.startswith(".tf-alexnet-"):  # what a killed training left half written
-                target.work.remove(name)
+                target.data.remove(name)
         yield path
 
 

@@ -1,0 +1,495 @@
+"""Random histories of one output, with a dictionary for the truth.
+
+Photos, their stats and the clock are inventions; the job, its records, its files and its formats
+are the real thing. Every step that changes storage may be the last one of its process, fail, or
+find that another job has written in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import fnmatch
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
+from tf_alexnet.extraction import job as jobs
+from tf_alexnet.extraction import storage
+from tf_alexnet.extraction.decoder import Failure, Photo, digest_of
+from tf_alexnet.extraction.formats import data_writer, open_output
+from tf_alexnet.extraction.storage import Folder, Target
+from tf_alexnet.extraction.worker import Finished
+
+NAMES = [f"p/{letter}.jpg" for letter in "abcdefgh"]
+ERROR = b"error"
+KINDS = ("f.h5", "f.parquet", "f.npz", "f.npy", "f/", "f.parquet/")
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+class World:
+    """Photos and a clock. Contents are three bytes long, so that sizes tell nothing."""
+
+    def __init__(self):
+        self.now = 1000
+        self.files: dict[str, tuple[bytes, int, int]] = {}
+        self.mounted = True
+        self.links: dict[str, str] = {}
+
+    def place(self, path):
+        folder, _, name = path.rpartition("/")
+        return f"/{self.links.get(folder, folder)}/{name}"
+
+    def put(self, path, content, mtime=None):
+        self.files[self.place(path)] = (content, mtime or self.now, self.now)
+
+    def look(self, path):
+        found = self.files.get(self.place(path))
+        if found is None or not self.mounted:
+            return None, False
+        content, mtime, ctime = found
+        return f"{len(content)} {mtime} {ctime}", max(mtime, ctime) <= self.now - 2
+
+    def read(self, path):
+        """(stat, digest, content), or None."""
+        found = self.files.get(self.place(path))
+        if found is None or not self.mounted:
+            return None
+        stat, believed = self.look(path)
+        return (stat if believed else None), digest_of(found[0]), found[0]
+
+    def truth(self, path):
+        """What a fresh run makes of a photo: its row as bytes, or `ERROR`."""
+        found = self.read(path)
+        return ERROR if found is None or found[2].startswith(b"x") else row_of(found[2]).tobytes()
+
+
+def row_of(content):
+    """Four numbers that no other content has."""
+    return np.frombuffer(hashlib.sha256(content).digest()[:4], np.uint8).astype(np.float32)
+
+
+class Crew:
+    """A `Worker` without a network."""
+
+    places, batch_size = 1, 2
+    attributes = {"tf_alexnet_version": "test"}  # noqa: RUF012
+
+    def __init__(self, world, setting="a"):
+        self._world = world
+        self.settings = {"weights_digest": "sha256:0", "layers": "fc7", "dtype": setting}
+
+    def run(self, shards, store, tell):
+        for shard in shards:
+            yield shard, self._shard(shard, store, tell)
+
+    def _shard(self, shard, store, tell):
+        good, rows, failures = [], [], []
+        for path in shard.paths:
+            found = self._world.read(path)
+            if found is None:
+                failures.append(Failure(path, "missing", "there is no such file"))
+            elif found[2].startswith(b"x"):
+                failures.append(Failure(path, "damaged", "it is damaged", *found[:2]))
+            else:
+                good.append(Photo(path, *found[:2]))
+                rows.append(row_of(found[2]))
+        tell(len(shard.paths), failures, 0)
+        if not good:
+            return Finished(None, [], failures, 0)
+        with store.writing(shard.place) as (name, file), data_writer(store.suffix)(file) as writer:
+            writer.add([photo.path for photo in good], {"fc7": np.array(rows)})
+            writer.finish(self.settings)
+        return Finished(name, good, failures, 0)
+
+
+class Steps:
+    """Every change of storage, counted; what is to happen at one of them."""
+
+    def __init__(self):
+        self.reset()
+        self.watch = lambda: None
+
+    def reset(self, at=None, what=None):
+        self.count, self.at, self.what, self.dead, self.busy = 0, at, what, False, False
+
+    def before(self, name):
+        if self.busy:
+            return
+        if self.dead:
+            raise Killed
+        self.count += 1
+        if self.count == self.at:
+            self.happen(name)
+
+    def happen(self, name):
+        if self.what == "kill":
+            self.dead = True
+            raise Killed
+        if self.what == "full" and name != "remove":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.what == "stuck" and name == "remove":
+            raise OutputError(name, "it can't be deleted", "Check.")
+        if callable(self.what):
+            self.busy = True
+            try:
+                self.what()
+            finally:
+                self.busy = False
+
+    def after(self):
+        if not self.busy and not self.dead:
+            self.watch()
+
+
+@contextlib.contextmanager
+def invented(world, steps):
+    """Let the job see the world's photos, and the steps its changes."""
+    original = {name: getattr(Folder, name) for name in ("rename", "create", "remove", "make")}
+    writing = Folder.writing
+
+    def wrapped(name):
+        def method(self, *args, **kwargs):
+            steps.before(name)
+            found = original[name](self, *args, **kwargs)
+            steps.after()
+            return found
+
+        return method
+
+    @contextlib.contextmanager
+    def wrapped_writing(self, name):
+        steps.before("writing")
+        try:
+            with writing(self, name) as file:
+                yield file
+                steps.before("writing")
+        except Killed:
+            if self.is_local:  # a process that is killed leaves its temporary files
+                Path(self.at(name)).write_bytes(b"half")
+            raise
+        except OSError as error:
+            raise OutputError(name, f"it can't be written ({error.strerror})", "Check.") from error
+        steps.after()
+
+    @contextlib.contextmanager
+    def unlocked(*_):
+        yield
+
+    def read_state(path):
+        found = world.read(path)
+        return found and found[:2]
+
+    patches = [
+        (jobs, "locked", unlocked),
+        (jobs, "read_state", read_state),
+        (jobs._Looker, "place", lambda _, path: world.place(path)),
+        (jobs._Looker, "__call__", lambda _, path: world.look(path)),
+        (Folder, "writing", wrapped_writing),
+        (os, "fsync", lambda _: None),
+        *((Folder, name, wrapped(name)) for name in original),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+    for owner, name, value in patches:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def contents(output):
+    """Path -> row as bytes or `ERROR`; as any reader finds it, not by the job's records."""
+    target = Target(output)
+    if not target.is_folder:
+        with target.parent.reading(*target.names) as paths, open_output(*paths) as file:
+            return _rows(file) | _errors(x.path for x in file.failures), len(file.failures)
+    manifest = json.loads(target.data.read("_manifest.json"))
+    found = {}
+    for shard in manifest["shards"]:
+        with target.data.reading(shard["name"]) as paths, open_output(*paths) as file:
+            assert file.count == shard["rows"]
+            some = _rows(file)
+            assert not found.keys() & some.keys(), "a photo is there twice"
+            found |= some
+    table = csv.DictReader(io.StringIO(target.data.read("_errors.csv").decode()))
+    failed = _errors(row["path"] for row in table)
+    assert manifest["rows"] == len(found)
+    return found | failed, manifest["errors"]
+
+
+def _rows(file):
+    blocks = list(file.blocks(["fc7"]))
+    rows = np.concatenate([block["fc7"] for block in blocks]) if blocks else []
+    assert len(set(file.paths)) == len(file.paths) == len(rows), "a photo is there twice"
+    return {path: row.tobytes() for path, row in zip(file.paths, rows, strict=True)}
+
+
+def _errors(paths):
+    return dict.fromkeys(paths, ERROR)
+
+
+class Histories(RuleBasedStateMachine):
+    """Everything that can happen to an output."""
+
+    def __init__(self):
+        super().__init__()
+        self.world, self.steps = World(), Steps()
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(invented(self.world, self.steps))
+        self.possible: dict[str, set] = {}  # photo -> what the output may hold of it; None: nothing
+        self.ever: dict[str, set] = {}  # the same for all of its past
+        self.doubt = False  # whether something was damaged, so that a refusal is right
+        self.limbo = False  # whether a forced run may or may not have begun
+        self.foreign: dict[str, bytes] = {}
+        self.steps.watch = self.watch
+
+    @initialize(kind=st.sampled_from(KINDS), where=st.sampled_from(["disk", "memory"]))
+    def begin(self, kind, where):
+        self.kind = kind
+        if where == "disk":
+            self.root = tempfile.mkdtemp(prefix="histories-")
+        else:
+            self.root = "memory://histories"
+            fs = fsspec.filesystem("memory")
+            fs.store.clear()
+            fs.pseudo_dirs[:] = [""]
+            fs.makedirs("/histories")
+        self.output = f"{self.root}/{kind}"
+        self.can_grow = "np" not in kind
+
+    def teardown(self):
+        self.stack.close()
+        if not self.root.startswith("memory"):
+            shutil.rmtree(self.root)
+
+    def target(self):
+        return Target(self.output)
+
+    # The world
+
+    @rule(name=st.sampled_from(NAMES), content=st.sampled_from([b"abc", b"abd", b"abe", b"xxx"]))
+    def write(self, name, content):
+        self.world.put(name, content)
+
+    @rule(name=st.sampled_from(NAMES))
+    def touch(self, name):
+        if found := self.world.files.get(self.world.place(name)):
+            self.world.put(name, found[0])
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete(self, name):
+        self.world.files.pop(self.world.place(name), None)
+
+    @rule(one=st.sampled_from(NAMES), other=st.sampled_from(NAMES))
+    def swap(self, one, other):
+        files, now = self.world.files, self.world.now
+        a, b = self.world.place(one), self.world.place(other)
+        if a in files and b in files:  # a rename changes the ctime only
+            files[a], files[b] = (*files[b][:2], now), (*files[a][:2], now)
+
+    @rule()
+    def unmount(self):
+        self.world.mounted = not self.world.mounted
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds):
+        self.world.now += seconds
+
+    # Damage
+
+    def data_files(self):
+        found = self.target().data.sizes()
+        return sorted(x for x in found if fnmatch.fnmatch(x, "??????-*-*.*"))
+
+    @rule(data=st.data(), how=st.sampled_from(["truncate", "delete"]))
+    def damage_data(self, data, how):
+        if names := self.data_files():
+            folder = self.target().data
+            path = folder.at(data.draw(st.sampled_from(names)))
+            if how == "delete":
+                folder._fs.rm_file(path)
+            else:
+                folder._fs.pipe_file(path, folder._fs.cat_file(path)[:-7])
+            self.doubt = True
+
+    @rule(data=st.data())
+    def lose_record(self, data):
+        folder = self.target().job
+        names = sorted(x for x in folder.sizes() if fnmatch.fnmatch(x, "??????-*.json"))
+        if names:
+            folder._fs.rm_file(folder.at(data.draw(st.sampled_from(names))))
+            self.doubt = True
+            for name, past in self.ever.items():
+                self.possible[name] = past | {None}
+
+    @rule(where=st.sampled_from(["data", "job", "parent"]), name=st.sampled_from(["n.txt", "a.h5"]))
+    def add_stranger(self, where, name):
+        folder = getattr(self.target(), where)
+        if "job.json" in self.target().job.sizes() and not self.kind.endswith(name):
+            folder._fs.pipe_file(folder.at(name), b"mine")
+            self.foreign[folder.at(name)] = b"mine"
+
+    @rule()
+    def write_late(self):
+        """A worker that was given up ends its shard."""
+        header = jobs.read_header(self.target().job)
+        if header:
+            store = jobs.Store(self.target().job, self.target().data, header["id"], ".h5")
+            with store.writing(3) as (_, file):
+                file.write(b"late")
+
+    # Runs
+
+    @rule(
+        names=st.sets(st.sampled_from(NAMES), min_size=1),
+        size=st.integers(1, 4),
+        retry=st.booleans(),
+        at=st.one_of(st.none(), st.integers(1, 40)),
+        what=st.sampled_from(["kill", "full", "stuck", "other", "change"]),
+        others=st.sets(st.sampled_from(NAMES), min_size=1),
+    )
+    def run(self, names, size, retry, at, what, others):
+        happening = what
+        if what == "other":
+            happening = lambda: self.attempt(sorted(others), size)  # noqa: E731
+        elif what == "change":
+            happening = lambda: self.write(min(names), b"new")  # noqa: E731
+        self.attempt(sorted(names), size, retry=retry, at=at, what=happening)
+
+    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1), at=st.none() | st.integers(1, 40))
+    def force(self, names, at):
+        self.attempt(sorted(names), 2, force=True, at=at, what="kill")
+
+    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1))
+    def discard(self, names):
+        self.attempt(sorted(names), 3, discard=True)
+
+    @precondition(lambda self: not self.doubt and not self.limbo)
+    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1))
+    def change_a_setting(self, names):
+        if not any(values <= {ERROR, None} for values in self.possible.values()) and self.possible:
+            if all(None not in x for x in self.possible.values()):
+                try:
+                    jobs.run_job(self.target(), sorted(names), Crew(self.world, "b"), add=True)
+                except UsageError as error:
+                    assert "other settings" in str(error)
+                else:
+                    raise AssertionError("other settings were taken")
+
+    def attempt(self, names, size, *, retry=False, force=False, discard=False, at=None, what=None):
+        nested = self.steps.busy
+        truths = {name: {self.world.truth(name)} for name in names}
+        before = {name: set(values) for name, values in self.possible.items()}
+        if not nested:
+            self.steps.reset(at, what)
+        try:
+            jobs.run_job(
+                self.target(),
+                names,
+                Crew(self.world),
+                shard_size=size,
+                retry_errors=retry,
+                force=force,
+                add=True,
+                discard_damaged=discard,
+            )
+        except (Killed, AlexNetError, FileNotFoundError) as error:
+            self.failed(names, truths, error, force, discard, nested)
+        else:
+            for name in names:
+                truths[name].add(self.world.truth(name))
+            if self.steps.what == "change" or callable(self.steps.what):
+                self.failed(names, truths, None, force, discard, nested)
+            self.succeeded(names, truths, before, force, discard)
+        if not nested:
+            self.steps.reset()
+        self.check_foreign()
+
+    def failed(self, names, truths, error, force, discard, nested):
+        """What may be there after a run that did not end well."""
+        disturbed = nested or self.steps.count >= (self.steps.at or 1e9)
+        if isinstance(error, ImageError):
+            assert not self.has_row() or disturbed or self.doubt or self.limbo, error
+        elif isinstance(error, UsageError):
+            assert not self.can_grow, error
+        elif error is not None and not isinstance(error, Killed):
+            assert disturbed or self.doubt, error
+        if force:
+            self.limbo = True
+        for name in names:
+            self.possible.setdefault(name, {None}).update(truths[name])
+            self.ever.setdefault(name, set()).update(truths[name])
+        if force or self.limbo or discard:
+            for values in self.possible.values():
+                values.add(None)
+
+    def has_row(self):
+        return any(values - {ERROR, None} and None not in values for values in self.possible.values())
+
+    def succeeded(self, names, truths, before, force, discard):
+        found, errors = contents(self.output)
+        assert errors == sum(value is ERROR or value == ERROR for value in found.values())
+        if force:
+            self.possible, self.ever, self.limbo = {}, {}, False
+        for name in names:
+            old = before.get(name, set()) if not force else set()
+            allowed = set(truths[name])
+            if ERROR in truths[name] and self.world.read(name) is None:
+                allowed |= old - {None}
+            if callable(self.steps.what):
+                allowed |= self.possible.get(name, set()) - {None}
+            assert name in found, f"{name} is not there"
+            assert found[name] in allowed, f"{name} has the wrong row"
+        for name, values in self.possible.items():
+            if name not in names and not discard:
+                assert found.get(name) in values, f"{name}: {found.get(name)} of {values}"
+        assert found.keys() <= self.possible.keys() | set(names)
+        self.possible = {name: {value} for name, value in found.items()}
+        for name, value in found.items():
+            self.ever.setdefault(name, set()).add(value)
+        if discard:
+            self.doubt = False
+        if self.kind.endswith("/"):
+            self.glob(found)
+        else:
+            self.doubt, self.limbo = False, False
+
+    def glob(self, found):
+        """Readers that know nothing of the job find the same rows."""
+        folder, paths = self.target().data, []
+        for name in folder.sizes():
+            if fnmatch.fnmatch(name, "*.h5") or fnmatch.fnmatch(name, "*.parquet"):
+                if folder.at(name) not in self.foreign:
+                    with folder.reading(name) as local, open_output(*local) as file:
+                        paths += file.paths
+        if not callable(self.steps.what):
+            assert sorted(paths) == sorted(x for x, value in found.items() if value != ERROR)
+
+    def watch(self):
+        """The snapshot for readers is whole at every step."""
+        if self.kind.endswith("/") and not self.doubt:
+            if self.target().data.exists("_manifest.json"):
+                contents(self.output)
+
+    def check_foreign(self):
+        for path, data in self.foreign.items():
+            assert self.target().data._fs.cat_file(path) == data, f"{path} was changed"
+
+
+__all__ = ["Histories", "storage"]
