@@ -11,11 +11,11 @@ import numpy as np
 
 from tf_alexnet.extraction import decoder
 
-_decode = decoder.decode_photo
+_decode, _read = decoder.decode_photo, decoder.read_file
+_path = None
 
 
-def _misbehave(path):
-    name = os.path.basename(path)
+def _misbehave(path, name):
     if name.startswith("exits"):
         os._exit(3)
     if name.startswith("killed"):
@@ -33,11 +33,20 @@ def _misbehave(path):
         re.match("(a+)+b", "a" * 60)  # in C, and no other thread gets the interpreter
 
 
+def read_file(path):
+    global _path
+    _path = path
+    name = os.path.basename(path)
+    if name.startswith("unread-"):
+        _misbehave(path, name.removeprefix("unread-"))
+    return _read(path)
+
+
 def decode_photo(source, **options):
-    if isinstance(source, str):
-        _misbehave(source)
+    if _path:
+        _misbehave(_path, os.path.basename(_path))
     return _decode(source, **options)
 
 
-decoder.decode_photo = decode_photo
+decoder.read_file, decoder.decode_photo = read_file, decode_photo
 main = decoder.main

@@ -14,7 +14,7 @@ from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError
-from tf_alexnet.extraction.reader import Batch, Failure
+from tf_alexnet.extraction.reader import Batch, Failure, Photo
 
 
 class Network:
@@ -59,7 +59,7 @@ class Reader:
             for path in paths[start : start + batch_size]:
                 try:
                     images.append(ta.load_image(path))
-                    good.append(path)
+                    good.append(Photo(path))
                 except ImageError as error:
                     failures.append(Failure(path, error.code, error.found))
             x = ta.preprocess_input(images, self._preset, crops=self._crops) if good else None

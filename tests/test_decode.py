@@ -356,7 +356,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert ": the file is empty. " in refusal(tmp_path / "empty.jpg")
+    assert ": it is empty. " in refusal(tmp_path / "empty.jpg")
     assert ": it is a folder. " in refusal(tmp_path)
     assert ": it is not a regular file. " in refusal(tmp_path / "pipe.jpg")
     assert refusal(tmp_path / "no\nsuch.jpg").count("\n") == 0

@@ -65,7 +65,7 @@ with status:
     own = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 assert sorted(rows + [failure.path for failure in failures]) == paths
-print(json.dumps([len(rows), [f[1:] for f in failures], slowest, own, largest_child]))
+print(json.dumps([len(rows), [f[1:3] for f in failures], slowest, own, largest_child]))
 """
 
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from tf_alexnet.errors import AlexNetError, ImageError, InputError, PresetError, UsageError
-from tf_alexnet.extraction import REASONS, decoder_process
+from tf_alexnet.extraction import REASONS
+from tf_alexnet.extraction import reader as reader_module
 from tf_alexnet.extraction.reader import Batch, PhotoReader
 from tf_alexnet.images import load_image, preprocess_input
 
@@ -49,7 +50,7 @@ def photos(tmp_path, example_photos):
 
 @pytest.fixture
 def faulty(monkeypatch):
-    monkeypatch.setattr(decoder_process, "PROGRAM", "faulty_decoder")
+    monkeypatch.setattr(reader_module, "PROGRAM", "faulty_decoder")
 
 
 def gone(pid):
@@ -61,7 +62,7 @@ def gone(pid):
 
 
 def pids(reader):
-    return [process._process.pid for process in list(reader._processes)]
+    return [decoder._process.pid for decoder in reader._decoders.values() if decoder._process]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -161,7 +162,7 @@ def test_every_reason_has_its_code(photos, tmp_path, monkeypatch):
             if failure.code != "bad_shape":  # that is no matter of decoding
                 with pytest.raises(ImageError) as caught:
                     load_image(failure.path)
-                assert (caught.value.code, caught.value.found) == failure[1:]
+                assert (caught.value.code, caught.value.found) == failure[1:3]
                 assert pickle.loads(pickle.dumps(caught.value)).code == failure.code
     assert set(wanted.values()) <= set(REASONS)
 
@@ -365,7 +366,7 @@ def test_calls_that_can_not_work(photos):
 
 
 def test_decoders_that_do_not_start(photos, monkeypatch):
-    monkeypatch.setattr(decoder_process, "PROGRAM", "no_such_program")
+    monkeypatch.setattr(reader_module, "PROGRAM", "no_such_program")
     with pytest.raises(AlexNetError, match=r"decoder process: it did not start \(ModuleNotFound"):
         read(photos)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -373,25 +374,25 @@ def test_decoders_that_do_not_start(photos, monkeypatch):
         read(photos)
 
 
-def test_a_decoder_without_a_temporary_file_does_not_start(photos, monkeypatch):
+def test_a_decoder_without_a_socket_does_not_start(photos, monkeypatch):
     def full():
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.EMFILE, "Too many open files")
 
     with PhotoReader("caffe") as reader:
-        monkeypatch.setattr(decoder_process.tempfile, "TemporaryFile", full)
-        with pytest.raises(AlexNetError, match=r"it did not start \(.*No space left on device\)"):
+        monkeypatch.setattr(reader_module.socket, "socketpair", full)
+        with pytest.raises(AlexNetError, match=r"it did not start \(.*Too many open files\)"):
             list(reader.batches(photos, 4))
 
 
 READ_FOR_EVER = """
 import itertools, sys
 sys.path[:0] = [{tests!r}]
-from tf_alexnet.extraction import decoder_process
+from tf_alexnet.extraction import reader
 from tf_alexnet.extraction.reader import PhotoReader
-decoder_process.PROGRAM = "faulty_decoder"
-reader = PhotoReader("caffe", workers=2, timeout=1.0)
-for batch in reader.batches(itertools.cycle(sys.argv[1:]), 4):
-    print(*(process._process.pid for process in list(reader._processes)), flush=True)
+reader.PROGRAM = "faulty_decoder"
+photos = PhotoReader("caffe", workers=2, timeout=1.0)
+for batch in photos.batches(itertools.cycle(sys.argv[1:]), 4):
+    print(*(d._process.pid for d in photos._decoders.values() if d._process), flush=True)
 """
 
 

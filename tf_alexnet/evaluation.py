@@ -146,7 +146,7 @@ class Evaluation:
             "weights": self.weights_source,
             "trained_as": self.trained_as,
             "notes": list(self.notes),
-            "errors": [failure._asdict() for failure in self.failures],
+            "errors": [{"path": x.path, "code": x.code, "detail": x.detail} for x in self.failures],
             "classes": [vars(row) for row in self.by_class() if row.photos],
             "confusion": confusion,
         }

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import mmap
 import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,98 +23,95 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_alexnet.errors import AlexNetError, UsageError
-from tf_alexnet.extraction.decoder import LENGTH, PATH, PHOTO, READ, REASONS
-from tf_alexnet.extraction.decoder_process import (
-    Answer,
-    DecoderEndedError,
-    DecoderHungError,
-    DecoderProcess,
-)
-from tf_alexnet.extraction.shared_rows import SharedRows
+from tf_alexnet.extraction.decoder import READY, REASONS, Answer, Failure, Photo
 from tf_alexnet.images import preprocess_input, recorded_name, resolve
 from tf_alexnet.images.decode import read_url
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.images.presets import Preset
 from tf_alexnet.remote import filesystem, is_url
 
-__all__ = ["REASONS", "Batch", "Failure", "PhotoReader"]
+__all__ = ["REASONS", "Batch", "Failure", "Photo", "PhotoReader"]
 
-_LEAST_AHEAD = 32  # photos being decoded beside the batch that is due, however small batches are
-_DEPTH = 3  # photos a process knows of, so that it need not wait for the next
-_FETCHES = 16  # remote photos on their way at once
-_TRIES = 2  # a process may be ended by others too; a photo that ends two is guilty
-_MEMORY = 3 * 2**29  # for one process; 50 megapixels take up to 1 GB (JPEG 2000), mostly half
+PROGRAM = "tf_alexnet.extraction.decoder"
+# Not `python -m`: that would look for modules in the working folder first, which may be a folder
+# of somebody's photos. The process finds modules where this one does, and nowhere else.
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "import importlib; importlib.import_module(sys.argv[1]).main()"
+)
+_READY_WITHIN = 120.0
+# Libraries built for many threads would start them, and reserve memory for each.
+_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    # The C library gives memory back after every photo and asks for it again at the next, page by
+    # page: half of the time that decoding takes. It may keep 128 MiB, and what is larger, too.
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
+    "MALLOC_MMAP_MAX_": "0",
+}
+
+_MIN_AHEAD = 32  # photos decoded ahead of the current batch, however small batches are
+_FETCHES = 16  # URLs fetched at once
+_TRIES = 2  # a process may be killed by others too; a photo that ends two is to blame
+_MEMORY = 3 * 2**29  # of one process; 50 megapixels take up to 1 GB (JPEG 2000), mostly half
 _RAW_SIDE = 512
-_BLOCKS = 64  # a caller who keeps more batches than this gets copies
-
-
-class Failure(NamedTuple):
-    """A photo that gave no row.
-
-    Attributes
-    ----------
-    path : str
-        The photo.
-    code : str
-        One of `REASONS`.
-    detail : str
-        What was found, in a line.
-    """
-
-    path: str
-    code: str
-    detail: str
+_MAX_BLOCKS = 64  # a caller who keeps more batches than this gets copies
 
 
 class Batch(NamedTuple):
-    """Some photos of the input, in its order.
+    """Consecutive photos of the input, in its order.
 
     Attributes
     ----------
-    paths : list of str
+    photos : list of Photo
         The photos that could be read.
-    pixels : ndarray of float32, (len(paths) * crops, S, S, 3)
-        What the network takes; (0, S, S, 3) if none could be read.
+    pixels : ndarray of float32, (len(photos) * crops, S, S, 3)
+        The network's input; (0, S, S, 3) if no photo could be read.
     failures : list of Failure
-        Those that could not.
+        The photos that could not be read.
     """
 
-    paths: list[str]
+    photos: list[Photo]
     pixels: np.ndarray
     failures: list[Failure]
 
+    @property
+    def paths(self) -> list[str]:
+        """Names of the photos that could be read."""
+        return [photo.path for photo in self.photos]
+
 
 class _Task:
-    """One photo on its way: where its pixels go, and what became of it."""
-
-    __slots__ = ("answer", "block", "deaths", "offset", "path", "photo", "remote")
+    """A photo to be decoded: where its pixels go, and what became of it."""
 
     def __init__(self, path: str, offset: int, block: np.ndarray):
         self.path, self.offset = path, offset
-        self.block = block  # kept until the photo is done with: nobody else may get this memory
+        self.block = block  # kept until the photo is done: nobody else may get this memory
         self.remote = is_url(path)
-        self.photo: Future[bytes | Answer] | None = None
-        self.answer: Answer | None = None
-        self.deaths = 0
+        # Absolute: the working folder may be another one when the photo is read.
+        self.file = None if self.remote else os.path.join(os.getcwd(), path)
+        self.fetched = b""
+        self.refusal: Answer | None = None
+        self.state: tuple[str | None, str | None] = None, None  # stat and digest
+        self.answer: Future[Answer] = Future()
 
 
 class PhotoReader:
     """Reads, decodes and preprocesses photos in processes of their own.
 
-    A photo that crashes or hangs a decoder is one failure in its batch, and the process is started
-    anew. Processes start when there is work for them and end with the reader, or with the program
-    that it runs in, however that ends. Use as a context manager.
+    A photo that crashes or hangs a decoder is one failure in its batch, and the process is
+    replaced. Processes start when there is work for them and end with the reader, or with the
+    program that runs it, however that ends. Use as a context manager.
 
     Parameters
     ----------
     preset : str or Preset
-        A preset that a name stands for.
+        A preset that has a name.
     mean_image : array, path or three numbers, optional
         As in `preprocess_input`.
     crops : {"center", "ten"}
-        One picture a photo, or ten.
+        One or ten pictures per photo.
     workers : int, optional
-        Processes; by default one for each processor that this program may use.
+        Number of processes; by default one for each processor that this program may use.
     timeout : float
         Seconds that one photo may take.
     fast_decode : bool
@@ -117,17 +123,14 @@ class PhotoReader:
     PresetError, InputError
         If preset, mean image and crops don't go together.
     UsageError
-        If `workers` or `timeout` make no sense.
+        If `workers` or `timeout` is not positive.
 
     Notes
     -----
-    `fast_decode` makes other pixels: JPEG's own averages come before the resize, which in preset
-    "caffe" takes single pixels. What that changes was measured on pictures of 12 megapixels made
-    of flower photos, 24 enlarged and 16 collages, whose finest detail is one pixel wide:
-
-    - pool5, trained torchvision network: relative L2 distance 0.013 (enlarged) and 0.030
-      (collages) in the median, cosine at least 0.9994; different pictures: at most 0.70;
-    - fc7, Caffe network with random weights: 0.008 and 0.073, cosine at least 0.9999 and 0.9966.
+    `fast_decode` changes pixels: JPEG's own averages come before the resize, which in preset
+    "caffe" takes single pixels. Relative L2 distance in the median, for 24 enlarged photos and for
+    16 collages of 12 megapixels whose finest detail is one pixel wide: 0.013 and 0.030 at pool5
+    (trained torchvision network), 0.008 and 0.073 at fc7 (Caffe network, random weights).
     """
 
     def __init__(
@@ -142,7 +145,7 @@ class PhotoReader:
     ):
         record, mean_image = resolve(preset, mean_image)
         self._preset = recorded_name(record)
-        # What a small picture becomes tells the shape of a row, or what is wrong with the call.
+        # Preprocessing a small picture gives the shape of a row, or what is wrong with the call.
         row = preprocess_input(
             [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
         )
@@ -155,23 +158,28 @@ class PhotoReader:
         self._shape: tuple[int, ...] | None = row.shape if record.size else None
         self._values = row.size if self._shape else _RAW_SIDE * _RAW_SIDE * 3
         self._workers, self._timeout = workers, float(timeout)
-        self._rows = SharedRows()
-        self._settings = _message(
-            mean_image,
-            preset=self._preset,
-            crops=crops,
-            fast_decode=fast_decode,
-            pixels=self._rows.file,
-            row=4 * self._values,
-            alarm=2 * self._timeout,
-            memory=_MEMORY,
-        )
-        self._changed = threading.Condition()
-        self._queue: deque[_Task] = deque()
-        self._threads: list[threading.Thread] = []
-        self._processes: set[DecoderProcess] = set()
+        self._rows = _SharedRows()
+        mean = None
+        if mean_image is not None:
+            offset, self._mean = self._rows.take(mean_image.size)
+            self._mean[:] = mean_image.ravel()
+            mean = offset, mean_image.shape
+        self._settings = {
+            "preset": self._preset,
+            "mean_image": mean,
+            "crops": crops,
+            # At just the side resized to, that would be 15 % faster and the features three times
+            # as far off.
+            "least": 2 * record.resized if fast_decode else None,
+            "rows": self._rows.file,
+            "row": 4 * self._values,
+            "alarm": 2 * self._timeout,
+            "memory": _MEMORY,
+        }
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch photos")
-        self._fault: BaseException | None = None
+        self._fetched = threading.BoundedSemaphore(2 * _FETCHES)  # limits what is in memory
+        self._decoders: dict[threading.Thread, _Decoder] = {}
         self._closed = False
 
     def __enter__(self) -> PhotoReader:
@@ -182,21 +190,20 @@ class PhotoReader:
 
     def close(self) -> None:
         """End the processes; batches that were handed out stay as they are."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._queue.clear()
-            for process in self._processes:
-                process.kill()
-            self._changed.notify_all()
-        for thread in self._threads:
+        if self._closed:
+            return
+        self._closed = True
+        for decoder in self._decoders.values():
+            decoder.close()
+        self._fetchers.shutdown()
+        for _ in self._decoders:
+            self._tasks.put(None)
+        for thread in self._decoders:
             thread.join()
-        self._fetchers.shutdown(cancel_futures=True)
         self._rows.close()
 
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
-        """Read photos, a batch at a time, in the order of the input.
+        """Read photos in batches, in the order of the input.
 
         Decoding begins with this call, not with the first batch. While one batch is in use, the
         next is being decoded; memory holds three batches, and those that the caller keeps.
@@ -204,10 +211,10 @@ class PhotoReader:
         Parameters
         ----------
         paths : iterable of str
-            Photo files, or URLs that fsspec can open (``s3://``, ``gs://``, ``memory://``). Asked
-            for as they are needed, in this thread.
+            Photo files, or URLs that fsspec can open (``s3://``, ``gs://``, ``memory://``).
+            Consumed as they are needed, in this thread.
         batch_size : int
-            Photos a batch, readable or not; the last may be shorter.
+            Photos per batch, readable or not; the last may be shorter.
 
         Yields
         ------
@@ -216,13 +223,14 @@ class PhotoReader:
         Raises
         ------
         UsageError
-            If a batch would be empty, the reader is closed, or what opens a URL is not installed.
+            If `batch_size` is not positive, the reader is closed, or a package that opens a URL is
+            not installed.
         AlexNetError
             If decoder processes can't be started.
         """
         if batch_size < 1:
             raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
-        paths, ahead = iter(paths), 1 + -(-_LEAST_AHEAD // batch_size)
+        paths, ahead = iter(paths), 1 + -(-_MIN_AHEAD // batch_size)
         waiting: deque[list[_Task]] = deque()
 
         def submit() -> None:
@@ -233,170 +241,257 @@ class PhotoReader:
         return self._read(waiting, submit)
 
     def _read(self, waiting: deque[list[_Task]], submit: Callable[[], None]) -> Iterator[Batch]:
+        """Yield batches as they are done, and submit the next."""
         try:
             while waiting:
                 yield self._collect(waiting.popleft())
                 submit()
         finally:
-            with self._changed:
-                given_up = {id(task) for tasks in waiting for task in tasks}
-                self._queue = deque(t for t in self._queue if id(t) not in given_up)
+            for task in itertools.chain.from_iterable(waiting):
+                task.answer.cancel()
 
     def _submit(self, paths: list[str]) -> list[_Task]:
         """Queue photos for decoding; their pixels will lie side by side."""
         self._check_open()
         schemes = {path.partition(":")[0]: path for path in paths if is_url(path)}
         for url in schemes.values():
-            filesystem(url)  # complains of what is not installed, here rather than photo by photo
+            filesystem(url)  # raises if a package is missing, here rather than photo by photo
         offset, block = self._rows.take(len(paths) * self._values)
         tasks = [
             _Task(os.fspath(path), offset + 4 * self._values * number, block)
             for number, path in enumerate(paths)
         ]
-        with self._changed:
-            self._queue.extend(tasks)
-            self._fetch_ahead()
-            self._changed.notify_all()
-        while len(self._threads) < min(self._workers, len(tasks)):
-            self._threads.append(threading.Thread(target=self._serve, daemon=True))
-            self._threads[-1].start()
+        for task in tasks:
+            if task.remote:
+                self._fetchers.submit(self._fetch, task)
+            else:
+                self._tasks.put(task)
+        while len(self._decoders) < min(self._workers, len(tasks)):
+            decoder = _Decoder(self._settings, self._timeout)
+            thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
+            self._decoders[thread] = decoder
+            thread.start()
         return tasks
 
     def _check_open(self) -> None:
+        """Raise `UsageError` after `close`."""
         if self._closed:
             raise UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
 
+    def _fetch(self, task: _Task) -> None:
+        """Fetch a URL, then queue it for decoding."""
+        self._fetched.acquire()
+        try:
+            if not (self._closed or task.answer.cancelled()):
+                task.fetched = read_url(task.path)
+        except AlexNetError as error:
+            task.refusal = Answer(getattr(error, "code", "unreadable"), error.found)
+        finally:
+            self._tasks.put(task)
+
+    def _serve(self, decoder: _Decoder) -> None:
+        """Give photos to a decoder until the reader is closed (the work of one thread)."""
+        for task in iter(self._tasks.get, None):
+            if task.answer.set_running_or_notify_cancel():
+                try:
+                    self._check_open()
+                    answer = task.refusal or decoder.decode(task)
+                    self._check_open()  # closing kills the process, which is no photo's fault
+                    task.answer.set_result(answer)
+                except BaseException as error:
+                    task.answer.set_exception(error)
+            if task.remote:
+                task.fetched = b""
+                self._fetched.release()
+            del task  # or its block would be kept until the next one comes
+        decoder.end()
+
     def _collect(self, tasks: list[_Task]) -> Batch:
-        """Wait until all photos of a batch are done, and part the readable from the others."""
-        with self._changed:
-            while not self._fault and not all(task.answer for task in tasks):
-                self._check_open()
-                self._changed.wait()
-            if self._fault:
-                raise self._fault
-        if self._shape is None:
-            self._settle_raw(tasks)
-        good = [number for number, task in enumerate(tasks) if task.answer.reason == READ]
+        """Wait until all photos of a batch are done, and separate the readable from the others."""
+        photos, failures, good = [], [], []
+        for number, task in enumerate(tasks):
+            answer = self._same_size(task.answer.result())
+            if answer.code:
+                failures.append(Failure(task.path, answer.code, answer.detail, *task.state))
+            else:
+                photos.append(Photo(task.path, *task.state))
+                good.append(number)
         crops, *picture = self._shape or (1, 0, 0, 3)
         pixels = tasks[0].block.reshape(len(tasks), -1)[:, : crops * int(np.prod(picture))]
-        if len(good) < len(tasks):
+        if failures:
             pixels = pixels[good]
-        elif self._rows.taken > _BLOCKS:
+        elif self._rows.taken > _MAX_BLOCKS:
             pixels = pixels.copy()
-        return Batch(
-            [tasks[number].path for number in good],
-            pixels.reshape(len(good) * crops, *picture),
-            [
-                Failure(task.path, REASONS[task.answer.reason], task.answer.text)
-                for task in tasks
-                if task.answer.reason != READ
-            ],
-        )
+        return Batch(photos, pixels.reshape(len(good) * crops, *picture), failures)
 
-    def _settle_raw(self, tasks: list[_Task]) -> None:
-        """Without a size of its own, as in preset "raw", the first photo's is that of all."""
-        for task in tasks:
-            if task.answer.reason != READ:
-                continue
-            height, width = task.answer.height, task.answer.width
-            self._shape = self._shape or (1, height, width, 3)
-            if self._shape[1:3] != (height, width):
-                text = f"it has {width}x{height} pixels, those before {self._shape[2]}x"
-                text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
-                task.answer = _failed("bad_shape", text)
+    def _same_size(self, answer: Answer) -> Answer:
+        """In a preset without a size, such as "raw", the first photo's size is that of all."""
+        size = answer.height, answer.width
+        if not answer.code:
+            self._shape = self._shape or (1, *size, 3)
+        if answer.code or self._shape[1:3] == size:
+            return answer
+        text = f"it has {size[1]}x{size[0]} pixels, those before {self._shape[2]}x"
+        text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
+        return Answer("bad_shape", text)
 
-    def _serve(self) -> None:
-        """What one thread does: keep one process busy, and see to what becomes of it."""
-        process, sent = None, 0
-        tasks: deque[_Task] = deque()
-        try:
-            while self._take(tasks):
-                try:
-                    process = process or self._start()
-                    while sent < len(tasks) and (not sent or _is_light(tasks[sent])):
-                        self._send(process, tasks[sent])
-                        sent += 1
-                    answer = tasks[0].answer or process.receive(self._timeout)
-                except DecoderEndedError:
-                    process, sent = self._end(process), 0
-                    tasks[0].deaths += 1
-                    if tasks[0].deaths < _TRIES:
-                        continue
-                    answer = _failed("worker_died", "it ended the process that decoded it")
-                except DecoderHungError:
-                    process, sent = self._end(process), 0
-                    answer = _failed("timed_out", f"it took more than {self._timeout:g} seconds")
-                else:
-                    sent -= 1
-                self._done(tasks.popleft(), answer)
-        except BaseException as error:
-            with self._changed:
-                self._fault = self._fault or error
-                self._changed.notify_all()
-        finally:
-            self._end(process)
 
-    def _take(self, tasks: deque[_Task]) -> bool:
-        """Add to the tasks of a process what is due; wait if it has none. False at the end."""
-        with self._changed:
-            while not (tasks or self._queue or self._closed):
-                self._changed.wait()
-            if self._closed:
-                return False
-            # The last few are left to processes that have nothing else to do.
-            while self._queue and (
-                not tasks or (len(tasks) < _DEPTH and len(self._queue) >= self._workers)
-            ):
-                tasks.append(self._queue.popleft())
-            self._fetch_ahead()
-        return True
+class _Decoder:
+    """A process that runs `tf_alexnet.extraction.decoder`, replaced when it ends or hangs."""
 
-    def _fetch_ahead(self) -> None:
-        for task in itertools.islice(self._queue, _FETCHES):
-            self._fetch(task)
+    def __init__(self, settings: dict[str, Any], timeout: float):
+        self._settings, self._timeout = settings, timeout
+        self._process: subprocess.Popen | None = None
+        self._socket: socket.socket | None = None
+        self._closed = False
 
-    def _fetch(self, task: _Task) -> None:
-        if task.remote and task.photo is None:
-            task.photo = self._fetchers.submit(_fetched, task.path)
-
-    def _start(self) -> DecoderProcess:
-        for last in (False, False, True):
-            process = DecoderProcess(self._settings, self._rows.file)
-            with self._changed:
-                self._processes.add(process)
-                if self._closed:
-                    process.kill()
+    def decode(self, task: _Task) -> Answer:
+        """Decode a photo into its row of the shared memory."""
+        for _ in range(_TRIES):
+            if not self._process:
+                self._start()
+            deadline = time.monotonic() + self._timeout
             try:
-                process.wait_until_ready()
-            except AlexNetError:
-                self._end(process)
-                if last:
-                    raise
-            else:
-                return process
-        raise AssertionError
+                self._send(task)
+                task.state = tuple(json.loads(self._line(deadline)))
+                return Answer(*json.loads(self._line(deadline)))
+            except EOFError:
+                self.end()
+            except TimeoutError:
+                self.end()
+                return Answer("timed_out", f"it took more than {self._timeout:g} seconds")
+        return Answer("worker_died", "it ended the process that decoded it")
 
-    def _end(self, process: DecoderProcess | None) -> None:
+    def _start(self) -> None:
+        """Start a process, up to three times: somebody may kill it meanwhile."""
+        for tries_left in (2, 1, 0):
+            try:
+                self._run()
+            except OSError as error:
+                self.end()
+                raise _no_start(error) from None
+            if self._closed:  # `close` came too early to kill this process
+                self._process.kill()
+            deadline, last = time.monotonic() + _READY_WITHIN, b""
+            try:
+                while (line := self._line(deadline)) != READY:
+                    last = line or last
+                return
+            except (EOFError, TimeoutError):
+                code = self.end()
+                if self._closed or not tries_left:
+                    raise _no_start(
+                        last.decode("utf-8", "replace") or f"exit code {code}"
+                    ) from None
+
+    def _run(self) -> None:
+        """Run the program, with a socket for its input and for the errors of its start."""
+        self._socket, theirs = socket.socketpair()
+        self._buffer = b""
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, PROGRAM, json.dumps(self._settings), *sys.path],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=theirs,
+                pass_fds=[self._settings["rows"]],
+                env={**os.environ, **_ENVIRONMENT},
+            )
+
+    def _send(self, task: _Task) -> None:
+        """Ask for a photo; `TimeoutError` if the process takes no request."""
+        request = json.dumps([task.offset, task.file, len(task.fetched)])
+        self._socket.settimeout(self._timeout)
+        with contextlib.suppress(ConnectionError):  # `_line` notices that the process has ended
+            self._socket.sendall(request.encode() + b"\n")
+            self._socket.sendall(task.fetched)
+
+    def _line(self, deadline: float) -> bytes:
+        """The next line that the process sends; `EOFError` or `TimeoutError` if there is none."""
+        while b"\n" not in self._buffer:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            more = b""
+            with contextlib.suppress(ConnectionError):
+                more = self._socket.recv(65536)
+            if not more:
+                raise EOFError
+            self._buffer += more
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def close(self) -> None:
+        """Kill the process, from another thread."""
+        self._closed = True
+        if process := self._process:
+            process.kill()
+
+    def end(self) -> int | None:
+        """Kill the process if there is one, leave nothing of it behind and return its exit code."""
+        process, self._process = self._process, None
+        if self._socket:
+            self._socket.close()
         if process:
-            with self._changed:
-                self._processes.discard(process)
-            process.end()
+            process.kill()
+        return process and process.wait()
 
-    def _send(self, process: DecoderProcess, task: _Task) -> None:
-        if not task.remote:
-            path = os.path.join(os.getcwd(), task.path)  # the process has a working folder too
-            process.send(PATH, task.offset, os.fsencode(path), self._timeout)
-            return
-        photo = task.photo.result()
-        if isinstance(photo, Answer):
-            task.answer = photo
+
+class _SharedRows:
+    """Memory that decoder processes write and the network reads, without a copy.
+
+    Blocks of float32 in a file without a name, so that nothing of it can be left behind. Once the
+    array of a block and all views of it are gone, its memory is used again.
+    """
+
+    def __init__(self):
+        if hasattr(os, "memfd_create"):
+            self.file = os.memfd_create("tf-alexnet pixels")
         else:
-            process.send(PHOTO, task.offset, photo, self._timeout)
+            with tempfile.TemporaryFile() as file:
+                self.file = os.dup(file.fileno())
+        self._end = self._blocks = 0
+        self._closed = False
+        self._free: list[tuple[int, mmap.mmap]] = []
 
-    def _done(self, task: _Task, answer: Answer) -> None:
-        with self._changed:
-            task.answer = answer
-            self._changed.notify_all()
+    def take(self, values: int) -> tuple[int, np.ndarray]:
+        """A block's offset in bytes, and the block; `AlexNetError` if there is no memory for it."""
+        for number, (_, block) in enumerate(self._free):
+            if len(block) >= 4 * values:
+                offset, block = self._free.pop(number)
+                break
+        else:
+            offset, length = self._end, -(-4 * values // mmap.PAGESIZE) * mmap.PAGESIZE
+            try:
+                os.ftruncate(self.file, offset + length)
+                block = mmap.mmap(self.file, length, offset=offset)
+            except OSError as error:
+                raise AlexNetError(
+                    "memory for photos",
+                    f"there are not {length:,} bytes more ({error.strerror})",
+                    "Use a smaller batch, or raise the limits of this program (ulimit -a).",
+                ) from error
+            self._end += length
+            self._blocks += 1
+        # All views of an array made from a foreign buffer have it for their base, so it lives as
+        # long as any of them does.
+        array = np.frombuffer(block, np.float32, values)
+        weakref.finalize(array, self._give_back, offset, block).atexit = False
+        return offset, array
+
+    @property
+    def taken(self) -> int:
+        """Blocks in use. Each has a file descriptor, so there should not be hundreds."""
+        return self._blocks - len(self._free)
+
+    def _give_back(self, offset: int, block: mmap.mmap) -> None:
+        """Let the next one who asks have this memory."""
+        if not self._closed:
+            self._free.append((offset, block))
+
+    def close(self) -> None:
+        """Close the file; arrays that were taken stay as they are."""
+        self._closed = True
+        self._free.clear()
+        os.close(self.file)
 
 
 def _processors() -> int:
@@ -406,26 +501,10 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _message(mean_image: np.ndarray | None, **settings: Any) -> bytes:
-    """What a decoder process reads first: length, settings, mean image."""
-    raw = b"" if mean_image is None else mean_image.tobytes()
-    shape = None if mean_image is None else mean_image.shape
-    encoded = json.dumps({**settings, "mean_image": shape}).encode()
-    return LENGTH.pack(len(encoded)) + encoded + raw
-
-
-def _is_light(task: _Task) -> bool:
-    """Whether a request fits into a pipe that nobody reads at the moment."""
-    return not task.remote and len(task.path) < 4096
-
-
-def _failed(code: str, text: str) -> Answer:
-    return Answer(REASONS.index(code), text, 0, 0)
-
-
-def _fetched(url: str) -> bytes | Answer:
-    """What a URL holds, or why it can't be had."""
-    try:
-        return read_url(url)
-    except AlexNetError as error:
-        return _failed(getattr(error, "code", "unreadable"), error.found)
+def _no_start(reason: object) -> AlexNetError:
+    """The error of a process that did not start."""
+    return AlexNetError(
+        "decoder process",
+        f"it did not start ({reason})",
+        "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
+    )

@@ -141,7 +141,9 @@ class ParquetWriter:
         """Write what waits, the errors and the attributes."""
         self._flush()
         if failures:
-            paths, codes, details = (list(column) for column in zip(*failures, strict=True))
+            paths, codes, details = (
+                list(column) for column in list(zip(*failures, strict=True))[:3]
+            )
             self._write(paths, codes, details, {})
         if self._writer is None:
             self._write([], [], [], {})
@@ -286,6 +288,8 @@ def write_names(file: OutputFile, rows: Rows) -> None:
         file.write((separator + ",\n".join(map(json.dumps, paths))).encode())
         separator = ",\n"
         file.check()
-    errors = ",\n".join(json.dumps(failure._asdict()) for failure in rows.failures)
+    errors = ",\n".join(
+        json.dumps({"path": x.path, "code": x.code, "detail": x.detail}) for x in rows.failures
+    )
     attributes = json.dumps(dict(rows.attributes), indent=1)
     file.write(f'],\n"errors": [\n{errors}],\n"attributes": {attributes}}}\n'.encode())

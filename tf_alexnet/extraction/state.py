@@ -176,9 +176,9 @@ class JobState:
             return
         self._drop_superseded(rows.failures)
         with work.writing(ERRORS) as file:
-            file.write(_table([Failure._fields]))
+            file.write(_table([Failure._fields[:3]]))
             for start in range(0, len(rows.failures), 1000):
-                file.write(_table(rows.failures[start : start + 1000]))
+                file.write(_table([x[:3] for x in rows.failures[start : start + 1000]]))
         self.manifest.totals = totals
         self.manifest.save(work)
 

@@ -25,6 +25,7 @@ from tf_alexnet.remote import filesystem, is_url
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
+_READINGS = 3  # of a file that changes meanwhile
 _STRIP = 2**18  # pixels
 
 # Pillow opens many more. EPS would start Ghostscript, others (PSD, FITS, WMF, ...) are no photos.
@@ -158,8 +159,6 @@ def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = Fals
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         asked = f"image of {len(data)} bytes"
-        if not data:
-            raise _refusal("empty", asked, "it is empty", _ANOTHER)
     elif hasattr(source, "read"):
         asked = str(getattr(source, "name", type(source).__name__))
         data = _read_open(source, asked)
@@ -167,19 +166,56 @@ def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = Fals
         asked, data = source, read_url(source)
     elif isinstance(source, str | os.PathLike):
         asked = os.fsdecode(source)
-        data = _read(asked)
+        data, _ = read_file(asked)
     else:
         raise InputError(
             f"photo of type {type(source).__name__}",
             "not a path, URL, bytes, binary file or PIL image",
             "Arrays of pixels need no loading: give them to preprocess_input.",
         )
+    if not data:
+        raise _refusal("empty", asked, "it is empty", _ANOTHER)
     with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
         return _photo(image, data, asked, least, opencv)
 
 
+def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
+    """Read a photo's file, unless it is a pipe, a device or too large.
+
+    Returns
+    -------
+    bytes
+        Its content, not empty or an image for certain.
+    os.stat_result or None
+        Its state, the same before and after reading; None if it changed at every attempt.
+
+    Raises
+    ------
+    ImageError
+        If it can't be read.
+    """
+    try:
+        before = os.stat(path)
+        for _ in range(_READINGS):
+            _check_file(path, before)
+            with open(path, "rb") as file:
+                data = file.read(before.st_size + 1)
+            after = os.stat(path)
+            if _version(before) == _version(after) and len(data) == after.st_size:
+                return data, after
+            before = after
+    except (OSError, ValueError) as error:
+        raise _unreadable(error, path) from None
+    return data, None
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file does."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def read_url(url: str) -> bytes:
-    """What a URL holds.
+    """Read what a URL holds.
 
     Raises
     ------
@@ -208,8 +244,6 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
         raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
-    if not data:
-        raise _refusal("empty", asked, "it is empty", _ANOTHER)
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
         raise _refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
@@ -221,16 +255,6 @@ def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
     error = ImageError(asked, found, advice)
     error.code = code
     return error
-
-
-def _read(path: str) -> bytes:
-    """The content of a regular file of a sensible size."""
-    try:
-        _check_file(path, os.stat(path))
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise _unreadable(error, path) from None
 
 
 def _unreadable(error: Exception, asked: str) -> ImageError:
@@ -254,8 +278,6 @@ def _check_file(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         advice = "Copy its content to a file."
         raise _refusal("unreadable", path, "it is not a regular file", advice)
-    if status.st_size == 0:
-        raise _refusal("empty", path, "the file is empty", _ANOTHER)
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
         raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")

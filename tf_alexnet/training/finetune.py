@@ -192,7 +192,7 @@ class _Training:
         state = self._resumed()
         if state is None:
             examined = self._examined(workers)
-            state = State(_digest(self._settings), failures=[[*x] for x in examined.failures])
+            state = State(_digest(self._settings), failures=[[*x[:3]] for x in examined.failures])
             if examined.covariance is not None:
                 state.covariance = examined.covariance.tolist()
         skipped = tuple(Failure(*values) for values in state.failures)
