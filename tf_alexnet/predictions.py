@@ -10,7 +10,7 @@ import numpy as np
 
 from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.reader import PhotoReader
-from tf_alexnet.extraction.worker import CROPS
+from tf_alexnet.extraction.spec import CROPS
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Labels, Prediction, decode_predictions, read_labels
 

@@ -11,7 +11,7 @@ _HOMES = {
     "ExtractionReport": "tf_alexnet.extraction.job",
     "FeatureExtractor": "tf_alexnet.extraction.extractor",
     "PhotoReader": "tf_alexnet.extraction.reader",
-    "check_output": "tf_alexnet.extraction.target",
+    "check_output": "tf_alexnet.extraction.storage",
     "extract_features": "tf_alexnet.extraction.job",
 }
 

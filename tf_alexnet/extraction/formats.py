@@ -191,7 +191,7 @@ def _zipped(kind: type, columns: Mapping[str, Sequence[str]]) -> list:
 
 
 class Hdf5Writer:
-    """Writes an HDF5 file row by row; every dataset has checksums."""
+    """Writes an HDF5 file row by row; layers have checksums."""
 
     def __init__(self, file: OutputFile):
         self._raw = file
@@ -231,7 +231,7 @@ class Hdf5Writer:
             dtype,
             maxshape=(None, *shape),
             chunks=(chunk, *shape),
-            fletcher32=True,
+            fletcher32=bool(shape or dtype != h5py.string_dtype()),  # texts can't have checksums
         )
 
     def _texts(self, name: str, texts: Sequence[str]) -> None:

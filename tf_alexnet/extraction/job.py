@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import functools
 import io
 import json
@@ -40,7 +39,7 @@ from tf_alexnet.extraction.spec import ExtractionSpec, changes
 from tf_alexnet.extraction.storage import Target, locked, reading_of, token
 from tf_alexnet.extraction.worker import Finished, Shard, Worker
 from tf_alexnet.images import find_images
-from tf_alexnet.images.decode import read_photo, read_url
+from tf_alexnet.images.decode import read_file, read_url
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.images.presets import Preset
 from tf_alexnet.remote import filesystem, is_url
@@ -355,7 +354,8 @@ class _Job:
         base = self._read_base(header, force) if self._was_there else None
         self._had_header, self._begun = header is not None, False
         if header is None:
-            known = base.info["settings"] if base else settings
+            recorded = base.info["settings"] if base else settings
+            known = {name: recorded.get(name, "unknown") for name in settings}
             header = new_header(known, base.info["id"] if base else token())
         self._open(header, base)
         differences = changes(header["settings"], settings)
@@ -387,16 +387,19 @@ class _Job:
         target = self._target
         paths = self._stack.enter_context(target.parent.reading(*target.names))
         settings, record = {}, None
-        with contextlib.suppress(*_UNREADABLE), reading_of(str(target)):
-            with open_output(*paths) as output:
-                settings = output.attributes
-                record = Record(
-                    int(settings["record"]),
-                    place=BASE,
-                    photos=output.photos,
-                    failures=output.failures,
-                    info={"settings": settings, "id": settings["id"]},
-                )
+        with (
+            contextlib.suppress(*_UNREADABLE),
+            reading_of(str(target)),
+            open_output(*paths) as output,
+        ):
+            settings = output.attributes
+            record = Record(
+                int(settings["record"]),
+                place=BASE,
+                photos=output.photos,
+                failures=output.failures,
+                info={"settings": settings, "id": settings["id"]},
+            )
         if force:
             return None
         if record and (header is None or header["id"] == settings["id"]):
@@ -686,9 +689,10 @@ class _Job:
         """Put the finished file together, and delete the job."""
         target, records, store = self._target, self.records, self.store
         if self._finished and records.highest == self._base_number:
+            content = self._content(attributes)
             if self._had_header:
                 self._dissolve()
-            return self._content(attributes)
+            return content
         records.commit()
         content = self._content(attributes)
         try:
@@ -713,8 +717,7 @@ class _Job:
         return content
 
     def _content(self, attributes: Mapping[str, str]) -> _Content:
-        names = self.records.header["settings"].keys() - {"id", "record"}
-        known = {name: self.records.header["settings"][name] for name in names} | attributes
+        known = {**self.records.header["settings"], **attributes}
         known |= {"id": self.store.id, "record": str(self.records.highest)}
         return _Content(self.fold, self.store, self._finished, known)
 
@@ -809,7 +812,9 @@ def refuse_foreign(target: Target, header: Mapping[str, Any] | None) -> None:
         return
     ours = {target.job.location.rpartition("/")[2]} if target.is_folder else set()
     found = [name for name in target.data.sizes() if name not in ours]
-    found = [name for name in found if not re.fullmatch(r"\.lock|\.holder|tmp-[0-9a-f]{16}-.*", name)]
+    found = [
+        name for name in found if not re.fullmatch(r"\.lock|\.holder|tmp-[0-9a-f]{16}-.*", name)
+    ]
     if found:
         older = {"manifest.json", "shards"} <= set(found)
         raise OutputError(
@@ -826,8 +831,8 @@ def read_state(path: str) -> tuple[str | None, str] | None:
     try:
         if is_url(path):
             return None, digest_of(read_url(path))
-        data, stat = read_photo(path)
-        return stat, digest_of(data)
+        data, found = read_file(path)
+        return found and stat_text(found, time.time()), digest_of(data)
     except (ImageError, OSError, ValueError):
         return None
 
