@@ -432,7 +432,8 @@ class Histories(RuleBasedStateMachine):
         elif isinstance(error, UsageError):
             assert not self.can_grow, error
         elif error is not None and not isinstance(error, Killed):
-            assert disturbed or self.doubt, error
+            stranger = self.foreign and "not of an extraction" in str(error)
+            assert disturbed or self.doubt or stranger, error
         if force:
             self.limbo = True
         for name in names:

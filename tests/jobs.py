@@ -14,7 +14,9 @@ from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError
+from tf_alexnet.extraction.decoder import digest_of, stat_text
 from tf_alexnet.extraction.reader import Batch, Failure, Photo
+from tf_alexnet.images.decode import read_file
 
 
 class Network:
@@ -47,21 +49,21 @@ class Reader:
     def __init__(self, preset, crops="center", **_):
         self._preset, self._crops = preset, crops
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
         pass
 
     def batches(self, paths, batch_size):
         for start in range(0, len(paths), batch_size):
             good, images, failures = [], [], []
             for path in paths[start : start + batch_size]:
+                state = None, None
                 try:
-                    images.append(ta.load_image(path))
-                    good.append(Photo(path))
+                    data, found = read_file(path)
+                    state = found and stat_text(found, time.time()), digest_of(data)
+                    images.append(ta.load_image(data))
+                    good.append(Photo(path, *state))
                 except ImageError as error:
-                    failures.append(Failure(path, error.code, error.found))
+                    failures.append(Failure(path, error.code, error.found, *state))
             x = ta.preprocess_input(images, self._preset, crops=self._crops) if good else None
             yield Batch(good, x, failures)
 
@@ -86,15 +88,15 @@ def pretend():
     sys.modules.update({"tensorflow": tensorflow, extractor.__name__: extractor})
 
 
-def shard_worker(seconds):
-    """A `ShardWorker` with that network, also in a process of Ray's, which knows nothing of it."""
+def worker(seconds):
+    """A `Worker` with that network, also in a process of Ray's, which knows nothing of it."""
 
     def make(*arguments, **settings):
         pretend()
         Network.seconds = seconds
-        from tf_alexnet.extraction.job import ShardWorker
+        from tf_alexnet.extraction.worker import Worker
 
-        return ShardWorker(*arguments, **settings)
+        return Worker(*arguments, **settings)
 
     return make
 
@@ -109,7 +111,7 @@ def main():
 
     console.find_weights = str
     if "--cluster" in sys.argv:
-        job.ShardWorker = shard_worker(Network.seconds)
+        job.Worker = worker(Network.seconds)
     main()
 
 
