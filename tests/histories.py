@@ -21,12 +21,12 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction import job as jobs
-from tf_alexnet.extraction import storage
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of
 from tf_alexnet.extraction.formats import data_writer, open_output
 from tf_alexnet.extraction.storage import Folder, Target
@@ -34,7 +34,18 @@ from tf_alexnet.extraction.worker import Finished
 
 NAMES = [f"p/{letter}.jpg" for letter in "abcdefgh"]
 ERROR = b"error"
-KINDS = ("f.h5", "f.parquet", "f.npz", "f.npy", "f/", "f.parquet/")
+KINDS = ("f/", "f.h5", "f.parquet/", "f.parquet", "f/", "f.npz", "f.npy")
+
+
+NAME = st.sampled_from(NAMES)
+CHANGES = st.tuples(
+    st.sampled_from(["write", "write", "touch", "delete", "swap", "wait", "wait", "unmount"]),
+    *(NAME, NAME),
+    st.sampled_from([b"abc", b"abd", b"abe", b"xxx"]),
+    st.integers(1, 3),
+)
+STEP = st.integers(1, 25)
+SOME = st.sets(NAME, min_size=1)
 
 
 class Killed(BaseException):
@@ -284,33 +295,26 @@ class Histories(RuleBasedStateMachine):
 
     # The world
 
-    @rule(name=st.sampled_from(NAMES), content=st.sampled_from([b"abc", b"abd", b"abe", b"xxx"]))
-    def write(self, name, content):
-        self.world.put(name, content)
-
-    @rule(name=st.sampled_from(NAMES))
-    def touch(self, name):
-        if found := self.world.files.get(self.world.place(name)):
-            self.world.put(name, found[0])
-
-    @rule(name=st.sampled_from(NAMES))
-    def delete(self, name):
-        self.world.files.pop(self.world.place(name), None)
-
-    @rule(one=st.sampled_from(NAMES), other=st.sampled_from(NAMES))
-    def swap(self, one, other):
-        files, now = self.world.files, self.world.now
-        a, b = self.world.place(one), self.world.place(other)
-        if a in files and b in files:  # a rename changes the ctime only
-            files[a], files[b] = (*files[b][:2], now), (*files[a][:2], now)
-
-    @rule()
-    def unmount(self):
-        self.world.mounted = not self.world.mounted
-
-    @rule(seconds=st.integers(1, 3))
-    def wait(self, seconds):
-        self.world.now += seconds
+    @rule(changes=st.lists(CHANGES, min_size=1, max_size=5))
+    def change_the_world(self, changes):
+        files, place = self.world.files, self.world.place
+        for what, one, other, content, seconds in changes:
+            if what == "write":
+                self.world.put(one, content)
+            elif what == "touch" and place(one) in files:
+                self.world.put(one, files[place(one)][0])
+            elif what == "delete":
+                files.pop(place(one), None)
+            elif what == "swap" and place(one) in files and place(other) in files:
+                a, b = files[place(one)], files[place(other)]  # a rename changes the ctime only
+                files[place(one)], files[place(other)] = (
+                    (*b[:2], self.world.now),
+                    (*a[:2], self.world.now),
+                )
+            elif what == "unmount":
+                self.world.mounted = not self.world.mounted
+            elif what == "wait":
+                self.world.now += seconds
 
     # Damage
 
@@ -318,24 +322,22 @@ class Histories(RuleBasedStateMachine):
         found = self.target().data.sizes()
         return sorted(x for x in found if fnmatch.fnmatch(x, "??????-*-*.*"))
 
-    @rule(data=st.data(), how=st.sampled_from(["truncate", "delete"]))
-    def damage_data(self, data, how):
-        if names := self.data_files():
-            folder = self.target().data
-            path = folder.at(data.draw(st.sampled_from(names)))
-            if how == "delete":
-                folder._fs.rm_file(path)
-            else:
-                folder._fs.pipe_file(path, folder._fs.cat_file(path)[:-7])
-            self.doubt = True
-
-    @rule(data=st.data())
-    def lose_record(self, data):
-        folder = self.target().job
-        names = sorted(x for x in folder.sizes() if fnmatch.fnmatch(x, "??????-*.json"))
-        if names:
-            folder._fs.rm_file(folder.at(data.draw(st.sampled_from(names))))
-            self.doubt = True
+    @rule(which=st.integers(0, 20), how=st.sampled_from(["truncate", "delete", "lose a record"]))
+    def damage(self, which, how):
+        target = self.target()
+        folder, pattern = target.data, "??????-*-*.*"
+        if how == "lose a record":
+            folder, pattern = target.job, "??????-*.json"
+        names = sorted(x for x in folder.sizes() if fnmatch.fnmatch(x, pattern))
+        if not names:
+            return
+        path = folder.at(names[which % len(names)])
+        data = folder._fs.cat_file(path)
+        folder._fs.rm_file(path)
+        self.doubt = True
+        if how == "truncate":
+            folder._fs.pipe_file(path, data[:-7])
+        elif how == "lose a record":
             for name, past in self.ever.items():
                 self.possible[name] = past | {None}
 
@@ -348,7 +350,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def write_late(self):
-        """A worker that was given up ends its shard."""
+        """A worker that was given up finishes its shard."""
         header = jobs.read_header(self.target().job)
         if header:
             store = jobs.Store(self.target().job, self.target().data, header["id"], ".h5")
@@ -357,41 +359,41 @@ class Histories(RuleBasedStateMachine):
 
     # Runs
 
-    @rule(
-        names=st.sets(st.sampled_from(NAMES), min_size=1),
-        size=st.integers(1, 4),
-        retry=st.booleans(),
-        at=st.one_of(st.none(), st.integers(1, 40)),
-        what=st.sampled_from(["kill", "full", "stuck", "other", "change"]),
-        others=st.sets(st.sampled_from(NAMES), min_size=1),
-    )
-    def run(self, names, size, retry, at, what, others):
-        happening = what
-        if what == "other":
-            happening = lambda: self.attempt(sorted(others), size)  # noqa: E731
-        elif what == "change":
-            happening = lambda: self.write(min(names), b"new")  # noqa: E731
-        self.attempt(sorted(names), size, retry=retry, at=at, what=happening)
+    @rule(names=SOME, size=st.integers(1, 3), retry=st.booleans())
+    def run(self, names, size, retry):
+        self.attempt(sorted(names), size, retry=retry)
 
-    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1), at=st.none() | st.integers(1, 40))
+    @rule(size=st.integers(1, 3), at=STEP, what=st.sampled_from(["kill", "full", "stuck"]))
+    def run_all_and_fail(self, size, at, what):
+        self.attempt(NAMES, size, at=at, what=what)
+
+    @rule(names=SOME, size=st.integers(1, 3), at=STEP, what=st.sampled_from(["kill", "full"]))
+    def run_and_fail(self, names, size, at, what):
+        self.attempt(sorted(names), size, at=at, what=what)
+
+    @rule(names=SOME, others=SOME, size=st.integers(1, 3), at=STEP)
+    def run_beside_another(self, names, others, size, at):
+        self.attempt(sorted(names), size, at=at, what=lambda: self.attempt(sorted(others), size))
+
+    @rule(names=SOME, at=STEP, name=NAME)
+    def run_while_a_photo_changes(self, names, at, name):
+        self.attempt(sorted(names), 2, at=at, what=lambda: self.world.put(name, b"new"))
+
+    @rule(names=SOME, at=st.none() | STEP)
     def force(self, names, at):
         self.attempt(sorted(names), 2, force=True, at=at, what="kill")
 
-    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1))
+    @rule(names=SOME)
     def discard(self, names):
         self.attempt(sorted(names), 3, discard=True)
 
     @precondition(lambda self: not self.doubt and not self.limbo)
-    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1))
+    @rule(names=SOME)
     def change_a_setting(self, names):
-        if not any(values <= {ERROR, None} for values in self.possible.values()) and self.possible:
-            if all(None not in x for x in self.possible.values()):
-                try:
-                    jobs.run_job(self.target(), sorted(names), Crew(self.world, "b"), add=True)
-                except UsageError as error:
-                    assert "other settings" in str(error)
-                else:
-                    raise AssertionError("other settings were taken")
+        sure = all(None not in values for values in self.possible.values())
+        if sure and self.has_row():
+            with pytest.raises(UsageError, match="other settings"):
+                jobs.run_job(self.target(), sorted(names), Crew(self.world, "b"), add=True)
 
     def attempt(self, names, size, *, retry=False, force=False, discard=False, at=None, what=None):
         nested = self.steps.busy
@@ -417,7 +419,7 @@ class Histories(RuleBasedStateMachine):
         else:
             for name in names:
                 truths[name].add(self.world.truth(name))
-            if self.steps.what == "change" or callable(self.steps.what):
+            if callable(self.steps.what):
                 self.failed(names, truths, None, force, discard, nested)
             self.succeeded(names, truths, before, force, discard)
         if not nested:
@@ -480,22 +482,19 @@ class Histories(RuleBasedStateMachine):
         """Readers that know nothing of the job find the same rows."""
         folder, paths = self.target().data, []
         for name in folder.sizes():
-            if fnmatch.fnmatch(name, "*.h5") or fnmatch.fnmatch(name, "*.parquet"):
-                if folder.at(name) not in self.foreign:
-                    with folder.reading(name) as local, open_output(*local) as file:
-                        paths += file.paths
+            ours = name.endswith((".h5", ".parquet")) and folder.at(name) not in self.foreign
+            if ours:
+                with folder.reading(name) as local, open_output(*local) as file:
+                    paths += file.paths
         if not callable(self.steps.what):
             assert sorted(paths) == sorted(x for x, value in found.items() if value != ERROR)
 
     def watch(self):
         """The snapshot for readers is whole at every step."""
-        if self.kind.endswith("/") and not self.doubt:
-            if self.target().data.exists("_manifest.json"):
-                contents(self.output)
+        is_folder = self.kind.endswith("/") and not self.doubt
+        if is_folder and self.target().data.exists("_manifest.json"):
+            contents(self.output)
 
     def check_foreign(self):
         for path, data in self.foreign.items():
             assert self.target().data._fs.cat_file(path) == data, f"{path} was changed"
-
-
-__all__ = ["Histories", "storage"]

@@ -545,7 +545,7 @@ class _Job:
         if plan.todo and self._finished and not self._can_grow:
             raise UsageError(
                 str(target),
-                f"it is finished, and {len(plan.todo):,} photos are new or changed; an "
+                f"it is finished, and {_counted(len(plan.todo))} new or changed; an "
                 f"{target.suffix} file can't grow",
                 "Name another output, use .h5, .parquet or a folder/, or pass --force to replace "
                 "it.",
@@ -912,6 +912,10 @@ class _Tell:
                 f"they could not be read, and at most {self._limit} may fail{last}",
                 "Check the files, or allow more; the same command again goes on from here.",
             )
+
+
+def _counted(photos: int) -> str:
+    return "1 photo is" if photos == 1 else f"{photos:,} photos are"
 
 
 def fair_size(size: int, photos: int, places: int, batch_size: int) -> int:

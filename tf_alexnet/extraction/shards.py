@@ -419,7 +419,8 @@ class Records:
             if (x := _DATA.fullmatch(name)) and x[1] in self.ids and name not in needed
         ]
         rest = []
-        for name in store.job.sizes():
+        # The last record first: whenever this ends, those that are left have no gaps.
+        for name in sorted(store.job.sizes(), reverse=True):
             record, temporary = _RECORD.fullmatch(name), _TEMPORARY.fullmatch(name)
             if record and record[2] in self.ids:
                 if record[2] != store.id or int(record[1]) not in records:
