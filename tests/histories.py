@@ -387,7 +387,7 @@ class Histories(RuleBasedStateMachine):
     def discard(self, names):
         self.attempt(sorted(names), 3, discard=True)
 
-    @precondition(lambda self: not self.doubt and not self.limbo)
+    @precondition(lambda self: not (self.doubt or self.limbo or self.foreign))
     @rule(names=SOME)
     def change_a_setting(self, names):
         sure = all(None not in values for values in self.possible.values())
@@ -436,6 +436,10 @@ class Histories(RuleBasedStateMachine):
         elif error is not None and not isinstance(error, Killed):
             stranger = self.foreign and "not of an extraction" in str(error)
             assert disturbed or self.doubt or stranger, error
+            if stranger:  # the user moves it away
+                for path in list(self.foreign):
+                    self.target().data._fs.rm_file(path)
+                    del self.foreign[path]
         if force:
             self.limbo = True
         for name in names:

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from tf_alexnet.extraction.shards import (
     Record,
     Records,
     Store,
+    is_ours,
     new_header,
     read_header,
 )
@@ -351,12 +351,15 @@ class _Job:
         self._was_there = not target.is_folder and target.parent.exists(target.name)
         header = read_header(target.job)
         refuse_foreign(target, header)
-        base = self._read_base(header, force) if self._was_there else None
         self._had_header, self._begun = header is not None, False
+        former = [header["id"], *header["former"]] if header else []
+        if header and header["ended"]:
+            header = None
+        base = self._read_base(header, force) if self._was_there else None
         if header is None:
             recorded = base.info["settings"] if base else settings
             known = {name: recorded.get(name, "unknown") for name in settings}
-            header = new_header(known, base.info["id"] if base else token())
+            header = new_header(known, base.info["id"] if base else token(), former)
         self._open(header, base)
         differences = changes(header["settings"], settings)
         if differences and self.has_rows and not force:
@@ -368,7 +371,8 @@ class _Job:
             )
         if differences or force:
             self._finished = ()
-            self._open(new_header(settings, token(), [header["id"], *header["former"]]), None)
+            former = [header["id"], *header["former"]]
+            self._open(new_header(settings, token(), former, forced=True), None)
 
     def _open(self, header: dict, base: Record | None) -> None:
         target = self._target
@@ -385,13 +389,11 @@ class _Job:
     def _read_base(self, header: Mapping[str, Any] | None, force: bool) -> Record | None:
         """The finished file as the first record of a job; None if it is to be replaced."""
         target = self._target
-        paths = self._stack.enter_context(target.parent.reading(*target.names))
         settings, record = {}, None
-        with (
-            contextlib.suppress(*_UNREADABLE),
-            reading_of(str(target)),
-            open_output(*paths) as output,
-        ):
+        with contextlib.suppress(*_UNREADABLE), contextlib.ExitStack() as stack:
+            stack.enter_context(reading_of(str(target)))
+            paths = self._stack.enter_context(target.parent.reading(*target.names))
+            output = stack.enter_context(open_output(*paths))
             settings = output.attributes
             record = Record(
                 int(settings["record"]),
@@ -585,8 +587,7 @@ class _Job:
 
     def _dissolve(self) -> None:
         with contextlib.suppress(OutputError):
-            if not self.records.newer():
-                self.records.dissolve()
+            self.records.dissolve()
 
     def finish(self, plan: _Plan, attributes: Mapping[str, str]) -> ExtractionReport:
         """Complete the output, unless it is; what it holds.
@@ -810,11 +811,9 @@ def refuse_foreign(target: Target, header: Mapping[str, Any] | None) -> None:
     """Refuse an output folder, or a folder of records, that an extraction did not make."""
     if header is not None:
         return
-    ours = {target.job.location.rpartition("/")[2]} if target.is_folder else set()
-    found = [name for name in target.data.sizes() if name not in ours]
-    found = [
-        name for name in found if not re.fullmatch(r"\.lock|\.holder|tmp-[0-9a-f]{16}-.*", name)
-    ]
+    found = [name for name in target.data.sizes() if not is_ours(name)]
+    if target.is_folder:
+        found = [name for name in target.data.sizes() if name != ".job"]
     if found:
         older = {"manifest.json", "shards"} <= set(found)
         raise OutputError(

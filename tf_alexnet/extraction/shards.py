@@ -364,8 +364,7 @@ class Records:
 
     def newer(self) -> bool:
         """Whether another job wrote a record after the last one that is known here."""
-        numbers = (_RECORD.fullmatch(name) for name in self.store.job.sizes())
-        return any(x and x[2] == self.store.id and int(x[1]) > self.highest for x in numbers)
+        return any(self._number(name) > self.highest for name in self.store.job.sizes())
 
     def commit(self, data: str | None = None, **content: Any) -> Record:
         """Publish a data file and make it count; or note a step without data.
@@ -387,15 +386,21 @@ class Records:
         try:
             store.job.create(name, record.encoded(store.id, self._settings), store.temporary())
         except FileExistsError:
-            info = (read_json(store.job, name) or {}).get("info", {})
-            raise OutputError(
-                str(store.job),
-                f"another job is writing it (process {info.get('pid')} on {info.get('host')})",
-                "Wait for it to end, then run the same command again.",
-            ) from None
+            raise self._other_job(name) from None
+        header = read_json(store.job, HEADER) or {}
+        if header.get("id") != store.id or header["ended"]:
+            raise self._other_job(name)  # it has finished, or begun anew
         self.highest = number
         self.fold.add(record)
         return record
+
+    def _other_job(self, record: str) -> OutputError:
+        info = (read_json(self.store.job, record) or {}).get("info", {})
+        return OutputError(
+            str(self.store.job),
+            f"another job is writing it (process {info.get('pid')} on {info.get('host')})",
+            "Wait for it to end, then run the same command again.",
+        )
 
     def damaged(self) -> list[int]:
         """Numbers of records whose data file is missing or has another size."""
@@ -430,21 +435,39 @@ class Records:
         return data + rest
 
     def dissolve(self) -> None:
-        """Delete all files of the job, its header last; what is not its own stays."""
+        """Delete all files of the job, unless another one has gone on from it.
+
+        What is not its own stays. The header goes last, and says before that the job has ended:
+        numbers of deleted records are free, and nobody may take them any more.
+        """
+        store = self.store
         self.fold.records.clear()
-        for folder, name in self.garbage(spare_readers=True):
+        garbage = self.garbage(spare_readers=True)
+        if any(self._number(name) > self.highest for _, name in garbage):
+            return
+        with store.job.replacing(HEADER, store.job, store.temporary()) as file:
+            file.write(json.dumps(self.header | {"ended": True}).encode())
+        for folder, name in garbage:
             folder.remove(name)
-        self.store.job.remove(HEADER)
-        self.store.job.remove_empty()
+        store.job.remove(HEADER)
+        store.job.remove_empty()
+
+    def _number(self, name: str) -> int:
+        """The number of a record of this job; -1 for other files."""
+        match = _RECORD.fullmatch(name)
+        return int(match[1]) if match and match[2] == self.store.id else -1
 
 
-def new_header(settings: Mapping[str, str], job: str, former: Sequence[str] | None = None) -> dict:
-    """What ``job.json`` holds; with `former` ids for a job that replaces what is there."""
+def new_header(
+    settings: Mapping[str, str], job: str, former: Iterable[str] = (), *, forced: bool = False
+) -> dict[str, Any]:
+    """What ``job.json`` holds; `forced` for a job that replaces what is there."""
     return {
         "version": _VERSION,
         "id": job,
-        "former": list(former or ()),
-        "forced": former is not None,
+        "former": [x for x in former if x != job],
+        "forced": forced,
+        "ended": False,
         "settings": dict(settings),
     }
 
@@ -460,7 +483,7 @@ def read_header(folder: Folder) -> dict[str, Any] | None:
     header = read_json(folder, HEADER)
     if header is None:
         return None
-    kinds = {"version": int, "id": str, "former": list, "forced": bool, "settings": dict}
+    kinds = {"id": str, "former": list, "forced": bool, "ended": bool, "settings": dict}
     if header.get("version") != _VERSION or not all(
         isinstance(header.get(name), kind) for name, kind in kinds.items()
     ):
@@ -470,6 +493,13 @@ def read_header(folder: Folder) -> dict[str, Any] | None:
             "Name another output.",
         )
     return header
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file in a folder of records has a name that jobs give."""
+    return name in (HEADER, ".lock", ".holder") or any(
+        pattern.fullmatch(name) for pattern in (_RECORD, _DATA, _TEMPORARY)
+    )
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any] | None:

@@ -279,7 +279,8 @@ class Folder:
         except (FileExistsError, AlexNetError):
             raise
         except OSError as error:
-            if self.is_local and verb == "read" and error.errno in (None, errno.ENOENT):
+            gone = error.errno == errno.ENOENT or isinstance(error, FileNotFoundError)
+            if verb == "read" and (gone or (self.is_local and error.errno is None)):
                 raise
             raise self._error(verb, name, error.strerror or error) from error
         except Exception as error:  # every service has errors of its own kind
