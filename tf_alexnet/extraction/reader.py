@@ -52,7 +52,6 @@ _ENVIRONMENT = {
 _MIN_AHEAD = 32  # photos decoded ahead of the current batch, however small batches are
 _FETCHES = 16  # URLs fetched at once
 _TRIES = 2  # a process may be killed by others too; a photo that ends two is to blame
-_MEMORY = 3 * 2**29  # of one process; 50 megapixels take up to 1 GB (JPEG 2000), mostly half
 _RAW_SIDE = 512
 _MAX_BLOCKS = 64  # a caller who keeps more batches than this gets copies
 
@@ -149,8 +148,10 @@ class PhotoReader:
         row = preprocess_input(
             [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
         )
-        if workers is None:
-            workers = _processors()
+        if workers is None and hasattr(os, "sched_getaffinity"):
+            workers = len(os.sched_getaffinity(0))
+        elif workers is None:
+            workers = os.cpu_count() or 1
         if workers < 1 or not timeout > 0:
             raise UsageError(
                 f"{workers} workers, timeout {timeout}", "nothing could be read", "Use more."
@@ -174,7 +175,6 @@ class PhotoReader:
             "rows": self._rows.file,
             "row": 4 * self._values,
             "alarm": 2 * self._timeout,
-            "memory": _MEMORY,
         }
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch photos")
@@ -261,16 +261,16 @@ class PhotoReader:
             _Task(os.fspath(path), offset + 4 * self._values * number, block)
             for number, path in enumerate(paths)
         ]
-        for task in tasks:
-            if task.remote:
-                self._fetchers.submit(self._fetch, task)
-            else:
-                self._tasks.put(task)
         while len(self._decoders) < min(self._workers, len(tasks)):
             decoder = _Decoder(self._settings, self._timeout)
             thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
             self._decoders[thread] = decoder
             thread.start()
+        for task in tasks:
+            if task.remote:
+                self._fetchers.submit(self._fetch, task)
+            else:
+                self._tasks.put(task)
         return tasks
 
     def _check_open(self) -> None:
@@ -364,25 +364,29 @@ class _Decoder:
 
     def _start(self) -> None:
         """Start a process, up to three times: somebody may kill it meanwhile."""
-        for tries_left in (2, 1, 0):
+        for _ in range(3):
+            last = b""
             try:
                 self._run()
-            except OSError as error:
-                self.end()
-                raise _no_start(error) from None
-            if self._closed:  # `close` came too early to kill this process
-                self._process.kill()
-            deadline, last = time.monotonic() + _READY_WITHIN, b""
-            try:
+                if self._closed:  # `close` came too early to kill this process
+                    self._process.kill()
+                deadline = time.monotonic() + _READY_WITHIN
                 while (line := self._line(deadline)) != READY:
                     last = line or last
                 return
             except (EOFError, TimeoutError):
                 code = self.end()
-                if self._closed or not tries_left:
-                    raise _no_start(
-                        last.decode("utf-8", "replace") or f"exit code {code}"
-                    ) from None
+                reason = last.decode("utf-8", "replace") or f"exit code {code}"
+            except OSError as error:
+                self.end()
+                reason = error
+            if self._closed:
+                break
+        raise AlexNetError(
+            "decoder process",
+            f"it did not start ({reason})",
+            "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
+        )
 
     def _run(self) -> None:
         """Run the program, with a socket for its input and for the errors of its start."""
@@ -492,19 +496,3 @@ class _SharedRows:
         self._closed = True
         self._free.clear()
         os.close(self.file)
-
-
-def _processors() -> int:
-    """Processors that this program may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _no_start(reason: object) -> AlexNetError:
-    """The error of a process that did not start."""
-    return AlexNetError(
-        "decoder process",
-        f"it did not start ({reason})",
-        "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
-    )
