@@ -180,6 +180,7 @@ class PhotoReader:
         self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch photos")
         self._fetched = threading.BoundedSemaphore(2 * _FETCHES)  # limits what is in memory
         self._decoders: dict[threading.Thread, _Decoder] = {}
+        self._lock = threading.Lock()  # nothing is queued after `close`
         self._closed = False
 
     def __enter__(self) -> PhotoReader:
@@ -190,9 +191,10 @@ class PhotoReader:
 
     def close(self) -> None:
         """End the processes; batches that were handed out stay as they are."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         for decoder in self._decoders.values():
             decoder.close()
         self._fetchers.shutdown()
@@ -252,25 +254,26 @@ class PhotoReader:
 
     def _submit(self, paths: list[str]) -> list[_Task]:
         """Queue photos for decoding; their pixels will lie side by side."""
-        self._check_open()
         schemes = {path.partition(":")[0]: path for path in paths if is_url(path)}
         for url in schemes.values():
             filesystem(url)  # raises if a package is missing, here rather than photo by photo
-        offset, block = self._rows.take(len(paths) * self._values)
-        tasks = [
-            _Task(os.fspath(path), offset + 4 * self._values * number, block)
-            for number, path in enumerate(paths)
-        ]
-        while len(self._decoders) < min(self._workers, len(tasks)):
-            decoder = _Decoder(self._settings, self._timeout)
-            thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
-            self._decoders[thread] = decoder
-            thread.start()
-        for task in tasks:
-            if task.remote:
-                self._fetchers.submit(self._fetch, task)
-            else:
-                self._tasks.put(task)
+        with self._lock:
+            self._check_open()
+            offset, block = self._rows.take(len(paths) * self._values)
+            tasks = [
+                _Task(os.fspath(path), offset + 4 * self._values * number, block)
+                for number, path in enumerate(paths)
+            ]
+            while len(self._decoders) < min(self._workers, len(tasks)):
+                decoder = _Decoder(self._settings, self._timeout)
+                thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
+                self._decoders[thread] = decoder
+                thread.start()
+            for task in tasks:
+                if task.remote:
+                    self._fetchers.submit(self._fetch, task)
+                else:
+                    self._tasks.put(task)
         return tasks
 
     def _check_open(self) -> None:
@@ -348,10 +351,10 @@ class _Decoder:
     def decode(self, task: _Task) -> Answer:
         """Decode a photo into its row of the shared memory."""
         for _ in range(_TRIES):
-            if not self._process:
-                self._start()
-            deadline = time.monotonic() + self._timeout
             try:
+                if not self._process:
+                    self._start()
+                deadline = time.monotonic() + self._timeout
                 self._send(task)
                 task.state = tuple(json.loads(self._line(deadline)))
                 return Answer(*json.loads(self._line(deadline)))
@@ -365,6 +368,8 @@ class _Decoder:
     def _start(self) -> None:
         """Start a process, up to three times: somebody may kill it meanwhile."""
         for _ in range(3):
+            if self._closed:
+                raise EOFError
             last = b""
             try:
                 self._run()
@@ -380,8 +385,6 @@ class _Decoder:
             except OSError as error:
                 self.end()
                 reason = error
-            if self._closed:
-                break
         raise AlexNetError(
             "decoder process",
             f"it did not start ({reason})",
