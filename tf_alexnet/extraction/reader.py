@@ -328,7 +328,7 @@ class PhotoReader:
         return Batch(photos, pixels.reshape(len(good) * crops, *picture), failures)
 
     def _same_size(self, answer: Answer) -> Answer:
-        """In a preset without a size, such as "raw", the first photo's size is that of all."""
+        """Refuse a photo of another size than the first, in presets without a size ("raw")."""
         size = answer.height, answer.width
         if not answer.code:
             self._shape = self._shape or (1, *size, 3)
