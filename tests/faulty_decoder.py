@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_alexnet.extraction import decoder
+from tf_alexnet.images import decode
 
 _decode, _read = decoder.decode_photo, decoder.read_file
 _path = None
@@ -39,7 +40,16 @@ def read_file(path):
     name = os.path.basename(path)
     if name.startswith("unread-"):
         _misbehave(path, name.removeprefix("unread-"))
+    if name.startswith("unstable"):
+        decode.open = _appending
     return _read(path)
+
+
+def _appending(path, mode):
+    """`open`, of a file that somebody adds to meanwhile."""
+    with open(path, "ab") as file:
+        file.write(b"!")
+    return open(path, mode)
 
 
 def decode_photo(source, **options):

@@ -367,6 +367,41 @@ def test_files_that_cannot_be_read(tmp_path):
         load_image(b"")
 
 
+@pytest.mark.parametrize("times", [0, 1, 2, 3, 9])
+@pytest.mark.parametrize("change", ["grows", "shrinks", "is rewritten", "is replaced"])
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch, change, times):
+    path, contents = tmp_path / "a", []
+
+    def put(data, seconds):
+        # Its times would be the same, or not, by chance.
+        other = tmp_path / "b"
+        other.write_bytes(data)
+        os.utime(other, (seconds, seconds))
+        contents.append(data)
+        if change == "is replaced":
+            other.rename(path)
+        else:
+            path.write_bytes(other.read_bytes())
+            os.utime(path, (seconds, seconds))
+
+    def opened(*args):
+        if len(contents) <= times:
+            count = {"grows": 10 + len(contents), "shrinks": 30 - len(contents)}.get(change, 20)
+            put(bytes([len(contents)]) * count, len(contents))
+        return open(*args)
+
+    put(b"first", 77)
+    monkeypatch.setattr(decode, "open", opened, raising=False)
+    data, found = decode.read_file(os.fspath(path))
+    if times < 3:
+        assert (data, found) == (contents[-1], path.stat())
+    else:
+        assert found is None
+        assert data
+        assert contents[3].startswith(data)
+    assert len(contents) == min(times, 3) + 1
+
+
 def test_no_permission(tmp_path, monkeypatch):
     path = tmp_path / "secret.jpg"
     path.write_bytes(saved(RGB, "JPEG"))

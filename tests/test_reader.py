@@ -1,6 +1,7 @@
 """`PhotoReader`: order, memory, and that a bad photo costs that photo only."""
 
 import errno
+import hashlib
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from PIL import Image
 from tf_alexnet.errors import AlexNetError, ImageError, InputError, PresetError, UsageError
 from tf_alexnet.extraction import REASONS
 from tf_alexnet.extraction import reader as reader_module
-from tf_alexnet.extraction.reader import Batch, PhotoReader
+from tf_alexnet.extraction.decoder import digest_of, stat_text
+from tf_alexnet.extraction.reader import Batch, Photo, PhotoReader
 from tf_alexnet.images import load_image, preprocess_input
 
 # What a process may take on a busy machine; on a quiet one each of these is over in a second.
@@ -174,9 +177,68 @@ def test_no_permission(photos, tmp_path):
     assert codes(read(photos[:2])) == {"00.png": "no_permission"}
 
 
+def blake2b(path):
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+
+
+def test_photos_and_failures_know_what_was_read(photos, tmp_path):
+    good = Path(photos[0]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(good[:60])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2**29 + 1)
+    names = ["cut.png", "empty.png", "folder.png", "pipe.png", "large.png", "missing.png"]
+    names = [*photos, *(str(tmp_path / name) for name in names)]
+    with PhotoReader("raw") as reader:
+        (early,) = reader.batches(names, 99)
+        time.sleep(2.1)
+        os.utime(photos[0], (2**33, 2**33))
+        os.utime(photos[1], (5, 5))
+        (late,) = reader.batches(names, 99)
+    assert early.paths == photos[:1], "of ten sizes"
+    assert {found.stat for batch in (early, late) for found in batch.photos} == {None}
+    assert {failure.stat for failure in early.failures} == {None}, "just written"
+    stats = {failure.path: failure.stat for failure in late.failures}
+    for batch in (early, late):
+        digests = {found.path: found.digest for found in (*batch.photos, *batch.failures)}
+        assert digests == {
+            **{path: blake2b(path) for path in names[:13]},
+            **dict.fromkeys(names[13:]),
+        }
+    for path in names[2:13]:
+        found = os.stat(path)
+        assert stats[path] == f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    assert [stats[path] for path in (photos[1], *names[13:])] == [None] * 5
+
+
+def test_a_stat_is_believed_after_two_seconds():
+    def stat(mtime, ctime):
+        times = {"st_mtime_ns": int(mtime * 1e9), "st_ctime_ns": int(ctime * 1e9)}
+        return SimpleNamespace(st_size=7, st_mtime=mtime, st_ctime=ctime, **times)
+
+    assert stat_text(stat(98.0, 50.5), 100.0) == "7 98000000000 50500000000"
+    assert stat_text(stat(50.5, 98.0), 100.0) == "7 50500000000 98000000000"
+    for mtime, ctime in [(98.5, 50), (50, 98.5), (100, 100), (50, 300), (2**33, 50)]:
+        assert stat_text(stat(mtime, ctime), 100.0) is None
+
+
+def test_a_file_that_keeps_changing_has_no_stat(faulty, tmp_path, photos):
+    """What was decoded of it has a digest."""
+    path = str(tmp_path / "unstable.png")
+    Path(path).write_bytes(Path(photos[0]).read_bytes())
+    os.utime(path, (5, 5))
+    time.sleep(2.1)
+    ((found,),) = (batch.photos for batch in read([path]))
+    assert found == (path, None, blake2b(path), None)
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
+        ("unread-exits", "worker_died"),
+        ("unread-sleeps", "timed_out"),
         ("exits", "worker_died"),
         ("killed", "worker_died"),
         ("crashes", "worker_died"),
@@ -188,11 +250,13 @@ def test_no_permission(photos, tmp_path):
 def test_a_photo_that_ends_its_decoder_costs_that_photo(faulty, photos, tmp_path, fault, code):
     bad = [str(tmp_path / f"{fault}-{number}.png") for number in range(2)]
     for path in bad:
-        Image.new("RGB", (9, 9)).save(path)
+        Image.new("RGB", (9, 9), (int(path[-5]), 0, 0)).save(path)
     names = [bad[0], *photos[:5], bad[1], *photos[5:]]
     batches = read(names, 5, workers=2, timeout=1.0 if code == "timed_out" else 10.0)
     assert codes(batches) == {os.path.basename(path): code for path in bad}
     assert [p for b in batches for p in b.paths] == photos
+    for failure in (failure for batch in batches for failure in batch.failures):
+        assert failure.digest == (None if "unread" in fault else blake2b(failure.path))
     for batch in batches:
         np.testing.assert_array_equal(batch.pixels, expected(batch.paths))
 
@@ -320,6 +384,10 @@ def test_odd_names_and_a_working_folder_that_changes(tmp_path, monkeypatch):
         assert batch.paths == names
         monkeypatch.chdir("elsewhere")
         (batch,) = reader.batches([*names, "nul\0.png", "x" * 100_000, "../new\nline.png"], 9)
+        monkeypatch.chdir(tmp_path)
+        begun = reader.batches(names * 8, 9)
+        monkeypatch.chdir("elsewhere")
+        assert [len(batch.paths) for batch in begun] == [9, 9, 9, 9, 4]
     assert batch.paths == ["../new\nline.png"]
     assert [failure.code for failure in batch.failures] == ["missing"] * 5 + ["unreadable"] * 2
 
@@ -339,6 +407,14 @@ def test_urls(photos, monkeypatch):
     assert [p for b in batches for p in b.paths] == [n for n in mixed if "none" not in n]
     local = [photos[names.index(p)] if p in names else p for p in batches[0].paths]
     np.testing.assert_array_equal(batches[0].pixels, expected(local))
+    assert batches[0].photos[0] == Photo(names[0], None, blake2b(photos[0]))
+    assert batches[0].failures[0][3:] == (None, None, None)
+    files.pipe("/reader/cut.png", big.tobytes()[:99])
+    files.pipe("/reader/empty.png", b"")
+    (batch,) = read(["memory://reader/cut.png", "memory://reader/empty.png"])
+    assert codes([batch]) == {"cut.png": "not_an_image", "empty.png": "empty"}
+    digests = [digest_of(big.tobytes()[:99]), digest_of(b"")]
+    assert [failure[3:] for failure in batch.failures] == [(None, x, None) for x in digests]
     monkeypatch.setattr(type(files), "_open", lambda *a, **k: (_ for _ in ()).throw(OSError("!")))
     assert codes(read(names[:1])) == {"0.png": "unreadable"}
     with pytest.raises(UsageError, match="nosuch"):
@@ -346,6 +422,31 @@ def test_urls(photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(UsageError, match=r"fsspec is not installed\. Install it: .*\[remote\]"):
         read(names)
+
+
+def test_only_a_few_urls_are_in_memory(photos, monkeypatch):
+    data, held, most = Path(photos[0]).read_bytes(), [], []
+
+    def fetch(url):
+        held.append(url)
+        most.append(len(held))
+        return data
+
+    decode = reader_module._Decoder.decode
+
+    def decoded(self, task):
+        answer = decode(self, task)
+        held.remove(task.path)
+        return answer
+
+    monkeypatch.setattr(reader_module, "read_url", fetch)
+    monkeypatch.setattr(reader_module._Decoder, "decode", decoded)
+    names = [f"memory://{number}.png" for number in range(200)]
+    (batch,) = read(names, 200, workers=1)
+    assert batch.paths == names
+    assert max(most) <= 33
+    with PhotoReader("caffe", workers=1) as reader:
+        reader.batches(names, 200)  # closed while it is fetched
 
 
 def test_calls_that_can_not_work(photos):

@@ -39,6 +39,7 @@ REASONS = (
 READY = b"\0ready"  # the first answer; lines before it are the standard error of the start
 
 _RACY = 2.0
+_MEMORY = 3 * 2**29  # 50 megapixels take up to 1 GB (JPEG 2000), mostly half
 _LARGE = 3 * 20_000_000
 _LONGEST_TEXT = 1000  # Pillow's messages may quote the whole file
 
@@ -95,15 +96,13 @@ def main() -> None:
         offset, shape = settings["mean_image"]
         raw = os.pread(settings["rows"], 4 * math.prod(shape), offset)
         settings["mean_image"] = np.frombuffer(raw, np.float32).reshape(shape)
-    _set_up(settings["memory"])
+    _set_up()
     requests = sys.stdin.buffer
     with contextlib.suppress(ConnectionError):
         os.write(0, b"\n" + READY + b"\n")
         for line in requests:
             offset, path, length = json.loads(line)
             fetched = requests.read(length)
-            if len(fetched) < length:
-                return
             # However the decoder hangs, the kernel ends it; even when no reader is left to.
             signal.setitimer(signal.ITIMER_REAL, settings["alarm"])
             answer = _decode(fetched if path is None else path, offset, settings)
@@ -111,17 +110,15 @@ def main() -> None:
             _send(answer)
 
 
-def _set_up(memory: int) -> None:
+def _set_up() -> None:
     """Limit what this process can do to the rest of the machine."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the reader's business
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        memory = min(memory, hard)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))  # beyond it: MemoryError
+    with contextlib.suppress(OSError, ValueError):  # if the limit is a lower one already
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, hard))  # beyond it: MemoryError
     # The network's threads wait for each other many times a batch. One that has to wait for a
     # decoder as well holds up all of them: 13 % of the photos a second, seen on two processors.
     with contextlib.suppress(OSError):

@@ -52,7 +52,6 @@ _ENVIRONMENT = {
 _MIN_AHEAD = 32  # photos decoded ahead of the current batch, however small batches are
 _FETCHES = 16  # URLs fetched at once
 _TRIES = 2  # a process may be killed by others too; a photo that ends two is to blame
-_MEMORY = 3 * 2**29  # of one process; 50 megapixels take up to 1 GB (JPEG 2000), mostly half
 _RAW_SIDE = 512
 _MAX_BLOCKS = 64  # a caller who keeps more batches than this gets copies
 
@@ -149,8 +148,10 @@ class PhotoReader:
         row = preprocess_input(
             [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
         )
-        if workers is None:
-            workers = _processors()
+        if workers is None and hasattr(os, "sched_getaffinity"):
+            workers = len(os.sched_getaffinity(0))
+        elif workers is None:
+            workers = os.cpu_count() or 1
         if workers < 1 or not timeout > 0:
             raise UsageError(
                 f"{workers} workers, timeout {timeout}", "nothing could be read", "Use more."
@@ -174,12 +175,12 @@ class PhotoReader:
             "rows": self._rows.file,
             "row": 4 * self._values,
             "alarm": 2 * self._timeout,
-            "memory": _MEMORY,
         }
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch photos")
         self._fetched = threading.BoundedSemaphore(2 * _FETCHES)  # limits what is in memory
         self._decoders: dict[threading.Thread, _Decoder] = {}
+        self._lock = threading.Lock()  # nothing is queued after `close`
         self._closed = False
 
     def __enter__(self) -> PhotoReader:
@@ -190,9 +191,10 @@ class PhotoReader:
 
     def close(self) -> None:
         """End the processes; batches that were handed out stay as they are."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         for decoder in self._decoders.values():
             decoder.close()
         self._fetchers.shutdown()
@@ -252,25 +254,26 @@ class PhotoReader:
 
     def _submit(self, paths: list[str]) -> list[_Task]:
         """Queue photos for decoding; their pixels will lie side by side."""
-        self._check_open()
         schemes = {path.partition(":")[0]: path for path in paths if is_url(path)}
         for url in schemes.values():
             filesystem(url)  # raises if a package is missing, here rather than photo by photo
-        offset, block = self._rows.take(len(paths) * self._values)
-        tasks = [
-            _Task(os.fspath(path), offset + 4 * self._values * number, block)
-            for number, path in enumerate(paths)
-        ]
-        for task in tasks:
-            if task.remote:
-                self._fetchers.submit(self._fetch, task)
-            else:
-                self._tasks.put(task)
-        while len(self._decoders) < min(self._workers, len(tasks)):
-            decoder = _Decoder(self._settings, self._timeout)
-            thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
-            self._decoders[thread] = decoder
-            thread.start()
+        with self._lock:
+            self._check_open()
+            offset, block = self._rows.take(len(paths) * self._values)
+            tasks = [
+                _Task(os.fspath(path), offset + 4 * self._values * number, block)
+                for number, path in enumerate(paths)
+            ]
+            while len(self._decoders) < min(self._workers, len(tasks)):
+                decoder = _Decoder(self._settings, self._timeout)
+                thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
+                self._decoders[thread] = decoder
+                thread.start()
+            for task in tasks:
+                if task.remote:
+                    self._fetchers.submit(self._fetch, task)
+                else:
+                    self._tasks.put(task)
         return tasks
 
     def _check_open(self) -> None:
@@ -325,7 +328,7 @@ class PhotoReader:
         return Batch(photos, pixels.reshape(len(good) * crops, *picture), failures)
 
     def _same_size(self, answer: Answer) -> Answer:
-        """In a preset without a size, such as "raw", the first photo's size is that of all."""
+        """Refuse a photo of another size than the first, in presets without a size ("raw")."""
         size = answer.height, answer.width
         if not answer.code:
             self._shape = self._shape or (1, *size, 3)
@@ -348,10 +351,10 @@ class _Decoder:
     def decode(self, task: _Task) -> Answer:
         """Decode a photo into its row of the shared memory."""
         for _ in range(_TRIES):
-            if not self._process:
-                self._start()
-            deadline = time.monotonic() + self._timeout
             try:
+                if not self._process:
+                    self._start()
+                deadline = time.monotonic() + self._timeout
                 self._send(task)
                 task.state = tuple(json.loads(self._line(deadline)))
                 return Answer(*json.loads(self._line(deadline)))
@@ -364,25 +367,29 @@ class _Decoder:
 
     def _start(self) -> None:
         """Start a process, up to three times: somebody may kill it meanwhile."""
-        for tries_left in (2, 1, 0):
+        for _ in range(3):
+            if self._closed:
+                raise EOFError
+            last = b""
             try:
                 self._run()
-            except OSError as error:
-                self.end()
-                raise _no_start(error) from None
-            if self._closed:  # `close` came too early to kill this process
-                self._process.kill()
-            deadline, last = time.monotonic() + _READY_WITHIN, b""
-            try:
+                if self._closed:  # `close` came too early to kill this process
+                    self._process.kill()
+                deadline = time.monotonic() + _READY_WITHIN
                 while (line := self._line(deadline)) != READY:
                     last = line or last
                 return
             except (EOFError, TimeoutError):
                 code = self.end()
-                if self._closed or not tries_left:
-                    raise _no_start(
-                        last.decode("utf-8", "replace") or f"exit code {code}"
-                    ) from None
+                reason = last.decode("utf-8", "replace") or f"exit code {code}"
+            except OSError as error:
+                self.end()
+                reason = error
+        raise AlexNetError(
+            "decoder process",
+            f"it did not start ({reason})",
+            "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
+        )
 
     def _run(self) -> None:
         """Run the program, with a socket for its input and for the errors of its start."""
@@ -492,19 +499,3 @@ class _SharedRows:
         self._closed = True
         self._free.clear()
         os.close(self.file)
-
-
-def _processors() -> int:
-    """Processors that this program may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _no_start(reason: object) -> AlexNetError:
-    """The error of a process that did not start."""
-    return AlexNetError(
-        "decoder process",
-        f"it did not start ({reason})",
-        "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
-    )
