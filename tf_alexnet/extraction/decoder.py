@@ -19,7 +19,7 @@ import resource
 import signal
 import struct
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -51,6 +51,50 @@ LENGTH = struct.Struct("<I")
 
 _LARGE = 3 * 20_000_000
 _TEXT = 1000  # a reason is a line; a file may make Pillow quote all of it
+
+
+class Photo(NamedTuple):
+    """A photo, and the state in which it was read.
+
+    Attributes
+    ----------
+    path : str
+        Its written name.
+    stat : str or None
+        ``"size mtime_ns ctime_ns"``; None if that proves nothing.
+    digest : str or None
+        BLAKE2b (16 bytes, hex) of the bytes that were decoded.
+    place : str or None
+        Its real folder and its name there.
+    """
+
+    path: str
+    stat: str | None = None
+    digest: str | None = None
+    place: str | None = None
+
+
+class Failure(NamedTuple):
+    """A photo that gave no row.
+
+    Attributes
+    ----------
+    path : str
+        Its written name.
+    code : str
+        One of `REASONS`.
+    detail : str
+        What was found, in a line.
+    stat, digest, place : str or None
+        As in `Photo`; no digest if no bytes were read.
+    """
+
+    path: str
+    code: str
+    detail: str
+    stat: str | None = None
+    digest: str | None = None
+    place: str | None = None
 
 
 def main() -> None:
