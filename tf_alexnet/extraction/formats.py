@@ -11,12 +11,13 @@ import bisect
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ _OK = "ok"
 
 Layers = dict[str, tuple[tuple[int, ...], np.dtype]]  # layer -> (shape of a row, dtype)
 Rows = Mapping[str, np.ndarray]
-Take = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
+_Texts = Callable[[str], "list[str] | None"]  # name of a column -> its values, if there is one
+_Take = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 
 
 class Output:
@@ -52,19 +54,26 @@ class Output:
     """
 
     def __init__(
-        self, paths: list[str], layers: Layers, failures: list[Failure], attributes: dict[str, str]
+        self,
+        texts: _Texts,
+        layers: Layers,
+        failures: list[Failure],
+        attributes: dict[str, str],
+        opened: Callable[[str, contextlib.ExitStack], _Take],
+        starts: Sequence[int] | None = None,
     ):
-        if not all(isinstance(path, str) for path in paths):
+        self._texts, self._opened, self._starts = texts, opened, starts
+        self.paths, self.failures, self.attributes = texts("paths"), failures, attributes
+        self.layers = {name: (shape[1:], dtype) for name, (shape, dtype) in layers.items()}
+        if not all(isinstance(path, str) for path in self.paths):
             raise ValueError("a path is not text")
         for name, (shape, dtype) in layers.items():
-            if dtype.kind != "f" or shape[0] != len(paths):
+            if dtype.kind != "f" or shape[0] != len(self.paths):
                 raise ValueError(f"{name} is not one row of numbers per path")
-        self.paths, self.failures, self.attributes = paths, failures, attributes
-        self.layers = {name: (shape[1:], dtype) for name, (shape, dtype) in layers.items()}
 
     @functools.cached_property
     def photos(self) -> list[Photo]:
-        """One per row. A job's data files and files of version 0.1 know nothing but their paths."""
+        """One per row; a job's data files and files of version 0.1 know only their paths."""
         with _value_errors():
             return _records(Photo, lambda x: self.paths if x == "paths" else self._texts(x))
 
@@ -82,40 +91,25 @@ class Output:
             Layers to read.
         rows : sequence of int, optional
             Ascending indices of the rows to read (default: all).
-
-        Yields
-        ------
-        dict of str to ndarray
-            Layer -> rows.
         """
         wanted = np.arange(self.count) if rows is None else np.asarray(rows, np.int64)
-        if len(wanted) and not (0 <= wanted.min() and wanted.max() < self.count):
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
             raise ValueError(f"row {wanted.max()} of {self.count}")
+        starts = self._starts
+        if starts is None:
+            step = _fitting(BLOCK_BYTES, [self.layers[name] for name in layers])
+            starts = range(0, self.count, step)
         with _value_errors(), contextlib.ExitStack() as stack:
-            takes = {name: self._open_layer(name, stack) for name in layers}
-            for start, stop in self._spans(layers):
+            takes = {name: self._opened(name, stack) for name in layers}
+            for start, stop in itertools.pairwise([*starts, self.count]):
                 some = wanted[slice(*np.searchsorted(wanted, (start, stop)))]
                 if not len(some):
                     continue
-                first = int(some[0])
-                block = {name: take(first, int(some[-1]) + 1) for name, take in takes.items()}
+                first, end = int(some[0]), int(some[-1]) + 1
+                block = {name: take(first, end) for name, take in takes.items()}
                 if rows is not None:
                     block = {name: values[some - first] for name, values in block.items()}
                 yield block
-
-    def _spans(self, layers: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """First and last row (exclusive) of each block."""
-        step = _fitting(BLOCK_BYTES, {name: self.layers[name] for name in layers})
-        for start in range(0, self.count, step):
-            yield start, min(start + step, self.count)
-
-    def _texts(self, name: str) -> list[str] | None:
-        """``stats``, ``digests`` or ``places`` of the photos; None if they are not recorded."""
-        raise NotImplementedError
-
-    def _open_layer(self, layer: str, stack: contextlib.ExitStack) -> Take:
-        """A function that returns rows of a layer; it is asked for them in ascending order."""
-        raise NotImplementedError
 
 
 def data_writer(suffix: str) -> type[Hdf5Writer] | type[ParquetWriter]:
@@ -144,13 +138,11 @@ def export(
     elif suffix == ".npy":
         _export_npy(file, content, names_file)
     else:
-        with data_writer(suffix)(file, finished=True) as writer:
-            done, layers = 0, content.layers.items()
-            writer.put([], {name: np.empty((0, *shape), dtype) for name, (shape, dtype) in layers})
+        with data_writer(suffix)(file, content.layers) as writer:
+            photos = iter(content.photos)
             for rows in content.blocks(list(content.layers)):
                 count = len(next(iter(rows.values())))
-                writer.put(content.photos[done : done + count], rows)
-                done += count
+                writer.add(list(itertools.islice(photos, count)), rows)
             writer.finish(content.attributes, content.failures)
     file.check()
 
@@ -168,11 +160,6 @@ def open_output(
     names : path, optional
         The JSON file that belongs to an ``.npy`` (default: `path` + ``.json``).
 
-    Yields
-    ------
-    Output
-        Valid until the block ends.
-
     Raises
     ------
     ValueError, KeyError, OSError
@@ -182,10 +169,10 @@ def open_output(
     with contextlib.ExitStack() as stack:
         with _value_errors():
             if path.suffix.lower() == ".npy":
-                output = _Npy(path, Path(names or f"{path}.json"))
+                output = _read_npy(path, Path(names or f"{path}.json"))
             else:
-                kinds = {".npz": _Npz, ".parquet": _Parquet}
-                output = kinds.get(path.suffix.lower(), _Hdf5)(path, stack)
+                readers = {".npz": _read_npz, ".parquet": _read_parquet}
+                output = readers.get(path.suffix.lower(), _read_hdf5)(path, stack)
         yield output
 
 
@@ -196,7 +183,7 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def _value_errors() -> Iterator[None]:
-    """Raise ValueError for all that a damaged file makes the libraries raise."""
+    """Raise ValueError for everything else that a damaged file makes libraries raise."""
     try:
         yield
     except (ValueError, KeyError, OSError, ImportError):
@@ -206,7 +193,7 @@ def _value_errors() -> Iterator[None]:
 
 
 def _encoded(text: str) -> bytes:
-    """The bytes of a name on disk, free of NUL; text that is no such name is escaped."""
+    """The bytes of a name on disk, without NUL; a text that can't be such a name is escaped."""
     try:
         raw = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -214,205 +201,162 @@ def _encoded(text: str) -> bytes:
     return raw.replace(b"\0", b"\\0")
 
 
-def _records(kind: type, texts: Callable[[str], Sequence | None]) -> list:
+def _records(kind: type, texts: _Texts) -> list:
     """Photos or failures from columns; an empty stat, digest or place is None."""
-    count, columns = len(texts("paths")), []
-    for field in kind._fields:
-        values = texts(f"{field}s")
-        if field in kind._field_defaults:
-            values = [None] * count if values is None else [value or None for value in values]
-        columns.append(values)
-    return [kind(*row) for row in zip(*columns, strict=True)]
+    columns = {field: texts(f"{field}s") for field in kind._fields}
+    for field in kind._field_defaults:
+        columns[field] = [x or None for x in columns[field] or [""] * len(columns["path"])]
+    return [kind(*row) for row in zip(*columns.values(), strict=True)]
 
 
-def _fitting(size: int, layers: Layers) -> int:
-    """The power of two of rows that fit into `size` bytes; 1 if none does."""
-    row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layers.values())
+def _fitting(size: int, layers: Iterable[tuple[tuple[int, ...], np.dtype]]) -> int:
+    """The power of two of rows that fits into `size` bytes; at least 1."""
+    row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layers)
     return 1 << max(0, (size // max(row, 2048)).bit_length() - 1)
 
 
-def _with_layers(attributes: Mapping[str, str], layers: Layers) -> dict[str, str]:
-    """Attributes by which `open_output` finds the layers."""
-    return {**attributes, "layers": " ".join(layers)}
-
-
-class _Writer:
+class _Writer(contextlib.AbstractContextManager):
     """Writes rows in steps that depend on their size alone: equal content gives equal bytes.
 
-    Parameters
-    ----------
-    file : OutputFile
-        An empty file.
-    finished : bool
-        Whether the photos' states and failures are written too.
+    With `layers` the file is a finished one.
     """
 
-    def __init__(self, file: OutputFile, finished: bool = False):
-        self._raw, self._finished = file, finished
-        self._layers: Layers | None = None
+    def __init__(self, file: OutputFile, layers: Layers | None = None):
+        self._raw, self._finished = file, layers is not None
+        self._file: Any = None
         self._waiting: list[tuple[Sequence[Photo], Rows]] = []
-        self._count = self._step = 0
-
-    def __enter__(self) -> _Writer:
-        return self
+        if layers is not None:
+            self._begin(layers)
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        if self._file is not None:
+            self._file.close()
 
-    def add(self, paths: Sequence[str], rows: Rows) -> None:
-        """Append one row per path to every layer."""
-        self.put([Photo(path) for path in paths], rows)
-
-    def put(self, photos: Sequence[Photo], rows: Rows) -> None:
-        """Append one row per photo to every layer."""
-        if self._layers is None:
-            self._layers = {name: (x.shape[1:], x.dtype) for name, x in rows.items()}
-            self._step = _fitting(BLOCK_BYTES, self._layers)
-            self._begin(self._layers)
+    def add(self, paths: Sequence[str] | Sequence[Photo], rows: Rows) -> None:
+        """Append one row per path (of a finished file: `Photo`) to every layer."""
+        photos = paths if self._finished else [Photo(path) for path in paths]
+        if self._file is None:
+            self._begin({name: (x.shape[1:], x.dtype) for name, x in rows.items()})
         self._waiting.append((photos, rows))
-        self._count += len(photos)
-        if self._count >= self._step:
-            self._flush(self._count // self._step * self._step)
+        if sum(len(some) for some, _ in self._waiting) >= self._step:
+            self._flush(self._step)
         self._raw.check()
 
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
         """Write what waits, the failures and the attributes."""
-        self.put([], {} if self._layers is None else self._waiting[-1][1])
-        self._flush(self._count)
+        if self._waiting:
+            self._flush(1)
         for start in range(0, len(failures), 4096):
-            self._write_failures(failures[start : start + 4096])
+            self._write(failures[start : start + 4096], {})
             self._raw.check()
-        self._write_attributes(_with_layers(attributes, self._layers))
+        self._end({**attributes, "layers": " ".join(self._layers)})
         self._raw.check()
 
-    def _flush(self, count: int) -> None:
-        """Write the first `count` of the rows that wait."""
+    def _begin(self, layers: Layers) -> None:
+        """Create the file."""
+        self._layers, self._step = layers, _fitting(BLOCK_BYTES, layers.values())
+        self._create()
+
+    def _flush(self, least: int) -> None:
+        """Write steps as long as `least` rows wait."""
         photos = list(itertools.chain.from_iterable(some for some, _ in self._waiting))
         rows = {x: np.concatenate([some[x] for _, some in self._waiting]) for x in self._layers}
-        for start in range(0, count, self._step):
-            part = slice(start, min(start + self._step, count))
-            self._write(photos[part], {name: values[part] for name, values in rows.items()})
+        while len(photos) >= least:
+            self._write(photos[: self._step], {x: rows[x][: self._step] for x in rows})
+            photos, rows = photos[self._step :], {x: rows[x][self._step :] for x in rows}
             self._raw.check()
-        self._waiting = [(photos[count:], {name: values[count:] for name, values in rows.items()})]
-        self._count -= count
-
-
-# HDF5
+        self._waiting = [(photos, rows)]
 
 
 class Hdf5Writer(_Writer):
     """An HDF5 file: a dataset per layer, ``paths`` and attributes.
 
-    A finished file has ``stats``, ``digests``, ``places`` and a group ``errors`` too. The library
-    checks rows and its own structures (the latter since its format 1.10) by checksums; it can't
-    check text, of which an attribute has the digest.
+    A finished file has ``stats``, ``digests``, ``places`` and a group ``errors`` too. HDF5 checks
+    rows, and (since its format 1.10) its own structures, by checksums. It has none for text, whose
+    digest is an attribute.
     """
 
-    def __init__(self, file: OutputFile, finished: bool = False):
-        super().__init__(file, finished)
+    def _create(self) -> None:
         creation, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
         creation.set_obj_track_times(False)
         access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
         access.set_fclose_degree(h5f.CLOSE_STRONG)
-        access.set_fileobj_driver(h5fd.fileobj_driver, file)
+        access.set_fileobj_driver(h5fd.fileobj_driver, self._raw)
         self._file = h5py.File(h5f.create(b"features", h5f.ACC_TRUNC, creation, access))
-        self._digests: dict[str, Any] = {}
-
-    def _begin(self, layers: Layers) -> None:
-        for name, (shape, dtype) in layers.items():
-            chunk = (_fitting(_CHUNK_BYTES, {name: (shape, dtype)}), *shape)
+        for name, (shape, dtype) in self._layers.items():
+            chunk = (_fitting(_CHUNK_BYTES, [(shape, dtype)]), *shape)
             data = self._file.create_dataset(
                 name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk, fletcher32=True
             )
             data.attrs["layer"] = name
-        names = [f"{field}s" for field in (Photo._fields if self._finished else ["path"])]
+        names = ["paths"]
         if self._finished:
-            settings = h5p.create(h5p.GROUP_CREATE)
-            settings.set_obj_track_times(False)
-            h5g.create(self._file.id, b"errors", gcpl=settings)
+            group = h5p.create(h5p.GROUP_CREATE)
+            group.set_obj_track_times(False)
+            h5g.create(self._file.id, b"errors", gcpl=group)
+            names = [f"{field}s" for field in Photo._fields]
             names += [f"errors/{field}s" for field in Failure._fields]
         for name in names:
             text = h5py.string_dtype()
             self._file.create_dataset(name, (0,), text, maxshape=(None,), chunks=(1024,))
-            self._digests[name] = hashlib.blake2b(digest_size=16)
+        self._digests = {name: hashlib.blake2b(digest_size=16) for name in names}
 
-    def _write(self, photos: Sequence[Photo], rows: Rows) -> None:
-        for name, values in rows.items():
-            self._append(name, values)
-        self._write_texts("", photos)
-
-    def _write_failures(self, failures: Sequence[Failure]) -> None:
-        self._write_texts("errors/", failures)
-
-    def _write_texts(self, group: str, records: Sequence[Photo | Failure]) -> None:
-        """Append photos or failures to the columns of a group."""
-        for field in records[0]._fields if records else ():
-            name = f"{group}{field}s"
-            if name in self._digests:
+    def _write(self, records: Sequence[Photo | Failure], rows: Rows) -> None:
+        """Make the datasets longer."""
+        columns = dict(rows)
+        group = "errors/" if isinstance(records[0], Failure) else ""
+        for field in records[0]._fields:
+            if (name := f"{group}{field}s") in self._digests:
                 texts = [_encoded(getattr(record, field) or "") for record in records]
                 self._digests[name].update(b"".join(text + b"\0" for text in texts))
-                self._append(name, np.array(texts, object))
+                columns[name] = np.array(texts, object)
+        for name, values in columns.items():
+            data = self._file[name]
+            start = len(data)
+            data.resize(start + len(values), axis=0)
+            data[start:] = values
 
-    def _append(self, name: str, values: np.ndarray) -> None:
-        """Make a dataset longer."""
-        data = self._file[name]
-        start = len(data)
-        data.resize(start + len(values), axis=0)
-        data[start:] = values
-
-    def _write_attributes(self, attributes: Mapping[str, str]) -> None:
+    def _end(self, attributes: Mapping[str, str]) -> None:
         for name, digest in self._digests.items():
             self._file[name].attrs["blake2b"] = digest.hexdigest()
         self._file.attrs.update(attributes)
 
-    def _close(self) -> None:
-        self._file.close()
 
+def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
+    file = stack.enter_context(h5py.File(path, "r"))
 
-class _Hdf5(Output):
-    """Reads an HDF5 file."""
-
-    def __init__(self, path: Path, stack: contextlib.ExitStack):
-        self._file = file = stack.enter_context(h5py.File(path, "r"))
-        attributes = {name: x for name, x in file.attrs.items() if isinstance(x, str)}
-        datasets = {name: self._dataset(name) for name in attributes["layers"].split()}
-        failures = []
-        if "errors" in file:
-            failures = _records(Failure, lambda name: self._texts(f"errors/{name}"))
-        layers = {name: (data.shape, data.dtype) for name, data in datasets.items()}
-        super().__init__(self._texts("paths"), layers, failures, attributes)
-
-    def _dataset(self, name: str) -> h5py.Dataset:
-        """A dataset whose values are all in the file itself."""
-        found = self._file
+    def dataset(name: str) -> h5py.Dataset:
+        found = file
         for part in name.split("/"):
             if not isinstance(found.get(part, getlink=True), h5py.HardLink):
                 raise KeyError(f"there is no dataset {name}")
             found = found[part]
         if found.is_virtual or found.external or found.chunks is None:
             raise ValueError(f"{name} was not written by this package")
-        shape = zip(found.shape, found.chunks, strict=True)
-        if found.id.get_num_chunks() < math.prod(-(-size // chunk) for size, chunk in shape):
+        chunks = math.prod(-(-x // y) for x, y in zip(found.shape, found.chunks, strict=True))
+        if found.id.get_num_chunks() < chunks:
             raise ValueError(f"{name} lacks some of its values")
         return found
 
-    def _texts(self, name: str) -> list[str] | None:
-        if name not in self._file and name != "paths":
+    def texts(name: str) -> list[str] | None:
+        if name not in file and name != "paths":
             return None
-        data = self._dataset(name)
-        texts = data[:].tolist()
-        if "blake2b" in data.attrs:
-            joined = b"".join(text + b"\0" for text in texts)
-            if hashlib.blake2b(joined, digest_size=16).hexdigest() != data.attrs["blake2b"]:
-                raise ValueError(f"{name} is damaged")
-        return [text.decode("utf-8", "surrogateescape") for text in texts]
+        data = dataset(name)
+        raw = data[:].tolist()
+        digest = hashlib.blake2b(b"".join(text + b"\0" for text in raw), digest_size=16)
+        if data.attrs.get("blake2b", digest.hexdigest()) != digest.hexdigest():
+            raise ValueError(f"{name} is damaged")
+        return [text.decode("utf-8", "surrogateescape") for text in raw]
 
-    def _open_layer(self, layer: str, stack: contextlib.ExitStack) -> Take:
-        data = self._dataset(layer)
+    def opened(layer: str, _: contextlib.ExitStack) -> _Take:
+        data = dataset(layer)
         return lambda start, stop: data[start:stop]
 
-
-# Parquet
+    attributes = {name: value for name, value in file.attrs.items() if isinstance(value, str)}
+    datasets = {name: dataset(name) for name in attributes["layers"].split()}
+    layers = {name: (data.shape, data.dtype) for name, data in datasets.items()}
+    failures = _records(Failure, lambda x: texts(f"errors/{x}")) if "errors" in file else []
+    return Output(texts, layers, failures, attributes, opened)
 
 
 class ParquetWriter(_Writer):
@@ -424,152 +368,119 @@ class ParquetWriter(_Writer):
     code) and ``detail``; those that could not be read come last, with null layers.
     """
 
-    _writer: Any = None
-
-    def _begin(self, layers: Layers) -> None:
+    def _create(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        fields = [("path", pa.string()), ("path_bytes", pa.binary())]
+        fields = [pa.field("path", pa.string()), pa.field("path_bytes", pa.binary())]
         if self._finished:
-            texts = ("stat", "digest", "status", "detail")
-            fields += [("place", pa.binary()), *((name, pa.string()) for name in texts)]
-        for name, (shape, dtype) in layers.items():
+            fields.append(pa.field("place", pa.binary()))
+            fields += [pa.field(x, pa.string()) for x in ("stat", "digest", "status", "detail")]
+        for name, (shape, dtype) in self._layers.items():
             kind = pa.list_(pa.from_numpy_dtype(dtype), math.prod(shape))
             fields.append(pa.field(name, kind, metadata={"shape": " ".join(map(str, shape))}))
-        self._schema = pa.schema(fields)
-        # Numbers hardly repeat: a dictionary of them, or packing them, costs time for nothing.
-        self._writer = pq.ParquetWriter(
+        self._file = pq.ParquetWriter(
             pa.PythonFile(self._raw, "w"),
-            self._schema,
-            compression="none",
+            pa.schema(fields),
+            compression="none",  # numbers hardly repeat: packing them costs time for nothing
             use_dictionary=["status"],
             write_statistics=["path", "status"],
             write_page_checksum=True,
         )
 
-    def _write(self, photos: Sequence[Photo | Failure], rows: Rows) -> None:
-        """Write a row group."""
+    def _write(self, records: Sequence[Photo | Failure], rows: Rows) -> None:
+        """Append a row group."""
         import pyarrow as pa
 
-        if not photos:
-            return
-        shown, raw = [printable(x.path) for x in photos], [_encoded(x.path) for x in photos]
+        shown = [printable(x.path) for x in records]
+        raw = [_encoded(x.path) for x in records]
         columns = {
             "path": shown,
-            "path_bytes": [None if x == y.encode() else x for x, y in zip(raw, shown, strict=True)],
-            "place": [x.place and _encoded(x.place) for x in photos],
-            "stat": [x.stat for x in photos],
-            "digest": [x.digest for x in photos],
-            "status": [getattr(x, "code", _OK) for x in photos],
-            "detail": [printable(x.detail) if isinstance(x, Failure) else None for x in photos],
+            "path_bytes": [None if x.encode() == y else y for x, y in zip(shown, raw, strict=True)],
+            "place": [x.place and _encoded(x.place) for x in records],
+            "stat": [x.stat for x in records],
+            "digest": [x.digest for x in records],
+            "status": [getattr(x, "code", _OK) for x in records],
+            "detail": [printable(x.detail) if isinstance(x, Failure) else None for x in records],
         }
         arrays = []
-        for field in self._schema:
+        for field in self._file.schema:
             if field.name in rows:
                 flat = pa.array(np.ascontiguousarray(rows[field.name]).ravel())
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
             else:
-                arrays.append(pa.array(columns.get(field.name, [None] * len(photos)), field.type))
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+                values = columns.get(field.name, [None] * len(records))
+                arrays.append(pa.array(values, field.type))
+        self._file.write_table(pa.Table.from_arrays(arrays, schema=self._file.schema))
 
-    def _write_failures(self, failures: Sequence[Failure]) -> None:
-        self._write(failures, {})
-
-    def _write_attributes(self, attributes: Mapping[str, str]) -> None:
-        self._writer.add_key_value_metadata(attributes)
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def _end(self, attributes: Mapping[str, str]) -> None:
+        self._file.add_key_value_metadata(attributes)
 
 
-class _Parquet(Output):
-    """Reads a Parquet file."""
+def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, path: Path, stack: contextlib.ExitStack):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    # As bytes: Arrow takes a path for text, and knows none that is not UTF-8.
+    raw = stack.enter_context(pa.OSFile(os.fsencode(path)))
+    file = stack.enter_context(pq.ParquetFile(raw, page_checksum_verification=True))
 
-        # As bytes: Arrow takes a path for text, and knows none that is not UTF-8.
-        raw = stack.enter_context(pa.OSFile(os.fsencode(path)))
-        self._file = file = stack.enter_context(
-            pq.ParquetFile(raw, page_checksum_verification=True)
-        )
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        self._starts = [0, *itertools.accumulate(sizes)]
-        total = self._starts[-1]
-        codes = self._column("codes", slice(0, total))
-        rows = total if codes is None else codes.count(_OK)
-        self._rows, failed = slice(0, rows), slice(rows, total)
-        if codes is not None and _OK in codes[failed]:
-            raise ValueError("rows stand behind failures")
-        layers = {}
-        for field in file.schema_arrow:
-            if field.metadata and b"shape" in field.metadata:
-                shape = tuple(map(int, field.metadata[b"shape"].split()))
-                dtype = np.dtype(field.type.value_type.to_pandas_dtype())
-                layers[field.name] = (rows, *shape), dtype
-        failures = _records(Failure, lambda x: self._column(x, failed)) if rows < total else []
-        known = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
-        known.pop("ARROW:schema", None)
-        super().__init__(self._texts("paths"), layers, failures, known)
-
-    def _texts(self, name: str) -> list[str] | None:
-        return self._column(name, self._rows)
-
-    def _column(self, name: str, rows: slice) -> list[str] | None:
-        """Some values of a column of text; None if there is no such column."""
-        name = {"codes": "status"}.get(name, name[:-1])
-        if name not in self._file.schema_arrow.names:
+    def texts(name: str, first: int = 0, end: int | None = None) -> list[str] | None:
+        name = "status" if name == "codes" else name.removesuffix("s")
+        if name not in file.schema_arrow.names:
             return None
         columns = ["path", "path_bytes"] if name == "path" else [name]
-        table = self._file.read(columns=columns)[rows.start : rows.stop]
+        table = file.read(columns=columns)[first : rows if end is None else end]
         found = zip(*(table[column].to_pylist() for column in columns), strict=True)
-        texts = [values[0] if values[-1] is None else values[-1] for values in found]
-        return [x.decode("utf-8", "surrogateescape") if isinstance(x, bytes) else x for x in texts]
+        found = [some[0] if some[-1] is None else some[-1] for some in found]
+        return [x.decode("utf-8", "surrogateescape") if isinstance(x, bytes) else x for x in found]
 
-    def _spans(self, layers: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """The row groups."""
-        for start, stop in itertools.pairwise(self._starts):
-            yield start, min(stop, self.count)
-
-    def _open_layer(self, layer: str, stack: contextlib.ExitStack) -> Take:
+    def opened(layer: str, _: contextlib.ExitStack) -> _Take:
         def take(start: int, stop: int) -> np.ndarray:
-            group = bisect.bisect_right(self._starts, start) - 1
-            lists = self._file.read_row_group(group, columns=[layer])[layer].combine_chunks()
-            flat = lists.slice(start - self._starts[group], stop - start).flatten()
-            return flat.to_numpy().reshape(stop - start, *self.layers[layer][0])
+            group = bisect.bisect_right(starts, start) - 1
+            lists = file.read_row_group(group, columns=[layer])[layer].combine_chunks()
+            flat = lists.slice(start - starts[group], stop - start).flatten().to_numpy()
+            return flat.reshape(stop - start, *layers[layer][0][1:])
 
         return take
 
-
-# NumPy
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    *starts, total = [0, *itertools.accumulate(sizes)]
+    codes = texts("codes", 0, total) or [_OK] * total
+    rows = codes.count(_OK)
+    if _OK in codes[rows:]:
+        raise ValueError("rows stand behind failures")
+    layers = {}
+    for field in file.schema_arrow:
+        if field.metadata and b"shape" in field.metadata:
+            shape = tuple(map(int, field.metadata[b"shape"].split()))
+            layers[field.name] = (rows, *shape), np.dtype(field.type.value_type.to_pandas_dtype())
+    failures = _records(Failure, lambda x: texts(x, rows, total)) if rows < total else []
+    known = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
+    known.pop("ARROW:schema", None)
+    return Output(texts, layers, failures, known, opened, [x for x in starts if x < rows])
 
 
 def _export_npz(file: OutputFile, content: Any) -> None:
-    """Write an archive, uncompressed: an array per layer and column, ``attributes`` as JSON."""
+    """An archive of NumPy arrays, not compressed: a layer or column each, ``attributes`` (JSON)."""
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        for prefix, kind, records in (
-            ("", Photo, content.photos),
-            ("errors_", Failure, content.failures),
-        ):
-            for field in kind._fields:
-                with _member(archive, f"{prefix}{field}s") as member:
-                    _write_texts(member, records, field)
-                file.check()
-        attributes = json.dumps(_with_layers(content.attributes, content.layers))
-        with _member(archive, "attributes") as member:
-            np.lib.format.write_array(member, np.array(attributes))
+
+        def member(name: str) -> Any:
+            # Without a date of its own it gets the time of day, and no two files would be equal.
+            return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+
+        columns = {f"{x}s": (content.photos, x) for x in Photo._fields}
+        columns |= {f"errors_{x}s": (content.failures, x) for x in Failure._fields}
+        for name, (records, field) in columns.items():
+            with member(name) as target:
+                _write_texts(target, [getattr(record, field) or "" for record in records])
+            file.check()
+        attributes = {**content.attributes, "layers": " ".join(content.layers)}
+        with member("attributes") as target:
+            np.lib.format.write_array(target, np.array(json.dumps(attributes)))
         for name in content.layers:
-            with _member(archive, name) as member:
-                _write_layer(member, content, name, file)
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> Any:
-    """A new array of an archive."""
-    # Without a date of its own a member gets the time of day, and no two files would be equal.
-    return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+            with member(name) as target:
+                _write_layer(target, content, name, file)
 
 
 def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -578,105 +489,75 @@ def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _write_texts(file: Any, records: Sequence[Photo | Failure], field: str) -> None:
-    """Write a field of photos or failures; NumPy makes all texts as wide as the widest."""
-    width = max((len(getattr(record, field) or "") for record in records), default=0)
-    dtype = np.dtype(f"<U{max(1, width)}")
-    _write_header(file, (len(records),), dtype)
-    for start in range(0, len(records), 1024):
-        texts = [getattr(record, field) or "" for record in records[start : start + 1024]]
-        file.write(np.array(texts, dtype).tobytes())
+def _write_texts(file: Any, texts: list[str]) -> None:
+    """Write an array of text; NumPy makes each as wide as the widest."""
+    dtype = np.dtype(f"<U{max(1, *map(len, texts), 1)}")
+    _write_header(file, (len(texts),), dtype)
+    for start in range(0, len(texts), 1024):
+        file.write(np.array(texts[start : start + 1024], dtype).tobytes())
 
 
 def _write_layer(file: Any, content: Any, layer: str, raw: OutputFile) -> None:
     """Write a layer as an array."""
     shape, dtype = content.layers[layer]
-    _write_header(file, (content.count, *shape), dtype)
+    _write_header(file, (len(content.photos), *shape), dtype)
     for rows in content.blocks([layer]):
         file.write(np.ascontiguousarray(rows[layer]).data)
         raw.check()
 
 
-class _Npz(Output):
-    """Reads an archive of NumPy arrays."""
+def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
+    archive = stack.enter_context(zipfile.ZipFile(path))
 
-    def __init__(self, path: Path, stack: contextlib.ExitStack):
-        self._archive = stack.enter_context(zipfile.ZipFile(path))
-        with self._archive.open("attributes.npy") as member:
-            attributes = json.loads(str(np.lib.format.read_array(member)))
-        layers = {}
-        for name in attributes["layers"].split():
-            with self._archive.open(f"{name}.npy") as member:
-                layers[name] = self._header(member)
-        failures = _records(Failure, lambda name: self._texts(f"errors_{name}"))
-        super().__init__(self._texts("paths"), layers, failures, attributes)
+    def texts(name: str) -> Any:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{name}.npy") as member:
+            return np.lib.format.read_array(member).tolist()
 
-    @staticmethod
-    def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of an array."""
+    def header(layer: str, members: contextlib.ExitStack) -> tuple[Any, tuple, np.dtype]:
+        member = members.enter_context(archive.open(f"{layer}.npy"))
         version = np.lib.format.read_magic(member)
         shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
         if version != (1, 0) or in_columns:
-            raise ValueError("an array was not written by this package")
-        return shape, dtype
+            raise ValueError(f"{layer} was not written by this package")
+        return member, shape, dtype
 
-    def _texts(self, name: str) -> list[str] | None:
-        if f"{name}.npy" not in self._archive.namelist():
-            return None
-        with self._archive.open(f"{name}.npy") as member:
-            return np.lib.format.read_array(member).tolist()
-
-    def _open_layer(self, layer: str, stack: contextlib.ExitStack) -> Take:
-        member = stack.enter_context(self._archive.open(f"{layer}.npy"))
-        self._header(member)
-        first, (shape, dtype) = member.tell(), self.layers[layer]
-        size = math.prod(shape) * dtype.itemsize
+    def opened(layer: str, members: contextlib.ExitStack) -> _Take:
+        member, shape, dtype = header(layer, members)
+        first, size = member.tell(), math.prod(shape[1:]) * dtype.itemsize
 
         def take(start: int, stop: int) -> np.ndarray:
             if skipped := first + start * size - member.tell():
                 member.seek(skipped, os.SEEK_CUR)  # only then: no checksum is compared after it
             data = member.read(size * (stop - start))
-            return np.frombuffer(data, dtype).reshape(stop - start, *shape)
+            return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
 
         return take
 
+    attributes = json.loads(texts("attributes"))
+    with contextlib.ExitStack() as members:
+        layers = {name: header(name, members)[1:] for name in attributes["layers"].split()}
+    failures = _records(Failure, lambda name: texts(f"errors_{name}"))
+    return Output(texts, layers, failures, attributes, opened)
+
 
 def _export_npy(file: OutputFile, content: Any, names_file: OutputFile) -> None:
-    """Write the rows of the only layer, and beside them everything else."""
+    """The rows of the only layer, and everything else as JSON."""
     (layer,) = content.layers
     _write_layer(file, content, layer, file)
-    separator = b'{"'
-    for field in Photo._fields:
-        names_file.write(separator + f'{field}s": ['.encode())
-        _write_json(names_file, content.photos, lambda photo, field=field: getattr(photo, field))
-        separator = b'],\n"'
-    names_file.write(b'],\n"errors": [')
-    _write_json(names_file, content.failures, Failure._asdict)
-    attributes = json.dumps(_with_layers(content.attributes, content.layers), indent=1)
-    names_file.write(f'],\n"attributes": {attributes}}}\n'.encode())
+    known = {f"{x}s": [getattr(photo, x) for photo in content.photos] for x in Photo._fields}
+    known["errors"] = [failure._asdict() for failure in content.failures]
+    known["attributes"] = {**content.attributes, "layers": layer}
+    text = io.TextIOWrapper(names_file, "ascii")
+    json.dump(known, text, indent=0)
+    text.detach()
     names_file.check()
 
 
-def _write_json(file: OutputFile, records: Sequence, value: Callable[[Any], Any]) -> None:
-    """Write a value per record, a line each."""
-    for start in range(0, len(records), 1024):
-        lines = [json.dumps(value(record)) for record in records[start : start + 1024]]
-        file.write(((",\n" if start else "\n") + ",\n".join(lines)).encode())
-        file.check()
-
-
-class _Npy(Output):
-    """Reads a NumPy array, and the JSON file beside it."""
-
-    def __init__(self, path: Path, names: Path):
-        self._known = known = json.loads(names.read_text(encoding="utf-8"))
-        self._array = array = np.lib.format.open_memmap(path, mode="r")
-        layers = {known["attributes"]["layers"]: (array.shape, array.dtype)}
-        failures = [Failure(**failure) for failure in known["errors"]]
-        super().__init__(known["paths"], layers, failures, known["attributes"])
-
-    def _texts(self, name: str) -> list[str] | None:
-        return self._known.get(name)
-
-    def _open_layer(self, layer: str, stack: contextlib.ExitStack) -> Take:
-        return lambda start, stop: self._array[start:stop]
+def _read_npy(path: Path, names: Path) -> Output:
+    known = json.loads(names.read_text(encoding="utf-8"))
+    rows = np.lib.format.open_memmap(path, mode="r")
+    attributes, failures = known["attributes"], [Failure(**x) for x in known["errors"]]
+    layers = {attributes["layers"]: (rows.shape, rows.dtype)}
+    return Output(known.get, layers, failures, attributes, lambda *_: lambda x, y: rows[x:y])
