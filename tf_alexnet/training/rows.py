@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_alexnet.extraction.outputs import open_output
+from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.training.softmax import Standard
 
 _MEMORY = 1 << 30  # bytes of rows that are held; more are read again in every pass
@@ -68,19 +68,15 @@ class Rows:
         yield from self._held[part]
 
     def _read(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        wanted, labels, start, used = self._rows[part], self.labels[part], 0, 0
+        labels, start = self.labels[part], 0
         with open_output(self._file) as output:
-            for paths, blobs in output.blocks([self._layer]):
-                stop = start + len(paths)
-                end = int(np.searchsorted(wanted, stop))
-                if end > used:
-                    picked = blobs[self._layer][wanted[used:end] - start]
-                    rows = picked.reshape(end - used, -1).astype(np.float64)
-                    if self._standard is not None:
-                        rows -= self._standard.mean
-                        rows *= self._standard.scale
-                    yield rows, labels[used:end]
-                start, used = stop, end
+            for blobs in output.blocks([self._layer], self._rows[part]):
+                rows = blobs[self._layer].reshape(len(blobs[self._layer]), -1).astype(np.float64)
+                if self._standard is not None:
+                    rows -= self._standard.mean
+                    rows *= self._standard.scale
+                yield rows, labels[start : start + len(rows)]
+                start += len(rows)
 
 
 def _joined(blocks: list) -> list:
