@@ -60,9 +60,8 @@ class Output:
         failures: list[Failure],
         attributes: dict[str, str],
         opened: Callable[[str, contextlib.ExitStack], _Take],
-        starts: Sequence[int] | None = None,
     ):
-        self._texts, self._opened, self._starts = texts, opened, starts
+        self._texts, self._opened = texts, opened
         self.paths, self.failures, self.attributes = texts("paths"), failures, attributes
         self.layers = {name: (shape[1:], dtype) for name, (shape, dtype) in layers.items()}
         if not all(isinstance(path, str) for path in self.paths):
@@ -83,26 +82,15 @@ class Output:
         return len(self.paths)
 
     def blocks(self, layers: Sequence[str], rows: Sequence[int] | None = None) -> Iterator[Rows]:
-        """Rows of some layers, in order, about `BLOCK_BYTES` at a time.
-
-        Parameters
-        ----------
-        layers : sequence of str
-            Layers to read.
-        rows : sequence of int, optional
-            Ascending indices of the rows to read (default: all).
-        """
+        """Some layers' rows, about `BLOCK_BYTES` at a time: all, or those of ascending indices."""
         wanted = np.arange(self.count) if rows is None else np.asarray(rows, np.int64)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
-            raise ValueError(f"row {wanted.max()} of {self.count}")
-        starts = self._starts
-        if starts is None:
-            step = _fitting(BLOCK_BYTES, [self.layers[name] for name in layers])
-            starts = range(0, self.count, step)
+        if len(wanted) and (np.diff(wanted, prepend=0, append=self.count - 1) < 0).any():
+            raise ValueError(f"not ascending indices of {self.count} rows")
+        step = _fitting(BLOCK_BYTES, [self.layers[name] for name in layers])
         with _value_errors(), contextlib.ExitStack() as stack:
             takes = {name: self._opened(name, stack) for name in layers}
-            for start, stop in itertools.pairwise([*starts, self.count]):
-                some = wanted[slice(*np.searchsorted(wanted, (start, stop)))]
+            for start in range(0, self.count, step):
+                some = wanted[slice(*np.searchsorted(wanted, (start, start + step)))]
                 if not len(some):
                     continue
                 first, end = int(some[0]), int(some[-1]) + 1
@@ -120,18 +108,9 @@ def data_writer(suffix: str) -> type[Hdf5Writer] | type[ParquetWriter]:
 def export(
     suffix: str, file: OutputFile, content: Any, names_file: OutputFile | None = None
 ) -> None:
-    """Write a finished file.
+    """Write a finished file of what an `Output`, or a thing with its attributes, holds.
 
-    Parameters
-    ----------
-    suffix : str
-        ``.h5``, ``.hdf5``, ``.parquet``, ``.npz`` or ``.npy``.
-    file : OutputFile
-        The file.
-    content : Output
-        Or anything else with its attributes, and its `blocks`.
-    names_file : OutputFile, optional
-        The JSON file that belongs to an ``.npy``.
+    `names_file` is the JSON file that belongs to an ``.npy``.
     """
     if suffix == ".npz":
         _export_npz(file, content)
@@ -218,54 +197,54 @@ def _fitting(size: int, layers: Iterable[tuple[tuple[int, ...], np.dtype]]) -> i
 class _Writer(contextlib.AbstractContextManager):
     """Writes rows in steps that depend on their size alone: equal content gives equal bytes.
 
-    With `layers` the file is a finished one.
+    With `layers` it is a finished file, of which `add` takes photos instead of paths.
     """
 
     def __init__(self, file: OutputFile, layers: Layers | None = None):
-        self._raw, self._finished = file, layers is not None
+        self._raw, self._finished, self._layers = file, layers is not None, layers
         self._file: Any = None
         self._waiting: list[tuple[Sequence[Photo], Rows]] = []
-        if layers is not None:
-            self._begin(layers)
+        if self._finished:
+            self._create()
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
     def add(self, paths: Sequence[str] | Sequence[Photo], rows: Rows) -> None:
-        """Append one row per path (of a finished file: `Photo`) to every layer."""
+        """Append one row per path to every layer."""
+        if self._layers is None:
+            self._layers = {name: (x.shape[1:], x.dtype) for name, x in rows.items()}
+            self._create()
         photos = paths if self._finished else [Photo(path) for path in paths]
-        if self._file is None:
-            self._begin({name: (x.shape[1:], x.dtype) for name, x in rows.items()})
         self._waiting.append((photos, rows))
-        if sum(len(some) for some, _ in self._waiting) >= self._step:
-            self._flush(self._step)
-        self._raw.check()
+        self._flush(final=False)
 
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
         """Write what waits, the failures and the attributes."""
-        if self._waiting:
-            self._flush(1)
+        self._flush(final=True)
         for start in range(0, len(failures), 4096):
             self._write(failures[start : start + 4096], {})
             self._raw.check()
         self._end({**attributes, "layers": " ".join(self._layers)})
         self._raw.check()
 
-    def _begin(self, layers: Layers) -> None:
-        """Create the file."""
-        self._layers, self._step = layers, _fitting(BLOCK_BYTES, layers.values())
-        self._create()
-
-    def _flush(self, least: int) -> None:
-        """Write steps as long as `least` rows wait."""
+    def _flush(self, final: bool) -> None:
+        """Write the rows that wait: all, or whole steps."""
+        self._raw.check()
+        step = _fitting(BLOCK_BYTES, self._layers.values())
+        count = sum(len(photos) for photos, _ in self._waiting)
+        if count < (1 if final else step):
+            return
         photos = list(itertools.chain.from_iterable(some for some, _ in self._waiting))
         rows = {x: np.concatenate([some[x] for _, some in self._waiting]) for x in self._layers}
-        while len(photos) >= least:
-            self._write(photos[: self._step], {x: rows[x][: self._step] for x in rows})
-            photos, rows = photos[self._step :], {x: rows[x][self._step :] for x in rows}
+        done = 0
+        while done + (0 if final else step - 1) < count:
+            part = slice(done, done + step)
+            self._write(photos[part], {name: values[part] for name, values in rows.items()})
             self._raw.check()
-        self._waiting = [(photos, rows)]
+            done += step
+        self._waiting = [(photos[done:], {name: values[done:] for name, values in rows.items()})]
 
 
 class Hdf5Writer(_Writer):
@@ -339,7 +318,7 @@ def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
         return found
 
     def texts(name: str) -> list[str] | None:
-        if name not in file and name != "paths":
+        if name not in file:
             return None
         data = dataset(name)
         raw = data[:].tolist()
@@ -408,8 +387,8 @@ class ParquetWriter(_Writer):
             if field.name in rows:
                 flat = pa.array(np.ascontiguousarray(rows[field.name]).ravel())
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
-            else:
-                values = columns.get(field.name, [None] * len(records))
+            else:  # of a layer: photos that failed
+                values = columns.get(field.name) or [None] * len(records)
                 arrays.append(pa.array(values, field.type))
         self._file.write_table(pa.Table.from_arrays(arrays, schema=self._file.schema))
 
@@ -437,9 +416,9 @@ def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
 
     def opened(layer: str, _: contextlib.ExitStack) -> _Take:
         def take(start: int, stop: int) -> np.ndarray:
-            group = bisect.bisect_right(starts, start) - 1
-            lists = file.read_row_group(group, columns=[layer])[layer].combine_chunks()
-            flat = lists.slice(start - starts[group], stop - start).flatten().to_numpy()
+            groups = range(bisect.bisect(starts, start) - 1, bisect.bisect_left(starts, stop))
+            lists = file.read_row_groups(groups, columns=[layer])[layer].combine_chunks()
+            flat = lists.slice(start - starts[groups[0]], stop - start).flatten().to_numpy()
             return flat.reshape(stop - start, *layers[layer][0][1:])
 
         return take
@@ -458,52 +437,40 @@ def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
     failures = _records(Failure, lambda x: texts(x, rows, total)) if rows < total else []
     known = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
     known.pop("ARROW:schema", None)
-    return Output(texts, layers, failures, known, opened, [x for x in starts if x < rows])
+    return Output(texts, layers, failures, known, opened)
 
 
 def _export_npz(file: OutputFile, content: Any) -> None:
     """An archive of NumPy arrays, not compressed: a layer or column each, ``attributes`` (JSON)."""
+    columns = {f"{x}s": (content.photos, x) for x in Photo._fields}
+    columns |= {f"errors_{x}s": (content.failures, x) for x in Failure._fields}
+    attributes = json.dumps({**content.attributes, "layers": " ".join(content.layers)})
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
 
-        def member(name: str) -> Any:
-            # Without a date of its own it gets the time of day, and no two files would be equal.
-            return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+        def write(name: str, *array: Any) -> None:
+            # Without a date of its own a member gets the time of day: no two files would be equal.
+            member = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(member, "w", force_zip64=True) as target:
+                _write_array(target, file, *array)
 
-        columns = {f"{x}s": (content.photos, x) for x in Photo._fields}
-        columns |= {f"errors_{x}s": (content.failures, x) for x in Failure._fields}
         for name, (records, field) in columns.items():
-            with member(name) as target:
-                _write_texts(target, [getattr(record, field) or "" for record in records])
-            file.check()
-        attributes = {**content.attributes, "layers": " ".join(content.layers)}
-        with member("attributes") as target:
-            np.lib.format.write_array(target, np.array(json.dumps(attributes)))
-        for name in content.layers:
-            with member(name) as target:
-                _write_layer(target, content, name, file)
+            texts = [getattr(record, field) or "" for record in records]
+            dtype = np.dtype(f"<U{max(1, 1, *map(len, texts))}")
+            parts = (np.array(texts[i : i + 1024], dtype) for i in range(0, len(texts), 1024))
+            write(name, (len(texts),), dtype, parts)
+        write("attributes", (), np.dtype(f"<U{len(attributes)}"), [np.array(attributes)])
+        for name, (shape, dtype) in content.layers.items():
+            blocks = (rows[name] for rows in content.blocks([name]))
+            write(name, (len(content.photos), *shape), dtype, blocks)
 
 
-def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Write what stands before an array."""
+def _write_array(target: Any, file: OutputFile, shape: tuple, dtype: np.dtype, parts: Any) -> None:
+    """Write a NumPy array part by part."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _write_texts(file: Any, texts: list[str]) -> None:
-    """Write an array of text; NumPy makes each as wide as the widest."""
-    dtype = np.dtype(f"<U{max(1, *map(len, texts), 1)}")
-    _write_header(file, (len(texts),), dtype)
-    for start in range(0, len(texts), 1024):
-        file.write(np.array(texts[start : start + 1024], dtype).tobytes())
-
-
-def _write_layer(file: Any, content: Any, layer: str, raw: OutputFile) -> None:
-    """Write a layer as an array."""
-    shape, dtype = content.layers[layer]
-    _write_header(file, (len(content.photos), *shape), dtype)
-    for rows in content.blocks([layer]):
-        file.write(np.ascontiguousarray(rows[layer]).data)
-        raw.check()
+    np.lib.format.write_array_header_1_0(target, header)
+    for part in parts:
+        target.write(part.tobytes())
+        file.check()
 
 
 def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
@@ -515,37 +482,40 @@ def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
         with archive.open(f"{name}.npy") as member:
             return np.lib.format.read_array(member).tolist()
 
-    def header(layer: str, members: contextlib.ExitStack) -> tuple[Any, tuple, np.dtype]:
-        member = members.enter_context(archive.open(f"{layer}.npy"))
+    def header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
         version = np.lib.format.read_magic(member)
         shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
         if version != (1, 0) or in_columns:
-            raise ValueError(f"{layer} was not written by this package")
-        return member, shape, dtype
+            raise ValueError("an array was not written by this package")
+        return shape, dtype
 
     def opened(layer: str, members: contextlib.ExitStack) -> _Take:
-        member, shape, dtype = header(layer, members)
-        first, size = member.tell(), math.prod(shape[1:]) * dtype.itemsize
+        member = members.enter_context(archive.open(f"{layer}.npy"))
+        (_, *shape), dtype = header(member)
+        first, size = member.tell(), math.prod(shape) * dtype.itemsize
 
         def take(start: int, stop: int) -> np.ndarray:
             if skipped := first + start * size - member.tell():
                 member.seek(skipped, os.SEEK_CUR)  # only then: no checksum is compared after it
             data = member.read(size * (stop - start))
-            return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+            return np.frombuffer(data, dtype).reshape(stop - start, *shape)
 
         return take
 
     attributes = json.loads(texts("attributes"))
-    with contextlib.ExitStack() as members:
-        layers = {name: header(name, members)[1:] for name in attributes["layers"].split()}
+    layers = {}
+    for name in attributes["layers"].split():
+        with archive.open(f"{name}.npy") as member:
+            layers[name] = header(member)
     failures = _records(Failure, lambda name: texts(f"errors_{name}"))
     return Output(texts, layers, failures, attributes, opened)
 
 
 def _export_npy(file: OutputFile, content: Any, names_file: OutputFile) -> None:
     """The rows of the only layer, and everything else as JSON."""
-    (layer,) = content.layers
-    _write_layer(file, content, layer, file)
+    ((layer, (shape, dtype)),) = content.layers.items()
+    blocks = (rows[layer] for rows in content.blocks([layer]))
+    _write_array(file, file, (len(content.photos), *shape), dtype, blocks)
     known = {f"{x}s": [getattr(photo, x) for photo in content.photos] for x in Photo._fields}
     known["errors"] = [failure._asdict() for failure in content.failures]
     known["attributes"] = {**content.attributes, "layers": layer}
