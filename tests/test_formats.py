@@ -250,7 +250,13 @@ def strangers(folder):
     np.savez(folder / "z3.npz", attributes=np.array({"layers": "x"}, dtype=object))
     with zipfile.ZipFile(folder / "z4.npz", "w") as file:
         file.writestr("attributes.npy", b"\x93NUMPY\1\0\xff\xff{")
-    yield from (folder / f"z{i}.npz" for i in range(5))
+    header = {"descr": "<U9", "fortran_order": False, "shape": (2**50,)}
+    with zipfile.ZipFile(folder / "z5.npz", "w") as file:
+        with file.open("attributes.npy", "w") as member:
+            np.lib.format.write_array(member, np.array('{"layers": ""}'))
+        with file.open("errors_paths.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(member, header)
+    yield from (folder / f"z{i}.npz" for i in range(6))
     for name, columns in {
         "p0": {"a": [1, 2]},
         "p1": {"path": [1, 2]},
@@ -266,6 +272,9 @@ def strangers(folder):
         "h3": lambda file: file.attrs.update(layers="/ . .. paths"),
         "h4": lambda file: file.create_group("paths"),
         "h5": lambda file: file.create_dataset("paths", data=np.arange(3), chunks=(3,)),
+        "h7": lambda file: file.create_dataset(
+            "paths", (2**45,), h5py.string_dtype(), chunks=(2**20,)
+        ),
         "h6": lambda file: file.create_dataset("paths", data=h5py.Empty("f4")),
     }.items():
         with h5py.File(folder / f"{name}.h5", "w") as file:

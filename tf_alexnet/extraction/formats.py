@@ -165,7 +165,7 @@ def _value_errors() -> Iterator[None]:
     """Raise ValueError for everything else that a damaged file makes libraries raise."""
     try:
         yield
-    except (ValueError, KeyError, OSError, ImportError):
+    except (ValueError, KeyError, OSError, ImportError, MemoryError):
         raise
     except Exception as error:
         raise ValueError(f"not a file of features ({type(error).__name__}: {error})") from error
@@ -455,7 +455,7 @@ def _export_npz(file: OutputFile, content: Any) -> None:
 
         for name, (records, field) in columns.items():
             texts = [getattr(record, field) or "" for record in records]
-            dtype = np.dtype(f"<U{max(1, 1, *map(len, texts))}")
+            dtype = np.dtype(f"<U{max(map(len, texts), default=0) or 1}")
             parts = (np.array(texts[i : i + 1024], dtype) for i in range(0, len(texts), 1024))
             write(name, (len(texts),), dtype, parts)
         write("attributes", (), np.dtype(f"<U{len(attributes)}"), [np.array(attributes)])
@@ -476,18 +476,19 @@ def _write_array(target: Any, file: OutputFile, shape: tuple, dtype: np.dtype, p
 def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
     archive = stack.enter_context(zipfile.ZipFile(path))
 
-    def texts(name: str) -> Any:
-        if f"{name}.npy" not in archive.namelist():
-            return None
-        with archive.open(f"{name}.npy") as member:
-            return np.lib.format.read_array(member).tolist()
-
     def header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
         version = np.lib.format.read_magic(member)
         shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
         if version != (1, 0) or in_columns:
             raise ValueError("an array was not written by this package")
         return shape, dtype
+
+    def texts(name: str) -> Any:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{name}.npy") as member:
+            shape, dtype = header(member)
+            return np.frombuffer(member.read(), dtype).reshape(shape).tolist()
 
     def opened(layer: str, members: contextlib.ExitStack) -> _Take:
         member = members.enter_context(archive.open(f"{layer}.npy"))
