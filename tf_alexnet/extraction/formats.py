@@ -310,7 +310,7 @@ def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
             if not isinstance(found.get(part, getlink=True), h5py.HardLink):
                 raise KeyError(f"there is no dataset {name}")
             found = found[part]
-        if found.is_virtual or found.external or found.chunks is None:
+        if found.chunks is None:  # virtual datasets and those in other files have none either
             raise ValueError(f"{name} was not written by this package")
         chunks = math.prod(-(-x // y) for x, y in zip(found.shape, found.chunks, strict=True))
         if found.id.get_num_chunks() < chunks:
@@ -448,7 +448,7 @@ def _export_npz(file: OutputFile, content: Any) -> None:
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
 
         def write(name: str, *array: Any) -> None:
-            # Without a date of its own a member gets the time of day: no two files would be equal.
+            # A name would get the time of day from Python 3.14 on, and no two files would be equal.
             member = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(member, "w", force_zip64=True) as target:
                 _write_array(target, file, *array)
