@@ -18,7 +18,7 @@ from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.evaluation import TOP, Evaluation
 from tf_alexnet.extraction import extract_features
-from tf_alexnet.extraction.outputs import open_output
+from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.extraction.plan import fingerprint
 from tf_alexnet.ground_truth import (
     ILSVRC_PHOTOS,
@@ -256,10 +256,11 @@ def _compared(place: str, truth: GroundTruth, classes: int) -> tuple[np.ndarray,
     labels = dict(zip(truth.paths, truth.labels.tolist(), strict=True))
     confusion, among_top, broken = np.zeros((classes, classes), np.int64), 0, 0
     with open_output(Path(place)) as output:
-        for paths, rows in output.blocks(["prob"]):
-            wanted = [i for i, path in enumerate(paths) if path in labels]
-            probabilities = rows["prob"][wanted]
-            actual = np.array([labels[paths[i]] for i in wanted], np.int64)
+        wanted = [i for i, path in enumerate(output.paths) if path in labels]
+        actuals = np.array([labels[output.paths[i]] for i in wanted], np.int64)
+        for rows in output.blocks(["prob"], wanted):
+            probabilities = rows["prob"]
+            actual, actuals = np.split(actuals, [len(probabilities)])
             finite = np.isfinite(probabilities).all(axis=1)
             broken += int((~finite).sum())
             np.add.at(confusion, (actual, probabilities.argmax(axis=1)), 1)

@@ -1,43 +1,41 @@
-"""Files of features: what each format looks like, how it is written, exported and read.
+"""Files of features: how each format is written, exported and read.
 
-Data files of a job hold paths and rows and grow batch by batch. Finished files are exports: all
-rows, the photos in the state in which they were read, the photos that could not be read, and
-attributes.
+A job's data files hold paths and rows, and grow batch by batch (`data_writer`). A finished file
+(`export`) also holds the state in which every photo was read, the failures and attributes.
+`open_output` reads both.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
+import hashlib
+import io
+import itertools
 import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5f, h5fd, h5g, h5p
 
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.storage import OutputFile
 
 BLOCK_BYTES = 8 * 2**20  # rows that are in memory together
+_CHUNK_BYTES = 2**20  # of an HDF5 dataset: few enough to index, small enough to read one row
 _OK = "ok"
-_PHOTO = ("paths", "places", "stats", "digests")
-_FAILURE = ("paths", "codes", "details", "places", "stats", "digests")
-# Names of columns -> fields of `Photo` and `Failure`.
-_FIELD = {
-    "paths": "path",
-    "codes": "code",
-    "details": "detail",
-    "places": "place",
-    "stats": "stat",
-    "digests": "digest",
-}
 
-Layers = dict[str, tuple[tuple[int, ...], np.dtype]]
+Layers = dict[str, tuple[tuple[int, ...], np.dtype]]  # layer -> (shape of a row, dtype)
 Rows = Mapping[str, np.ndarray]
+_Texts = Callable[[str], "list[str] | None"]  # name of a column -> its values, if there is one
+_Take = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 
 
 class Output:
@@ -45,95 +43,85 @@ class Output:
 
     Attributes
     ----------
-    photos : list of Photo
-        One per row. A job's data files and files of version 0.1 know their paths only.
+    paths : list of str
+        Written name of each row's photo.
     failures : list of Failure
         Photos that could not be read.
     layers : dict of str to (tuple of int, dtype)
-        Shape of a row and type of its numbers.
+        Shape and type of a row.
     attributes : dict of str to str
-        What the file records about its making.
+        Settings and versions.
     """
 
     def __init__(
         self,
-        photos: list[Photo],
-        failures: list[Failure],
+        texts: _Texts,
         layers: Layers,
+        failures: list[Failure],
         attributes: dict[str, str],
-        opened: Callable[[contextlib.ExitStack, str], Callable[[int, int], np.ndarray]],
+        opened: Callable[[str, contextlib.ExitStack], _Take],
     ):
-        self.photos, self.failures = photos, failures
-        self.layers, self.attributes = layers, attributes
-        self._opened = opened
+        self._texts, self._opened = texts, opened
+        self.paths, self.failures, self.attributes = texts("paths"), failures, attributes
+        self.layers = {name: (shape[1:], dtype) for name, (shape, dtype) in layers.items()}
+        if not all(isinstance(path, str) for path in self.paths):
+            raise ValueError("a path is not text")
+        for name, (shape, dtype) in layers.items():
+            if dtype.kind != "f" or shape[0] != len(self.paths):
+                raise ValueError(f"{name} is not one row of numbers per path")
 
-    @property
-    def paths(self) -> list[str]:
-        """Written names of the photos, one per row."""
-        return [photo.path for photo in self.photos]
+    @functools.cached_property
+    def photos(self) -> list[Photo]:
+        """One per row; a job's data files and files of version 0.1 know only their paths."""
+        with _value_errors():
+            return _records(Photo, lambda x: self.paths if x == "paths" else self._texts(x))
 
     @property
     def count(self) -> int:
         """Number of rows."""
-        return len(self.photos)
+        return len(self.paths)
 
     def blocks(self, layers: Sequence[str], rows: Sequence[int] | None = None) -> Iterator[Rows]:
-        """Rows of some layers, in order, about `BLOCK_BYTES` at a time.
-
-        Parameters
-        ----------
-        layers : sequence of str
-            Which layers.
-        rows : sequence of int, optional
-            Which rows, in ascending order; by default all.
-        """
-        sizes = [math.prod(self.layers[x][0]) * self.layers[x][1].itemsize for x in layers]
-        step = max(1, BLOCK_BYTES // max(1, sum(sizes)))
-        wanted = None if rows is None else np.asarray(rows, np.int64)
-        with contextlib.ExitStack() as stack:
-            take = {name: self._opened(stack, name) for name in layers}
+        """Some layers' rows, about `BLOCK_BYTES` at a time: all, or those of ascending indices."""
+        wanted = np.arange(self.count) if rows is None else np.asarray(rows, np.int64)
+        if len(wanted) and (np.diff(wanted, prepend=0, append=self.count - 1) < 0).any():
+            raise ValueError(f"not ascending indices of {self.count} rows")
+        step = _fitting(BLOCK_BYTES, [self.layers[name] for name in layers])
+        with _value_errors(), contextlib.ExitStack() as stack:
+            takes = {name: self._opened(name, stack) for name in layers}
             for start in range(0, self.count, step):
-                stop = min(start + step, self.count)
-                found = {name: read(start, stop) for name, read in take.items()}
-                if wanted is not None:
-                    some = wanted[slice(*np.searchsorted(wanted, [start, stop]))] - start
-                    if not len(some):
-                        continue
-                    found = {name: values[some] for name, values in found.items()}
-                yield found
+                some = wanted[slice(*np.searchsorted(wanted, (start, start + step)))]
+                if not len(some):
+                    continue
+                first, end = int(some[0]), int(some[-1]) + 1
+                block = {name: take(first, end) for name, take in takes.items()}
+                if rows is not None:
+                    block = {name: values[some - first] for name, values in block.items()}
+                yield block
 
 
 def data_writer(suffix: str) -> type[Hdf5Writer] | type[ParquetWriter]:
-    """The class that writes a job's data files with this suffix."""
+    """The class that writes data files with this suffix."""
     return ParquetWriter if suffix == ".parquet" else Hdf5Writer
 
 
 def export(
     suffix: str, file: OutputFile, content: Any, names_file: OutputFile | None = None
 ) -> None:
-    """Write a finished file.
+    """Write a finished file of what an `Output`, or a thing with its attributes, holds.
 
-    Parameters
-    ----------
-    suffix : str
-        ``.h5``, ``.hdf5``, ``.parquet``, ``.npz`` or ``.npy``.
-    file : OutputFile
-        Where to.
-    content : Output
-        Or anything with its attributes and its `blocks`.
-    names_file : OutputFile, optional
-        Where the names that belong to an ``.npy`` go.
+    `names_file` is the JSON file that belongs to an ``.npy``.
     """
     if suffix == ".npz":
         _export_npz(file, content)
     elif suffix == ".npy":
         _export_npy(file, content, names_file)
     else:
-        with data_writer(suffix)(file) as writer:
+        with data_writer(suffix)(file, content.layers) as writer:
             photos = iter(content.photos)
             for rows in content.blocks(list(content.layers)):
                 count = len(next(iter(rows.values())))
-                writer.add([next(photos) for _ in range(count)], rows, whole=True)
+                writer.add(list(itertools.islice(photos, count)), rows)
             writer.finish(content.attributes, content.failures)
     file.check()
 
@@ -142,14 +130,14 @@ def export(
 def open_output(
     path: str | os.PathLike, names: str | os.PathLike | None = None
 ) -> Iterator[Output]:
-    """What a file holds, its kind told by the suffix.
+    """Open a file of features of any format, also a data file of a job.
 
     Parameters
     ----------
     path : path
         ``.h5``, ``.hdf5``, ``.npz``, ``.npy`` or ``.parquet``.
     names : path, optional
-        The JSON file that belongs to an ``.npy``; by default the one beside it.
+        The JSON file that belongs to an ``.npy`` (default: `path` + ``.json``).
 
     Raises
     ------
@@ -158,421 +146,389 @@ def open_output(
     """
     path = Path(path)
     with contextlib.ExitStack() as stack:
-        read = {".npz": _read_npz, ".npy": _read_npy, ".parquet": _read_parquet}
-        arguments = [Path(names or f"{path}.json")] if path.suffix.lower() == ".npy" else []
-        yield read.get(path.suffix.lower(), _read_hdf5)(stack, path, *arguments)
+        with _value_errors():
+            if path.suffix.lower() == ".npy":
+                output = _read_npy(path, Path(names or f"{path}.json"))
+            else:
+                readers = {".npz": _read_npz, ".parquet": _read_parquet}
+                output = readers.get(path.suffix.lower(), _read_hdf5)(path, stack)
+        yield output
 
 
 def printable(text: str) -> str:
     """`text` with bytes that are not UTF-8 shown as ``\\xff``."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _encoded(text).decode("utf-8", "backslashreplace")
 
 
-def _column(rows: Sequence[Any], name: str) -> list[str]:
-    """A field of photos or failures; None as an empty text."""
-    return [getattr(row, _FIELD[name]) or "" for row in rows]
+@contextlib.contextmanager
+def _value_errors() -> Iterator[None]:
+    """Raise ValueError for everything else that a damaged file makes libraries raise."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"not a file of features ({type(error).__name__}: {error})") from error
 
 
-def _zipped(kind: type, columns: Mapping[str, Sequence[str]]) -> list:
-    """Photos or failures of columns; an empty stat, digest or place is None."""
-    count = len(columns["paths"])
-    fields = []
-    for field in kind._fields:
-        name = next(x for x, y in _FIELD.items() if y == field)
-        values = columns.get(name, [""] * count)
-        if len(values) != count:
-            raise ValueError(f"{len(values)} {name} for {count} paths")
-        must = field in ("path", "code", "detail")
-        fields.append(values if must else [value or None for value in values])
-    return list(map(kind, *fields))
+def _encoded(text: str) -> bytes:
+    """The bytes of a name on disk, without NUL; a text that can't be such a name is escaped."""
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "backslashreplace")
+    return raw.replace(b"\0", b"\\0")
 
 
-# HDF5: a dataset per layer, `paths` and the photos' other columns, a group `errors`, attributes.
+def _records(kind: type, texts: _Texts) -> list:
+    """Photos or failures from columns; an empty stat, digest or place is None."""
+    columns = {field: texts(f"{field}s") for field in kind._fields}
+    for field in kind._field_defaults:
+        columns[field] = [x or None for x in columns[field] or [""] * len(columns["path"])]
+    return [kind(*row) for row in zip(*columns.values(), strict=True)]
 
 
-class Hdf5Writer:
-    """Writes an HDF5 file row by row; layers have checksums."""
+def _fitting(size: int, layers: Iterable[tuple[tuple[int, ...], np.dtype]]) -> int:
+    """The power of two of rows that fits into `size` bytes; at least 1."""
+    row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layers)
+    return 1 << max(0, (size // max(row, 2048)).bit_length() - 1)
 
-    def __init__(self, file: OutputFile):
-        self._raw = file
-        self._file = h5py.File(file, "w")
-        self._lengths: dict[str, int] = {}
 
-    def __enter__(self) -> Hdf5Writer:
-        return self
+class _Writer(contextlib.AbstractContextManager):
+    """Writes rows in steps that depend on their size alone: equal content gives equal bytes.
+
+    With `layers` it is a finished file, of which `add` takes photos instead of paths.
+    """
+
+    def __init__(self, file: OutputFile, layers: Layers | None = None):
+        self._raw, self._finished, self._layers = file, layers is not None, layers
+        self._file: Any = None
+        self._waiting: list[tuple[Sequence[Photo], Rows]] = []
+        if self._finished:
+            self._create()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-    def add(self, paths: Sequence[Any], rows: Rows, *, whole: bool = False) -> None:
-        """Append one row per path to every layer; with `whole`, `paths` are `Photo` records."""
-        for name, values in rows.items():
-            if name not in self._file:
-                # About a megabyte per chunk: few enough to index, small enough to read one row.
-                row = values.dtype.itemsize * math.prod(values.shape[1:])
-                self._create(name, values.shape[1:], values.dtype, max(1, 2**20 // max(1, row)))
-                self._file[name].attrs["layer"] = name
-            self._append(name, values)
-        for name in _PHOTO if whole else _PHOTO[:1]:
-            self._texts(name, _column(paths, name) if whole else paths)
-        self._raw.check()
+    def add(self, paths: Sequence[str] | Sequence[Photo], rows: Rows) -> None:
+        """Append one row per path to every layer."""
+        if self._layers is None:
+            self._layers = {name: (x.shape[1:], x.dtype) for name, x in rows.items()}
+            self._create()
+        photos = paths if self._finished else [Photo(path) for path in paths]
+        self._waiting.append((photos, rows))
+        self._flush(final=False)
 
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
-        """Write the failures and the attributes."""
-        self._texts("paths", [])
-        for name in _FAILURE:
-            self._texts(f"errors/{name}", _column(failures, name))
+        """Write what waits, the failures and the attributes."""
+        self._flush(final=True)
+        for start in range(0, len(failures), 4096):
+            self._write(failures[start : start + 4096], {})
+            self._raw.check()
+        self._end({**attributes, "layers": " ".join(self._layers)})
+        self._raw.check()
+
+    def _flush(self, final: bool) -> None:
+        """Write the rows that wait: all, or whole steps."""
+        self._raw.check()
+        step = _fitting(BLOCK_BYTES, self._layers.values())
+        count = sum(len(photos) for photos, _ in self._waiting)
+        if count < (1 if final else step):
+            return
+        photos = list(itertools.chain.from_iterable(some for some, _ in self._waiting))
+        rows = {x: np.concatenate([some[x] for _, some in self._waiting]) for x in self._layers}
+        done = 0
+        while done + (0 if final else step - 1) < count:
+            part = slice(done, done + step)
+            self._write(photos[part], {name: values[part] for name, values in rows.items()})
+            self._raw.check()
+            done += step
+        self._waiting = [(photos[done:], {name: values[done:] for name, values in rows.items()})]
+
+
+class Hdf5Writer(_Writer):
+    """An HDF5 file: a dataset per layer, ``paths`` and attributes.
+
+    A finished file has ``stats``, ``digests``, ``places`` and a group ``errors`` too. HDF5 checks
+    rows, and (since its format 1.10) its own structures, by checksums. It has none for text, whose
+    digest is an attribute.
+    """
+
+    def _create(self) -> None:
+        creation, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
+        creation.set_obj_track_times(False)
+        access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
+        access.set_fclose_degree(h5f.CLOSE_STRONG)
+        access.set_fileobj_driver(h5fd.fileobj_driver, self._raw)
+        self._file = h5py.File(h5f.create(b"features", h5f.ACC_TRUNC, creation, access))
+        for name, (shape, dtype) in self._layers.items():
+            chunk = (_fitting(_CHUNK_BYTES, [(shape, dtype)]), *shape)
+            data = self._file.create_dataset(
+                name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk, fletcher32=True
+            )
+            data.attrs["layer"] = name
+        names = ["paths"]
+        if self._finished:
+            group = h5p.create(h5p.GROUP_CREATE)
+            group.set_obj_track_times(False)
+            h5g.create(self._file.id, b"errors", gcpl=group)
+            names = [f"{field}s" for field in Photo._fields]
+            names += [f"errors/{field}s" for field in Failure._fields]
+        for name in names:
+            text = h5py.string_dtype()
+            self._file.create_dataset(name, (0,), text, maxshape=(None,), chunks=(1024,))
+        self._digests = {name: hashlib.blake2b(digest_size=16) for name in names}
+
+    def _write(self, records: Sequence[Photo | Failure], rows: Rows) -> None:
+        """Make the datasets longer."""
+        columns = dict(rows)
+        group = "errors/" if isinstance(records[0], Failure) else ""
+        for field in records[0]._fields:
+            if (name := f"{group}{field}s") in self._digests:
+                texts = [_encoded(getattr(record, field) or "") for record in records]
+                self._digests[name].update(b"".join(text + b"\0" for text in texts))
+                columns[name] = np.array(texts, object)
+        for name, values in columns.items():
+            data = self._file[name]
+            start = len(data)
+            data.resize(start + len(values), axis=0)
+            data[start:] = values
+
+    def _end(self, attributes: Mapping[str, str]) -> None:
+        for name, digest in self._digests.items():
+            self._file[name].attrs["blake2b"] = digest.hexdigest()
         self._file.attrs.update(attributes)
 
-    def _create(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: int) -> None:
-        self._file.create_dataset(
-            name,
-            (0, *shape),
-            dtype,
-            maxshape=(None, *shape),
-            chunks=(chunk, *shape),
-            fletcher32=bool(shape or dtype != h5py.string_dtype()),  # texts can't have checksums
-        )
 
-    def _texts(self, name: str, texts: Sequence[str]) -> None:
-        if name not in self._file:
-            self._create(name, (), h5py.string_dtype(), 1024)
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._append(name, np.array(encoded, object))
-
-    def _append(self, name: str, values: np.ndarray) -> None:
-        start = self._lengths.get(name, 0)
-        self._lengths[name] = start + len(values)
-        if len(values):
-            dataset = self._file[name]
-            dataset.resize(start + len(values), axis=0)
-            dataset[start:] = values
-
-
-def _read_hdf5(stack: contextlib.ExitStack, path: Path) -> Output:
+def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
     file = stack.enter_context(h5py.File(path, "r"))
 
     def dataset(name: str) -> h5py.Dataset:
         found = file
         for part in name.split("/"):
             if not isinstance(found.get(part, getlink=True), h5py.HardLink):
-                raise KeyError(f"no dataset {name}")
+                raise KeyError(f"there is no dataset {name}")
             found = found[part]
-        if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-            raise ValueError(f"{name} is not a dataset of this file")
+        if found.chunks is None:  # virtual datasets and those in other files have none either
+            raise ValueError(f"{name} was not written by this package")
+        chunks = math.prod(-(-x // y) for x, y in zip(found.shape, found.chunks, strict=True))
+        if found.id.get_num_chunks() < chunks:
+            raise ValueError(f"{name} lacks some of its values")
         return found
 
-    def texts(name: str) -> list[str]:
-        return [raw.decode("utf-8", "surrogateescape") for raw in dataset(name)[:]]
+    def texts(name: str) -> list[str] | None:
+        if name not in file:
+            return None
+        data = dataset(name)
+        raw = data[:].tolist()
+        digest = hashlib.blake2b(b"".join(text + b"\0" for text in raw), digest_size=16)
+        if data.attrs.get("blake2b", digest.hexdigest()) != digest.hexdigest():
+            raise ValueError(f"{name} is damaged")
+        return [text.decode("utf-8", "surrogateescape") for text in raw]
 
-    photos = {name: texts(name) for name in _PHOTO if name == "paths" or name in file}
-    errors = dataset("errors/paths").parent
-    failures = {name: texts(f"errors/{name}") for name in _FAILURE if name in errors}
-    attributes = {name: str(value) for name, value in file.attrs.items()}
-    layers = {x: dataset(x) for x in attributes["layers"].split()}
-    return _checked(
-        Output(
-            _zipped(Photo, photos),
-            _zipped(Failure, failures),
-            {name: (data.shape[1:], data.dtype) for name, data in layers.items()},
-            attributes,
-            lambda _, name: lambda start, stop: layers[name][start:stop],
-        ),
-        {name: len(data) for name, data in layers.items()},
-    )
+    def opened(layer: str, _: contextlib.ExitStack) -> _Take:
+        data = dataset(layer)
+        return lambda start, stop: data[start:stop]
 
-
-def _checked(output: Output, lengths: Mapping[str, int]) -> Output:
-    """Refuse a file in which paths and rows are not equally many."""
-    for name, length in lengths.items():
-        if length != output.count:
-            raise ValueError(f"{length} rows of {name} for {output.count} paths")
-    return output
+    attributes = {name: value for name, value in file.attrs.items() if isinstance(value, str)}
+    datasets = {name: dataset(name) for name in attributes["layers"].split()}
+    layers = {name: (data.shape, data.dtype) for name, data in datasets.items()}
+    failures = _records(Failure, lambda x: texts(f"errors/{x}")) if "errors" in file else []
+    return Output(texts, layers, failures, attributes, opened)
 
 
-# Parquet: one row per photo; failed ones come last, with null layers.
+class ParquetWriter(_Writer):
+    """A Parquet file: one row per photo, a list of fixed size per layer.
 
-
-class ParquetWriter:
-    """Writes a Parquet file row group by row group; every page has a checksum.
-
-    A layer is a list of fixed size; the shape of a blob that is more than a vector stands in its
-    field's metadata. ``path`` has to be UTF-8 here: bytes that are not are shown as ``\\xff``, and
-    ``path_bytes`` has the name as it is, null for all others.
+    ``path`` has to be UTF-8: bytes that are not are shown as ``\\xff``, and ``path_bytes`` (null
+    for all other paths) has them as they are. The shape of a blob stands in its field's metadata.
+    The photos of a finished file have ``place``, ``stat``, ``digest``, ``status`` (``ok`` or a
+    code) and ``detail``; those that could not be read come last, with null layers.
     """
 
-    def __init__(self, file: OutputFile):
-        self._raw = file
-        self._writer: Any = None
-        self._schema: Any = None
-        self._waiting: list[tuple[Sequence[Any], Rows]] = []
-        self._bytes = 0
-        self._whole = False
-
-    def __enter__(self) -> ParquetWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, paths: Sequence[Any], rows: Rows, *, whole: bool = False) -> None:
-        """Append one row per path to every layer; with `whole`, `paths` are `Photo` records."""
-        self._whole = whole
-        self._waiting.append((paths, rows))
-        self._bytes += sum(values.nbytes for values in rows.values())
-        if self._bytes >= BLOCK_BYTES:  # a row group
-            self._flush()
-
-    def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
-        """Write what waits, the failures and the attributes."""
-        self._flush()
-        if failures:
-            self._write(failures, {})
-        self._writer.add_key_value_metadata(dict(attributes))
-
-    def _flush(self) -> None:
-        if self._waiting:
-            photos = [photo for some, _ in self._waiting for photo in some]
-            layers = self._waiting[0][1]
-            rows = {x: np.concatenate([rows[x] for _, rows in self._waiting]) for x in layers}
-            self._waiting, self._bytes = [], 0
-            self._write(photos, rows)
-            self._raw.check()
-
-    def _write(self, photos: Sequence[Any], rows: Rows) -> None:
+    def _create(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if self._writer is None:
-            self._schema = _parquet_schema(rows, self._whole)
-            # Numbers hardly repeat: a dictionary of them, or packing them, costs time for nothing.
-            self._writer = pq.ParquetWriter(
-                pa.PythonFile(self._raw, "w"),
-                self._schema,
-                compression="none",
-                use_dictionary=["status"] if self._whole else False,
-                write_statistics=["path", "status"] if self._whole else ["path"],
-                write_page_checksum=True,
-            )
-        columns = _parquet_columns(photos, self._whole)
-        for field in list(self._schema)[len(columns) :]:
+        fields = [pa.field("path", pa.string()), pa.field("path_bytes", pa.binary())]
+        if self._finished:
+            fields.append(pa.field("place", pa.binary()))
+            fields += [pa.field(x, pa.string()) for x in ("stat", "digest", "status", "detail")]
+        for name, (shape, dtype) in self._layers.items():
+            kind = pa.list_(pa.from_numpy_dtype(dtype), math.prod(shape))
+            fields.append(pa.field(name, kind, metadata={"shape": " ".join(map(str, shape))}))
+        self._file = pq.ParquetWriter(
+            pa.PythonFile(self._raw, "w"),
+            pa.schema(fields),
+            compression="none",  # numbers hardly repeat: packing them costs time for nothing
+            use_dictionary=["status"],
+            write_statistics=["path", "status"],
+            write_page_checksum=True,
+        )
+
+    def _write(self, records: Sequence[Photo | Failure], rows: Rows) -> None:
+        """Append a row group."""
+        import pyarrow as pa
+
+        shown = [printable(x.path) for x in records]
+        raw = [_encoded(x.path) for x in records]
+        columns = {
+            "path": shown,
+            "path_bytes": [None if x.encode() == y else y for x, y in zip(shown, raw, strict=True)],
+            "place": [x.place and _encoded(x.place) for x in records],
+            "stat": [x.stat for x in records],
+            "digest": [x.digest for x in records],
+            "status": [getattr(x, "code", _OK) for x in records],
+            "detail": [printable(x.detail) if isinstance(x, Failure) else None for x in records],
+        }
+        arrays = []
+        for field in self._file.schema:
             if field.name in rows:
                 flat = pa.array(np.ascontiguousarray(rows[field.name]).ravel())
-                values = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
-            else:
-                values = pa.nulls(len(photos), field.type)
-            columns[field.name] = values
-        arrays = [
-            values if isinstance(values, pa.Array) else pa.array(values, field.type)
-            for values, field in zip(columns.values(), self._schema, strict=True)
-        ]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+            else:  # of a layer: photos that failed
+                values = columns.get(field.name) or [None] * len(records)
+                arrays.append(pa.array(values, field.type))
+        self._file.write_table(pa.Table.from_arrays(arrays, schema=self._file.schema))
+
+    def _end(self, attributes: Mapping[str, str]) -> None:
+        self._file.add_key_value_metadata(attributes)
 
 
-def _parquet_columns(photos: Sequence[Any], whole: bool) -> dict[str, Any]:
-    paths = _column(photos, "paths") if whole else photos
-    raw = [path.encode("utf-8", "surrogateescape") for path in paths]
-    shown = [printable(path) for path in paths]
-    columns = {
-        "path": shown,
-        "path_bytes": [
-            None if as_bytes == as_text.encode() else as_bytes
-            for as_bytes, as_text in zip(raw, shown, strict=True)
-        ],
-    }
-    if whole:
-        columns["status"] = [getattr(photo, "code", _OK) for photo in photos]
-        columns["detail"] = [
-            printable(photo.detail) if isinstance(photo, Failure) else None for photo in photos
-        ]
-        columns["place"] = [(x.place or "").encode("utf-8", "surrogateescape") for x in photos]
-        columns["stat"], columns["digest"] = _column(photos, "stats"), _column(photos, "digests")
-    return columns
-
-
-def _parquet_schema(rows: Rows, whole: bool) -> Any:
-    import pyarrow as pa
-
-    fields = [("path", pa.string()), ("path_bytes", pa.binary())]
-    if whole:
-        fields += [("status", pa.string()), ("detail", pa.string()), ("place", pa.binary())]
-        fields += [("stat", pa.string()), ("digest", pa.string())]
-    for name, values in rows.items():
-        shape = values.shape[1:]
-        kind = pa.list_(pa.from_numpy_dtype(values.dtype), math.prod(shape))
-        shape = {"shape": " ".join(map(str, shape))}
-        fields.append(pa.field(name, kind, metadata=shape))
-    return pa.schema(fields)
-
-
-def _read_parquet(stack: contextlib.ExitStack, path: Path) -> Output:
+def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # As bytes: Arrow takes a path for text, and knows none that is not UTF-8.
     raw = stack.enter_context(pa.OSFile(os.fsencode(path)))
     file = stack.enter_context(pq.ParquetFile(raw, page_checksum_verification=True))
-    names = ("path", "path_bytes", "status", "detail", "place", "stat", "digest")
-    there = [name for name in names if name in file.schema_arrow.names]
-    table = {name: file.read(columns=[name])[name].to_pylist() for name in there}
-    for i, odd in enumerate(table["path_bytes"]):
-        if odd is not None:
-            table["path"][i] = odd.decode("utf-8", "surrogateescape")
-    status = table.get("status", [_OK] * len(table["path"]))
-    count = next((i for i, x in enumerate(status) if x != _OK), len(status))
-    columns = {"paths": table["path"], "codes": status, "details": table.get("detail", status)}
-    if "stat" in table:
-        columns["places"] = [x.decode("utf-8", "surrogateescape") for x in table["place"]]
-        columns |= {"stats": table["stat"], "digests": table["digest"]}
+
+    def texts(name: str, first: int = 0, end: int | None = None) -> list[str] | None:
+        name = "status" if name == "codes" else name.removesuffix("s")
+        if name not in file.schema_arrow.names:
+            return None
+        columns = ["path", "path_bytes"] if name == "path" else [name]
+        table = file.read(columns=columns)[first : rows if end is None else end]
+        found = zip(*(table[column].to_pylist() for column in columns), strict=True)
+        found = [some[0] if some[-1] is None else some[-1] for some in found]
+        return [x.decode("utf-8", "surrogateescape") if isinstance(x, bytes) else x for x in found]
+
+    def opened(layer: str, _: contextlib.ExitStack) -> _Take:
+        def take(start: int, stop: int) -> np.ndarray:
+            groups = range(bisect.bisect(starts, start) - 1, bisect.bisect_left(starts, stop))
+            lists = file.read_row_groups(groups, columns=[layer])[layer].combine_chunks()
+            flat = lists.slice(start - starts[groups[0]], stop - start).flatten().to_numpy()
+            return flat.reshape(stop - start, *layers[layer][0][1:])
+
+        return take
+
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    *starts, total = [0, *itertools.accumulate(sizes)]
+    codes = texts("codes", 0, total) or [_OK] * total
+    rows = codes.count(_OK)
+    if _OK in codes[rows:]:
+        raise ValueError("rows stand behind failures")
     layers = {}
     for field in file.schema_arrow:
         if field.metadata and b"shape" in field.metadata:
             shape = tuple(map(int, field.metadata[b"shape"].split()))
-            layers[field.name] = shape, np.dtype(field.type.value_type.to_pandas_dtype())
+            layers[field.name] = (rows, *shape), np.dtype(field.type.value_type.to_pandas_dtype())
+    failures = _records(Failure, lambda x: texts(x, rows, total)) if rows < total else []
     known = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
     known.pop("ARROW:schema", None)
-    known["layers"]  # a file of ours names them
-
-    def opened(_: contextlib.ExitStack, layer: str) -> Callable[[int, int], np.ndarray]:
-        return _ParquetColumn(file, layer, *layers[layer])
-
-    return Output(
-        _zipped(Photo, {name: values[:count] for name, values in columns.items()}),
-        _zipped(Failure, {name: values[count:] for name, values in columns.items()}),
-        layers,
-        known,
-        opened,
-    )
-
-
-class _ParquetColumn:
-    """Rows of a layer, asked for in ascending order; one row group in memory at a time."""
-
-    def __init__(self, file: Any, layer: str, shape: tuple[int, ...], dtype: np.dtype):
-        self._file, self._layer, self._shape = file, layer, shape
-        self._group, self._start = -1, 0
-        self._rows = np.empty((0, *shape), dtype)
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        parts = []
-        while start < stop:
-            while start >= self._start + len(self._rows):
-                self._group, self._start = self._group + 1, self._start + len(self._rows)
-                group = self._file.read_row_group(self._group, columns=[self._layer])[self._layer]
-                flat = group.combine_chunks().flatten().to_numpy()
-                self._rows = flat.reshape(len(group), *self._shape)
-            end = min(stop, self._start + len(self._rows))
-            parts.append(self._rows[start - self._start : end - self._start])
-            start = end
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-# NumPy archives: the arrays of the HDF5 file, `errors_paths` and so on, `attributes` as JSON.
+    return Output(texts, layers, failures, known, opened)
 
 
 def _export_npz(file: OutputFile, content: Any) -> None:
+    """An archive of NumPy arrays, not compressed: a layer or column each, ``attributes`` (JSON)."""
+    columns = {f"{x}s": (content.photos, x) for x in Photo._fields}
+    columns |= {f"errors_{x}s": (content.failures, x) for x in Failure._fields}
+    attributes = json.dumps({**content.attributes, "layers": " ".join(content.layers)})
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        columns = {name: _column(content.photos, name) for name in _PHOTO}
-        columns |= {f"errors_{name}": _column(content.failures, name) for name in _FAILURE}
-        for name, texts in columns.items():
-            # In pieces: NumPy's strings are all as wide as the widest.
-            dtype = np.dtype(f"<U{max(map(len, texts), default=1) or 1}")
-            with _member(archive, name) as member:
-                _write_header(member, (len(texts),), dtype)
-                for start in range(0, len(texts), 1024):
-                    member.write(np.array(texts[start : start + 1024], dtype).tobytes())
-        with _member(archive, "attributes") as member:
-            known = np.array(json.dumps(dict(content.attributes)))
-            np.lib.format.write_array(member, known, allow_pickle=False)
+
+        def write(name: str, *array: Any) -> None:
+            # A name would get the time of day from Python 3.14 on, and no two files would be equal.
+            member = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(member, "w", force_zip64=True) as target:
+                _write_array(target, file, *array)
+
+        for name, (records, field) in columns.items():
+            texts = [getattr(record, field) or "" for record in records]
+            dtype = np.dtype(f"<U{max(map(len, texts), default=0) or 1}")
+            parts = (np.array(texts[i : i + 1024], dtype) for i in range(0, len(texts), 1024))
+            write(name, (len(texts),), dtype, parts)
+        write("attributes", (), np.dtype(f"<U{len(attributes)}"), [np.array(attributes)])
         for name, (shape, dtype) in content.layers.items():
-            with _member(archive, name) as member:
-                _write_header(member, (len(content.photos), *shape), dtype)
-                for rows in content.blocks([name]):
-                    member.write(np.ascontiguousarray(rows[name]).data)
-                    file.check()
+            blocks = (rows[name] for rows in content.blocks([name]))
+            write(name, (len(content.photos), *shape), dtype, blocks)
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> Any:
-    # Without a date of its own a member gets the time of day, and no two files would be equal.
-    return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
-
-
-def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _write_array(target: Any, file: OutputFile, shape: tuple, dtype: np.dtype, parts: Any) -> None:
+    """Write a NumPy array part by part."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+    np.lib.format.write_array_header_1_0(target, header)
+    for part in parts:
+        target.write(part.tobytes())
+        file.check()
 
 
-def _read_npz(stack: contextlib.ExitStack, path: Path) -> Output:
-    with np.load(path, allow_pickle=False) as file:
-        photos = {name: file[name].tolist() for name in _PHOTO if name in file.files}
-        failures = {
-            x: file[f"errors_{x}"].tolist() for x in _FAILURE if f"errors_{x}" in file.files
-        }
-        attributes = json.loads(str(file["attributes"]))
+def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
     archive = stack.enter_context(zipfile.ZipFile(path))
 
-    def header(layer: str, members: contextlib.ExitStack) -> tuple[Any, tuple, np.dtype]:
+    def header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+        version = np.lib.format.read_magic(member)
+        shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
+        if version != (1, 0) or in_columns:
+            raise ValueError("an array was not written by this package")
+        return shape, dtype
+
+    def texts(name: str) -> Any:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{name}.npy") as member:
+            shape, dtype = header(member)
+            return np.frombuffer(member.read(), dtype).reshape(shape).tolist()
+
+    def opened(layer: str, members: contextlib.ExitStack) -> _Take:
         member = members.enter_context(archive.open(f"{layer}.npy"))
-        np.lib.format.read_magic(member)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        return member, shape, dtype
-
-    with contextlib.ExitStack() as members:
-        headers = {name: header(name, members)[1:] for name in attributes["layers"].split()}
-
-    def opened(members: contextlib.ExitStack, layer: str) -> Callable[[int, int], np.ndarray]:
-        member, shape, dtype = header(layer, members)
-        size = math.prod(shape[1:]) * dtype.itemsize
+        (_, *shape), dtype = header(member)
+        first, size = member.tell(), math.prod(shape) * dtype.itemsize
 
         def take(start: int, stop: int) -> np.ndarray:
+            if skipped := first + start * size - member.tell():
+                member.seek(skipped, os.SEEK_CUR)  # only then: no checksum is compared after it
             data = member.read(size * (stop - start))
-            return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+            return np.frombuffer(data, dtype).reshape(stop - start, *shape)
 
         return take
 
-    return _checked(
-        Output(
-            _zipped(Photo, photos),
-            _zipped(Failure, failures),
-            {name: (shape[1:], dtype) for name, (shape, dtype) in headers.items()},
-            attributes,
-            opened,
-        ),
-        {name: shape[0] for name, (shape, _) in headers.items()},
-    )
-
-
-# A NumPy array of one layer, and a JSON file with everything else.
+    attributes = json.loads(texts("attributes"))
+    layers = {}
+    for name in attributes["layers"].split():
+        with archive.open(f"{name}.npy") as member:
+            layers[name] = header(member)
+    failures = _records(Failure, lambda name: texts(f"errors_{name}"))
+    return Output(texts, layers, failures, attributes, opened)
 
 
 def _export_npy(file: OutputFile, content: Any, names_file: OutputFile) -> None:
-    ((name, (shape, dtype)),) = content.layers.items()
-    _write_header(file, (len(content.photos), *shape), dtype)
-    for rows in content.blocks([name]):
-        file.write(np.ascontiguousarray(rows[name]).data)
-        file.check()
-    separator = "{"
-    for key in _PHOTO:
-        texts = ",\n".join(map(json.dumps, _column(content.photos, key)))
-        names_file.write(f'{separator}"{key}": [\n{texts}],\n'.encode())
-        separator = ""
-    errors = ",\n".join(json.dumps(failure._asdict()) for failure in content.failures)
-    attributes = json.dumps(dict(content.attributes), indent=1)
-    names_file.write(f'"errors": [\n{errors}],\n"attributes": {attributes}}}\n'.encode())
+    """The rows of the only layer, and everything else as JSON."""
+    ((layer, (shape, dtype)),) = content.layers.items()
+    blocks = (rows[layer] for rows in content.blocks([layer]))
+    _write_array(file, file, (len(content.photos), *shape), dtype, blocks)
+    known = {f"{x}s": [getattr(photo, x) for photo in content.photos] for x in Photo._fields}
+    known["errors"] = [failure._asdict() for failure in content.failures]
+    known["attributes"] = {**content.attributes, "layers": layer}
+    text = io.TextIOWrapper(names_file, "ascii")
+    json.dump(known, text, indent=0)
+    text.detach()
     names_file.check()
 
 
-def _read_npy(_: contextlib.ExitStack, path: Path, names: Path) -> Output:
+def _read_npy(path: Path, names: Path) -> Output:
     known = json.loads(names.read_text(encoding="utf-8"))
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _checked(
-        Output(
-            _zipped(Photo, {name: known[name] for name in _PHOTO if name in known}),
-            [Failure(**failure) for failure in known["errors"]],
-            {known["attributes"]["layers"]: (rows.shape[1:], rows.dtype)},
-            known["attributes"],
-            lambda _, __: lambda start, stop: rows[start:stop],
-        ),
-        {"the array": len(rows)},
-    )
+    rows = np.lib.format.open_memmap(path, mode="r")
+    attributes, failures = known["attributes"], [Failure(**x) for x in known["errors"]]
+    layers = {attributes["layers"]: (rows.shape, rows.dtype)}
+    return Output(known.get, layers, failures, attributes, lambda *_: lambda x, y: rows[x:y])

@@ -71,8 +71,7 @@ class Rows:
         labels, start = self.labels[part], 0
         with open_output(self._file) as output:
             for blobs in output.blocks([self._layer], self._rows[part]):
-                picked = blobs[self._layer]
-                rows = picked.reshape(len(picked), -1).astype(np.float64)
+                rows = blobs[self._layer].reshape(len(blobs[self._layer]), -1).astype(np.float64)
                 if self._standard is not None:
                     rows -= self._standard.mean
                     rows *= self._standard.scale
