@@ -112,10 +112,10 @@ def read(path: str | os.PathLike) -> WeightArrays:
     data = Path(path).read_bytes()
     try:
         start = _payload(path, data) if data.startswith(MAGIC) else 0
-        pickled = pickles.load(data, start)
-        if pickled.end != len(data):
-            raise damaged(path, f"{len(data) - pickled.end} bytes follow the end of its pickle")
-        named = _named(_layers(pickled.value))
+        unpickler = pickles.NumpyUnpickler(data, start)
+        named = _named(_layers(unpickler.load()))
+        if unpickler.at != len(data):
+            raise damaged(path, f"{len(data) - unpickler.at} bytes follow the end of its pickle")
         layers = named_layers(named, lambda key: _array(key, named[key]))
     except NotAlexNetError as error:
         raise damaged(path, f"it holds {error}", ADVICE) from None
@@ -123,7 +123,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
         raise damaged(path, f"it holds {error}") from None
     except HeaderError as error:
         raise damaged(path, f"a NumPy file with {error}") from None
-    return assemble(path, layers, *parsed_metadata(pickled.comment))
+    return assemble(path, layers, *parsed_metadata(unpickler.comment))
 
 
 def _payload(path, data: bytes) -> int:

@@ -3,7 +3,7 @@
 There are two containers. Since torch 1.6 a file is a zip archive with a pickle ``data.pkl`` and one
 member ``data/<key>`` a storage (``caffe2/serialize/inline_container.h``); before, it was five
 pickles in sequence with the storages behind them (``_legacy_save`` in ``torch/serialization.py``).
-Both are read by the machine of `tf_alexnet.weights.pickles`, which knows a few of torch's names.
+Both are read by a `tf_alexnet.weights.pickles.Unpickler`, which knows a few of torch's names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from tf_alexnet.weights.formats.common import (
 )
 from tf_alexnet.weights.formats.named import named_layers, split_key
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
-from tf_alexnet.weights.pickles import PickleError, require
+from tf_alexnet.weights.pickles import PickleError, Unpickler, require
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # 0x1950a86a20f9469cfc6c as a pickle
 PROTOCOL = 1001
@@ -39,38 +40,27 @@ PARTS = LayerArrays._fields
 ADVICE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 
 
-class Name(Enum):
-    """The names a file may refer to. They stand for themselves and do nothing."""
+class TorchName(Enum):
+    """The functions a file may refer to. They stand for themselves and do nothing."""
 
-    ORDERED_DICT = "OrderedDict"
-    REBUILD_TENSOR = "_rebuild_tensor"  # before torch 0.4
-    REBUILD_TENSOR_V2 = "_rebuild_tensor_v2"
-    REBUILD_PARAMETER = "_rebuild_parameter"
-
-
-class Number(Enum):
-    """The types of storages, as NumPy calls them."""
-
-    FLOAT = "f4"
-    DOUBLE = "f8"
-    HALF = "f2"
-    BFLOAT16 = "u2"
-    LONG = "i8"
-    INT = "i4"
-    SHORT = "i2"
-    CHAR = "i1"
-    BYTE = "u1"
-    BOOL = "?"
+    REBUILD_TENSOR = "torch._utils._rebuild_tensor"  # before torch 0.4
+    REBUILD_TENSOR_V2 = "torch._utils._rebuild_tensor_v2"
+    REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 
 
-FLOATS = {Number.FLOAT, Number.DOUBLE, Number.HALF, Number.BFLOAT16}
-NAMES = {
-    ("collections", "OrderedDict"): Name.ORDERED_DICT,
-    **{("torch._utils", name.value): name for name in Name if name.value[0] == "_"},
-    **{
-        ("torch", f"{'BFloat16' if kind is Number.BFLOAT16 else kind.name.title()}Storage"): kind
-        for kind in Number
-    },
+BFLOAT16 = np.dtype("u2")
+FLOATS = [np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), BFLOAT16]
+STORAGES = {
+    "torch.FloatStorage": np.dtype("f4"),
+    "torch.DoubleStorage": np.dtype("f8"),
+    "torch.HalfStorage": np.dtype("f2"),
+    "torch.BFloat16Storage": BFLOAT16,
+    "torch.LongStorage": np.dtype("i8"),
+    "torch.IntStorage": np.dtype("i4"),
+    "torch.ShortStorage": np.dtype("i2"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
 }
 
 
@@ -79,16 +69,15 @@ class Storage:
     """A run of numbers elsewhere in the file."""
 
     key: str
-    kind: Number
+    dtype: np.dtype
     size: int
 
     def values(self, raw: memoryview, order: str) -> np.ndarray:
         """The numbers in `raw`; of bfloat16, the upper half of a float32, as float32."""
-        dtype = np.dtype(order + self.kind.value)
-        if len(raw) != dtype.itemsize * self.size:
+        if len(raw) != self.dtype.itemsize * self.size:
             raise PickleError(f"a storage of {self.size} numbers with {len(raw)} bytes")
-        numbers = np.frombuffer(raw, dtype)
-        if self.kind is Number.BFLOAT16:
+        numbers = np.frombuffer(raw, self.dtype.newbyteorder(order))
+        if self.dtype == BFLOAT16:
             return (numbers.astype(np.uint32) << 16).view(np.float32)
         return numbers
 
@@ -129,37 +118,32 @@ class Tensor:
         )
 
 
-class TorchDialect(pickles.Dialect):
+class TorchUnpickler(Unpickler):
     """State dicts, and what training scripts put beside them."""
 
-    names = NAMES
+    names = MappingProxyType(
+        {**Unpickler.names, **{name.value: name for name in TorchName}, **STORAGES}
+    )
 
-    def __init__(self):
+    def __init__(self, data: bytes, at: int = 0):
+        super().__init__(data, at)
         self.storages: dict[str, Storage] = {}
 
     def key(self, value):
         """Text, or an integer, as optimizers' states have them."""
         return value if type(value) is int else pickles.as_text(value)
 
-    def call(self, machine, name, *arguments):
+    def call(self, name, *arguments):
         """A `Tensor`, or a dict."""
-        match name, *arguments:
-            case [Name.ORDERED_DICT, *pairs]:
-                return machine.ordered_dict(*pairs)
-            case [
-                Name.REBUILD_TENSOR,
-                Storage() as storage,
-                int() as offset,
-                tuple() as shape,
-                tuple() as strides,
-            ]:
-                return Tensor(storage, offset, shape, strides)
-            case [Name.REBUILD_TENSOR_V2, storage, offset, shape, strides, bool(), dict(), *more]:
-                require(len(more) < 2, "an odd tensor")
-                return self.call(machine, Name.REBUILD_TENSOR, storage, offset, shape, strides)
-            case [Name.REBUILD_PARAMETER, Tensor() as tensor, bool(), dict()]:
+        match [name, *arguments]:
+            case [TorchName.REBUILD_TENSOR, Storage(), int(), tuple(), tuple()]:
+                return Tensor(*arguments)
+            case [TorchName.REBUILD_TENSOR_V2, _, _, _, _, bool(), dict(), *metadata]:
+                require(not any(metadata), "an odd tensor")  # a conjugate or negative view, say
+                return self.call(TorchName.REBUILD_TENSOR, *arguments[:4])
+            case [TorchName.REBUILD_PARAMETER, Tensor() as tensor, bool(), dict()]:
                 return tensor
-        return super().call(machine, name, *arguments)
+        return super().call(name, *arguments)
 
     def build(self, target, state):
         """The versions that a state dict carries are not needed."""
@@ -171,10 +155,10 @@ class TorchDialect(pickles.Dialect):
     def persistent(self, identity):
         """A `Storage`."""
         match identity:
-            case ("storage", Number() as kind, str() as key, str(), int() as size, *views):
+            case ("storage", np.dtype() as dtype, str() as key, str(), int() as size, *views):
                 # Only torch before 0.4 wrote views of other storages.
                 require(size >= 0 and views in ([], [None]), "an odd storage")
-                storage = Storage(key, kind, size)
+                storage = Storage(key, dtype, size)
                 require(self.storages.setdefault(key, storage) == storage, "two kinds of a storage")
                 return storage
         raise PickleError("a reference to something else than numbers")
@@ -195,15 +179,16 @@ def read_archive(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
             order = {b"little": "<", b"big": ">"}.get(bytes(members.read(root + "byteorder")[:9]))
             require(order is not None, "an unknown byte order")
         stream = bytes(members.read(root + "data.pkl"))
-        pickled = pickles.load(stream, 0, TorchDialect())
-        require(pickled.end == len(stream), "more than one pickle in data.pkl")
+        unpickler = TorchUnpickler(stream)
+        state = unpickler.load()
+        require(unpickler.at == len(stream), "more than one pickle in data.pkl")
 
         def raw(storage: Storage) -> memoryview:
             name = f"{root}data/{storage.key}"
             require(name in members, f"no member for the storage {storage.key[:40]!r}")
             return members.read(name)
 
-        return _weights(path, pickled.value, raw, order, len(members.view))
+        return _weights(path, state, raw, order, len(members.view))
     except PickleError as error:
         raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
     except ZipError as error:
@@ -224,44 +209,38 @@ def read(path: str | os.PathLike) -> WeightArrays:
     WeightsError
         If the file is damaged, holds anything else, or asks for code to be run.
     """
-    data, dialect = Path(path).read_bytes(), TorchDialect()
+    data = Path(path).read_bytes()
+    unpickler = TorchUnpickler(data, len(MAGIC))
     try:
         require(data.startswith(MAGIC), "another magic number")
-        protocol = pickles.load(data, len(MAGIC), dialect)
-        require(protocol.value == PROTOCOL, "an unknown protocol")
-        system = pickles.load(data, protocol.end, dialect)
-        little = system.value.get("little_endian") if isinstance(system.value, dict) else None
+        require(unpickler.load() == PROTOCOL, "an unknown protocol")
+        system, state, keys = (unpickler.load() for _ in range(3))
+        little = system.get("little_endian") if isinstance(system, dict) else None
         require(isinstance(little, bool), "an unknown byte order")
-        content = pickles.load(data, system.end, dialect)
-        keys = pickles.load(data, content.end, dialect)
+        require(isinstance(keys, list), "no list of storages")
         order = "<" if little else ">"
-        storages = _behind(data, keys, order, dialect.storages)
+        storages = _behind(unpickler, keys, order)
 
         def raw(storage: Storage) -> memoryview:
             require(storage.key in storages, f"no storage {storage.key[:40]!r}")
             return storages[storage.key]
 
-        return _weights(path, content.value, raw, order, len(data))
+        return _weights(path, state, raw, order, len(data))
     except PickleError as error:
         raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
 
 
-def _behind(
-    data: bytes, keys: pickles.Pickled, order: str, declared: dict[str, Storage]
-) -> dict[str, memoryview]:
+def _behind(unpickler: TorchUnpickler, keys: list, order: str) -> dict[str, memoryview]:
     """Key -> bytes of the storages behind the pickles: each a count of numbers and these."""
-    require(isinstance(keys.value, list), "no list of storages")
-    view, at, found = memoryview(data), keys.end, {}
-    for key in map(pickles.as_text, keys.value):
-        require(key in declared and key not in found, f"the storage {key!r} twice or never used")
-        require(at + 8 <= len(view), "a storage that runs past the end")
-        size = np.dtype(declared[key].kind.value).itemsize
-        count = struct.unpack_from(order + "q", view, at)[0]
-        at += 8
-        require(0 <= count <= (len(view) - at) // size, "a storage that runs past the end")
-        found[key] = view[at : at + size * count]
-        at += size * count
-    require(at == len(view), f"{len(view) - at} bytes behind its last storage")
+    found = {}
+    for key in map(pickles.as_text, keys):
+        known = key in unpickler.storages and key not in found
+        require(known, f"the storage {key!r} twice or never used")
+        count = struct.unpack(order + "q", unpickler.read(8))[0]
+        require(count >= 0, "a storage of negative size")
+        found[key] = unpickler.read(count * unpickler.storages[key].dtype.itemsize)
+    left = len(unpickler.data) - unpickler.at
+    require(left == 0, f"{left} bytes behind its last storage")
     return found
 
 
@@ -276,7 +255,7 @@ def _weights(
 
     def array(key: str) -> np.ndarray:
         tensor = state[key]
-        is_floats = isinstance(tensor, Tensor) and tensor.storage.kind in FLOATS
+        is_floats = isinstance(tensor, Tensor) and tensor.storage.dtype in FLOATS
         require(is_floats, f"the entry {key[:80]!r}, which is not a tensor of floats")
         return tensor.array(values(tensor.storage))
 
