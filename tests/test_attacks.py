@@ -405,7 +405,7 @@ ARCHIVES = {
     ),
     "npz shape 2^62": (
         archive([("fc8/kernel.npy", npy_header("<f4", (2**62, 4)) + bytes(8)), NPZ[1]]),
-        "an array of shape",
+        "an array of dtype <f4 and shape",
     ),
     "keras archive with a Lambda": (
         archive([

@@ -96,11 +96,11 @@ class PickledDtype:
 class PickledArray:
     """An array as the stream describes it; nothing is believed until `array` is called."""
 
-    shape: tuple | None = None
+    data: memoryview | list | None = None
     dtype: PickledDtype | None = None
+    shape: tuple | None = None
     order: str = "C"
     axes: tuple | None = None
-    data: memoryview | list | None = None
 
     def array(self) -> np.ndarray:
         """A view of the file's bytes, float16, float32 or float64, rank 1 to 4.
@@ -123,10 +123,8 @@ class PickledArray:
         flat = np.frombuffer(self.data, dtype)
         if self.axes is None:
             return flat.reshape(shape, order=self.order)
-        require(
-            all(type(n) is int for n in self.axes) and sorted(self.axes) == list(range(len(shape))),
-            "an array with odd axes",
-        )
+        are_axes = all(type(n) is int for n in self.axes)
+        require(are_axes and sorted(self.axes) == [*range(len(shape))], "an array with odd axes")
         return flat.reshape(shape).transpose(self.axes)
 
 
@@ -142,14 +140,6 @@ def as_text(value: object) -> str:
         return str(value, "latin-1")
     require(type(value) is str and len(value) <= MAX_NAME, "something else where a name belongs")
     return value
-
-
-def buffer_order(order: object = "C", axes: object = None, *more: object) -> tuple:
-    """The memory order that ``_frombuffer`` was given, and the axes that follow the order "K"."""
-    order = as_text(order)
-    require(order in (("C", "F") if axes is None else ("K",)) and not more, "an odd array order")
-    require(axes is None or isinstance(axes, tuple), "an array with odd axes")
-    return order, axes
 
 
 class Unpickler:
@@ -341,7 +331,7 @@ class Unpickler:
         return [number]
 
     def read(self, size: int) -> memoryview:
-        require(size <= len(self.view) - self.at, "a value that runs past the end")
+        require(0 <= size <= len(self.view) - self.at, "a value that runs past the end")
         self.at += size
         return self.view[self.at - size : self.at]
 
@@ -388,8 +378,12 @@ class NumpyUnpickler(Unpickler):
         match [name, *arguments]:
             case [Name.RECONSTRUCT, Name.NDARRAY, tuple(), _]:
                 return PickledArray()
-            case [Name.FROMBUFFER, memoryview() as data, PickledDtype() as dtype, shape, *rest]:
-                return PickledArray(shape, dtype, *buffer_order(*rest), data)
+            case (
+                [Name.FROMBUFFER, memoryview(), PickledDtype(), _, "C" | "F"]
+                | [Name.FROMBUFFER, memoryview(), PickledDtype(), _, "C" | "F", None]
+                | [Name.FROMBUFFER, memoryview(), PickledDtype(), _, "K", tuple()]
+            ):
+                return PickledArray(*arguments)
             case [Name.DTYPE, code, *_]:
                 return PickledDtype(as_text(code))
             case [Name.ENCODE, str() as text, "latin1"]:

@@ -49,18 +49,13 @@ class TorchName(Enum):
 
 
 BFLOAT16 = np.dtype("u2")
-FLOATS = [np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), BFLOAT16]
+FLOATS = {*map(np.dtype, ("f4", "f8", "f2")), BFLOAT16}
 STORAGES = {
-    "torch.FloatStorage": np.dtype("f4"),
-    "torch.DoubleStorage": np.dtype("f8"),
-    "torch.HalfStorage": np.dtype("f2"),
-    "torch.BFloat16Storage": BFLOAT16,
-    "torch.LongStorage": np.dtype("i8"),
-    "torch.IntStorage": np.dtype("i4"),
-    "torch.ShortStorage": np.dtype("i2"),
-    "torch.CharStorage": np.dtype("i1"),
-    "torch.ByteStorage": np.dtype("u1"),
-    "torch.BoolStorage": np.dtype("?"),
+    f"torch.{name}Storage": np.dtype(code)
+    for name, code in {
+        **{"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": BFLOAT16},
+        **{"Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"},
+    }.items()
 }
 
 
@@ -84,17 +79,17 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the stream describes it; nothing is believed until `array` is called."""
+    """A tensor as the stream describes it."""
 
     storage: Storage
     offset: int
     shape: tuple
     strides: tuple
 
-    @property
-    def is_sane(self) -> bool:
-        """Whether its shape is made of sizes."""
-        return all(type(n) is int and n >= 0 for n in self.shape)
+    def __post_init__(self):
+        numbers = (self.offset, *self.shape, *self.strides)
+        require(all(type(n) is int and n >= 0 for n in numbers), "a tensor of odd shape")
+        require(len(self.shape) == len(self.strides), "a tensor with odd strides")
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """A view of the storage's `values`.
@@ -105,9 +100,6 @@ class Tensor:
             If shape, strides and offset reach beyond the storage, or show values twice.
         """
         require(1 <= len(self.shape) <= pickles.MAX_RANK, "a tensor of odd rank")
-        require(len(self.shape) == len(self.strides), "a tensor with odd strides")
-        numbers = (self.offset, *self.shape, *self.strides)
-        require(all(type(n) is int and n >= 0 for n in numbers), "a tensor of odd shape")
         count = math.prod(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if not 0 < count <= len(values) or last >= len(values):
@@ -237,7 +229,6 @@ def _behind(unpickler: TorchUnpickler, keys: list, order: str) -> dict[str, memo
         known = key in unpickler.storages and key not in found
         require(known, f"the storage {key!r} twice or never used")
         count = struct.unpack(order + "q", unpickler.read(8))[0]
-        require(count >= 0, "a storage of negative size")
         found[key] = unpickler.read(count * unpickler.storages[key].dtype.itemsize)
     left = len(unpickler.data) - unpickler.at
     require(left == 0, f"{left} bytes behind its last storage")
@@ -250,7 +241,7 @@ def _weights(
     """The layers of a state dict, in TensorFlow's layout."""
     state = _state_dict(value)
     values = cache(lambda storage: storage.values(raw(storage), order))
-    total = sum(math.prod(x.shape) for x in state.values() if isinstance(x, Tensor) and x.is_sane)
+    total = sum(math.prod(x.shape) for x in state.values() if isinstance(x, Tensor))
     require(4 * total <= affordable(file_size), "far more numbers than an AlexNet")
 
     def array(key: str) -> np.ndarray:
