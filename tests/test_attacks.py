@@ -499,6 +499,11 @@ TORCH = {
     "torch list in itself": torch_attack(stream=b"\x80\x02]q\x00h\x00a."),
     "torch second pickle": torch_attack(stream=torch_pickle({}) + RUN),
     "torch script": archive([("x/data.pkl", b"N."), ("x/code/__torch__.py", "import os")]),
+    "torch shape of 6000 numbers again and again": torch_attack(
+        stream=b"\x80\x02}(" + unicode("a")
+        + torch_tensor("0", (2**31 - 1,) * 6000, 4, (1,) * 6000) + b"q\x01"
+        + b"".join(unicode(f"k{i}") + b"h\x01" for i in range(300)) + b"u."
+    ),
     "torch legacy storage of 2^60": legacy(struct.pack("<q", 1 << 60) + bytes(16)),
     "torch legacy storage of -1": legacy(struct.pack("<q", -1) + bytes(16)),
     "torch legacy twice": legacy((struct.pack("<q", 4) + bytes(16)) * 2, (b"0", b"0")),

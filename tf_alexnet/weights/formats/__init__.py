@@ -151,13 +151,10 @@ FORMATS = (
         ("list", "dict"),
     ),
     Format(
-        "torch file (.pth)", (".pth", ".pt"), _starting(torch_pth.MAGIC), _by_path(torch_pth.read)
-    ),
-    Format(
         "torch file (.pth)",
         (".pth", ".pt"),
-        lambda file: torch_pth.archive_root(file.members) is not None,
-        lambda file: torch_pth.read_archive(file.path, file.members),
+        lambda x: x.starts(torch_pth.MAGIC) or torch_pth.archive_root(x.members) is not None,
+        lambda file: torch_pth.read(file.path, file.members),
     ),
     Format(
         "NumPy archive (.npz)",

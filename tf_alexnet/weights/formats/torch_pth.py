@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -156,74 +156,83 @@ class TorchUnpickler(Unpickler):
         raise PickleError("a reference to something else than numbers")
 
 
-def read_archive(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
-    """Read a state dict from the zip container.
-
-    Raises
-    ------
-    WeightsError
-        If the file is damaged, holds anything else, or asks for code to be run.
-    """
-    try:
-        root = archive_root(members)
-        order = "<"
-        if root + "byteorder" in members:
-            order = {b"little": "<", b"big": ">"}.get(bytes(members.read(root + "byteorder")[:9]))
-            require(order is not None, "an unknown byte order")
-        stream = bytes(members.read(root + "data.pkl"))
-        unpickler = TorchUnpickler(stream)
-        state = unpickler.load()
-        require(unpickler.at == len(stream), "more than one pickle in data.pkl")
-
-        def raw(storage: Storage) -> memoryview:
-            name = f"{root}data/{storage.key}"
-            require(name in members, f"no member for the storage {storage.key[:40]!r}")
-            return members.read(name)
-
-        return _weights(path, state, raw, order, len(members.view))
-    except PickleError as error:
-        raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
-    except ZipError as error:
-        raise damaged(path, f"a zip archive with {error}") from None
-
-
-def archive_root(members: ZipMembers) -> str | None:
+def archive_root(members: Iterable[str]) -> str | None:
     """The folder of ``data.pkl`` in an archive of torch, slash included, or None."""
     roots = [name[: -len("data.pkl")] for name in members if name.endswith("/data.pkl")]
     return roots[0] if len(roots) == 1 and roots[0].count("/") == 1 else None
 
 
-def read(path: str | os.PathLike) -> WeightArrays:
-    """Read a state dict from the container of before torch 1.6.
+def read(path: str | os.PathLike, members: ZipMembers | tuple[()]) -> WeightArrays:
+    """Read a state dict from either container.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    members : ZipMembers or ()
+        Its members, if it is a zip archive.
 
     Raises
     ------
     WeightsError
         If the file is damaged, holds anything else, or asks for code to be run.
     """
-    data = Path(path).read_bytes()
-    unpickler = TorchUnpickler(data, len(MAGIC))
+    sizes = []
     try:
-        require(data.startswith(MAGIC), "another magic number")
-        require(unpickler.load() == PROTOCOL, "an unknown protocol")
-        system, state, keys = (unpickler.load() for _ in range(3))
-        little = system.get("little_endian") if isinstance(system, dict) else None
-        require(isinstance(little, bool), "an unknown byte order")
-        require(isinstance(keys, list), "no list of storages")
-        order = "<" if little else ">"
-        storages = _behind(unpickler, keys, order)
+        value, order, raw = _from_archive(members) if members else _from_stream(path)
+        state = _state_dict(value)
 
-        def raw(storage: Storage) -> memoryview:
-            require(storage.key in storages, f"no storage {storage.key[:40]!r}")
-            return storages[storage.key]
+        @cache
+        def values(storage: Storage) -> np.ndarray:
+            found = raw(storage.key)
+            require(found is not None, f"no bytes for the storage {storage.key[:40]!r}")
+            return storage.values(found, order)
 
-        return _weights(path, state, raw, order, len(data))
-    except PickleError as error:
-        raise damaged(path, f"a torch file that holds {error}", ADVICE) from None
+        def array(key: str) -> np.ndarray:
+            tensor = state[key]
+            is_floats = isinstance(tensor, Tensor) and tensor.storage.dtype in FLOATS
+            require(is_floats, f"the entry {key[:80]!r}, which is not a tensor of floats")
+            found = tensor.array(values(tensor.storage))
+            sizes.append(found.nbytes)  # they may all be views of one storage
+            limit = affordable(os.path.getsize(path))
+            require(sum(sizes) <= limit, "far more numbers than an AlexNet")
+            return found
+
+        return assemble(path, named_layers(state, array))
+    except (PickleError, NotAlexNetError) as error:
+        advice = NOT_ALEXNET if isinstance(error, NotAlexNetError) else ADVICE
+        raise damaged(path, f"a torch file that holds {error}", advice) from None
+    except ZipError as error:
+        raise damaged(path, f"a zip archive with {error}") from None
 
 
-def _behind(unpickler: TorchUnpickler, keys: list, order: str) -> dict[str, memoryview]:
-    """Key -> bytes of the storages behind the pickles: each a count of numbers and these."""
+def _from_archive(members: ZipMembers) -> tuple[object, str, Callable[[str], memoryview | None]]:
+    """What data.pkl holds, the byte order, and key -> bytes of the storages."""
+    root = archive_root(members)
+    order = "<"
+    if root + "byteorder" in members:
+        order = {b"little": "<", b"big": ">"}.get(bytes(members.read(root + "byteorder")[:9]))
+        require(order is not None, "an unknown byte order")
+    unpickler = TorchUnpickler(bytes(members.read(root + "data.pkl")))
+    value = unpickler.load()
+    require(unpickler.at == len(unpickler.data), "more than one pickle in data.pkl")
+
+    def raw(key: str) -> memoryview | None:
+        name = f"{root}data/{key}"
+        return members.read(name) if name in members else None
+
+    return value, order, raw
+
+
+def _from_stream(path) -> tuple[object, str, Callable[[str], memoryview | None]]:
+    """The same of the container of before torch 1.6."""
+    unpickler = TorchUnpickler(Path(path).read_bytes(), len(MAGIC))
+    require(unpickler.load() == PROTOCOL, "an unknown protocol")
+    system, value, keys = (unpickler.load() for _ in range(3))
+    little = system.get("little_endian") if isinstance(system, dict) else None
+    require(isinstance(little, bool), "an unknown byte order")
+    require(isinstance(keys, list), "no list of storages")
+    order = "<" if little else ">"
     found = {}
     for key in map(pickles.as_text, keys):
         known = key in unpickler.storages and key not in found
@@ -232,28 +241,7 @@ def _behind(unpickler: TorchUnpickler, keys: list, order: str) -> dict[str, memo
         found[key] = unpickler.read(count * unpickler.storages[key].dtype.itemsize)
     left = len(unpickler.data) - unpickler.at
     require(left == 0, f"{left} bytes behind its last storage")
-    return found
-
-
-def _weights(
-    path, value: object, raw: Callable[[Storage], memoryview], order: str, file_size: int
-) -> WeightArrays:
-    """The layers of a state dict, in TensorFlow's layout."""
-    state = _state_dict(value)
-    values = cache(lambda storage: storage.values(raw(storage), order))
-    total = sum(math.prod(x.shape) for x in state.values() if isinstance(x, Tensor))
-    require(4 * total <= affordable(file_size), "far more numbers than an AlexNet")
-
-    def array(key: str) -> np.ndarray:
-        tensor = state[key]
-        is_floats = isinstance(tensor, Tensor) and tensor.storage.dtype in FLOATS
-        require(is_floats, f"the entry {key[:80]!r}, which is not a tensor of floats")
-        return tensor.array(values(tensor.storage))
-
-    try:
-        return assemble(path, named_layers(state, array))
-    except NotAlexNetError as error:
-        raise damaged(path, f"a torch file that holds {error}", NOT_ALEXNET) from None
+    return value, order, found.get
 
 
 def _state_dict(value: object) -> dict[str, object]:
