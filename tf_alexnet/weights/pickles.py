@@ -173,8 +173,9 @@ class Unpickler:
 
         Returns
         -------
-        dict, list, tuple, str, int, float, bool, None, memoryview, or one of the records that the
-        subclass makes
+        object
+            Dictionaries, lists, tuples, text, numbers and None; byte strings as memoryviews; and
+            the subclass's records.
 
         Raises
         ------
@@ -325,7 +326,7 @@ class Unpickler:
         try:
             number = kind.reader(self)
         except ValueError:
-            raise PickleError("an odd number") from None
+            raise PickleError("an odd argument") from None
         odd = isinstance(number, int) and abs(number) >= 1 << 64
         require(not odd, "an integer out of all proportion")
         return [number]
@@ -343,7 +344,7 @@ class Unpickler:
     def readline(self) -> bytes:
         """A short line, for `pickletools`."""
         line = self.line()
-        require(len(line) <= MAX_NAME, "an odd number")
+        require(len(line) <= MAX_NAME, "an odd argument")
         return bytes(line) + b"\n"
 
 

@@ -70,9 +70,8 @@ def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], 
     if data[:6] != MAGIC or form is None or len(data) < start:
         raise PickleError("no NumPy array of a known version")
     size = struct.unpack_from(form, data, 8)[0]
-    if size > min(MAX_HEADER, len(data) - start):
-        raise PickleError("an odd header")
-    header = _HEADER.fullmatch(data, start, start + size)
+    fits = size <= min(MAX_HEADER, len(data) - start)
+    header = _HEADER.fullmatch(data, start, start + size) if fits else None
     if header is None:
         raise PickleError("an odd header")
     descr, fortran, dims = (str(part, "latin-1") for part in header.groups())

@@ -36,7 +36,6 @@ from tf_alexnet.weights.pickles import PickleError, Unpickler, require
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # 0x1950a86a20f9469cfc6c as a pickle
 PROTOCOL = 1001
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-PARTS = LayerArrays._fields
 ADVICE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 
 
@@ -251,7 +250,7 @@ def _state_dict(value: object) -> dict[str, object]:
         named = {str(key): entry for key, entry in value.items()}
         inner = {key: entry for key, entry in named.items() if isinstance(entry, dict) and entry}
         parts = [split_key(key)[1] for key, entry in named.items() if isinstance(entry, Tensor)]
-        if not inner or not set(PARTS).isdisjoint(parts):
+        if not inner or not set(LayerArrays._fields).isdisjoint(parts):
             break
         known = [key for key in WRAPPERS if key in inner] or list(inner)
         several = known[0] not in WRAPPERS and len(inner) > 1
