@@ -14,7 +14,7 @@ from tf_alexnet.lazy import after_import, lazy_names
 from tf_alexnet.version import VERSION as __version__
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
-    from tf_alexnet.evaluate import evaluate_photos
+    from tf_alexnet.evaluation.evaluate import evaluate_photos
     from tf_alexnet.extraction import FeatureExtractor, extract_features
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
@@ -42,7 +42,7 @@ _HOMES = {
     "Preset": "tf_alexnet.images",
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
-    "evaluate_photos": "tf_alexnet.evaluate",
+    "evaluate_photos": "tf_alexnet.evaluation.evaluate",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
     "fetch_weights": "tf_alexnet.weights",

@@ -16,16 +16,16 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
-from tf_alexnet.evaluation import TOP, Evaluation
-from tf_alexnet.extraction import extract_features
-from tf_alexnet.extraction.outputs import open_output
-from tf_alexnet.extraction.plan import fingerprint
-from tf_alexnet.ground_truth import (
+from tf_alexnet.evaluation.ground_truth import (
     ILSVRC_PHOTOS,
     GroundTruth,
     read_class_folders,
     read_ilsvrc_validation,
 )
+from tf_alexnet.evaluation.metrics import TOP, Evaluation
+from tf_alexnet.extraction import extract_features
+from tf_alexnet.extraction.outputs import open_output
+from tf_alexnet.extraction.plan import fingerprint
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
 from tf_alexnet.model import resolve_weights
