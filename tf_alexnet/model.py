@@ -21,10 +21,10 @@ from tf_alexnet.architectures import (
     Dropout,
     Filler,
     Gaussian,
-    KaimingNormal,
     Layer,
     MaxPool,
     Softmax,
+    TorchUniform,
     preset_layer,
     sized_preset,
 )
@@ -164,14 +164,13 @@ def resolve_weights(
     """The arrays that the arguments of `AlexNet` name, and the table they belong to."""
     _check_kind(weights)
     declared = resolve_architecture(architecture)
-    table = None if weights is not None else table_for(None, declared.architecture)
     if isinstance(weights, keras.Model):
         weights = arrays_of(weights)
     elif isinstance(weights, str | os.PathLike):
         weights = read_weights(find_weights(weights))
     if weights is not None:
         weights = with_classifier(weights, classifier or declared.classifier)
-        table = table_for(weights, declared.architecture)
+    table = table_for(weights, declared.architecture)
     if declared.classes and weights is None:
         table = table.with_classes(declared.classes)
     elif declared.classes and weights.classes not in (None, declared.classes):
@@ -398,10 +397,11 @@ def _given(array):
 def _initializers(filler: Filler, bias: float, fan_in: int, seeds: tuple):
     """Keras initializers of kernel and bias."""
     of = keras.initializers
+    if isinstance(filler, TorchUniform):
+        bound = 1 / math.sqrt(fan_in)
+        return tuple(of.RandomUniform(-bound, bound, seed=number) for number in seeds)
     if isinstance(filler, Gaussian):
-        return of.RandomNormal(stddev=filler.std, seed=seeds[0]), of.Constant(bias)
-    if isinstance(filler, KaimingNormal):
+        kernel = of.RandomNormal(stddev=filler.std, seed=seeds[0])
+    else:
         kernel = of.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seeds[0])
-        return kernel, of.Zeros()
-    bound = 1 / math.sqrt(fan_in)
-    return tuple(of.RandomUniform(-bound, bound, seed=number) for number in seeds)
+    return kernel, of.Constant(bias)
