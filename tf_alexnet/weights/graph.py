@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tf_alexnet.architectures import ARCHITECTURES, LRN, Architecture, Conv, Dense, MaxPool
+from tf_alexnet.wire import last
 
 MAX_LAYERS = 1000
 # Layer types, by Caffe's names, that hand on the values of their input, or only rectify them.
@@ -36,7 +38,13 @@ FOREIGN = {
     "Power": "power layers",
     "Eltwise": "residual connections",
 }
-_KINDS = {Conv: "Convolution", LRN: "LRN", MaxPool: "Pooling", Dense: "InnerProduct"}
+# Our layers, by Caffe's names, and settings that all of a kind have.
+_KINDS = (
+    (Conv, "Convolution", {"dilation": 1}),
+    (LRN, "LRN", {"norm_region": "ACROSS_CHANNELS"}),
+    (MaxPool, "Pooling", {"pool": "MAX", "pad": 0}),
+    (Dense, "InnerProduct", {}),
+)
 
 
 @dataclass(frozen=True)
@@ -181,22 +189,12 @@ def _trunk(kinds: Sequence[str]) -> list[str]:
 
 def _expected(table: Architecture) -> list[tuple[str, dict]]:
     """Kind and settings of the layers of a table, Dropout and Softmax left out."""
-    rows = []
-    for layer in table.layers:
-        if isinstance(layer, Conv):
-            names = ("filters", "kernel", "stride", "pad", "groups")
-        elif isinstance(layer, LRN):
-            names = ("local_size", "alpha", "beta", "k")
-        elif isinstance(layer, MaxPool):
-            names = ("kernel", "stride")
-        elif isinstance(layer, Dense):
-            names = ("units",)
-        else:
-            continue
-        numbers = {"name": layer.name, **{name: getattr(layer, name) for name in names}}
-        if isinstance(layer, MaxPool):
-            numbers |= {"pool": "MAX", "pad": 0}
-        rows.append((_KINDS[type(layer)], numbers))
+    rows = [
+        (kind, {**vars(layer), **implied})
+        for layer in table.layers
+        for known, kind, implied in _KINDS
+        if isinstance(layer, known)
+    ]
     del rows[-1][1]["units"]  # any number of classes
     return rows
 
@@ -231,108 +229,82 @@ def _same(value: object, wanted: object) -> bool:
     return math.isclose(value, wanted, rel_tol=1e-5)  # float32 in files
 
 
-# Caffe's messages. Name of the settings' message -> (field number in LayerParameter, in
-# V1LayerParameter, {field number: name}); from BVLC/caffe src/caffe/proto/caffe.proto.
-SETTINGS = {
-    "convolution_param": (
-        106,
-        10,
-        {
-            **{1: "num_output", 3: "pad", 4: "kernel_size", 5: "group", 6: "stride"},
-            **{9: "pad_h", 10: "pad_w", 11: "kernel_h", 12: "kernel_w"},
-            **{13: "stride_h", 14: "stride_w", 18: "dilation"},
-        },
-    ),
-    "inner_product_param": (117, 17, {1: "num_output", 6: "transpose"}),
-    "lrn_param": (
-        118,
-        18,
-        {1: "local_size", 2: "alpha", 3: "beta", 4: "norm_region", 5: "k"},
-    ),
-    "pooling_param": (
-        121,
-        19,
-        {
-            **{1: "pool", 2: "kernel_size", 3: "stride", 4: "pad", 5: "kernel_h", 6: "kernel_w"},
-            **{7: "stride_h", 8: "stride_w", 9: "pad_h", 10: "pad_w"},
-        },
-    ),
+# V1LayerParameter.LayerType in BVLC/caffe src/caffe/proto/caffe.proto.
+_V1_KINDS = {
+    **{1: "Accuracy", 2: "BNLL", 3: "Concat", 4: "Convolution", 6: "Dropout", 8: "Flatten"},
+    **{14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax"},
+    **{21: "SoftmaxWithLoss", 22: "Split", 23: "TanH", 25: "Eltwise", 26: "Power"},
+    **{36: "Silence", 39: "Deconvolution"},
 }
-# V1LayerParameter.LayerType, as numbers in models and as names in text.
-V1_KINDS = {
-    **{1: "ACCURACY", 2: "BNLL", 3: "CONCAT", 4: "CONVOLUTION", 6: "DROPOUT", 8: "FLATTEN"},
-    **{14: "INNER_PRODUCT", 15: "LRN", 17: "POOLING", 18: "RELU", 19: "SIGMOID"},
-    **{20: "SOFTMAX", 21: "SOFTMAX_LOSS", 22: "SPLIT", 23: "TANH", 25: "ELTWISE", 26: "POWER"},
-    **{36: "SILENCE", 39: "DECONVOLUTION"},
+# Text of 2014 has INNER_PRODUCT for it, and SOFTMAX_LOSS.
+_SPELLINGS = {kind.upper(): kind for kind in _V1_KINDS.values()} | {"SOFTMAXLOSS": _V1_KINDS[21]}
+# Kind -> its settings' message, and our name for each setting -> Caffe's default.
+_SETTINGS = {
+    "Convolution": (
+        "convolution_param",
+        {"filters": None, "kernel": None, "stride": 1, "pad": 0, "groups": 1, "dilation": 1},
+    ),
+    "InnerProduct": ("inner_product_param", {"units": None, "transpose": 0}),
+    "LRN": ("lrn_param", {"local_size": 5, "alpha": 1.0, "beta": 0.75, "k": 1.0, "norm_region": 0}),
+    "Pooling": ("pooling_param", {"pool": 0, "kernel": None, "stride": 1, "pad": 0}),
 }
-_CAFFE_KINDS = {
-    **{"ACCURACY": "Accuracy", "CONCAT": "Concat", "CONVOLUTION": "Convolution"},
-    **{"DROPOUT": "Dropout", "FLATTEN": "Flatten", "INNER_PRODUCT": "InnerProduct"},
-    **{"POOLING": "Pooling", "RELU": "ReLU", "SIGMOID": "Sigmoid", "SOFTMAX": "Softmax"},
-    **{"SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH"},
-    **{"ELTWISE": "Eltwise", "POWER": "Power", "SILENCE": "Silence"},
-    **{"DECONVOLUTION": "Deconvolution"},
+_CAFFE_NAMES = {
+    **{"filters": "num_output", "units": "num_output", "kernel": "kernel_size", "groups": "group"}
+}
+_VALUES = {
+    "pool": {0: "MAX", 1: "AVE", 2: "STOCHASTIC"},
+    "norm_region": {0: "ACROSS_CHANNELS", 1: "WITHIN_CHANNEL"},
 }
 
 
-def caffe_node(
-    name: str,
-    kind: str | int,
-    bottoms: Sequence[str],
-    tops: Sequence[str],
-    settings: Mapping[str, Mapping[str, Sequence]],
-) -> Node:
+def caffe_node(layer: Mapping[str, Sequence]) -> Node:
     """A layer of Caffe's as a `Node`, with Caffe's defaults.
 
     Parameters
     ----------
-    name : str
-        The layer's name.
-    kind : str or int
-        ``"Convolution"``, or ``"CONVOLUTION"`` or its number in files of 2014.
-    bottoms, tops : sequence of str
-        Blobs read and written.
-    settings : mapping
-        ``"convolution_param"`` and the like -> field name -> values.
+    layer : mapping
+        Field name of LayerParameter or V1LayerParameter -> values; those of text are text.
     """
-    kind = V1_KINDS.get(kind, str(kind))
-    kind = _CAFFE_KINDS.get(kind, kind)
-    numbers: dict[str, float | str] = {}
-    if kind == "Convolution" and "convolution_param" in settings:
-        given = settings["convolution_param"]
-        numbers = {"kernel": _side(given, "kernel", None), "stride": _side(given, "stride", 1)}
-        numbers |= {"pad": _side(given, "pad", 0), "groups": _one(given, "group", 1)}
-        numbers["filters"] = _one(given, "num_output", None)
-        if _one(given, "dilation", 1) != 1:
-            numbers["stride"] = f"{numbers['stride']} and dilation"
-    elif kind == "InnerProduct" and "inner_product_param" in settings:
-        numbers = {"units": _one(settings["inner_product_param"], "num_output", None)}
-        if _one(settings["inner_product_param"], "transpose", 0) not in (0, "false"):
-            numbers["transposed"] = True
-    elif kind == "LRN" and "lrn_param" in settings:
-        given = settings["lrn_param"]
-        numbers = {"local_size": _one(given, "local_size", 5), "alpha": _one(given, "alpha", 1.0)}
-        numbers |= {"beta": _one(given, "beta", 0.75), "k": _one(given, "k", 1.0)}
-        if _one(given, "norm_region", 0) not in (0, "ACROSS_CHANNELS"):
-            numbers["local_size"] = f"{numbers['local_size']} within each channel"
-    elif kind == "Pooling" and "pooling_param" in settings:
-        given = settings["pooling_param"]
-        pool = _one(given, "pool", 0)
-        numbers = {"pool": {0: "MAX", 1: "AVE", 2: "STOCHASTIC"}.get(pool, str(pool))}
-        numbers |= {"kernel": _side(given, "kernel", None), "stride": _side(given, "stride", 1)}
-        numbers["pad"] = _side(given, "pad", 0)
-    numbers = {k: v for k, v in numbers.items() if v is not None}
-    return Node(name, kind, tuple(bottoms), tuple(tops), numbers)
+    kind = (scalars(layer, "type") or [""])[-1]
+    kind = _V1_KINDS.get(kind, str(kind))
+    kind = _SPELLINGS.get(kind.replace("_", ""), kind)
+    message, defaults = _SETTINGS.get(kind, ("", {}))
+    given = last(layer, message)
+    numbers = {}
+    if isinstance(given, dict):
+        numbers = {name: _setting(given, name, value) for name, value in defaults.items()}
+    return Node(
+        (scalars(layer, "name") or [""])[-1],
+        kind,
+        tuple(scalars(layer, "bottom")),
+        tuple(scalars(layer, "top")),
+        {name: value for name, value in numbers.items() if value is not None},
+    )
 
 
-def _one(given: Mapping[str, Sequence], name: str, default):
-    """The last value of a field, as protobuf merges them."""
-    return given[name][-1] if given.get(name) else default
+def scalars(message: Mapping[str, Sequence], name: str) -> list:
+    """The values of a field that are not messages."""
+    return [value for value in message.get(name, ()) if not isinstance(value, dict)]
 
 
-def _side(given: Mapping[str, Sequence], name: str, default):
-    """A setting that may be given for height and width; words where the two differ."""
-    both = given.get("kernel_size" if name == "kernel" else name) or ()
-    if not both:
-        both = [_one(given, f"{name}_{axis}", default) for axis in "hw"]
-    return both[0] if len(set(both)) == 1 else "x".join(map(str, both))
+def _setting(given: Mapping[str, Sequence], name: str, default: float | None) -> Any:
+    """A setting, which may be given for height and width; words where the two differ."""
+    found = scalars(given, _CAFFE_NAMES.get(name, name)) or [
+        (scalars(given, f"{name}_{axis}") or [default])[-1] for axis in "hw"
+    ]
+    value = one_or_both([_number(x) for x in found])
+    return _VALUES.get(name, {}).get(value, value)
+
+
+def one_or_both(values: Sequence) -> Any:
+    """The value of a setting for height and width; words where the two differ."""
+    return values[0] if len(set(values)) == 1 else "x".join(map(str, values))
+
+
+def _number(value: Any) -> Any:
+    """A number, where text is one."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+        return int(number) if number == int(number) else number
+    except (TypeError, ValueError, OverflowError):
+        return value

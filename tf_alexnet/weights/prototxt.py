@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tf_alexnet.architectures import ARCHITECTURES, architecture_named
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.graph import SETTINGS, Node, caffe_node, foreign_layer, told_by
+from tf_alexnet.weights.graph import Node, caffe_node, foreign_layer, scalars, told_by
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -129,7 +129,7 @@ def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
         units.get(only),
         net.input_size,
         _preset(path, net, table.preset),
-        next((os.path.basename(x) for x in _scalars(net.transform, "mean_file")), None),
+        next((os.path.basename(x) for x in scalars(net.transform, "mean_file")), None),
         net.mirror,
     )
 
@@ -138,7 +138,7 @@ def _preset(path: str, net: Net, base: str) -> str | None:
     """The preset that a data layer's ``transform_param`` describes, or None without one."""
     given = net.transform
     parts = [base]
-    if (_scalars(given, "scale") or ["1"])[-1] not in ("1", "1.0"):
+    if (scalars(given, "scale") or ["1"])[-1] not in ("1", "1.0"):
         raise WeightsError(
             path,
             f"its photos are multiplied by {given['scale'][-1]}, which no preset does",
@@ -146,11 +146,11 @@ def _preset(path: str, net: Net, base: str) -> str | None:
         )
     if given.get("mean_file"):
         parts = ["caffe-mean-image"]
-    crops = [_number(path, x) for x in _scalars(given, "crop_size")]
+    crops = [_number(path, x) for x in scalars(given, "crop_size")]
     size = crops[-1] if crops else net.input_size
     if base == "caffe" and size not in (None, 227):
         parts.append(f"size{size:.0f}")
-    means = [_number(path, x) for x in _scalars(given, "mean_value")]
+    means = [_number(path, x) for x in scalars(given, "mean_value")]
     if means and len(means) not in (1, 3):
         raise WeightsError(path, f"it has {len(means)} mean values", "Give one or three.")
     if means:
@@ -207,7 +207,7 @@ def parse(text: str) -> Net:
     nodes, transforms, size = [], [], _size(message)
     for layer in layers:
         phases = [x.get("phase", [""])[0] for x in layer.get("include", []) if isinstance(x, dict)]
-        bottoms = _scalars(layer, "bottom")
+        bottoms = scalars(layer, "bottom")
         if isinstance(layer.get("input_param", [None])[0], dict):
             size = _size({"input_shape": layer["input_param"][0].get("shape", [])}) or size
         if not bottoms and isinstance(layer.get("transform_param", [None])[0], dict):
@@ -216,15 +216,9 @@ def parse(text: str) -> Net:
             )
         if "TRAIN" in phases and bottoms:
             continue
-        settings = {
-            name: {field: list(map(_value, values)) for field, values in layer[name][-1].items()}
-            for name in SETTINGS
-            if isinstance(layer.get(name, [None])[-1], dict)
-        }
-        name, kind = ((_scalars(layer, x) or [""])[-1] for x in ("name", "type"))
-        nodes.append(caffe_node(name, kind, bottoms, _scalars(layer, "top"), settings))
+        nodes.append(caffe_node(layer))
     return Net(
-        (_scalars(message, "name") or [""])[-1],
+        (scalars(message, "name") or [""])[-1],
         nodes,
         size,
         transforms[0] if transforms else {},
@@ -233,13 +227,8 @@ def parse(text: str) -> Net:
 
 
 def _mirror(transforms: list[Message]) -> bool | None:
-    said = [value for x in transforms for value in _scalars(x, "mirror")]
+    said = [value for x in transforms for value in scalars(x, "mirror")]
     return ("true" in said or "1" in said) if said else None
-
-
-def _scalars(message: Message, name: str) -> list[str]:
-    """The values of a field that are not messages."""
-    return [value for value in message.get(name, []) if isinstance(value, str)]
 
 
 def _size(message: Mapping[str, list]) -> int | None:
@@ -249,15 +238,6 @@ def _size(message: Mapping[str, list]) -> int | None:
         if len(dims) == 4 and str(dims[2]).isdigit():
             return int(dims[2])
     return None
-
-
-def _value(text: str | dict) -> str | float | dict:
-    """A scalar: a number where it is one."""
-    try:
-        number = float(text)
-        return int(number) if number.is_integer() else number
-    except (TypeError, ValueError, OverflowError):
-        return text
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import mmap
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,17 +41,62 @@ from tf_alexnet.weights.formats.common import (
     parsed_metadata,
     to_channels_first,
 )
-from tf_alexnet.weights.graph import SETTINGS, Node, Told, caffe_node, foreign_layer, told_by
-from tf_alexnet.wire import FIXED32, LENGTH, VARINT, Wire, WireError, text
+from tf_alexnet.weights.graph import Node, Told, caffe_node, foreign_layer, told_by
+from tf_alexnet.wire import (
+    BLOB,
+    BYTES,
+    FIXED32,
+    FLOAT,
+    INT,
+    LENGTH,
+    TEXT,
+    VARINT,
+    Wire,
+    WireError,
+    blob_array,
+    fields,
+    last,
+    wire_types,
+)
 
 MAX_BYTES = 1 << 31
 CONVOLUTION, INNER_PRODUCT = 4, 14  # V1LayerParameter.LayerType
 CAFFE_NAMES = {"AlexNet": "bvlc_alexnet", "CaffeNet": "caffenet"}
 RECORD = 20_000  # of NetParameter: our metadata as JSON
-_NEW = {1: "name", 2: "kind", 3: "bottom", 4: "top", 7: "blobs"}
-_NEW |= {new: name for name, (new, _, _) in SETTINGS.items()}
-_V1 = {1: "layer", 2: "bottom", 3: "top", 4: "name", 5: "kind", 6: "blobs"}
-_V1 |= {old: name for name, (_, old, _) in SETTINGS.items()}
+_CONVOLUTION = {
+    **fields(INT, num_output=1, pad=3, kernel_size=4, group=5, stride=6, dilation=18),
+    **fields(INT, pad_h=9, pad_w=10, kernel_h=11, kernel_w=12, stride_h=13, stride_w=14),
+}
+_DENSE = fields(INT, num_output=1, transpose=6)
+_LRN = fields(INT, local_size=1, norm_region=4) | fields(FLOAT, alpha=2, beta=3, k=5)
+_POOLING = {
+    **fields(INT, pool=1, kernel_size=2, stride=3, pad=4, kernel_h=5, kernel_w=6),
+    **fields(INT, stride_h=7, stride_w=8, pad_h=9, pad_w=10),
+}
+_LAYER = {
+    **fields(TEXT, name=1, type=2, bottom=3, top=4),
+    **fields(BLOB, blobs=7),
+    **fields(_CONVOLUTION, convolution_param=106),
+    **fields(_DENSE, inner_product_param=117),
+    **fields(_LRN, lrn_param=118),
+    **fields(_POOLING, pooling_param=121),
+}
+_V1_LAYER = {
+    **fields(fields(TEXT, name=1) | fields(BLOB, blobs=50), layer=1),  # V0
+    **fields(TEXT, bottom=2, top=3, name=4),
+    **fields(INT, type=5),
+    **fields(BLOB, blobs=6),
+    **fields(_CONVOLUTION, convolution_param=10),
+    **fields(_DENSE, inner_product_param=17),
+    **fields(_LRN, lrn_param=18),
+    **fields(_POOLING, pooling_param=19),
+}
+_NET = {
+    **fields(TEXT, name=1),
+    **fields(_V1_LAYER, layers=2),
+    **fields(_LAYER, layer=100),
+    **fields(BYTES, record=RECORD),
+}
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
@@ -75,28 +120,28 @@ def read(path: str | os.PathLike) -> WeightArrays:
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     try:
         message = memoryview(mapped)
-        other = _other_kind(_wires(message))
-        if other:
+        if other := _other_kind(wire_types(message)):
             raise damaged(path, other, "Name the .caffemodel that belongs to it.")
-        net = _net(message)
-        foreign = foreign_layer(net.nodes)
-        if foreign:
+        net = Wire().read(message, _NET)
+        nodes, blobs = _layers(net)
+        if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
-        told = told_by(net.nodes)
-        layers = from_channels_first(_pairs(net), told.flattened)
-        arrays = assemble(path, layers, *parsed_metadata(net.record), in_order=True)
+        told = told_by(nodes)
+        layers = from_channels_first(_pairs(nodes, blobs), told.flattened)
+        record = str(last(net, "record", b"")[:MAX_METADATA], "utf-8", "replace")
+        arrays = assemble(path, layers, *parsed_metadata(record), in_order=True)
     except NotAlexNetError as error:
         raise damaged(path, str(error), ADVICE) from None
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged Caffe model, or not one at all: {error}") from None
-    metadata = dict(arrays.metadata)
-    if net.title and net.title not in ARCHITECTURES:
-        metadata.setdefault("net", net.title)
+    metadata, title = dict(arrays.metadata), last(net, "name", "")
+    if title and title not in ARCHITECTURES:
+        metadata.setdefault("net", title)
     if told.difference and told.architecture:
         metadata.setdefault("differs", told.difference)
     return replace(
         arrays,
-        architecture=_architecture(net.title, told, arrays),
+        architecture=_architecture(title, told, arrays),
         metadata=metadata,
         flattened={k: v for k, v in told.flattened.items() if k in layers},
     )
@@ -104,21 +149,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
 
 def recognised(message: memoryview) -> bool:
     """Whether it begins like a file that Caffe writes: a network, a solver's state or a blob."""
-    wires = _wires(message)
+    wires = wire_types(message)
     return bool({2, 100} & wires.keys()) or wires.get(1) == LENGTH or _other_kind(wires) is not None
-
-
-def _wires(message: memoryview) -> dict[int, int]:
-    """Number -> wire type of the first fields."""
-    wires: dict[int, int] = {}
-    try:
-        for number, wire, _ in Wire().walk(message):
-            wires.setdefault(number, wire)
-            if len(wires) > 4:
-                break
-    except WireError:
-        pass
-    return wires
 
 
 def _other_kind(wires: Mapping[int, int]) -> str | None:
@@ -130,87 +162,35 @@ def _other_kind(wires: Mapping[int, int]) -> str | None:
     return None
 
 
-@dataclass
-class _Net:
-    """A NetParameter: its name, our record, its layers, and the blobs of those that have some."""
-
-    title: str = ""
-    record: str = ""
-    nodes: list[Node] = field(default_factory=list)
-    blobs: dict[str, list[np.ndarray]] = field(default_factory=dict)
-
-
-def _net(message: memoryview) -> _Net:
-    """A NetParameter: name 1, layers (V1) 2, layer 100."""
-    wire, net = Wire(), _Net()
-    for number, value in wire.messages(message, 1, 2, 100, RECORD):
-        if number == 1:
-            net.title = text(value)
-            continue
-        if number == RECORD:
-            net.record = str(value[:MAX_METADATA], "utf-8", "replace")
-            continue
-        node, raw = _layer(wire, value, v1=number == 2)
-        blobs = [wire.blob(blob) for blob in raw]
-        if node.kind == "Convolution" and blobs:
-            node = replace(node, numbers={**node.numbers, "filters": blobs[0].shape[0]})
-        net.nodes.append(node)
-        if blobs and node.name in net.blobs:
+def _layers(net: Mapping[str, list]) -> tuple[list[Node], dict[str, list[np.ndarray]]]:
+    """The layers of a NetParameter, and the blobs of those that have some."""
+    nodes, blobs = [], {}
+    for layer in (*net.get("layers", ()), *net.get("layer", ())):
+        layer |= last(layer, "layer", {})
+        node = caffe_node(layer)
+        arrays = [blob_array(blob) for blob in layer.get("blobs", ())]
+        if node.kind == "Convolution" and arrays:
+            node = replace(node, numbers={**node.numbers, "filters": len(arrays[0])})
+        nodes.append(node)
+        if arrays and node.name in blobs:
             raise WireError(f"layer {node.name!r} twice")
-        if blobs:
-            net.blobs[node.name] = blobs
-    return net
+        if arrays:
+            blobs[node.name] = arrays
+    return nodes, blobs
 
 
-def _layer(wire: Wire, message: memoryview, v1: bool) -> tuple[Node, list[memoryview]]:
-    """A LayerParameter, a V1LayerParameter or the V0 within one, and its blobs."""
-    form = _V1 if v1 else _NEW
-    names: dict[str, list] = {"name": [""], "kind": [""], "bottom": [], "top": [], "blobs": []}
-    settings = {}
-    for number, kind, value in wire.walk(message):
-        part = form.get(number)
-        if part in SETTINGS and kind == LENGTH:
-            settings[part] = _settings(wire, value, SETTINGS[part][2])
-        elif part == "layer" and kind == LENGTH:  # V0: name 1, type 2, blobs 50
-            for inner, content in wire.messages(value, 1, 50):
-                names["name" if inner == 1 else "blobs"].append(
-                    text(content) if inner == 1 else content
-                )
-        elif part in names:
-            if kind == VARINT and part == "kind":
-                names[part].append(value)
-            elif kind != LENGTH:
-                raise WireError(f"a field {number} of wire type {kind}")
-            else:
-                names[part].append(value if part == "blobs" else text(value))
-    node = caffe_node(names["name"][-1], names["kind"][-1], names["bottom"], names["top"], settings)
-    return node, names["blobs"]
-
-
-def _settings(wire: Wire, message: memoryview, names: dict[int, str]) -> dict[str, list]:
-    """Field name -> values of a layer's settings: integers, packed or not, and floats."""
-    found: dict[str, list] = {}
-    for field_ in wire.walk(message):
-        if field_.number not in names:
-            continue
-        if field_.wire == FIXED32:
-            values = np.frombuffer(field_.value, "<f4").tolist()
-        else:
-            values = wire.integers([field_], field_.number)
-        found.setdefault(names[field_.number], []).extend(values)
-    return found
-
-
-def _pairs(net: _Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pairs(
+    nodes: list[Node], found: Mapping[str, list[np.ndarray]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Kernel and bias of each layer, in Caffe's layout, whatever the vintage of the blobs.
 
     Other layers with blobs, such as a deconvolution, are left out with a warning, unless they have
     the name of one of ours.
     """
-    kinds = {node.name: node.kind for node in net.nodes}
-    transposed = {node.name for node in net.nodes if node.numbers.get("transposed")}
+    kinds = {node.name: node.kind for node in nodes}
+    transposed = {node.name for node in nodes if node.numbers.get("transpose")}
     pairs = {}
-    for name, blobs in net.blobs.items():
+    for name, blobs in found.items():
         ours = kinds[name] in ("Convolution", "InnerProduct", "") and len(blobs) == 2
         if not ours and name not in LAYER_ORDER:
             words = f"{kinds[name] or 'a layer'} with {len(blobs)} blobs"
