@@ -200,8 +200,8 @@ def _layers(graph: _Graph) -> tuple[list[Node], dict[str, tuple[np.ndarray, np.n
             pairs[name] = _pair(graph, operator, weights)
             found["filters"] = len(pairs[name][0])
         elif operator.kind == "Transpose":
-            last = operator.attributes.get("perm") == [0, 2, 3, 1]
-            kind = "ChannelsLast" if last else "Identity"
+            channels_last = operator.attributes.get("perm") == [0, 2, 3, 1]
+            kind = "ChannelsLast" if channels_last else "Identity"
         elif operator.kind == "AveragePool" and operator.attributes.get("kernel_shape") == [1, 1]:
             kind = "Identity"
         data = [x for x in operator.inputs if x and x not in graph.tensors]
