@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import re
 import stat
@@ -27,7 +26,7 @@ from tf_alexnet.weights.formats import (
     safetensors_file,
     torch_pth,
 )
-from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged
+from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged, mapped
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, wire_types
 
@@ -54,8 +53,7 @@ class Opened:
     @cached_property
     def content(self) -> memoryview:
         """All of it."""
-        with open(self.path, "rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return mapped(self.path)
 
     @cached_property
     def members(self) -> ZipMembers | tuple[()]:

@@ -11,7 +11,6 @@ and (height, width, channels).
 
 from __future__ import annotations
 
-import mmap
 import os
 import warnings
 from collections.abc import Mapping
@@ -36,6 +35,7 @@ from tf_alexnet.weights.formats.common import (
     assemble,
     damaged,
     from_channels_first,
+    mapped,
     metadata_text,
     modern,
     parsed_metadata,
@@ -59,7 +59,6 @@ from tf_alexnet.wire import (
     wire_types,
 )
 
-MAX_BYTES = 1 << 31
 CONVOLUTION, INNER_PRODUCT = 4, 14  # V1LayerParameter.LayerType
 CAFFE_NAMES = {"AlexNet": "bvlc_alexnet", "CaffeNet": "caffenet"}
 RECORD = 20_000  # of NetParameter: our metadata as JSON
@@ -112,14 +111,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
         If the file is damaged, or not a Caffe model, or a network with layers that change the
         result and that AlexNet does not have, such as batch normalisation.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= MAX_BYTES:
-            raise damaged(path, f"a file of {size} bytes")
-        # Every array is copied when it is transposed, so the mapping does not outlive this call.
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     try:
-        message = memoryview(mapped)
+        message = mapped(path)
         if other := _other_kind(wire_types(message)):
             raise damaged(path, other, "Name the .caffemodel that belongs to it.")
         net = Wire().read(message, _NET)
@@ -129,7 +122,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
         told = told_by(nodes)
         layers = from_channels_first(_pairs(nodes, blobs), told.flattened)
         record = str(last(net, "record", b"")[:MAX_METADATA], "utf-8", "replace")
-        arrays = assemble(path, layers, *parsed_metadata(record), in_order=True)
+        arrays = assemble(path, layers, *parsed_metadata(record), told.flattened)
     except NotAlexNetError as error:
         raise damaged(path, str(error), ADVICE) from None
     except (WireError, ValueError) as error:
@@ -139,12 +132,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
         metadata.setdefault("net", title)
     if told.difference and told.architecture:
         metadata.setdefault("differs", told.difference)
-    return replace(
-        arrays,
-        architecture=_architecture(title, told, arrays),
-        metadata=metadata,
-        flattened={k: v for k, v in told.flattened.items() if k in layers},
-    )
+    return replace(arrays, architecture=_architecture(title, told, arrays), metadata=metadata)
 
 
 def recognised(message: memoryview) -> bool:

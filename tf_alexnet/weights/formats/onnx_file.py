@@ -10,7 +10,6 @@ are flattened as (channels, height, width), unless a Transpose puts the channels
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from tf_alexnet.weights.formats.common import (
     assemble,
     damaged,
     from_channels_first,
+    mapped,
 )
 from tf_alexnet.weights.formats.named import split_key
 from tf_alexnet.weights.graph import Node, foreign_layer, one_or_both, told_by
@@ -107,14 +107,12 @@ def read(path: str | os.PathLike) -> WeightArrays:
         If the file is damaged, is not an AlexNet, is quantised, or keeps its weights in other
         files.
     """
-    with open(path, "rb") as file:
-        # Every array is copied when it is transposed, so the mapping does not outlive this call.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content = mapped(path)
     try:
-        nodes, pairs = _layers(_graph(memoryview(mapped)))
+        nodes, pairs = _layers(_graph(content))
         if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
-        if 4 * sum(x.size for pair in pairs.values() for x in pair) > affordable(len(mapped)):
+        if 4 * sum(x.size for pair in pairs.values() for x in pair) > affordable(len(content)):
             raise NotAlexNetError("far more numbers than an AlexNet")
         told = told_by(nodes)
         names = _names(pairs, told.names)
@@ -122,19 +120,16 @@ def read(path: str | os.PathLike) -> WeightArrays:
             raise NotAlexNetError("two layers of one name")
         pairs = {names[key]: pair for key, pair in pairs.items()}
         flattened = {names[key]: value for key, value in told.flattened.items() if key in names}
-        arrays = assemble(path, from_channels_first(pairs, flattened), in_order=True)
+        layers = from_channels_first(pairs, flattened)
+        arrays = assemble(path, layers, flattened=flattened)
     except NotAlexNetError as error:
         raise damaged(path, f"an ONNX file with {error}", ADVICE) from None
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged ONNX file: {error}") from None
-    fits = told.architecture in fitting_architectures(arrays)
-    metadata = {"differs": told.difference} if fits and told.difference else {}
-    return replace(
-        arrays,
-        architecture=told.architecture if fits else None,
-        metadata=metadata,
-        flattened={k: v for k, v in flattened.items() if k in arrays.layers},
-    )
+    if told.architecture not in fitting_architectures(arrays):
+        return arrays
+    metadata = {"differs": told.difference} if told.difference else {}
+    return replace(arrays, architecture=told.architecture, metadata=metadata)
 
 
 def _graph(message: memoryview) -> _Graph:

@@ -6,7 +6,6 @@ The container is the safetensors library's; ours are the names, the layout and t
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import stat
 import struct
@@ -23,6 +22,7 @@ from tf_alexnet.weights.formats.common import (
     as_float32,
     assemble,
     damaged,
+    mapped,
     recorded,
     split_metadata,
 )
@@ -51,7 +51,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
     try:
         with safe_open(os.fspath(path), framework="np") as file:
             metadata = file.metadata()
-        header, values = _mapped(path)
+        header, values = _parts(path)
         layers = named_layers(header, lambda key: _array(values, key, header[key]))
     except NotAlexNetError as error:
         raise damaged(path, f"a safetensors file of {error}", ADVICE) from None
@@ -60,10 +60,9 @@ def read(path: str | os.PathLike) -> WeightArrays:
     return assemble(path, layers, *split_metadata(metadata or {}))
 
 
-def _mapped(path) -> tuple[dict[str, dict], memoryview]:
+def _parts(path) -> tuple[dict[str, dict], memoryview]:
     """Header and values of a file that the library has checked."""
-    with open(path, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    view = mapped(path)
     start = 8 + struct.unpack("<Q", view[:8])[0]
     header = json.loads(bytes(view[8:start]))
     return {key: header[key] for key in header if key != "__metadata__"}, view[start:]
