@@ -7,6 +7,7 @@ layer reads, and which one is the classifier.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,14 +52,9 @@ _KINDS = (
 class Node:
     """One layer of a file's graph.
 
-    Attributes
-    ----------
-    name, kind : str
-        Its name, and its type by Caffe's name for it (``Convolution``, ``InnerProduct``, ...).
-    bottoms, tops : tuple of str
-        The blobs it reads and writes; the same one where it works in place.
-    numbers : mapping
-        What is known of its settings, by the attribute names of `tf_alexnet.architectures`.
+    `kind` is its type by Caffe's name for it (``Convolution``, ``InnerProduct``, ...); `bottoms`
+    and `tops` are the blobs it reads and writes, the same one where it works in place; `numbers` is
+    what is known of its settings, by the attribute names of `tf_alexnet.architectures`.
     """
 
     name: str
@@ -69,14 +65,14 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class _Step:
     """A layer that computes something, the one before it, and the channels of its result.
 
     `channels` is 0 for a vector, None where it can't be told.
     """
 
     node: Node
-    before: Step | None
+    before: _Step | None
     channels: int | None
 
     def chain(self) -> list[Node]:
@@ -117,16 +113,13 @@ def told_by(nodes: Iterable[Node]) -> Told:
     """Compare a graph with every table."""
     steps = list(_steps(nodes))
     dense = [step for step in steps if step.node.kind == "InnerProduct"]
-    flattened = {
-        x.node.name: x.before.channels
-        for x in dense
-        if x.before is not None and x.before.channels is not None
-    }
+    channels = {x.node.name: x.before.channels for x in dense if x.before}
+    flattened = {name: value for name, value in channels.items() if value is not None}
     read = {step.before for step in dense}
-    ends = [step.chain() for step in dense if step not in read] or [
-        step.chain() for step in steps if step.node.kind == "Convolution"
-    ][-1:]
-    found = [(*_difference(chain, x), x, chain) for chain in ends for x in ARCHITECTURES.values()]
+    ends = [x for x in dense if x not in read]
+    ends = ends or [x for x in steps if x.node.kind == "Convolution"][-1:]
+    chains = [step.chain() for step in ends]
+    found = [(*_difference(chain, x), x, chain) for chain in chains for x in ARCHITECTURES.values()]
     whole = [(table, chain) for _, text, table, chain in found if text is None]
     if whole:
         table, chain = whole[0]
@@ -149,16 +142,15 @@ def foreign_layer(nodes: Iterable[Node]) -> str | None:
     chains = [x.chain() for x in _steps(nodes) if x.node.kind in ("InnerProduct", "Convolution")]
     if not any(node.bottoms for node in nodes):
         chains = [nodes]
-    for chain in chains:
-        for node in chain:
-            if node.kind in FOREIGN:
-                return f"a network with {FOREIGN[node.kind]} (layer {node.name!r}), not AlexNet"
+    for node in itertools.chain(*chains):
+        if node.kind in FOREIGN:
+            return f"a network with {FOREIGN[node.kind]} (layer {node.name!r}), not AlexNet"
     return None
 
 
-def _steps(nodes: Iterable[Node]) -> Iterator[Step]:
+def _steps(nodes: Iterable[Node]) -> Iterator[_Step]:
     """The layers that compute something, in the order of the file."""
-    latest: dict[str, Step | None] = {}
+    latest: dict[str, _Step | None] = {}
     for node in nodes:
         sources = [latest.get(blob) for blob in node.bottoms]
         before = sources[0] if sources else None
@@ -176,7 +168,7 @@ def _steps(nodes: Iterable[Node]) -> Iterator[Step]:
             parts = [x.channels if x else None for x in sources]
             mixed = None in parts or (0 in parts and any(parts))
             channels = None if mixed else sum(parts)
-        step = Step(node, before, channels)
+        step = _Step(node, before, channels)
         latest.update(dict.fromkeys(node.tops, step))
         yield step
 
@@ -215,12 +207,11 @@ def _difference(chain: list[Node], table: Architecture) -> tuple[int, str | None
                     f"layer {node.name!r} has {name} {value}, {numbers['name']} of {table.name} "
                     f"has {numbers[name]}"
                 )
+    text = None
     if len(chain) > len(expected):
         extra = chain[len(expected)]
-        return len(
-            expected
-        ), f"layer {extra.name!r} ({extra.kind}) follows the last of {table.name}"
-    return len(expected), None
+        text = f"layer {extra.name!r} ({extra.kind}) follows the last of {table.name}"
+    return len(expected), text
 
 
 def _same(value: object, wanted: object) -> bool:
