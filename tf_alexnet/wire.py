@@ -19,9 +19,7 @@ MAX_FIELDS = 20_000  # in a file; a network of 24 layers takes about 1,000
 MAX_DIMENSIONS = 8
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED32: 4, FIXED64: 8}
-# Kinds of fields; the numbers of the last two have a fixed width, and are kept as arrays.
-INT, TEXT, BYTES, FLOAT, DOUBLE = "integer", "text", "bytes", "<f4", "<f8"
-_RAW_TYPES = (DOUBLE, FLOAT, "<f2")  # NVIDIA's raw_data_type
+_RAW_TYPES = ("<f8", "<f4", "<f2")  # NVIDIA's raw_data_type
 
 
 class WireError(Exception):
@@ -37,16 +35,19 @@ class Field(NamedTuple):
 
 
 def fields(kind: str | Mapping, **numbers: int) -> dict[int, tuple[str, str | Mapping]]:
-    """A schema: number -> name and kind, of fields that are all `kind`, or messages of a schema."""
+    """A schema: number -> name and kind, of fields that are all of one kind.
+
+    Kinds are "int", "text", "bytes", "<f4" and "<f8", and for messages their own schema.
+    """
     return {number: (name, kind) for name, number in numbers.items()}
 
 
 BLOB = {
-    **fields(INT, num=1, channels=2, height=3, width=4, raw_data_type=10),
-    **fields(FLOAT, data=5, diff=6),
-    **fields(fields(INT, dim=1), shape=7),
-    **fields(DOUBLE, double_data=8, double_diff=9),
-    **fields(BYTES, raw_data=12),
+    **fields("int", num=1, channels=2, height=3, width=4, raw_data_type=10),
+    **fields("<f4", data=5, diff=6),
+    **fields(fields("int", dim=1), shape=7),
+    **fields("<f8", double_data=8, double_diff=9),
+    **fields("bytes", raw_data=12),
 }
 
 
@@ -98,7 +99,7 @@ class Wire:
         while at < len(message):
             field, after = self.field(message, at)
             name, kind = schema.get(field.number, ("", ""))
-            if kind in (FLOAT, DOUBLE):
+            if kind in ("<f4", "<f8"):
                 size = np.dtype(kind).itemsize
                 if _SIZES.get(field.wire) == size:
                     values, after = _run(message, at, np.dtype(kind))
@@ -108,25 +109,25 @@ class Wire:
             elif name:
                 values = found.setdefault(name, [])
                 values += self._values(field, kind)
-                if kind == INT and len(values) > MAX_DIMENSIONS:
+                if kind == "int" and len(values) > MAX_DIMENSIONS:
                     raise WireError(f"an array of more than {MAX_DIMENSIONS} dimensions")
             at = after
         arrays = {k: v[0] if len(v) == 1 else np.concatenate(v) for k, v in pieces.items()}
         return found | arrays
 
     def _values(self, field: Field, kind: str | Mapping) -> list:
-        if kind == INT and field.wire == VARINT:
+        if kind == "int" and field.wire == VARINT:
             return [_signed(field.value)]
         content = _content(field)
-        if kind == INT:
+        if kind == "int":
             found, at = [], 0
             while at < len(content) and len(found) <= MAX_DIMENSIONS:
                 value, at = _varint(content, at)
                 found.append(_signed(value))
             return found
-        if kind == TEXT:
+        if kind == "text":
             return [_text(content)]
-        return [content] if kind == BYTES else [self.read(content, kind)]
+        return [content] if kind == "bytes" else [self.read(content, kind)]
 
 
 def wire_types(message: memoryview) -> dict[int, int]:

@@ -44,12 +44,8 @@ from tf_alexnet.weights.formats.common import (
 from tf_alexnet.weights.graph import Node, Told, caffe_node, foreign_layer, told_by
 from tf_alexnet.wire import (
     BLOB,
-    BYTES,
     FIXED32,
-    FLOAT,
-    INT,
     LENGTH,
-    TEXT,
     VARINT,
     Wire,
     WireError,
@@ -59,21 +55,25 @@ from tf_alexnet.wire import (
     wire_types,
 )
 
-CONVOLUTION, INNER_PRODUCT = 4, 14  # V1LayerParameter.LayerType
+# What `write` numbers a layer, its name, its type and its blobs, and the types it writes.
+_NUMBERS = {
+    "new": (100, 1, 2, 7, (b"Convolution", b"InnerProduct")),
+    "v1": (2, 4, 5, 6, (4, 14)),
+}
 CAFFE_NAMES = {"AlexNet": "bvlc_alexnet", "CaffeNet": "caffenet"}
 RECORD = 20_000  # of NetParameter: our metadata as JSON
 _CONVOLUTION = {
-    **fields(INT, num_output=1, pad=3, kernel_size=4, group=5, stride=6, dilation=18),
-    **fields(INT, pad_h=9, pad_w=10, kernel_h=11, kernel_w=12, stride_h=13, stride_w=14),
+    **fields("int", num_output=1, pad=3, kernel_size=4, group=5, stride=6, dilation=18),
+    **fields("int", pad_h=9, pad_w=10, kernel_h=11, kernel_w=12, stride_h=13, stride_w=14),
 }
-_DENSE = fields(INT, num_output=1, transpose=6)
-_LRN = fields(INT, local_size=1, norm_region=4) | fields(FLOAT, alpha=2, beta=3, k=5)
+_DENSE = fields("int", num_output=1, transpose=6)
+_LRN = fields("int", local_size=1, norm_region=4) | fields("<f4", alpha=2, beta=3, k=5)
 _POOLING = {
-    **fields(INT, pool=1, kernel_size=2, stride=3, pad=4, kernel_h=5, kernel_w=6),
-    **fields(INT, stride_h=7, stride_w=8, pad_h=9, pad_w=10),
+    **fields("int", pool=1, kernel_size=2, stride=3, pad=4, kernel_h=5, kernel_w=6),
+    **fields("int", stride_h=7, stride_w=8, pad_h=9, pad_w=10),
 }
 _LAYER = {
-    **fields(TEXT, name=1, type=2, bottom=3, top=4),
+    **fields("text", name=1, type=2, bottom=3, top=4),
     **fields(BLOB, blobs=7),
     **fields(_CONVOLUTION, convolution_param=106),
     **fields(_DENSE, inner_product_param=117),
@@ -81,9 +81,9 @@ _LAYER = {
     **fields(_POOLING, pooling_param=121),
 }
 _V1_LAYER = {
-    **fields(fields(TEXT, name=1) | fields(BLOB, blobs=50), layer=1),  # V0
-    **fields(TEXT, bottom=2, top=3, name=4),
-    **fields(INT, type=5),
+    **fields(fields("text", name=1) | fields(BLOB, blobs=50), layer=1),  # V0
+    **fields("text", bottom=2, top=3, name=4),
+    **fields("int", type=5),
     **fields(BLOB, blobs=6),
     **fields(_CONVOLUTION, convolution_param=10),
     **fields(_DENSE, inner_product_param=17),
@@ -91,10 +91,10 @@ _V1_LAYER = {
     **fields(_POOLING, pooling_param=19),
 }
 _NET = {
-    **fields(TEXT, name=1),
+    **fields("text", name=1),
     **fields(_V1_LAYER, layers=2),
     **fields(_LAYER, layer=100),
-    **fields(BYTES, record=RECORD),
+    **fields("bytes", record=RECORD),
 }
 
 
@@ -179,16 +179,14 @@ def _pairs(
     transposed = {node.name for node in nodes if node.numbers.get("transpose")}
     pairs = {}
     for name, blobs in found.items():
-        ours = kinds[name] in ("Convolution", "InnerProduct", "") and len(blobs) == 2
-        if not ours and name not in LAYER_ORDER:
+        if kinds[name] not in ("Convolution", "InnerProduct", "") or len(blobs) != 2:
+            if name in LAYER_ORDER:
+                parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
+                raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
             words = f"{kinds[name] or 'a layer'} with {len(blobs)} blobs"
             warnings.warn(f"left out: {name} ({words})", stacklevel=3)
             continue
-        if not ours:
-            parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
-            raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
-        kernel, bias = blobs
-        kernel, bias = modern(kernel, bias)
+        kernel, bias = modern(*blobs)
         if kernel.ndim == 2 and name in transposed:
             kernel = kernel.T
         if bias.ndim != 1 or kernel.ndim not in (2, 4):
@@ -261,43 +259,36 @@ def write(
         raise WeightsError(arrays.source, str(error), "Write a .npy file instead.") from None
     with open(path, "wb") as file:
         if title:
-            file.write(_bytes_field(1, title.encode()))
+            file.write(_field(1, title.encode()))
         for name, kernel in kernels:
             bias = as_float32(arrays.layers[name].bias)
             _write_layer(file, name, (kernel, bias), layers, blobs, packed)
-        file.write(_bytes_field(RECORD, record.encode()))
+        file.write(_field(RECORD, record.encode()))
 
 
 def _write_layer(file, name: str, arrays, layers: str, blobs: str, packed: bool) -> None:
     """One layer: its name and type, then its blobs, each behind its length."""
-    dense = arrays[0].ndim == 2
-    if layers == "v1":
-        kind = _key(5, VARINT) + _varint(INNER_PRODUCT if dense else CONVOLUTION)
-        fields = _bytes_field(4, name.encode()) + kind
-    else:
-        kind = b"InnerProduct" if dense else b"Convolution"
-        fields = _bytes_field(1, name.encode()) + _bytes_field(2, kind)
-    opened = []
-    size = len(fields)
+    layer, title, kind, blob, kinds = _NUMBERS[layers]
+    fields = _field(title, name.encode()) + _field(kind, kinds[arrays[0].ndim == 2])
+    heads, size = [], len(fields)
     for array in arrays:
-        shape, length = _shape_field(array, blobs), array.size * 5
+        head, length = _shape_field(array, blobs), array.size * 5
         if packed:
-            shape += _key(5, LENGTH) + _varint(array.nbytes)
             length = array.nbytes
-        head = _key(6 if layers == "v1" else 7, LENGTH) + _varint(len(shape) + length) + shape
-        opened.append(head)
-        size += len(head) + length
-    file.write(_key(2 if layers == "v1" else 100, LENGTH) + _varint(size) + fields)
-    for head, array in zip(opened, arrays, strict=True):
+            head += _opening(5, length)
+        heads.append(_opening(blob, len(head) + length) + head)
+        size += len(heads[-1]) + length
+    file.write(_opening(layer, size) + fields)
+    for head, array in zip(heads, arrays, strict=True):
         file.write(head)
         _write_values(file, array, packed)
 
 
 def _shape_field(array: np.ndarray, blobs: str) -> bytes:
     if blobs == "shaped":
-        return _bytes_field(7, _bytes_field(1, b"".join(map(_varint, array.shape))))
+        return _field(7, _field(1, b"".join(map(_varint, array.shape))))
     shape = (1,) * (4 - array.ndim) + array.shape
-    return b"".join(_key(i, VARINT) + _varint(n) for i, n in enumerate(shape, start=1))
+    return b"".join(_field(i, n) for i, n in enumerate(shape, start=1))
 
 
 def _write_values(file, array: np.ndarray, packed: bool) -> None:
@@ -307,13 +298,20 @@ def _write_values(file, array: np.ndarray, packed: bool) -> None:
         values = np.ascontiguousarray(array[start : start + step], "<f4").reshape(-1)
         if not packed:
             fields = np.empty(values.size, [("key", "u1"), ("value", "<f4")])
-            fields["key"], fields["value"] = _key(5, FIXED32)[0], values
+            fields["key"], fields["value"] = 5 << 3 | FIXED32, values
             values = fields
         file.write(values.view("u1").data)
 
 
-def _key(number: int, wire: int) -> bytes:
-    return _varint(number << 3 | wire)
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _varint(number << 3 | VARINT) + _varint(value)
+    return _opening(number, len(value)) + value
+
+
+def _opening(number: int, length: int) -> bytes:
+    """What stands before this many bytes of a field."""
+    return _varint(number << 3 | LENGTH) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
@@ -322,7 +320,3 @@ def _varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
-
-
-def _bytes_field(number: int, raw: bytes) -> bytes:
-    return _key(number, LENGTH) + _varint(len(raw)) + raw

@@ -28,12 +28,7 @@ from tf_alexnet.weights.formats.common import (
 from tf_alexnet.weights.formats.named import split_key
 from tf_alexnet.weights.graph import Node, foreign_layer, one_or_both, told_by
 from tf_alexnet.wire import (
-    BYTES,
-    DOUBLE,
-    FLOAT,
-    INT,
     LENGTH,
-    TEXT,
     VARINT,
     Wire,
     WireError,
@@ -45,7 +40,7 @@ from tf_alexnet.wire import (
 )
 
 ADVICE = "Use an ONNX file of an AlexNet in floating point."
-DTYPES = {1: FLOAT, 10: "<f2", 11: DOUBLE}
+DTYPES = {1: "<f4", 10: "<f2", 11: "<f8"}
 _NAMES = {1: "float", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 16: "bfloat16"}
 # ONNX's operators that Caffe has by another name; others keep theirs.
 _KINDS = {
@@ -57,19 +52,19 @@ _KINDS = {
 
 
 _TENSOR = {
-    **fields(INT, dims=1, data_type=2, data_location=14),
-    **fields(FLOAT, float_data=4),
-    **fields(DOUBLE, double_data=10),
-    **fields(TEXT, name=8),
-    **fields(BYTES, raw_data=9, external_data=13),
+    **fields("int", dims=1, data_type=2, data_location=14),
+    **fields("<f4", float_data=4),
+    **fields("<f8", double_data=10),
+    **fields("text", name=8),
+    **fields("bytes", raw_data=9, external_data=13),
 }
 _ATTRIBUTE = {
-    **fields(TEXT, name=1),
-    **fields(FLOAT, f=2),
-    **fields(INT, i=3, ints=8),
+    **fields("text", name=1),
+    **fields("<f4", f=2),
+    **fields("int", i=3, ints=8),
     **fields(_TENSOR, t=5),
 }
-_OPERATOR = fields(TEXT, input=1, output=2, name=3, op_type=4) | fields(_ATTRIBUTE, attribute=5)
+_OPERATOR = fields("text", input=1, output=2, name=3, op_type=4) | fields(_ATTRIBUTE, attribute=5)
 _MODEL = fields(fields(_OPERATOR, node=1) | fields(_TENSOR, initializer=5), graph=7)
 
 
