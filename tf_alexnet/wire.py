@@ -37,7 +37,8 @@ class Field(NamedTuple):
 def fields(kind: str | Mapping, **numbers: int) -> dict[int, tuple[str, str | Mapping]]:
     """A schema: number -> name and kind, of fields that are all of one kind.
 
-    Kinds are "int", "text", "bytes", "<f4" and "<f8", and for messages their own schema.
+    Kinds are "int", "float", "text" and "bytes"; "<f4" and "<f8" for arrays; and for messages their
+    own schema.
     """
     return {number: (name, kind) for name, number in numbers.items()}
 
@@ -89,9 +90,8 @@ class Wire:
     def read(self, message: memoryview, schema: Mapping) -> dict[str, Any]:
         """The fields of a message that are in a schema (see `fields`): name -> values.
 
-        Floats are one array for each name, a view of `message` where they are in one piece; the
-        values of other fields are a list of at most `MAX_DIMENSIONS` integers, or of any number of
-        texts, bytes or messages.
+        An array is a view of `message` where it is in one piece. The values of other fields are a
+        list: of at most `MAX_DIMENSIONS` numbers, or of any number of texts, bytes or messages.
         """
         found: dict[str, Any] = {}
         pieces: dict[str, list[np.ndarray]] = {}
@@ -109,7 +109,7 @@ class Wire:
             elif name:
                 values = found.setdefault(name, [])
                 values += self._values(field, kind)
-                if kind == "int" and len(values) > MAX_DIMENSIONS:
+                if kind in ("int", "float") and len(values) > MAX_DIMENSIONS:
                     raise WireError(f"an array of more than {MAX_DIMENSIONS} dimensions")
             at = after
         arrays = {k: v[0] if len(v) == 1 else np.concatenate(v) for k, v in pieces.items()}
@@ -118,6 +118,8 @@ class Wire:
     def _values(self, field: Field, kind: str | Mapping) -> list:
         if kind == "int" and field.wire == VARINT:
             return [_signed(field.value)]
+        if kind == "float":
+            return numbers(_content(field, FIXED32), "<f4").tolist()
         content = _content(field)
         if kind == "int":
             found, at = [], 0
@@ -189,8 +191,8 @@ def numbers(raw: memoryview, form: str) -> np.ndarray:
     return np.frombuffer(raw, form)
 
 
-def _content(field: Field) -> memoryview:
-    if field.wire != LENGTH:
+def _content(field: Field, wire: int = LENGTH) -> memoryview:
+    if field.wire != wire:
         raise WireError(f"a field {field.number} of wire type {field.wire}")
     return field.value
 

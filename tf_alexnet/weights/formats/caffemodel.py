@@ -67,7 +67,7 @@ _CONVOLUTION = {
     **fields("int", pad_h=9, pad_w=10, kernel_h=11, kernel_w=12, stride_h=13, stride_w=14),
 }
 _DENSE = fields("int", num_output=1, transpose=6)
-_LRN = fields("int", local_size=1, norm_region=4) | fields("<f4", alpha=2, beta=3, k=5)
+_LRN = fields("int", local_size=1, norm_region=4) | fields("float", alpha=2, beta=3, k=5)
 _POOLING = {
     **fields("int", pool=1, kernel_size=2, stride=3, pad=4, kernel_h=5, kernel_w=6),
     **fields("int", stride_h=7, stride_w=8, pad_h=9, pad_w=10),

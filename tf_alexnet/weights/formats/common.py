@@ -174,7 +174,7 @@ def from_channels_first(
     converted = {}
     for name, (kernel, bias) in views.items():
         if channels.get(name, 0) is None:
-            _leave_out(name, *2 * [_unknown_rows(name, views[name])])
+            _leave_out(name, _unknown_rows(name, views[name]))
             continue
         copy = np.empty(kernel.shape, np.float32)
         _fill(channels_first(copy, channels.get(name)), layers[name][0])
@@ -194,11 +194,11 @@ def _fill(target: np.ndarray, values: np.ndarray) -> None:
             target[start : start + _ROWS] = values[start : start + _ROWS]
 
 
-def _leave_out(name: str, found: str, words: str) -> None:
+def _leave_out(name: str, found: str, words: str = "") -> None:
     """Warn of a layer that AlexNet does not have, or refuse the file if it has."""
     if name in LAYER_ORDER:
         raise NotAlexNetError(found)
-    warnings.warn(f"left out: {words}", stacklevel=5)
+    warnings.warn(f"left out: {words or found}", stacklevel=5)
 
 
 def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:

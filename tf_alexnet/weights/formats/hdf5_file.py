@@ -25,7 +25,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from tf_alexnet.architectures import ARCHITECTURES, Architecture, preset_layer
+from tf_alexnet.architectures import ARCHITECTURES, preset_layer
 from tf_alexnet.errors import WeightsError
 from tf_alexnet.weights.arrays import (
     LAYER_ORDER,
@@ -75,14 +75,13 @@ def read(path: str | os.PathLike) -> WeightArrays:
     if form == "caffe":
         try:
             # The groups are sorted by name.
-            layers = {name: modern(*layers[name]) for name in network_order(layers)}
-            layers = from_channels_first(layers)
+            ordered = {name: modern(*layers[name]) for name in network_order(layers)}
+            layers = from_channels_first(ordered)
         except NotAlexNetError as error:
             raise damaged(path, f"an HDF5 file of Caffe's with {error}", ADVICE) from None
     elif "conv1" in layers:
-        for name in set(layers) - set(LAYER_ORDER):
-            kernel, bias = layers[name]
-            if bias.shape != kernel.shape[-1:]:
+        for name, (kernel, bias) in list(layers.items()):
+            if name not in LAYER_ORDER and bias.shape != kernel.shape[-1:]:
                 _warn_left_out(name, f"{kernel.shape} and {bias.shape}")
                 del layers[name]
     elif layers:
@@ -183,30 +182,22 @@ def _filled(stream: BinaryIO, buffer):
     return buffer
 
 
-def _renamed(path, layers: dict[str, LayerArrays]) -> dict[str, LayerArrays]:
-    """The layers under Caffe's names, where only one name is right for each."""
+def _renamed(path, layers: Mapping[str, LayerArrays]) -> dict[str, LayerArrays]:
+    """The layers under Caffe's names, told by their shapes; the last may have any units."""
     for table in ARCHITECTURES.values():
-        names = _names_by_shape(table, layers)
-        if names is not None:
-            return {names[name]: layer for name, layer in layers.items()}
+        *shapes, (last, ((inputs, _), _)) = table.parameter_shapes().items()
+        known = {kernel: name for name, (kernel, _) in shapes}
+        names = [known.get(layer.kernel.shape, last) for layer in layers.values()]
+        found = dict(zip(names, layers.values(), strict=True))
+        fits = last not in found or found[last].kernel.shape[:-1] == (inputs,)
+        whole = {*known.values(), last}, {layer.name for layer in table.convolutions}
+        if fits and len(found) == len(layers) and found.keys() in whole:
+            return found
     raise damaged(
         path,
         f"an HDF5 file with the layers {', '.join(layers)[:200]}, and not of AlexNet's shapes",
         f"Call them {', '.join(LAYER_ORDER)}.",
     )
-
-
-def _names_by_shape(
-    table: Architecture, layers: Mapping[str, LayerArrays]
-) -> dict[str, str] | None:
-    """Name in the file -> name in the table, or None. The last layer may have any units."""
-    *shapes, (last, ((inputs, _), _)) = table.parameter_shapes().items()
-    known = {kernel: name for name, (kernel, _) in shapes}
-    found = {name: known.get(layer.kernel.shape, last) for name, layer in layers.items()}
-    heads = [layers[name].kernel.shape[:-1] for name in found if found[name] == last]
-    names = sorted(found.values())
-    whole = names in (sorted([*known.values(), last]), sorted(x.name for x in table.convolutions))
-    return found if whole and heads in ([], [(inputs,)]) else None
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "keras") -> None:

@@ -60,7 +60,7 @@ _TENSOR = {
 }
 _ATTRIBUTE = {
     **fields("text", name=1),
-    **fields("<f4", f=2),
+    **fields("float", f=2),
     **fields("int", i=3, ints=8),
     **fields(_TENSOR, t=5),
 }
@@ -74,6 +74,10 @@ def recognised(head: bytes, message: memoryview) -> bool:
     return wires.get(1) == VARINT and wires.get(7) == LENGTH
 
 
+_Pair = tuple[np.ndarray, np.ndarray]  # kernel and bias
+_Pairs = dict[str, _Pair]
+
+
 class _Operator(NamedTuple):
     """A NodeProto."""
 
@@ -82,13 +86,6 @@ class _Operator(NamedTuple):
     inputs: list[str]
     outputs: list[str]
     attributes: dict[str, object]
-
-
-class _Graph(NamedTuple):
-    """A GraphProto: its operators, and its initializers and constants."""
-
-    operators: list[_Operator]
-    tensors: dict[str, dict]
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
@@ -104,7 +101,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
     """
     content = mapped(path)
     try:
-        nodes, pairs = _layers(_graph(content))
+        nodes, pairs = _layers(*_graph(content))
         if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
         if 4 * sum(x.size for pair in pairs.values() for x in pair) > affordable(len(content)):
@@ -127,7 +124,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
     return replace(arrays, architecture=told.architecture, metadata=metadata)
 
 
-def _graph(message: memoryview) -> _Graph:
+def _graph(message: memoryview) -> tuple[list[_Operator], dict[str, dict]]:
+    """The operators of a graph; its initializers and constants."""
     graph = last(Wire().read(message, _MODEL), "graph", {})
     operators, tensors = [], {}
     for node in graph.get("node", ()):
@@ -144,7 +142,7 @@ def _graph(message: memoryview) -> _Graph:
         if name in tensors:
             raise WireError(f"initializer {name!r} twice")
         tensors[name] = tensor
-    return _Graph(operators, tensors)
+    return operators, tensors
 
 
 def _array(tensor: dict) -> np.ndarray:
@@ -162,23 +160,22 @@ def _array(tensor: dict) -> np.ndarray:
     return shaped(values, tensor.get("dims", []))
 
 
-def _layers(graph: _Graph) -> tuple[list[Node], dict[str, tuple[np.ndarray, np.ndarray]]]:
+def _layers(operators: list[_Operator], tensors: dict[str, dict]) -> tuple[list[Node], _Pairs]:
     """The graph by Caffe's names, and kernel and bias of each layer with weights."""
     nodes, pairs = [], {}
-    for operator in graph.operators:
+    for operator in operators:
         if operator.kind.startswith(("QLinear", "Quantize", "DynamicQuantize", "ConvInteger")):
             raise NotAlexNetError(f"quantised weights ({operator.kind}): another network")
-        if operator.kind == "Identity" and set(operator.inputs) & graph.tensors.keys():
-            tensor = graph.tensors[operator.inputs[0]]
-            graph.tensors |= dict.fromkeys(operator.outputs, tensor)
+        if operator.kind == "Identity" and set(operator.inputs[:1]) & tensors.keys():
+            tensors |= dict.fromkeys(operator.outputs, tensors[operator.inputs[0]])
             continue
-        weights = [x for x in operator.inputs[1:] if x in graph.tensors]
+        weights = [x for x in operator.inputs[1:] if x in tensors]
         kind = _KINDS.get(operator.kind, operator.kind)
         after_product = operator.kind == "Add" and nodes and nodes[-1].name in pairs
-        if after_product and _is_bias(nodes[-1], operator, graph):
-            bias = next(x for x in operator.inputs if x in graph.tensors)
+        if after_product and _is_bias(nodes[-1], operator, tensors):
+            bias = next(x for x in operator.inputs if x in tensors)
             name = nodes[-1].name
-            pairs[name] = pairs[name][0], _array(graph.tensors[bias]).reshape(-1)
+            pairs[name] = pairs[name][0], _array(tensors[bias]).reshape(-1)
             nodes[-1] = replace(nodes[-1], tops=tuple(operator.outputs[:1]))
             continue
         name, found = operator.name or f"{operator.kind} {len(nodes)}", _numbers(operator)
@@ -187,28 +184,28 @@ def _layers(graph: _Graph) -> tuple[list[Node], dict[str, tuple[np.ndarray, np.n
             name = layer if part == "kernel" else weights[0]
             if name in pairs:
                 name = f"{name} {len(nodes)}"
-            pairs[name] = _pair(graph, operator, weights)
+            kernel, *bias = (_array(tensors[x]) for x in weights[:2])
+            pairs[name] = _pair(kernel, bias, operator)
             found["filters"] = len(pairs[name][0])
         elif operator.kind == "Transpose":
             channels_last = operator.attributes.get("perm") == [0, 2, 3, 1]
             kind = "ChannelsLast" if channels_last else "Identity"
         elif operator.kind == "AveragePool" and operator.attributes.get("kernel_shape") == [1, 1]:
             kind = "Identity"
-        data = [x for x in operator.inputs if x and x not in graph.tensors]
+        data = [x for x in operator.inputs if x and x not in tensors]
         nodes.append(Node(name, kind, tuple(data), tuple(operator.outputs[:1]), found))
     return nodes, pairs
 
 
-def _is_bias(before: Node, add: _Operator, graph: _Graph) -> bool:
+def _is_bias(before: Node, add: _Operator, tensors: dict[str, dict]) -> bool:
     """Whether an Add adds the bias of the MatMul before it."""
-    terms = {x in graph.tensors or x in before.tops for x in add.inputs}
-    both = len(set(add.inputs) & graph.tensors.keys()) == 1 and terms == {True}
+    terms = {x in tensors or x in before.tops for x in add.inputs}
+    both = len(set(add.inputs) & tensors.keys()) == 1 and terms == {True}
     return before.kind == "InnerProduct" and both
 
 
-def _pair(graph: _Graph, operator: _Operator, weights: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _pair(kernel: np.ndarray, bias: list[np.ndarray], operator: _Operator) -> _Pair:
     """Kernel, with the outputs first, and bias; zeros where there is none."""
-    kernel, *bias = (_array(graph.tensors[name]) for name in weights[:2])
     attributes = operator.attributes
     if operator.kind != "Conv":
         if kernel.ndim != 2:
@@ -239,7 +236,7 @@ def _numbers(operator: _Operator) -> dict[str, float | str]:
     return found
 
 
-def _names(pairs: dict, told: dict[str, str]) -> dict[str, str]:
+def _names(pairs: _Pairs, told: dict[str, str]) -> dict[str, str]:
     """Name in the file -> ours: by the place in the graph if it is a network of ours."""
     names = {name: told.get(name, name) for name in pairs}
     twice = [name for name in names if list(names.values()).count(names[name]) > 1]
