@@ -239,8 +239,11 @@ _SETTINGS = {
     "LRN": ("lrn_param", {"local_size": 5, "alpha": 1.0, "beta": 0.75, "k": 1.0, "norm_region": 0}),
     "Pooling": ("pooling_param", {"pool": 0, "kernel": None, "stride": 1, "pad": 0}),
 }
-_CAFFE_NAMES = {
-    **{"filters": "num_output", "units": "num_output", "kernel": "kernel_size", "groups": "group"}
+_FIELDS = {
+    "filters": "num_output",
+    "units": "num_output",
+    "kernel": "kernel_size",
+    "groups": "group",
 }
 _VALUES = {
     "pool": {0: "MAX", 1: "AVE", 2: "STOCHASTIC"},
@@ -251,10 +254,8 @@ _VALUES = {
 def caffe_node(layer: Mapping[str, Sequence]) -> Node:
     """A layer of Caffe's as a `Node`, with Caffe's defaults.
 
-    Parameters
-    ----------
-    layer : mapping
-        Field name of LayerParameter or V1LayerParameter -> values; those of text are text.
+    `layer` has the values of the fields of a LayerParameter or V1LayerParameter by their names; a
+    prototxt's are text.
     """
     kind = (scalars(layer, "type") or [""])[-1]
     kind = _V1_KINDS.get(kind, str(kind))
@@ -280,7 +281,7 @@ def scalars(message: Mapping[str, Sequence], name: str) -> list:
 
 def _setting(given: Mapping[str, Sequence], name: str, default: float | None) -> Any:
     """A setting, which may be given for height and width; words where the two differ."""
-    found = scalars(given, _CAFFE_NAMES.get(name, name)) or [
+    found = scalars(given, _FIELDS.get(name, name)) or [
         (scalars(given, f"{name}_{axis}") or [default])[-1] for axis in "hw"
     ]
     value = one_or_both([_number(x) for x in found])

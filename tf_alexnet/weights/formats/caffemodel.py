@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.errors import UsageError
 from tf_alexnet.weights.arrays import (
     LAYER_ORDER,
     WeightArrays,
@@ -116,11 +116,11 @@ def read(path: str | os.PathLike) -> WeightArrays:
         if other := _other_kind(wire_types(message)):
             raise damaged(path, other, "Name the .caffemodel that belongs to it.")
         net = Wire().read(message, _NET)
-        nodes, blobs = _layers(net)
+        nodes, weighted = _layers(net)
         if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
         told = told_by(nodes)
-        layers = from_channels_first(_pairs(nodes, blobs), told.flattened)
+        layers = from_channels_first(_pairs(weighted), told.flattened)
         record = str(last(net, "record", b"")[:MAX_METADATA], "utf-8", "replace")
         arrays = assemble(path, layers, *parsed_metadata(record), told.flattened)
     except NotAlexNetError as error:
@@ -150,44 +150,42 @@ def _other_kind(wires: Mapping[int, int]) -> str | None:
     return None
 
 
-def _layers(net: Mapping[str, list]) -> tuple[list[Node], dict[str, list[np.ndarray]]]:
-    """The layers of a NetParameter, and the blobs of those that have some."""
-    nodes, blobs = [], {}
+def _layers(net: Mapping[str, list]) -> tuple[list[Node], dict[str, tuple[Node, list]]]:
+    """The layers of a NetParameter; and by name those that have blobs, with these."""
+    nodes, weighted = [], {}
     for layer in (*net.get("layers", ()), *net.get("layer", ())):
         layer |= last(layer, "layer", {})
         node = caffe_node(layer)
-        arrays = [blob_array(blob) for blob in layer.get("blobs", ())]
-        if node.kind == "Convolution" and arrays:
-            node = replace(node, numbers={**node.numbers, "filters": len(arrays[0])})
+        blobs = [blob_array(blob) for blob in layer.get("blobs", ())]
+        if node.kind == "Convolution" and blobs:
+            node = replace(node, numbers={**node.numbers, "filters": len(blobs[0])})
         nodes.append(node)
-        if arrays and node.name in blobs:
+        if blobs and node.name in weighted:
             raise WireError(f"layer {node.name!r} twice")
-        if arrays:
-            blobs[node.name] = arrays
-    return nodes, blobs
+        if blobs:
+            weighted[node.name] = node, blobs
+    return nodes, weighted
 
 
 def _pairs(
-    nodes: list[Node], found: Mapping[str, list[np.ndarray]]
+    weighted: Mapping[str, tuple[Node, list]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Kernel and bias of each layer, in Caffe's layout, whatever the vintage of the blobs.
 
     Other layers with blobs, such as a deconvolution, are left out with a warning, unless they have
     the name of one of ours.
     """
-    kinds = {node.name: node.kind for node in nodes}
-    transposed = {node.name for node in nodes if node.numbers.get("transpose")}
     pairs = {}
-    for name, blobs in found.items():
-        if kinds[name] not in ("Convolution", "InnerProduct", "") or len(blobs) != 2:
+    for name, (node, blobs) in weighted.items():
+        if node.kind not in ("Convolution", "InnerProduct", "") or len(blobs) != 2:
             if name in LAYER_ORDER:
                 parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
                 raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
-            words = f"{kinds[name] or 'a layer'} with {len(blobs)} blobs"
+            words = f"{node.kind or 'a layer'} with {len(blobs)} blobs"
             warnings.warn(f"left out: {name} ({words})", stacklevel=3)
             continue
         kernel, bias = modern(*blobs)
-        if kernel.ndim == 2 and name in transposed:
+        if kernel.ndim == 2 and node.numbers.get("transpose"):
             kernel = kernel.T
         if bias.ndim != 1 or kernel.ndim not in (2, 4):
             raise NotAlexNetError(f"layer {name!r} with blobs of {kernel.shape} and {bias.shape}")
@@ -253,10 +251,7 @@ def write(
     title = arrays.metadata.get("net", arrays.architecture)
     record = metadata_text(arrays)
     arrays = with_own_names(arrays)
-    try:
-        kernels = to_channels_first(arrays)
-    except ValueError as error:
-        raise WeightsError(arrays.source, str(error), "Write a .npy file instead.") from None
+    kernels = to_channels_first(arrays)
     with open(path, "wb") as file:
         if title:
             file.write(_field(1, title.encode()))

@@ -46,24 +46,15 @@ def flattened_channels(
 ) -> dict[str, int | None]:
     """Channels of the map that the inputs of each dense layer flatten.
 
+    0 for a layer that reads a vector, None where nothing tells. `layers` are in the order of the
+    network, kernels in TensorFlow's layout.
+
     Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so the
     rows of every dense layer that follows a convolution have another order there. Which layers
-    those are is told by the file's graph; else by our tables, for a layer with a name and a number
-    of inputs of theirs; else by what could feed that number of inputs: a dense layer with as many
-    units that comes before it by its number (``fc6_new``, ``fc7``) or its place in the file, or a
-    convolution whose channels times a square make it.
-
-    Parameters
-    ----------
-    layers : mapping of str to LayerArrays
-        In the order of the network, kernels in TensorFlow's layout.
-    told : mapping of str to int
-        What the file's graph tells, as `WeightArrays.flattened`.
-
-    Returns
-    -------
-    dict of str to int or None
-        0 for a layer that reads a vector, None where nothing tells.
+    those are is told by the file's graph (`told`, as `WeightArrays.flattened`); else by our tables,
+    for a layer with a name and a number of inputs of theirs; else by what could feed that number of
+    inputs: a dense layer with as many units that comes before it by its number (``fc6_new``,
+    ``fc7``) or its place in the file, or a convolution whose channels times a square make it.
     """
     found = {}
     maps = {layer.bias.size for layer in layers.values() if layer.kernel.ndim == 4}
@@ -145,22 +136,15 @@ def from_channels_first(
 ) -> dict[str, LayerArrays]:
     """Kernels and biases as Caffe and torch keep them, as float32 copies in TensorFlow's layout.
 
-    A layer that AlexNet does not have is left out, with a warning, where the order of its inputs
-    can't be told.
-
-    Parameters
-    ----------
-    layers : mapping of str to (kernel, bias)
-        In the order of the network. Convolutions (out, in / groups, height, width), dense kernels
-        (out, in) with the inputs of those that follow a convolution flattened as
-        (channels, height, width).
-    told : mapping of str to int
-        As in `flattened_channels`.
+    Convolutions are (out, in / groups, height, width) and dense kernels (out, in), with the inputs
+    of those that follow a convolution flattened as (channels, height, width); see
+    `flattened_channels`. A layer that AlexNet does not have is left out, with a warning, if it is
+    none of these or the order of its inputs can't be told.
 
     Raises
     ------
     NotAlexNetError
-        If a layer is none of these, or the order of a dense layer's inputs can't be told.
+        If that is a layer of AlexNet's.
     """
     views = {}
     for name, (kernel, bias) in layers.items():
@@ -208,13 +192,14 @@ def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:
 
     Raises
     ------
-    NotAlexNetError
+    WeightsError
         If the order of a dense layer's rows can't be told; before anything is yielded.
     """
     channels = flattened_channels(arrays.layers, arrays.flattened)
     for name, depth in channels.items():
         if depth is None:
-            raise NotAlexNetError(_unknown_rows(name, arrays.layers[name]))
+            found = _unknown_rows(name, arrays.layers[name])
+            raise damaged(arrays.source, found, "Write a .npy file instead.")
 
     def kernels() -> Iterator[tuple[str, np.ndarray]]:
         for name, layer in arrays.layers.items():
