@@ -297,6 +297,9 @@ ONNX = {
     "ONNX long name": graph(message(1, message(4, b"x" * 10**6))),
     "ONNX raw data of 3 bytes": graph(CONV, initializer(b"\x08\x01\x10\x01", message(9, bytes(3)))),
     "ONNX one tensor twice": graph(CONV, initializer(), initializer()),
+    "ONNX Identity of two": graph(
+        message(1, message(1, b"d") + message(1, b"c_w_0") + message(4, b"Identity")), initializer()
+    ),
 }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import re
 import stat
@@ -27,9 +26,9 @@ from tf_alexnet.weights.formats import (
     safetensors_file,
     torch_pth,
 )
-from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged
+from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged, mapped
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
-from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError
+from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, wire_types
 
 KERAS_WEIGHTS = "model.weights.h5"
 MAX_BYTES = 1 << 31  # no network here takes more than 245 MB; protobuf ends here too
@@ -54,8 +53,7 @@ class Opened:
     @cached_property
     def content(self) -> memoryview:
         """All of it."""
-        with open(self.path, "rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return mapped(self.path)
 
     @cached_property
     def members(self) -> ZipMembers | tuple[()]:
@@ -230,10 +228,7 @@ def _has_operations(file: Opened, *numbers: int) -> bool:
 
 def _is_core_ml(file: Opened) -> bool:
     """Whether it is a Model: version 1, description 2, and its kind from 200 on."""
-    try:
-        wires = {x.number: x.wire for x in itertools.islice(Wire().walk(file.content), 20)}
-    except WireError:
-        return False
+    wires = wire_types(file.content)
     return wires.get(1) == VARINT and wires.get(2) == LENGTH and max(wires) >= 200
 
 
