@@ -6,6 +6,7 @@ only that needs TensorFlow.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -69,33 +70,14 @@ class Golden:
     bound: float = 0.05
 
 
-_BVLC = "BVLC/caffe examples/00-classification.ipynb"
-_KRATZERT = "kratzert/finetune_alexnet_with_tensorflow"
-_UDACITY = "the pictures beside Udacity's bvlc-alexnet.npy"
+def _read_goldens(path: Path) -> tuple[Golden, ...]:
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(
+        Golden(**{**x, "probabilities": tuple(map(tuple, x["probabilities"]))}) for x in entries
+    )
 
-# fmt: off
-GOLDENS = (
-    Golden("caffenet", "cat.jpg",
-           "59b67bce343d435cb8f79b6abefc6eecc79924abcda6e7c7e39f8173bb932bc1", "squash", False,
-           ((281, 0.31243637), (282, 0.2379719), (285, 0.12387239), (277, 0.10075711),
-            (287, 0.070957087)), _BVLC),
-    Golden("bvlc_alexnet", "sealion.jpeg",
-           "184fc3d5577eb79599ab177814e16551248a2271f8b7161c8e95e54fc96c9157", "kratzert", False,
-           ((150, 0.9834),), _KRATZERT),
-    Golden("bvlc_alexnet", "llama.jpeg",
-           "4eb066ee4dd9755cf44894be46369322cd928a330c52cb36f17bfc4f1770dcc2", "kratzert", False,
-           ((355, 0.9984),), _KRATZERT),
-    Golden("bvlc_alexnet", "zebra.jpeg",
-           "37c35ff4b93c6ff73fb98b426b2b0fe3f7ae09ef07a447d0a86390d28667757a", "kratzert", False,
-           ((340, 1.0),), _KRATZERT),
-    Golden("bvlc_alexnet", "poodle.png",
-           "c7c6de6cbc4d237a2e4f5cdcab78e01bf68a4a3ff653862ab05def0c7d1a3aa9", "udacity", True,
-           ((266, 0.389), (265, 0.223), (None, 0.173), (None, 0.150), (None, 0.026)), _UDACITY),
-    Golden("bvlc_alexnet", "weasel.png",
-           "04e68cc7196f3d9501b0d2d7759e392c0b26159a316a189db054f0ebb031cf4e", "udacity", True,
-           ((None, 0.331), (None, 0.280), (None, 0.210), (None, 0.081), (None, 0.027)), _UDACITY),
-)
-# fmt: on
+
+GOLDENS = _read_goldens(Path(__file__).with_name("goldens.json"))
 
 
 class Check(NamedTuple):
