@@ -150,7 +150,7 @@ def convert(
 ) -> None:
     """Write the same weights in another format, bit for bit."""
     from tf_alexnet.weights import convert_weights
-    from tf_alexnet.weights.io import FOUND_ANEW
+    from tf_alexnet.weights.identify import FOUND_ANEW
 
     source = console.find_weights(source)
     written = convert_weights(source, target, form, architecture, classifier)

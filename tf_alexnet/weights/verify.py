@@ -23,17 +23,11 @@ from tf_alexnet.weights.catalog import (
     KnownWeights,
     catalog,
     file_checksum,
-    known_weights,
     mismatch,
+    published_file,
 )
 from tf_alexnet.weights.download import find_weights
-from tf_alexnet.weights.identify import (
-    Identification,
-    identified,
-    identify_arrays,
-    nearest_fingerprint,
-)
-from tf_alexnet.weights.io import read_unidentified
+from tf_alexnet.weights.identify import Identification, read_identified
 
 
 @dataclass(frozen=True)
@@ -214,7 +208,7 @@ def verify_weights(
     found, arrays = _inspect(find_weights(path, download=False))
     if photos is None:
         return found
-    trained = None if "arrays" in found.wrong else _training(found.identity)
+    trained = None if "arrays" in found.wrong else found.identity.training
     known = replace(arrays, architecture=found.identity.architecture)
     pictures = _pictures(known, Path(photos), goldens, trained)
     return replace(found, checks=(*found.checks, *pictures))
@@ -224,17 +218,13 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
     # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
     from tf_alexnet.weights.formats import format_of
 
-    arrays, record = read_unidentified(path)
-    known = identify_arrays(arrays, path) if record is None else identified(record)
-    if record is not None:  # the checksum decides, but the distance is worth showing
-        nearest, distance = nearest_fingerprint(arrays)
-        known = replace(known, nearest=nearest, distance=distance)
+    arrays, known = read_identified(path)
     layers = tuple(
         LayerSummary(name, x.kernel.shape, x.bias.shape, x.kernel.size + x.bias.size)
         for name, x in arrays.layers.items()
     )
     checks = (
-        _checksum(path, record, known),
+        _checksum(path, known),
         _arrays(arrays, known),
         _fingerprint(path, known),
         _record(arrays, known),
@@ -269,19 +259,14 @@ def _named(path: Path) -> KnownWeights | None:
     return None
 
 
-def _training(known: Identification) -> str | None:
-    """The fingerprint of the trained network that these weights are."""
-    return known_weights(known.name).fingerprint if known.name else None
-
-
-def _checksum(path: Path, record: KnownWeights | None, known: Identification) -> Check:
-    named = _named(path)
+def _checksum(path: Path, known: Identification) -> Check:
+    record, named = published_file(path), _named(path)
     if record is not None:
         return Check("checksum", True, f"{known.how} is that of {record.name}")
     for source in named.sources if named else ():
         if source.file_name == path.name and source.checksum:
             # A conversion has the same arrays under a published name, in other bytes.
-            converted = source.size is None and _training(known) == named.fingerprint is not None
+            converted = source.size is None and known.training == named.fingerprint is not None
             found = "another file than the published one: " * converted + mismatch(path, source)
             return Check("checksum", None if converted else False, found)
     return Check("checksum", None, "unverified: no checksum is published")
@@ -304,7 +289,7 @@ def _fingerprint(path: Path, known: Identification) -> Check:
     if known.distance is None:
         return Check("fingerprint", None, "no known numbers to compare with")
     found = f"biases at most {known.distance:.2g} from those of {known.nearest}"
-    named, trained = _named(path), _training(known)
+    named, trained = _named(path), known.training
     claimed = (named and named.fingerprint) or trained
     if claimed is None:
         return Check("fingerprint", None, f"{found}: another training", known.distance)
