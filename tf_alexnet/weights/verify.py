@@ -18,7 +18,7 @@ import numpy as np
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import InputError
 from tf_alexnet.labels import imagenet_labels
-from tf_alexnet.weights.arrays import WeightArrays, faults, own_table
+from tf_alexnet.weights.arrays import WeightArrays, faults, not_alexnet, own_table
 from tf_alexnet.weights.catalog import (
     KnownWeights,
     catalog,
@@ -274,11 +274,9 @@ def _checksum(path: Path, known: Identification) -> Check:
 
 def _arrays(arrays: WeightArrays, known: Identification) -> Check:
     fitting = (known.architecture,) if known.architecture else known.candidates
-    found = {x.name: faults(arrays, own_table(arrays, x)) for x in ARCHITECTURES.values()}
     if not fitting:
-        nearest = min(found, key=lambda name: len(found[name]))
-        return Check("arrays", False, f"not AlexNet; as {nearest}: {'; '.join(found[nearest])}")
-    wrong = found[fitting[0]]
+        return Check("arrays", False, not_alexnet(arrays))
+    wrong = faults(arrays, own_table(arrays, ARCHITECTURES[fitting[0]]))
     said = f"{len(arrays.layers)} layers, all finite: {' or '.join(fitting)}"
     return Check("arrays", not wrong, "; ".join(wrong) or said)
 
