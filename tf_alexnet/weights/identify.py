@@ -122,13 +122,7 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
 def read_identified(
     path: str | os.PathLike, classifier: str | None = None
 ) -> tuple[WeightArrays, Identification]:
-    """The arrays of a file as it records them, and which network they are.
-
-    Raises
-    ------
-    WeightsError
-        As `read_weights`.
-    """
+    """The arrays of a file as it records them, and which network they are."""
     # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
     from tf_alexnet.weights.formats import read_file
 
@@ -142,9 +136,9 @@ def read_identified(
 def _identify(
     arrays: WeightArrays, file_name: str | None = None, record: KnownWeights | None = None
 ) -> Identification:
-    """Which network arrays are, where they come from a file of that name, published as `record`."""
+    """Which network arrays are that come from a file of that name, published as `record`."""
     fitting = tuple(fitting_architectures(arrays))
-    nearest, distance = nearest_fingerprint(arrays)
+    nearest, distance = _nearest_fingerprint(arrays)
     found = {"distance": distance, "nearest": nearest, "candidates": fitting}
 
     def known(record: KnownWeights, how: str, name: str | None = None) -> Identification:
@@ -174,24 +168,21 @@ def _identify(
     return Identification(None, None, None, "unknown", **found)
 
 
-def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
+def _nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
     """The trained network with the most similar biases, and the largest difference to them.
 
     The convolutions that both have are compared; a network with a layer of another number of biases
     is skipped. (None, None) if nothing can be compared.
     """
-    distances = {}
+    found = []
     for name, layers in fingerprints().items():
-        shared = [layer for layer in layers if layer in arrays.layers]
-        biases = [(np.asarray(arrays.layers[x].bias, np.float64), layers[x]) for x in shared]
+        biases = [(arrays.layers[x].bias, layers[x]) for x in layers if x in arrays.layers]
         if biases and all(a.shape == b.shape for a, b in biases):
             distance = max(float(np.abs(a - b).max()) for a, b in biases)
             if math.isfinite(distance):
-                distances[name] = distance
-    if not distances:
-        return None, None
-    nearest = min(distances, key=distances.get)
-    return nearest, distances[nearest]
+                found.append((distance, name))
+    distance, nearest = min(found, default=(None, None))
+    return nearest, distance
 
 
 def _compare_kernels(arrays: WeightArrays, network: str) -> tuple[str, str | None]:

@@ -32,35 +32,20 @@ from tf_alexnet.weights.identify import Identification, read_identified
 
 @dataclass(frozen=True)
 class Golden:
-    """A published output of a trained network.
+    """A published output of a trained network."""
 
-    Attributes
-    ----------
-    network : str
-        The trained network: the name of its fingerprint.
-    picture, sha256 : str
-        File name and checksum of the picture.
-    preset : str
-        The preprocessing.
-    same_padding : bool
-        Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that
-        the numbers come from. Good for a check of weights, and for nothing else.
-    probabilities : tuple of (int or None, float)
-        Most probable first: index of the class, None if it was not recorded, and its probability.
-    source : str
-        Who recorded it.
-    bound : float
-        Largest accepted deviation of a probability. The numbers were recorded with other decoders
-        and resizing; the faults that they are to reveal move them by 0.3 and more.
-    """
-
-    network: str
+    network: str  # the name of its fingerprint
     picture: str
     sha256: str
     preset: str
+    # Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that the
+    # numbers come from. Good for a check of weights, and for nothing else.
     same_padding: bool
+    # Most probable first: index of the class, None if it was not recorded, and its probability.
     probabilities: tuple[tuple[int | None, float], ...]
     source: str
+    # Largest accepted deviation of a probability. The numbers were recorded with other decoders
+    # and resizing; the faults that they are to reveal move them by 0.3 and more.
     bound: float = 0.05
 
 
@@ -223,6 +208,7 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
         LayerSummary(name, x.kernel.shape, x.bias.shape, x.kernel.size + x.bias.size)
         for name, x in arrays.layers.items()
     )
+    recorded = {"architecture": arrays.architecture, **arrays.metadata}
     checks = (
         _checksum(path, known),
         _arrays(arrays, known),
@@ -240,9 +226,7 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
         dtype=", ".join(sorted({str(a.dtype) for x in arrays.layers.values() for a in x})),
         parameters=sum(x.parameters for x in layers),
         classes=arrays.classes,
-        metadata={
-            k: v for k, v in (("architecture", arrays.architecture), *arrays.metadata.items()) if v
-        },
+        metadata={k: v for k, v in recorded.items() if v},
         checks=checks,
         warnings=tuple(_warnings(path, arrays, known, checks)),
     )
@@ -252,9 +236,8 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
 def _named(path: Path) -> KnownWeights | None:
     """The weights published under this file's name."""
     for record in catalog():
-        if any(x.urls and x.file_name == path.name for x in record.sources) or (
-            record.sources[0].file_name == path.name
-        ):
+        first, *others = record.sources
+        if path.name in (first.file_name, *(x.file_name for x in others if x.urls)):
             return record
     return None
 
@@ -303,9 +286,8 @@ def _record(arrays: WeightArrays, known: Identification) -> Check:
     if known.architecture in (None, recorded):
         return Check("record", True, f"architecture {recorded}")
     how = "convolutions" if known.convolutions_only else known.how
-    return Check(
-        "record", False, f"it records {recorded}, but by its {how} it is {known.architecture}"
-    )
+    found = f"it records {recorded}, but by its {how} it is {known.architecture}"
+    return Check("record", False, found)
 
 
 def _warnings(

@@ -40,15 +40,7 @@ Sniff = Callable[["Opened"], object] | bytes | tuple[bytes, ...]
 
 
 class Opened:
-    """A file whose kind is to be told.
-
-    Attributes
-    ----------
-    path : str or path
-        The file.
-    head : bytes
-        Its first 512 bytes.
-    """
+    """A file whose kind is to be told: its path, first 512 bytes, content and members."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
@@ -78,32 +70,14 @@ class Opened:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of weight files.
+    """A format of weight files."""
 
-    Attributes
-    ----------
-    title : str
-        What it is called in messages.
-    suffixes : tuple of str
-        Usual endings of file names. Files are written by them, and read whatever their name is.
-    sniff : callable, bytes or tuple of bytes
-        Whether an `Opened` file is of this format, or what such files begin with.
-    read : callable
-        Reads a path; of a zip archive, a path and its `ZipMembers`.
-    write : callable or None
-        Writes `WeightArrays` to a path, if files of this format are written here.
-    forms : tuple of str
-        Values of the argument `form` of `write`.
-    zipped : bool
-        Whether `read` takes the members.
-    """
-
-    title: str
-    suffixes: tuple[str, ...]
+    title: str  # for messages
+    suffixes: tuple[str, ...]  # files are written by the first, and read whatever their name is
     sniff: Sniff
-    read: Callable[..., WeightArrays]
+    read: Callable[..., WeightArrays]  # of a path; of a zip archive, a path and its members
     write: Callable | None = None
-    forms: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()  # values of the argument `form` of `write`
     zipped: bool = False
 
 
@@ -333,13 +307,7 @@ def _opened(path: str | os.PathLike) -> tuple[Opened, Format]:
 
 
 def format_of(path: str | os.PathLike) -> Format:
-    """The format of a weight file, told by its content.
-
-    Raises
-    ------
-    WeightsError
-        If the file can't be read, or is of another kind.
-    """
+    """The format of a weight file, told by its content."""
     return _opened(path)[1]
 
 
