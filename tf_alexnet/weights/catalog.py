@@ -178,15 +178,7 @@ def names() -> tuple[str, ...]:
 
 
 def file_checksum(path: str | os.PathLike, algorithm: str) -> str:
-    """Checksum of a file, as hex. A large file is read once per process, unless it changes.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-    algorithm : {"sha256", "sha1", "git_blob"}
-        `git_blob` is git's object id of the content.
-    """
+    """Checksum of a file, as hex. A large file is read once per process, unless it changes."""
     path = os.path.realpath(path)
     x = os.stat(path)
     stamp = (x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns)
@@ -206,10 +198,7 @@ def _checksum(path: str, algorithm: str, stamp: tuple[int, ...]) -> str:
 
 
 def mismatch(path: str | os.PathLike, source: Source) -> str | None:
-    """How the file differs from the published one, in a phrase; None if it is that file.
-
-    A source without size and checksum can't tell.
-    """
+    """How a file differs from the published one; None if it does not, or nothing is published."""
     size = os.stat(path).st_size
     if source.size not in (None, size):
         return f"{size} bytes, but {source.file_name} has {source.size}"
@@ -222,22 +211,15 @@ def mismatch(path: str | os.PathLike, source: Source) -> str | None:
 
 
 def published_file(path: str | os.PathLike, strict: bool = False) -> KnownWeights | None:
-    """The weights of which this is a published file, byte for byte, or None.
+    """The weights of which this is a published file, byte for byte; None if it is none, or missing.
 
     The file is hashed only if its size is a published one, or its name where no size is published.
-
-    Parameters
-    ----------
-    path : str or path
-        The file; None is returned if there is none.
-    strict : bool
-        Whether a published name suffices to expect the published file.
 
     Raises
     ------
     WeightsError
-        If the file has the name and size of a published one, but another checksum, or if it can't
-        be read.
+        If the file has the name and size of a published one (if `strict`, the name alone), but
+        another checksum, or if it can't be read.
     """
     damage = None
     try:

@@ -113,21 +113,17 @@ def find_weights(
     if os.path.isfile(path) or (os.path.exists(path) and name not in names()):
         published_file(path)
         return path
-    record = known_weights(name)
-    found = local_file(record)
-    if found is None and download:
+    found = local_file(known_weights(name))
+    if found:
+        published_file(found, strict=found.parent == _cache())
+        return found
+    if download:
         return fetch_weights(name, progress=progress)
-    if found is None:
-        raise WeightsError(
-            f"weights {name!r}",
-            "not on this machine",
-            f"Run `tf-alexnet weights fetch {name}`, or name a file.",
-        )
-    cache = None
-    with contextlib.suppress(OutputError):
-        cache = cache_folder()
-    published_file(found, strict=found.parent == cache)
-    return found
+    raise WeightsError(
+        f"weights {name!r}",
+        "not on this machine",
+        f"Run `tf-alexnet weights fetch {name}`, or name a file.",
+    )
 
 
 def local_file(record: KnownWeights) -> Path | None:
@@ -145,23 +141,22 @@ def local_file(record: KnownWeights) -> Path | None:
             "there is no such file or folder",
             "Correct the variable, or unset it.",
         )
-    folders = [Path("weights"), _EMBEDDED]
-    with contextlib.suppress(OutputError):
-        folders.insert(1, cache_folder())
-    if own and own.is_dir():
-        folders.insert(0, own)
-    elif own and (own.name in record.spellings or record is known_weights("imagenet")):
+    named = own and (own.name in record.spellings or record is known_weights("imagenet"))
+    if named and not own.is_dir():
         return own
-    for folder in folders:
-        for spelling in record.spellings:
-            if os.path.isfile(folder / spelling):
-                return folder / spelling
-    return None
+    folders = [x for x in (own, Path("weights"), _cache(), _EMBEDDED) if x]
+    places = (folder / spelling for folder in folders for spelling in record.spellings)
+    return next(filter(os.path.isfile, places), None)
 
 
 def _own_place() -> Path | None:
     own = os.environ.get("TF_ALEXNET_WEIGHTS")
     return Path(os.path.expanduser(own)) if own else None
+
+
+def _cache() -> Path | None:
+    with contextlib.suppress(OutputError):
+        return cache_folder()
 
 
 def expected_record(path: str | os.PathLike) -> KnownWeights | None:

@@ -92,7 +92,7 @@ def write_weights(arrays, path: str | os.PathLike, form: str | None = None, **op
     Raises
     ------
     UsageError
-        If the suffix, the form or an option names nothing known.
+        If the suffix or the form names nothing known.
     OutputError
         If the file can't be written. An old file is then left as it was.
     """
