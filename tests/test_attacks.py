@@ -297,6 +297,9 @@ ONNX = {
     "ONNX long name": graph(message(1, message(4, b"x" * 10**6))),
     "ONNX raw data of 3 bytes": graph(CONV, initializer(b"\x08\x01\x10\x01", message(9, bytes(3)))),
     "ONNX one tensor twice": graph(CONV, initializer(), initializer()),
+    "ONNX Identity of two": graph(
+        message(1, message(1, b"d") + message(1, b"c_w_0") + message(4, b"Identity")), initializer()
+    ),
 }  # fmt: skip
 
 
@@ -405,7 +408,7 @@ ARCHIVES = {
     ),
     "npz shape 2^62": (
         archive([("fc8/kernel.npy", npy_header("<f4", (2**62, 4)) + bytes(8)), NPZ[1]]),
-        "an array of shape",
+        "an array of dtype <f4 and shape",
     ),
     "keras archive with a Lambda": (
         archive([
@@ -499,6 +502,11 @@ TORCH = {
     "torch list in itself": torch_attack(stream=b"\x80\x02]q\x00h\x00a."),
     "torch second pickle": torch_attack(stream=torch_pickle({}) + RUN),
     "torch script": archive([("x/data.pkl", b"N."), ("x/code/__torch__.py", "import os")]),
+    "torch shape of 6000 numbers again and again": torch_attack(
+        stream=b"\x80\x02}(" + unicode("a")
+        + torch_tensor("0", (2**31 - 1,) * 6000, 4, (1,) * 6000) + b"q\x01"
+        + b"".join(unicode(f"k{i}") + b"h\x01" for i in range(300)) + b"u."
+    ),
     "torch legacy storage of 2^60": legacy(struct.pack("<q", 1 << 60) + bytes(16)),
     "torch legacy storage of -1": legacy(struct.pack("<q", -1) + bytes(16)),
     "torch legacy twice": legacy((struct.pack("<q", 4) + bytes(16)) * 2, (b"0", b"0")),

@@ -13,11 +13,11 @@ from PIL import Image
 from sklearn import metrics
 
 import tf_alexnet as ta
-from tf_alexnet import evaluate as evaluating
-from tf_alexnet import ground_truth
 from tf_alexnet.cli.main import main
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
-from tf_alexnet.evaluation import Evaluation
+from tf_alexnet.evaluation import evaluate as evaluating
+from tf_alexnet.evaluation import ground_truth
+from tf_alexnet.evaluation.metrics import Evaluation
 from tf_alexnet.extraction import job
 from tf_alexnet.labels import Label, imagenet_labels
 from tf_alexnet.training import RunRecord, write_run

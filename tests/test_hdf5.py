@@ -336,6 +336,7 @@ def test_a_child_gone_astray(tmp_path, monkeypatch, deed):
     script.write_text(
         textwrap.dedent(f"""
         import json, runpy, struct, sys
+        sys.path[:] = json.loads(sys.argv[1])
         M = runpy.run_path({hdf5_child.__file__!r})
         OUT = sys.stdout.buffer
         def say(head):

@@ -268,6 +268,17 @@ def test_a_checksum_is_remembered_with_the_arrays_it_was_taken_of(tmp_path, monk
     assert not identify_weights(read_weights(tmp_path / "y.npz")).trained
 
 
+def test_a_file_does_not_vouch_for_itself(tmp_path):
+    """Only what was read from a published file is known by its checksum, not what says it was."""
+    arrays = arrays_of("torchvision", layers=CONVOLUTIONS)
+    claim = {"identified_digest": arrays.digest}
+    for more in ({}, {"identified": "caffenet", "identified_by": "sha256"}):
+        write_weights(replace(arrays, metadata={**claim, **more}), tmp_path / "x.safetensors")
+        found = identify_weights(tmp_path / "x.safetensors")
+        assert (found.architecture, found.how, found.trained) == ("torchvision", "shapes", False)
+        assert read_weights(tmp_path / "x.safetensors").metadata["identified_by"] == "shapes"
+
+
 def test_shared_archive_holds_the_embedded_arrays():
     archive = ROOT.parent / "shared" / "data" / "torchvision_alexnet_convs.npz"
     if not archive.is_file():

@@ -155,7 +155,8 @@ def test_vgg_is_not_alexnet(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "hello", "layer { name: 1 ", "layer }", "layer: 3", "a { " * 40, 'name: "x', "layer [",
-     "layer { type: [1, 2", "\0", "layer { name : { } type: { } bottom: { x: 1 } }"],
+     "layer { type: [1, 2", "\0", "layer { include { phase: [] } transform_param: [] }",
+     "layer { name : { } type: { } bottom: { x: 1 } }"],
 )  # fmt: skip
 def test_what_is_not_a_prototxt_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(AlexNetError, match=r"net\.prototxt") as caught:

@@ -211,6 +211,11 @@ def test_what_is_no_model_is_called_what_it_is(saved, tmp_path):
     ta.AlexNet(convolutions("compact"), include_top=False).save_weights(tmp_path / "w.weights.h5")
     (tmp_path / "bad.keras").write_bytes(b"PK\3\4 not quite")
     (tmp_path / "bad.json").write_text("{")
+    with zipfile.ZipFile(tmp_path / "cut.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}" * 100)
+    with open(tmp_path / "cut.keras", "rb+") as file:
+        file.seek(30 + len("config.json"))  # behind the member's header
+        file.write(b"\xff\xff")
     (tmp_path / "w.npy").touch()
     for name, error, message in (
         ("none.keras", UsageError, "there is no such file"),
@@ -218,6 +223,7 @@ def test_what_is_no_model_is_called_what_it_is(saved, tmp_path):
         ("w.weights.h5", UsageError, r"it holds weights, and no model\. Pass it to AlexNet\(\)"),
         ("bad.keras", WeightsError, "Keras can't load it: File is not a zip file"),
         ("bad.json", WeightsError, "Keras can't load it: Expecting property name"),
+        ("cut.keras", WeightsError, "Keras can't load it: .*decompressing"),
         ("", UsageError, r"a folder without run\.json"),
     ):
         with pytest.raises(error, match=message):

@@ -6,15 +6,16 @@ do not wait for TensorFlow. Once Keras is imported, our layers are registered wi
 # ruff: noqa: F401
 
 import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tf_alexnet.lazy import after_import, lazy_names
+from wrapt import register_post_import_hook
+
+from tf_alexnet.lazy import lazy_names
 from tf_alexnet.version import VERSION as __version__
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
-    from tf_alexnet.evaluate import evaluate_photos
+    from tf_alexnet.evaluation.evaluate import evaluate_photos
     from tf_alexnet.extraction import FeatureExtractor, extract_features
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
@@ -42,7 +43,7 @@ _HOMES = {
     "Preset": "tf_alexnet.images",
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
-    "evaluate_photos": "tf_alexnet.evaluate",
+    "evaluate_photos": "tf_alexnet.evaluation.evaluate",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
     "fetch_weights": "tf_alexnet.weights",
@@ -58,12 +59,12 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def _register_layers() -> None:
+def _register_layers(keras) -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
-    if sys.modules["keras"].backend.backend() == "tensorflow":
+    if keras.backend.backend() == "tensorflow":
         import_module("tf_alexnet.layers")
         import_module("tf_alexnet.images.preprocessing")
 
 
-after_import("keras", _register_layers)
+register_post_import_hook(_register_layers, "keras")
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,9 +1,8 @@
 """The networks, as tables that read like their prototxt.
 
-Each table is the one place where a network's numbers stand. Shapes, parameter counts, multiply-adds
-and receptive fields are derived from it. Names are Caffe's blob names: `conv1` .. `fc7` mean the
-blobs *after* their ReLU (Caffe's ReLU and Dropout work in place), `<name>_preact` the values before
-it.
+Shapes, parameter counts, multiply-adds and receptive fields are derived from the tables. Names are
+Caffe's blob names: `conv1` .. `fc7` are the blobs *after* their ReLU (Caffe's ReLU and Dropout work
+in place), `<name>_preact` the values before it.
 
 Sources: ``models/bvlc_alexnet`` and ``models/bvlc_reference_caffenet`` of BVLC/caffe (deploy and
 train_val prototxt); torchvision's ``models/alexnet.py``; Krizhevsky 2014, "One weird trick for
@@ -24,25 +23,24 @@ PREACT = "_preact"
 HEAD_LAYERS = ("pool5", "fc6", "fc7")  # layers that a new classifier can be trained on
 _PRESET_LAYER = "preset_"
 _PRESET_NODE = re.compile(rf"(?:^|/){_PRESET_LAYER}([a-z0-9.-]+)")  # TensorFlow may append _1
-
 _PRESET_SIZE = re.compile(r"\.(?:size\d+|anysize)\b")
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Starting weights drawn from N(0, std), Caffe's `gaussian` filler."""
+    """Initial weights from N(0, std), Caffe's `gaussian` filler."""
 
     std: float
 
 
 @dataclass(frozen=True)
 class KaimingNormal:
-    """Starting weights drawn from N(0, sqrt(2 / fan_out)) (He et al. 2015)."""
+    """Initial weights from N(0, sqrt(2 / fan_out)) (He et al. 2015)."""
 
 
 @dataclass(frozen=True)
 class TorchUniform:
-    """Starting weights and biases drawn from U(-a, a), a = 1 / sqrt(fan_in): torch's default."""
+    """Initial weights and biases from U(-a, a), a = 1 / sqrt(fan_in): torch's default."""
 
 
 Filler = Gaussian | KaimingNormal | TorchUniform
@@ -64,12 +62,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class LRN:
-    """Local response normalisation across channels, with Caffe's meaning of its parameters.
-
-    y[c] = x[c] / (k + alpha / local_size * sum of x[c']^2 over the local_size nearest c')^beta
-    (``lrn_layer.cpp``). Caffe divides `alpha` by the window's size;
-    `tf.nn.local_response_normalization` does not.
-    """
+    """Local response normalisation: the parameters of `layers.LocalResponseNormalization`."""
 
     name: str
     local_size: int = 5
@@ -85,6 +78,7 @@ class MaxPool:
     name: str
     kernel: int = 3
     stride: int = 2
+    pad = 0  # not a field
 
 
 @dataclass(frozen=True)
@@ -128,10 +122,8 @@ class LayerRow:
         As in the prototxt; None where the layer has no such number.
     output_shape : tuple of int
         (height, width, channels) or (units,), without the batch axis.
-    parameters : int
-        Numbers in kernel and bias.
-    multiply_adds : int
-        Multiply-adds for one image, biases and activations not counted.
+    kernel_shape : tuple of int
+        Shape of the weights, in TensorFlow's layout; empty where there are none.
     receptive_field : int
         Side, in input pixels, of the square that one output depends on (at most the input's side).
     """
@@ -143,9 +135,20 @@ class LayerRow:
     pad: int | None
     groups: int | None
     output_shape: tuple[int, ...]
-    parameters: int
-    multiply_adds: int
+    kernel_shape: tuple[int, ...]
     receptive_field: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in kernel and bias."""
+        return math.prod(self.kernel_shape) + self.kernel_shape[-1] if self.kernel_shape else 0
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds for one image, biases and activations not counted."""
+        if not self.kernel_shape:
+            return 0
+        return math.prod(self.kernel_shape) * math.prod(self.output_shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -204,10 +207,8 @@ class Architecture:
     def with_classes(self, classes: int) -> Architecture:
         """The same network with another number of classes."""
         last = self.weighted[-1]
-        return replace(
-            self,
-            layers=tuple(replace(x, units=classes) if x is last else x for x in self.layers),
-        )
+        layers = (replace(x, units=classes) if x is last else x for x in self.layers)
+        return replace(self, layers=tuple(layers))
 
     def with_head(self, layer: str, classes: int) -> Architecture:
         """The network cut off after `layer`, with a linear classifier on it.
@@ -218,12 +219,12 @@ class Architecture:
             One of `HEAD_LAYERS`: ``pool5``, ``fc6`` or ``fc7``. The dropout that follows it stays.
         classes : int
             Units of the classifier, which is called `fc8` as in the whole network; `prob` is its
-            softmax. The rows of `fc8` on `pool5` follow the flattened (height, width, channels).
+            softmax.
 
         Raises
         ------
         LayerError
-            If a classifier can't stand on that layer.
+            If `layer` is another one.
         """
         if layer not in HEAD_LAYERS:
             raise LayerError(
@@ -277,7 +278,7 @@ class Architecture:
         return (math.ceil(steps) if self.pool_rounds_up else math.floor(steps)) + 1
 
     def rows(self, input_size: int | None = None) -> Iterator[LayerRow]:
-        """The summary, a row a blob, for a square input.
+        """The summary, one row per blob, for a square input.
 
         Raises
         ------
@@ -285,41 +286,32 @@ class Architecture:
             If the input is too small for a layer.
         """
         size = input_size or self.input_size
-        side, channels, field, step = size, 3, 1, 1
-        flat = None
-        yield LayerRow("data", "Input", None, None, None, None, (size, size, 3), 0, 0, 1)
+        shape, field, step = (size, size, 3), 1, 1
+        yield LayerRow("data", "Input", None, None, None, None, shape, (), 1)
         for layer in self.layers:
-            kernel = stride = pad = groups = None
-            parameters = macs = 0
+            kernel = ()
             if isinstance(layer, Conv):
-                kernel, stride = layer.kernel, layer.stride
-                pad, groups = layer.pad, layer.groups
-                side = (side - kernel + 2 * pad) // stride + 1
-                weights = kernel * kernel * (channels // groups) * layer.filters
-                parameters, macs = weights + layer.filters, weights * side * side
-                channels = layer.filters
+                side = (shape[0] - layer.kernel + 2 * layer.pad) // layer.stride + 1
+                kernel = (layer.kernel, layer.kernel, shape[2] // layer.groups, layer.filters)
+                shape = (side, side, layer.filters)
             elif isinstance(layer, MaxPool):
-                kernel, stride, pad = layer.kernel, layer.stride, 0
-                side = self.pooled(side, layer)
+                side = self.pooled(shape[0], layer)
+                shape = (side, side, shape[2])
             elif isinstance(layer, Dense):
-                inputs = flat or side * side * channels
-                parameters, macs = inputs * layer.units + layer.units, inputs * layer.units
-                flat, field = layer.units, size
+                kernel = (math.prod(shape), layer.units)
+                shape, field = (layer.units,), size
             elif isinstance(layer, Dropout):
                 continue
-            if side < 1:
+            if shape[0] < 1:
                 raise InputError(
                     f"input of {size}x{size}",
                     f"nothing is left of it at layer {layer.name}",
                     f"Use {self.input_size}x{self.input_size}, or a larger picture.",
                 )
-            if kernel:
-                field, step = min(size, field + (kernel - 1) * step), step * stride
-            shape = (flat,) if flat else (side, side, channels)
-            kind = type(layer).__name__
-            yield LayerRow(
-                layer.name, kind, kernel, stride, pad, groups, shape, parameters, macs, field
-            )
+            if isinstance(layer, Conv | MaxPool):
+                field, step = min(size, field + (layer.kernel - 1) * step), step * layer.stride
+            numbers = (getattr(layer, x, None) for x in ("kernel", "stride", "pad", "groups"))
+            yield LayerRow(layer.name, type(layer).__name__, *numbers, shape, kernel, field)
 
     def parameter_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Layer name -> (kernel shape, bias shape), in TensorFlow's layout.
@@ -327,19 +319,8 @@ class Architecture:
         Convolutions are (height, width, channels in / groups, channels out), dense layers
         (in, out); the rows of the first dense layer follow the flattened (height, width, channels).
         """
-        shapes = {}
-        before = (self.input_size, self.input_size, 3)
-        rows = {row.name: row for row in self.rows()}
-        for layer in self.layers:
-            if isinstance(layer, Conv):
-                kernel = (layer.kernel, layer.kernel, before[2] // layer.groups, layer.filters)
-                shapes[layer.name] = (kernel, (layer.filters,))
-            elif isinstance(layer, Dense):
-                shapes[layer.name] = ((math.prod(before), layer.units), (layer.units,))
-            elif isinstance(layer, Dropout):
-                continue
-            before = rows[layer.name].output_shape
-        return shapes
+        kernels = {row.name: row.kernel_shape for row in self.rows() if row.kernel_shape}
+        return {name: (kernel, kernel[-1:]) for name, kernel in kernels.items()}
 
     @property
     def parameters(self) -> int:
@@ -489,15 +470,13 @@ def carried_preset(model: object) -> str | None:
     for layer in getattr(model, "layers", ()):
         if layer.name.startswith(_PRESET_LAYER):
             return layer.name.removeprefix(_PRESET_LAYER)
-        nested = carried_preset(layer)
-        if nested is not None:
+        if (nested := carried_preset(layer)) is not None:
             return nested
     for signature in getattr(model, "signatures", {}).values():
         graph = signature.graph.as_graph_def()
         for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
             for node in nodes:
-                found = _PRESET_NODE.search(node.name)
-                if found:
+                if found := _PRESET_NODE.search(node.name):
                     return found[1]
     return None
 

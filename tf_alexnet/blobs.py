@@ -53,7 +53,11 @@ def features(model: keras.Model, layers: Sequence[str]) -> keras.Model:
     if isinstance(layers, str) or not layers:
         raise LayerError(f"layers {layers!r}", "not a list of names", 'Pass a list: ["fc7"].')
     whole = _functional(model)
-    known = dict(_blobs(whole))
+    known = {
+        path: layer
+        for path, layer in _layers(whole)
+        if not any(name.startswith(preset_layer("")) for name in path[:-1])
+    }
     paths = {name: _path(whole, known, name) for name in layers}
     _, tensors = _tensors(whole, paths)
     return keras.Model(whole.input, tensors, name=f"{model.name}_features")
@@ -122,8 +126,8 @@ def arrays_of(model: keras.Model) -> WeightArrays:
     """
     table = architecture_of(model)
     layers = {}
-    for path, layer in _all_layers(model):
-        if not layer.weights or isinstance(layer, Preactivation):
+    for path, layer in _layers(model):
+        if not layer.weights or isinstance(layer, Preactivation | keras.Model):
             continue
         if layer.name in layers:
             raise UsageError(
@@ -149,21 +153,18 @@ def arrays_of(model: keras.Model) -> WeightArrays:
     return with_classifier(WeightArrays(layers, table.name, source, metadata))
 
 
-def _all_layers(model, path: tuple = ()) -> Iterator[tuple[tuple, keras.layers.Layer]]:
-    """Every layer that is not a model, with the names that lead to it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer, (*path, layer.name))
-        else:
-            yield (*path, layer.name), layer
+def _layers(model, path: tuple = ()) -> Iterator[tuple[tuple, keras.layers.Layer]]:
+    """The names that lead to a layer -> the layer, models in the model and their layers too."""
+    for layer in model.layers if isinstance(model, keras.Model) else ():
+        here = (*path, layer.name)
+        yield here, layer
+        yield from _layers(layer, here)
 
 
-def _networks(model) -> Iterator[keras.Model]:
+def _networks(model) -> list[keras.Model]:
     """`model` and the models in it."""
-    if isinstance(model, keras.Model):
-        yield model
-        for layer in model.layers:
-            yield from _networks(layer)
+    layers = (model, *(layer for _, layer in _layers(model)))
+    return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 
 def _functional(model) -> keras.Model:
@@ -178,15 +179,6 @@ def _functional(model) -> keras.Model:
             "it has no graph of layers to take blobs from",
             "Pass a functional or Sequential Keras model that has an input shape.",
         ) from None
-
-
-def _blobs(model, path: tuple = ()) -> Iterator[tuple[tuple, keras.layers.Layer]]:
-    """Names that lead to a layer -> the layer, without the parts of the preset's layer."""
-    for layer in model.layers:
-        here = (*path, layer.name)
-        yield here, layer
-        if isinstance(layer, keras.Model) and not layer.name.startswith(preset_layer("")):
-            yield from _blobs(layer, here)
 
 
 def _has_relu(layer: keras.layers.Layer) -> bool:
@@ -240,8 +232,8 @@ def _repeated(model, nested: Mapping[str, Mapping[str, tuple]]) -> tuple[Any, di
     for name, paths in nested.items():
         part = _functional(model.get_layer(name))
         parts[name] = keras.Model(part.input, _tensors(part, paths), name=name)
-    inputs = {layer.name for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}
-    calls = {name: call for name, call in _calls(model).items() if name in inputs}
+    inputs = (layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer))
+    calls = {layer.name: [((), layer.output)] for layer in inputs}
 
     def call(layer, *args, **kwargs):
         y = parts.get(layer.name, layer)(*args, **kwargs)

@@ -1,13 +1,13 @@
-"""Everything that can go wrong by a user's hand, as one tree of exceptions.
+"""The exceptions of this package.
 
 ::
 
     AlexNetError                     exit code
-    ├── UsageError                   2   the call itself is off
+    ├── UsageError                   2   the call itself is wrong
     │   ├── LayerError                   no such layer or blob
     │   ├── PresetError                  no such preset, or one that needs more than was given
     │   └── InputError                   an array of the wrong dtype, rank, size or range
-    ├── WeightsError                 3   a weight file is missing, damaged, foreign or unfit
+    ├── WeightsError                 3   a weight file is missing, damaged, or another network's
     ├── OutputError                  4   the result can't be written
     └── ImageError                   5   a photo can't be read (or too many of them)
 
@@ -16,24 +16,9 @@ Each is built from three parts, and reads as one line::
     <what was asked>: <what was found>. <what to do>
 """
 
-__all__ = [
-    "AlexNetError",
-    "ImageError",
-    "InputError",
-    "LayerError",
-    "OutputError",
-    "PresetError",
-    "UsageError",
-    "WeightsError",
-]
-
 
 def one_line(text: str) -> str:
-    """`text` with line breaks and other control characters shown as escapes.
-
-    File names may hold any character but NUL and the slash; an error stays one line whatever
-    they hold.
-    """
+    """`text` with line breaks and other control characters, as in file names, shown as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
@@ -67,7 +52,7 @@ class AlexNetError(Exception):
 
 
 class UsageError(AlexNetError, ValueError):
-    """The call itself is off: a name or a combination of arguments that does not exist."""
+    """The call itself is wrong: a name or a combination of arguments that does not exist."""
 
     exit_code = 2
 
@@ -85,7 +70,7 @@ class InputError(UsageError):
 
 
 class WeightsError(AlexNetError):
-    """A weight file that is missing, damaged, foreign, or does not fit the network."""
+    """A weight file that is missing, damaged, or does not fit the network."""
 
     exit_code = 3
 

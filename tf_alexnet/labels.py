@@ -1,11 +1,9 @@
-"""The 1000 classes of ILSVRC-2012, and the classes that probabilities stand for.
+"""The 1000 classes of ILSVRC-2012, and the most probable classes of a photo.
 
-Caffe numbers the classes in the ASCII order of their WordNet synset ids: 0 is n01440764 (tench),
-999 is n15075141 (toilet tissue). torchvision and Keras do the same. It is neither the development
-kit's order (1..1000) nor that of networks with a background class (1001).
-
-The ids and names are those of WordNet 3.0. The name "crane" stands for two classes, 134 (the bird)
-and 517 (the machine), so show the synset id beside the name.
+Caffe, torchvision and Keras number the classes in the ASCII order of their WordNet 3.0 synset ids:
+0 is n01440764 (tench), 999 is n15075141 (toilet tissue). It is neither the development kit's order
+(1..1000) nor that of networks with a background class (1001). Two classes are called "crane", 134
+(the bird) and 517 (the machine), so show the synset id beside the name.
 """
 
 from __future__ import annotations
@@ -54,9 +52,7 @@ class Label(NamedTuple):
 
 
 class Prediction(tuple):
-    """One class that a network sees in a photo.
-
-    Unpacks as Keras's triple ``synset, label, probability``, and equals one.
+    """One class of a photo: Keras's triple ``synset, label, probability``, with an index.
 
     Attributes
     ----------
@@ -75,7 +71,7 @@ class Prediction(tuple):
     probability = property(itemgetter(2))
 
     def __new__(cls, synset: str, label: str, probability: float, index: int) -> Prediction:
-        """A triple that knows its index."""
+        """Make the triple."""
         self = super().__new__(cls, (synset, label, probability))
         self.index = index
         return self
@@ -207,23 +203,18 @@ def _parsed(text: str, asked: str) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(
-                asked,
-                f"it begins like JSON, but is not ({error})",
-                "Give JSON, or one name per line.",
-            ) from None
+            fault = f"it begins like JSON, but is not ({error})"
+            raise InputError(asked, fault, "Give JSON, or one name per line.") from None
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if "" in lines:
-        raise InputError(
-            asked,
-            f"line {lines.index('') + 1} is empty",
-            "Give one name per line, for all classes.",
-        )
-    names = {label.synset: label.label for label in imagenet_labels()}
-    pairs = [_SYNSET.fullmatch(line) for line in lines]
+        fault = f"line {lines.index('') + 1} is empty"
+        raise InputError(asked, fault, "Give one name per line, for all classes.")
+    names = dict(imagenet_labels())
     return [
-        (found[1], found[2] or names.get(found[1], found[1])) if found else line
-        for found, line in zip(pairs, lines, strict=True)
+        (found[1], found[2] or names.get(found[1], found[1]))
+        if (found := _SYNSET.fullmatch(line))
+        else line
+        for line in lines
     ]
 
 
@@ -240,13 +231,13 @@ def _in_order(labels: Mapping[Any, Any], asked: str) -> list:
             'Give {"tench": 0, ...} or {"0": "tench", ...}.',
         )
     by_index = dict(pairs)
-    missing = [index for index in range(len(pairs)) if index not in by_index]
-    if missing:
-        raise InputError(
-            asked,
-            f"{len(pairs)} names, but none of index {missing[0]}",
-            "Number the classes 0, 1, 2, ... in the order of the network's output.",
-        )
+    for index in range(len(pairs)):
+        if index not in by_index:
+            raise InputError(
+                asked,
+                f"{len(pairs)} names, but none of index {index}",
+                "Number the classes 0, 1, 2, ... in the order of the network's output.",
+            )
     return [by_index[index] for index in range(len(pairs))]
 
 
@@ -273,8 +264,7 @@ def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
     if array.shape[1] != classes:
         raise InputError(asked, *_wrong_width(array.shape[1], classes, named))
     rows = array.astype(np.float64)
-    if not np.isfinite(rows).all():
-        bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad := int((~np.isfinite(rows).all(axis=1)).sum()):
         raise InputError(
             asked,
             f"{bad} of {len(rows)} rows hold NaN or infinite values",
@@ -283,10 +273,12 @@ def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
     sums = rows.sum(axis=1)
     if (rows < 0).any() or (np.abs(sums - 1) > _SUM_TOLERANCE).any():
         worst = int(np.abs(sums - 1).argmax())
-        found = (
-            f"row {worst} adds up to {sums[worst]:.4g}, its least value is {rows[worst].min():.4g}"
+        raise InputError(
+            asked,
+            f"these are not probabilities: row {worst} adds up to {sums[worst]:.4g}, its least "
+            f"value is {rows[worst].min():.4g}",
+            _TAKE_PROB,
         )
-        raise InputError(asked, f"these are not probabilities: {found}", _TAKE_PROB)
     return rows
 
 
@@ -296,21 +288,12 @@ _TAKE_PROB = "Give the output `prob`, (N, classes) probabilities after the softm
 def _wrong_width(width: int, classes: int, named: bool) -> tuple[str, str]:
     """What was found and what to do where `predictions` has the wrong number of columns."""
     if named:
-        return (
-            f"{width} columns but {classes} labels",
-            "Give one label for each column, in the order of the network's output.",
-        )
+        advice = "Give one label for each column, in the order of the network's output."
+        return f"{width} columns but {classes} labels", advice
     if width in (2048, 4096, 9216):
-        return (
-            f"{width} columns are features of a hidden layer, not probabilities of classes",
-            _TAKE_PROB,
-        )
+        return f"{width} columns are features of a hidden layer, not probabilities", _TAKE_PROB
     if width == 1001:
-        return (
-            "1001 columns, so there is a background class",
-            "Drop the background's column, or name all columns with labels=.",
-        )
-    return (
-        f"{width} columns, but ILSVRC-2012 has {classes} classes",
-        "Name the classes of this network with labels=.",
-    )
+        advice = "Drop the background's column, or name all columns with labels=."
+        return "1001 columns, so there is a background class", advice
+    advice = "Name the classes of this network with labels=."
+    return f"{width} columns, but ILSVRC-2012 has {classes} classes", advice

@@ -13,48 +13,24 @@ from typing import Any
 import h5py
 import keras
 
-from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.errors import AlexNetError, UsageError, WeightsError
 from tf_alexnet.model import AlexNet
 
-# What Keras and the readers of files raise for one that is damaged
-_FAULTS = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    zipfile.BadZipFile,
-)
 _MAX_CONFIG = 16 << 20
-# Values that Keras writes like classes
+# Values that Keras writes as if they were objects of classes
 _VALUES = {"__tuple__", "__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__"}
-_MODULES = (
-    "keras",
-    "keras.layers",
-    "keras.models",
-    "keras.initializers",
-    "keras.regularizers",
-    "keras.constraints",
-    "keras.optimizers",
-    "keras.optimizers.schedules",
-    "keras.losses",
-    "keras.metrics",
-    "keras.dtype_policies",
-    "keras.quantizers",
-    "keras.src.models.functional",
+_MODULES = tuple(
+    "keras" + module
+    for module in (
+        *("", ".layers", ".models", ".initializers", ".regularizers", ".constraints"),
+        *(".optimizers", ".optimizers.schedules", ".losses", ".metrics"),
+        *(".dtype_policies", ".quantizers", ".src.models.functional"),
+    )
 )
 # Layers that run code or read files which their configuration names
 _UNSAFE = {
-    "Lambda",
-    "FlaxLayer",
-    "JaxLayer",
-    "TFSMLayer",
-    "TorchModuleWrapper",
-    "IntegerLookup",
-    "StringLookup",
-    "TextVectorization",
+    *("Lambda", "FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+    *("IntegerLookup", "StringLookup", "TextVectorization"),
 }
 
 
@@ -97,9 +73,9 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         if place.suffix == ".json":
             return keras.models.model_from_json(texts[0])
         return keras.models.load_model(path, safe_mode=True)
-    except _FAULTS as error:
-        if isinstance(error, UsageError):
-            raise
+    except AlexNetError:
+        raise
+    except Exception as error:  # a damaged file makes Keras raise nearly anything
         reason = str(error).strip().partition("\n")[0][:300].rstrip(".")
         raise WeightsError(
             str(path), f"Keras can't load it: {reason}", "Get the file again, or save it anew."
@@ -125,8 +101,7 @@ def _from_folder(folder: Path) -> keras.Model:
 
 def _of_keras(path: Path) -> Iterator[bytes]:
     with zipfile.ZipFile(path) as archive:
-        if archive.getinfo("config.json").file_size > _MAX_CONFIG:
-            raise ValueError(f"its configuration has more than {_MAX_CONFIG >> 20} MiB")
+        _check_size(archive.getinfo("config.json").file_size)
         yield archive.read("config.json")
 
 
@@ -136,15 +111,18 @@ def _of_hdf5(path: Path) -> Iterator[str]:
             raise UsageError(
                 str(path), "it holds weights, and no model", "Pass it to AlexNet() as weights."
             )
-        for name in ("model_config", "training_config"):
-            if name in file.attrs:
-                yield file.attrs[name]
+        for name in {"model_config", "training_config"} & file.attrs.keys():
+            yield file.attrs[name]
 
 
 def _of_json(path: Path) -> Iterator[str]:
-    if path.stat().st_size > _MAX_CONFIG:
-        raise ValueError(f"it has more than {_MAX_CONFIG >> 20} MiB")
+    _check_size(path.stat().st_size)
     yield path.read_text(encoding="utf-8")
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_CONFIG:
+        raise ValueError(f"its configuration has more than {_MAX_CONFIG >> 20} MiB")
 
 
 _CONFIGS = {".keras": _of_keras, ".h5": _of_hdf5, ".hdf5": _of_hdf5, ".json": _of_json}
@@ -189,8 +167,6 @@ def _is_known(node: dict) -> bool:
         return known and module == "builtins"
     if module is None:  # files of Keras 2
         homes = _MODULES
-    elif module in _MODULES or module.startswith("keras.src.ops."):
-        homes = (module,)
     else:
-        return False
+        homes = (module,) if module in _MODULES or module.startswith("keras.src.ops.") else ()
     return any(isinstance(getattr(import_module(home), name, None), type) for home in homes)

@@ -21,10 +21,10 @@ from tf_alexnet.architectures import (
     Dropout,
     Filler,
     Gaussian,
-    KaimingNormal,
     Layer,
     MaxPool,
     Softmax,
+    TorchUniform,
     preset_layer,
     sized_preset,
 )
@@ -44,6 +44,7 @@ from tf_alexnet.weights.prototxt import resolve_architecture
 __all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
 
 _LAST = {"data_format": "channels_last"}  # whatever keras.json says
+_POOLINGS = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
 
 
 def AlexNet(
@@ -126,14 +127,10 @@ def AlexNet(
     fitted = {} if arrays is None else _fitted(arrays, table, own, classes)
     if input_tensor is not None:
         input_shape = _tensor_shape(input_tensor, input_shape)
-    elif input_shape is not None and not isinstance(input_shape, tuple | list):
-        raise InputError(f"input {input_shape!r}", "not (height, width, 3)", "Pass a tuple.")
     shape = _checked_shape(table, input_shape, arrays is not None, allow_resize)
-    if input_tensor is None:
-        inputs = x = keras.Input(shape, name="data")
-    else:
-        inputs, x = keras.utils.get_source_inputs(input_tensor), input_tensor
-        inputs = inputs[0] if len(inputs) == 1 else inputs
+    x = keras.Input(shape, name="data") if input_tensor is None else input_tensor
+    inputs = keras.utils.get_source_inputs(x)
+    inputs = inputs[0] if len(inputs) == 1 else inputs
     side = shape[0] if shape[0] == shape[1] else None
     preset = sized_preset(_recorded_preset(arrays, table), side, table.input_size)
     x = _carrier(shape, preset_layer(preset))(x)
@@ -142,14 +139,12 @@ def AlexNet(
         numbers = (None, None) if seed is None else own_seed.generate_state(2).tolist()
         x = _apply(layer, x, table, fitted.get(layer.name), classifier_activation, numbers)
     if pooling:
-        x = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[
-            pooling
-        ](name=f"{pooling}_pool", **_LAST)(x)
+        x = _POOLINGS[pooling](name=f"{pooling}_pool", **_LAST)(x)
     return keras.Model(inputs, x, name=name or table.name)
 
 
 def _check_arguments(feature_extract, include_top, pooling, classes, seed) -> None:
-    if pooling not in (None, "avg", "max"):
+    if pooling not in (None, *_POOLINGS):
         raise UsageError(f"pooling={pooling!r}", "unknown", "Use None, 'avg' or 'max'.")
     if include_top and pooling:
         raise UsageError("pooling", "it is for pool5", "Pass include_top=False with it.")
@@ -166,20 +161,16 @@ def resolve_weights(
     architecture: str | None = None,
     classifier: str | None = None,
 ) -> tuple[WeightArrays | None, Architecture]:
-    """The arrays that the arguments of `AlexNet` name, and the table they belong to.
-
-    The one place where `architecture` is interpreted.
-    """
+    """The arrays that the arguments of `AlexNet` name, and the table they belong to."""
     _check_kind(weights)
     declared = resolve_architecture(architecture)
-    table = None if weights is not None else table_for(None, declared.architecture)
     if isinstance(weights, keras.Model):
         weights = arrays_of(weights)
     elif isinstance(weights, str | os.PathLike):
         weights = read_weights(find_weights(weights))
     if weights is not None:
         weights = with_classifier(weights, classifier or declared.classifier)
-        table = table_for(weights, declared.architecture)
+    table = table_for(weights, declared.architecture)
     if declared.classes and weights is None:
         table = table.with_classes(declared.classes)
     elif declared.classes and weights.classes not in (None, declared.classes):
@@ -198,8 +189,7 @@ def resolve_weights(
     if declared.preset:
         table = replace(table, preset=declared.preset)
         if weights is not None:
-            metadata = {**weights.metadata, "preset": declared.preset}
-            weights = replace(weights, metadata=metadata)
+            weights = replace(weights, metadata={**weights.metadata, "preset": declared.preset})
     return weights, table
 
 
@@ -228,10 +218,9 @@ def _fitted(
     weights: WeightArrays, table: Architecture, own: Architecture, classes: int | None
 ) -> dict:
     """The layers of `weights`, whose own table is `own`, that `table` takes, all checked."""
-    needed = [layer.name for layer in table.weighted]
+    needed, notes = [layer.name for layer in table.weighted], []
     dense = {layer.name for layer in table.weighted if isinstance(layer, Dense)}
-    absent = set(needed) - set(weights.layers)
-    if absent and absent == dense:
+    if dense and dense == set(needed) - set(weights.layers):
         raise WeightsError(
             weights.source,
             "it holds the convolutions only, no dense layers",
@@ -240,22 +229,17 @@ def _fitted(
     last = own.weighted[-1].name
     if last in needed and classes and weights.classes != classes:
         found = f"is for {weights.classes} classes" if weights.classes else "is missing"
-        warnings.warn(
-            f"{weights.source}: {last} {found}, and {classes} classes were asked for: "
-            f"{last} starts untrained.",
-            stacklevel=3,
+        notes.append(
+            f"{last} {found}, and {classes} classes were asked for: {last} starts untrained."
         )
         needed.remove(last)
     check_arrays(weights, own, needed)
     if "differs" in weights.metadata:
-        warnings.warn(
-            f"{weights.source}: not quite {own.name}: {weights.metadata['differs']}.", stacklevel=3
-        )
+        notes.append(f"not quite {own.name}: {weights.metadata['differs']}.")
     if weights.set_aside:
-        warnings.warn(
-            f"{weights.source}: {own.name} has no layer {', '.join(weights.set_aside)}; left out.",
-            stacklevel=3,
-        )
+        notes.append(f"{own.name} has no layer {', '.join(weights.set_aside)}; left out.")
+    for note in notes:
+        warnings.warn(f"{weights.source}: {note}", stacklevel=3)
     return {name: weights.layers[name] for name in needed}
 
 
@@ -285,11 +269,12 @@ def _checked_shape(
 ) -> tuple:
     """(height, width, 3) of the input, where the layers can take it."""
     size = table.input_size
-    if shape is None or tuple(shape) == (size, size, 3):
-        return (size, size, 3)
+    shape = (size, size, 3) if shape is None else shape
     asked = f"input {shape}"
-    if len(shape) != 3 or shape[2] != 3:
+    if not isinstance(shape, tuple | list) or len(shape) != 3 or shape[2] != 3:
         raise InputError(asked, "not (height, width, 3)", "Images have 3 channels.")
+    if tuple(shape) == (size, size, 3):
+        return tuple(shape)
     ends = [None if side is None else _pool5_side(table, side) for side in shape[:2]]
     if not any(isinstance(layer, Dense) for layer in table.layers):
         return tuple(shape)
@@ -322,7 +307,7 @@ def _pool5_side(table: Architecture, side: int) -> int:
 
 
 def _recorded_preset(arrays: WeightArrays | None, table: Architecture) -> str:
-    preset = (arrays.metadata.get("preset") if arrays else None) or table.preset
+    preset = (arrays and arrays.metadata.get("preset")) or table.preset
     if not re.fullmatch(r"[a-z0-9.-]+", preset):
         raise WeightsError(
             arrays.source, f"it records the preset {preset!r}", "Set metadata['preset'] to a name."
@@ -331,7 +316,7 @@ def _recorded_preset(arrays: WeightArrays | None, table: Architecture) -> str:
 
 
 def _carrier(shape: tuple, name: str) -> keras.layers.Layer:
-    """The layer behind the input: it carries the preset in its name, and images pass unchanged.
+    """The layer after the input: it carries the preset in its name, and images pass unchanged.
 
     Keras checks shapes in Python only, and no longer once a model has seen two of them: 227x227 BGR
     would run through a network for 224x224 RGB. Here the graph itself fails. An image is the
@@ -357,9 +342,7 @@ def _apply(
     if isinstance(layer, Conv | Dense):
         return _apply_weighted(layer, x, arrays, seeds)
     if isinstance(layer, LRN):
-        return LocalResponseNormalization(
-            layer.local_size, layer.alpha, layer.beta, layer.k, name=layer.name
-        )(x)
+        return LocalResponseNormalization(**vars(layer))(x)
     if isinstance(layer, MaxPool):
         pad = [(0, _overhang(table, layer, side)) for side in x.shape[1:3]]
         if any(end for _, end in pad):
@@ -391,23 +374,14 @@ def _apply_weighted(layer: Conv | Dense, x: keras.KerasTensor, arrays, seeds) ->
         fan_in = layer.kernel**2 * x.shape[-1] // layer.groups
         # Keras's own layer where it will do: models without groups and LRN load without us.
         kind = keras.layers.Conv2D if layer.groups == 1 else GroupedConv2D
-        built = kind(
-            layer.filters,
-            layer.kernel,
-            strides=layer.stride,
-            padding=padding,
-            groups=layer.groups,
-            activation="relu",
-            name=layer.name,
-            **_LAST,
-        )
+        settings = {"strides": layer.stride, "padding": padding, "groups": layer.groups, **_LAST}
+        built = kind(layer.filters, layer.kernel, activation="relu", name=layer.name, **settings)
     else:
         if len(x.shape) > 2:
             x = keras.layers.Flatten(name="flatten", **_LAST)(x)
         fan_in = x.shape[-1]
-        built = keras.layers.Dense(
-            layer.units, activation="relu" if layer.relu else None, name=layer.name
-        )
+        activation = "relu" if layer.relu else None
+        built = keras.layers.Dense(layer.units, activation, name=layer.name)
     fresh = _initializers(layer.filler, layer.bias, fan_in, seeds)
     # The arrays are the variables' first values; no random numbers are generated for them.
     built.kernel_initializer, built.bias_initializer = map(_given, arrays) if arrays else fresh
@@ -423,10 +397,11 @@ def _given(array):
 def _initializers(filler: Filler, bias: float, fan_in: int, seeds: tuple):
     """Keras initializers of kernel and bias."""
     of = keras.initializers
+    if isinstance(filler, TorchUniform):
+        bound = 1 / math.sqrt(fan_in)
+        return tuple(of.RandomUniform(-bound, bound, seed=number) for number in seeds)
     if isinstance(filler, Gaussian):
-        return of.RandomNormal(stddev=filler.std, seed=seeds[0]), of.Constant(bias)
-    if isinstance(filler, KaimingNormal):
+        kernel = of.RandomNormal(stddev=filler.std, seed=seeds[0])
+    else:
         kernel = of.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seeds[0])
-        return kernel, of.Zeros()
-    bound = 1 / math.sqrt(fan_in)
-    return tuple(of.RandomUniform(-bound, bound, seed=number) for number in seeds)
+    return kernel, of.Constant(bias)

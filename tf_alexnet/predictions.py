@@ -71,11 +71,9 @@ def predict_photos(
     with PhotoReader(extractor.preset, mean_image=extractor.mean_image, crops=crops) as reader:
         for batch in reader.batches(paths, batch_size):
             if batch.paths:
-                probabilities = extractor(batch.pixels)["prob"]
-                for path, found in zip(
-                    batch.paths, _decode(probabilities, crops, top, classes), strict=True
-                ):
-                    yield PhotoPrediction(path, tuple(found))
+                found = _decode(extractor(batch.pixels)["prob"], crops, top, classes)
+                for path, predictions in zip(batch.paths, found, strict=True):
+                    yield PhotoPrediction(path, tuple(predictions))
             for failure in batch.failures:
                 yield PhotoPrediction(failure.path, error=failure.detail)
 

@@ -1,4 +1,4 @@
-"""`AlexNetFeatures`: photos to rows of features as a step of a scikit-learn pipeline."""
+"""`AlexNetFeatures`: features of photos as a step of a scikit-learn pipeline."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,8 @@ from tf_alexnet.errors import InputError, UsageError
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
 except ImportError:
-    # The name stays importable, and says in one line what is missing once it is used.
+    # AlexNetFeatures can still be imported; making one says what is missing.
     class BaseEstimator:  # type: ignore[no-redef]
-        """In the place of scikit-learn's."""
-
         def __new__(cls, *_, **__):
             raise UsageError(
                 cls.__name__,
@@ -28,7 +27,7 @@ except ImportError:
             )
 
     class TransformerMixin:  # type: ignore[no-redef]
-        """In the place of scikit-learn's."""
+        pass
 
 
 if TYPE_CHECKING:
@@ -39,12 +38,13 @@ _NETWORKS = 2  # kept loaded in a process; the whole bvlc_alexnet takes 250 MB
 _loading = threading.Lock()  # joblib's threads ask at the same time
 
 
+@dataclass(eq=False, repr=False)
 class AlexNetFeatures(TransformerMixin, BaseEstimator):
-    """Photos, as paths or arrays, to a row of AlexNet's features each; scikit-learn's way.
+    """A scikit-learn transformer from photos, as paths or arrays, to AlexNet's features.
 
     There is nothing to fit: the network is trained already. It is loaded when it is first needed,
-    once in a process for all steps with the same settings, and is no part of the estimator: clones
-    and pickles hold the arguments below and nothing else.
+    once per process for all steps with the same settings. Clones and pickles hold only the
+    arguments below.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     n_features_out_ : int
-        Values a row; there after `fit`.
+        Values per row, after `fit`.
 
     See Also
     --------
@@ -81,27 +81,17 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
     >>> model = make_pipeline(*steps, memory="cache").fit(paths, labels)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        layer: str = "fc7",
-        weights: str | os.PathLike = "imagenet",
-        *,
-        architecture: str | None = None,
-        preset: str | None = None,
-        mean_image: str | os.PathLike | Sequence[float] | None = None,
-        pool: str = "none",
-        batch_size: int = 64,
-    ):
-        self.layer = layer
-        self.weights = weights
-        self.architecture = architecture
-        self.preset = preset
-        self.mean_image = mean_image
-        self.pool = pool
-        self.batch_size = batch_size
+    layer: str = "fc7"
+    weights: str | os.PathLike = "imagenet"
+    _: KW_ONLY
+    architecture: str | None = None
+    preset: str | None = None
+    mean_image: str | os.PathLike | Sequence[float] | None = None
+    pool: str = "none"
+    batch_size: int = 64
 
     def fit(self, X: Any = None, y: Any = None) -> AlexNetFeatures:
-        """Load the network, so that whatever is wrong with the arguments shows now.
+        """Load the network, which checks the arguments.
 
         Parameters
         ----------
@@ -110,12 +100,12 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         Returns
         -------
         AlexNetFeatures
-            This one.
+            Itself.
 
         Raises
         ------
         WeightsError, LayerError, PresetError, UsageError
-            If the network can't be had with these arguments.
+            If the network can't be loaded with these arguments.
         """
         self.n_features_out_ = self._width()
         return self
@@ -132,15 +122,15 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         Returns
         -------
         ndarray of float32, (N, features)
-            A row a photo, in their order; convolutional blobs pooled, or flattened in the order
+            One row per photo, in their order; convolutional blobs pooled, or flattened in the order
             height, width, channels.
 
         Raises
         ------
         ImageError
-            If a photo can't be read; rows and labels would no longer belong together without it.
+            If a photo can't be read: without it, rows would no longer match their labels.
         InputError
-            If `X` is no sequence of photos.
+            If `X` is not a sequence of photos.
         """
         if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
             raise UsageError(
@@ -155,7 +145,7 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         return np.concatenate(parts)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns, ``fc7_0``, ``fc7_1``, ..: for tables (`set_output`).
+        """Names of the columns, ``fc7_0``, ``fc7_1``, ..., for tables (`set_output`).
 
         Parameters
         ----------
@@ -180,21 +170,13 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
             )
         from tf_alexnet.weights import find_weights
 
+        mean = self.mean_image
+        if not isinstance(mean, str | os.PathLike | None):
+            mean = ",".join(map(str, mean))
         with _loading:
-            file = find_weights(self.weights)
-            return _loaded(
-                *(_stamp(file), self.layer, self.architecture, self.preset),
-                self._mean(),
-            )
-
-    def _mean(self) -> tuple[str, int, int] | None:
-        """The mean image's file as it is now, or channel means as text in its place."""
-        if self.mean_image is None:
-            return None
-        if not isinstance(self.mean_image, str | os.PathLike):
-            return ",".join(map(str, self.mean_image)), 0, 0
-        stamp = _stamp(self.mean_image)
-        return stamp if any(stamp[1:]) else (os.fspath(self.mean_image), 0, 0)
+            file = _stamp(find_weights(self.weights))
+            means = mean and _stamp(mean)
+            return _loaded(file, self.layer, self.architecture, self.preset, means)
 
     def _width(self) -> int:
         network = self._network()
@@ -207,7 +189,7 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         return True
 
     def __sklearn_tags__(self):
-        """What scikit-learn may expect: photos instead of tables of numbers, and no need to fit."""
+        """For scikit-learn: X holds photos, not tables of numbers, and `fit` is not needed."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
@@ -231,24 +213,23 @@ def _loaded(weights, layer, architecture, preset, mean_image) -> FeatureExtracto
 
 
 def _stamp(path: str | os.PathLike) -> tuple[str, int, int]:
-    """A file as it is now: path, size, time of the last change."""
-    real = os.path.abspath(path)
+    """A file as it is now, as path, size and time of the last change; else the text itself."""
     try:
-        status = os.stat(real)
+        status = os.stat(path)
     except OSError:
-        return real, 0, 0  # what reads it says what is wrong
-    return real, status.st_size, status.st_mtime_ns
+        return os.fspath(path), 0, 0
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns
 
 
 def _rows(blob: np.ndarray, pool: str) -> np.ndarray:
-    """A row a photo of (N, ...) values."""
+    """(N, ...) values as one row per photo."""
     if _POOLS[pool] and blob.ndim == 4:
         return _POOLS[pool](blob, axis=(1, 2))
     return blob.reshape(len(blob), -1)
 
 
 def _images(given: Any) -> list:
-    """Photos of whatever scikit-learn's users keep them in."""
+    """Photos from any of the containers that scikit-learn's users keep them in."""
     shape, kind = getattr(given, "shape", None), getattr(given, "dtype", type(given).__name__)
     if hasattr(given, "iloc"):
         given = np.asarray(given, dtype=object)

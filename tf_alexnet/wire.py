@@ -7,9 +7,11 @@ the message. Everything that a message declares is checked against the bytes tha
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +19,7 @@ MAX_FIELDS = 20_000  # in a file; a network of 24 layers takes about 1,000
 MAX_DIMENSIONS = 8
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED32: 4, FIXED64: 8}
-_BLOB_NUMBERS = {5: "<f4", 6: "<f4", 8: "<f8", 9: "<f8"}  # data, diff, double_data, double_diff
-_RAW_TYPES = ("<f8", "<f4", "<f2")  # NVIDIA's raw_data_type: DOUBLE, FLOAT, FLOAT16
+_RAW_TYPES = ("<f8", "<f4", "<f2")  # NVIDIA's raw_data_type
 
 
 class WireError(Exception):
@@ -33,8 +34,26 @@ class Field(NamedTuple):
     value: int | memoryview
 
 
+def fields(kind: str | Mapping, **numbers: int) -> dict[int, tuple[str, str | Mapping]]:
+    """A schema: number -> name and kind, of fields that are all of one kind.
+
+    Kinds are "int", "float", "text" and "bytes"; "<f4" and "<f8" for arrays; and for messages their
+    own schema.
+    """
+    return {number: (name, kind) for name, number in numbers.items()}
+
+
+BLOB = {
+    **fields("int", num=1, channels=2, height=3, width=4, raw_data_type=10),
+    **fields("<f4", data=5, diff=6),
+    **fields(fields("int", dim=1), shape=7),
+    **fields("<f8", double_data=8, double_diff=9),
+    **fields("bytes", raw_data=12),
+}
+
+
 class Wire:
-    """Walks messages, and counts the fields it has seen in the whole file."""
+    """Reads messages, and counts the fields it has seen in the whole file."""
 
     def __init__(self):
         self.fields = 0
@@ -44,15 +63,15 @@ class Wire:
         self.fields += 1
         if self.fields > MAX_FIELDS:
             raise WireError(f"more than {MAX_FIELDS} fields")
-        key, at = varint(message, at)
+        key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
         if number == 0:
             raise WireError("a field of number 0")
         if wire == VARINT:
-            value, at = varint(message, at)
+            value, at = _varint(message, at)
             return Field(number, wire, value), at
         if wire == LENGTH:
-            size, at = varint(message, at)
+            size, at = _varint(message, at)
         elif wire in _SIZES:
             size = _SIZES[wire]
         else:
@@ -68,89 +87,64 @@ class Wire:
             field, at = self.field(message, at)
             yield field
 
-    def messages(self, message: memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
-        """The fields of these numbers, which must be strings or messages."""
-        for number, wire, value in self.walk(message):
-            if number in numbers:
-                if wire != LENGTH:
-                    raise WireError(f"a field {number} of wire type {wire}")
-                yield number, value
+    def read(self, message: memoryview, schema: Mapping) -> dict[str, Any]:
+        """The fields of a message that are in a schema (see `fields`): name -> values.
 
-    def split(
-        self, message: memoryview, forms: Mapping[int, str]
-    ) -> tuple[dict[int, np.ndarray], list[Field]]:
-        """Repeated numbers, packed or not, and the other fields of a message.
-
-        Parameters
-        ----------
-        message : memoryview
-            A message that holds arrays.
-        forms : mapping of int to str
-            Field number (below 16) -> dtype of its fixed-width numbers.
-
-        Returns
-        -------
-        dict of int to ndarray, list of Field
-            One array for each number that occurs, a view of `message` where it is in one piece.
+        An array is a view of `message` where it is in one piece. The values of other fields are a
+        list: of at most `MAX_DIMENSIONS` numbers, or of any number of texts, bytes or messages.
         """
-        pieces: dict[int, list[np.ndarray]] = {}
-        others = []
+        found: dict[str, Any] = {}
+        pieces: dict[str, list[np.ndarray]] = {}
         at = 0
         while at < len(message):
             field, after = self.field(message, at)
-            form = np.dtype(forms[field.number]) if field.number in forms else None
-            if form and field.wire in _SIZES and _SIZES[field.wire] == form.itemsize:
-                values, after = _run(message, at, form)
-                pieces.setdefault(field.number, []).append(values)
-            elif form and field.wire == LENGTH:
-                if len(field.value) % form.itemsize:
-                    raise WireError("an array cut off within a number")
-                pieces.setdefault(field.number, []).append(np.frombuffer(field.value, form))
-            else:
-                others.append(field)
+            name, kind = schema.get(field.number, ("", ""))
+            if kind in ("<f4", "<f8"):
+                size = np.dtype(kind).itemsize
+                if _SIZES.get(field.wire) == size:
+                    values, after = _run(message, at, np.dtype(kind))
+                else:
+                    values = numbers(_content(field), kind)
+                pieces.setdefault(name, []).append(values)
+            elif name:
+                values = found.setdefault(name, [])
+                values += self._values(field, kind)
+                if kind in ("int", "float") and len(values) > MAX_DIMENSIONS:
+                    raise WireError(f"an array of more than {MAX_DIMENSIONS} dimensions")
             at = after
         arrays = {k: v[0] if len(v) == 1 else np.concatenate(v) for k, v in pieces.items()}
-        return arrays, others
+        return found | arrays
 
-    def integers(self, fields: list[Field], number: int) -> list[int]:
-        """The signed integers of a repeated field, packed or not; at most `MAX_DIMENSIONS`."""
-        found = []
-        for field in fields:
-            if field.number != number:
-                continue
-            if field.wire == VARINT:
-                found.append(signed(field.value))
-            elif field.wire == LENGTH:
-                at = 0
-                while at < len(field.value) and len(found) <= MAX_DIMENSIONS:
-                    value, at = varint(field.value, at)
-                    found.append(signed(value))
-            if len(found) > MAX_DIMENSIONS:
-                raise WireError(f"an array of more than {MAX_DIMENSIONS} dimensions")
-        return found
+    def _values(self, field: Field, kind: str | Mapping) -> list:
+        if kind == "int" and field.wire == VARINT:
+            return [_signed(field.value)]
+        if kind == "float":
+            return numbers(_content(field, FIXED32), "<f4").tolist()
+        content = _content(field)
+        if kind == "int":
+            found, at = [], 0
+            while at < len(content) and len(found) <= MAX_DIMENSIONS:
+                value, at = _varint(content, at)
+                found.append(_signed(value))
+            return found
+        if kind == "text":
+            return [_text(content)]
+        return [content] if kind == "bytes" else [self.read(content, kind)]
 
-    def blob(self, message: memoryview) -> np.ndarray:
-        """A BlobProto's values in its shape: float16, float32 or float64.
 
-        A view of `message` where they are in one piece. As in Caffe's ``Blob::FromProto``, any of
-        the four old dimensions hides the new shape, and double_data goes before data; NVIDIA's
-        raw_data goes before both.
-        """
-        arrays, others = self.split(message, _BLOB_NUMBERS)
-        single = {f.number: f.value for f in others if f.wire == VARINT}
-        legacy = [signed(single.get(number, 0)) for number in range(1, 5)]
-        if any(legacy):
-            shape = legacy
-        else:
-            shapes = [f.value for f in others if f.number == 7 and f.wire == LENGTH]
-            dims = [list(self.walk(shape)) for shape in shapes]
-            shape = self.integers([field for fields in dims for field in fields], 1)
-        raw = [f.value for f in others if f.number == 12 and f.wire == LENGTH]
-        if raw:
-            values = _raw_values(raw[-1], single.get(10, 0))
-        else:
-            values = arrays.get(8, arrays.get(5, np.empty(0, np.float32)))
-        return shaped(values, shape)
+def wire_types(message: memoryview) -> dict[int, int]:
+    """Number -> wire type of the first fields, as far as they are sound."""
+    wires: dict[int, int] = {}
+    with contextlib.suppress(WireError):
+        for number, wire, _ in itertools.islice(Wire().walk(message), 20):
+            wires.setdefault(number, wire)
+    return wires
+
+
+def last(message: Mapping[str, Sequence], name: str, default: Any = None) -> Any:
+    """The last value of a field, which is the one that protobuf takes."""
+    values = message.get(name, ())
+    return values[-1] if len(values) else default
 
 
 def read_blob(message: memoryview | bytes) -> np.ndarray:
@@ -161,17 +155,26 @@ def read_blob(message: memoryview | bytes) -> np.ndarray:
     WireError
         If it is not one; the text completes "a file with ...".
     """
-    return Wire().blob(memoryview(message))
+    return blob_array(Wire().read(memoryview(message), BLOB))
 
 
-def text(raw: memoryview) -> str:
-    """A name, at most 256 bytes of UTF-8."""
-    if len(raw) > 256:
-        raise WireError(f"a name of {len(raw)} bytes")
-    try:
-        return str(raw, "utf-8")
-    except UnicodeDecodeError:
-        raise WireError("a name that is not UTF-8") from None
+def blob_array(blob: Mapping) -> np.ndarray:
+    """A BlobProto's values in its shape: float16, float32 or float64.
+
+    As in Caffe's ``Blob::FromProto``, any of the four old dimensions hides the new shape, and
+    double_data goes before data; NVIDIA's raw_data goes before both.
+    """
+    shape = [last(blob, name, 0) for name in ("num", "channels", "height", "width")]
+    if not any(shape):
+        shape = [n for part in blob.get("shape", ()) for n in part.get("dim", ())]
+    if "raw_data" in blob:
+        kind = last(blob, "raw_data_type", 0)
+        if not 0 <= kind < len(_RAW_TYPES):
+            raise WireError(f"raw data of type {kind}")
+        values = numbers(last(blob, "raw_data"), _RAW_TYPES[kind])
+    else:
+        values = blob.get("double_data", blob.get("data", np.empty(0, np.float32)))
+    return shaped(values, shape)
 
 
 def shaped(values: np.ndarray, shape: list[int]) -> np.ndarray:
@@ -181,16 +184,30 @@ def shaped(values: np.ndarray, shape: list[int]) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _raw_values(raw: memoryview, kind: int) -> np.ndarray:
-    if kind >= len(_RAW_TYPES):
-        raise WireError(f"raw data of type {kind}")
-    form = np.dtype(_RAW_TYPES[kind])
-    if len(raw) % form.itemsize:
+def numbers(raw: memoryview, form: str) -> np.ndarray:
+    """Numbers of fixed width, as a view."""
+    if len(raw) % np.dtype(form).itemsize:
         raise WireError("an array cut off within a number")
     return np.frombuffer(raw, form)
 
 
-def varint(message: memoryview, at: int) -> tuple[int, int]:
+def _content(field: Field, wire: int = LENGTH) -> memoryview:
+    if field.wire != wire:
+        raise WireError(f"a field {field.number} of wire type {field.wire}")
+    return field.value
+
+
+def _text(raw: memoryview) -> str:
+    """A name, at most 256 bytes of UTF-8."""
+    if len(raw) > 256:
+        raise WireError(f"a name of {len(raw)} bytes")
+    try:
+        return str(raw, "utf-8")
+    except UnicodeDecodeError:
+        raise WireError("a name that is not UTF-8") from None
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """The unsigned number at `at`, and where the next field begins."""
     value = 0
     for index, byte in enumerate(message[at : at + 10]):
@@ -200,7 +217,7 @@ def varint(message: memoryview, at: int) -> tuple[int, int]:
     raise WireError("a number that runs past its end")
 
 
-def signed(value: int) -> int:
+def _signed(value: int) -> int:
     """A 64-bit two's complement."""
     return value - (1 << 64) if value >> 63 else value
 
@@ -212,10 +229,10 @@ def _run(message: memoryview, at: int, form: np.dtype) -> tuple[np.ndarray, int]
     pieces, window = [], 64
     while True:
         size = min(window, (len(message) - at) // record.itemsize)
-        fields = np.frombuffer(message, record, size, at) if size else np.empty(0, record)
-        others = np.flatnonzero(fields["key"] != key)
+        run = np.frombuffer(message, record, size, at) if size else np.empty(0, record)
+        others = np.flatnonzero(run["key"] != key)
         length = int(others[0]) if len(others) else size
-        pieces.append(fields["value"][:length])
+        pieces.append(run["value"][:length])
         at += length * record.itemsize
         if length < size or size < window:
             break

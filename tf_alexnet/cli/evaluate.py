@@ -13,7 +13,7 @@ from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Model, OwnWei
 from tf_alexnet.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from tf_alexnet.evaluation import ClassResult, Evaluation
+    from tf_alexnet.evaluation.metrics import ClassResult, Evaluation
 
 _SHOWN = 20  # bad photos that are named on the screen
 _ALL, _WORST = 30, 10  # classes up to which all are shown, and how many of more
@@ -56,7 +56,7 @@ def evaluate(
     folder = _folder(data, imagenet_val, ground_truth)
     console.check_model(model, weights, architecture)
     console.load_tensorflow()
-    from tf_alexnet.evaluate import evaluate_photos
+    from tf_alexnet.evaluation.evaluate import evaluate_photos
     from tf_alexnet.files import check_folder
     from tf_alexnet.visualize import check_picture
 

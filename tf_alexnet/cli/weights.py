@@ -28,9 +28,9 @@ def list_(as_json: Json = False) -> None:
     """Show the catalogue, and which of its weights this machine has."""
     from tf_alexnet.weights import catalog, local_file
 
-    places = {record.name: local_file(record) for record in catalog()}
+    places = {record.name: str(local_file(record) or "") for record in catalog()}
     if as_json:
-        found = [{**asdict(x), "path": _text(places[x.name])} for x in catalog()]
+        found = [{**asdict(x), "path": places[x.name] or None} for x in catalog()]
         print(json.dumps(found, indent=1))
         return
     titles = ("name", "network", "bytes", "checksum", "licence", "top-1", "top-5")
@@ -39,7 +39,7 @@ def list_(as_json: Json = False) -> None:
         best = x.published[0] if x.published else None
         accuracy = (f"{best.top1:.1f}", f"{best.top5:.1f}") if best else ("-", "-")
         size = f"{x.sources[0].size:,}" if x.sources[0].size else "-"
-        place = one_line(_text(places[x.name]) or "-")
+        place = one_line(places[x.name] or "-")
         checksum = (x.sources[0].checksum or "unverified").partition(":")[0]
         rows.append((x.name, x.architecture, size, checksum, x.licence, *accuracy, place))
     print(_table(rows, right=(2, 5, 6)))
@@ -91,7 +91,8 @@ def inspect(file: WeightFile, as_json: Json = False) -> None:
 
     found = inspect_weights(file)
     if as_json:
-        print(json.dumps(_plain(found), indent=1))
+        plain = {**asdict(found), "checks": [check._asdict() for check in found.checks]}
+        print(json.dumps(plain, indent=1))
         return
     print(one_line(found.path))
     print(_table(list(_identity(found)), indent="  "))
@@ -103,11 +104,6 @@ def inspect(file: WeightFile, as_json: Json = False) -> None:
     print(_table([tuple(map(one_line, row)) for row in rows], indent="  ", right=(3,)))
     for warning in found.warnings:
         console.note(warning)
-
-
-def _plain(found: Inspection) -> dict:
-    """An inspection as dictionaries."""
-    return {**asdict(found), "checks": [check._asdict() for check in found.checks]}
 
 
 def _identity(found: Inspection):
@@ -150,7 +146,7 @@ def convert(
 ) -> None:
     """Write the same weights in another format, bit for bit."""
     from tf_alexnet.weights import convert_weights
-    from tf_alexnet.weights.io import FOUND_ANEW
+    from tf_alexnet.weights.identify import FOUND_ANEW
 
     source = console.find_weights(source)
     written = convert_weights(source, target, form, architecture, classifier)
@@ -185,10 +181,6 @@ def verify(
         raise WeightsError(
             file, f"wrong: {', '.join(found.wrong)}", "Get the file again from its publisher."
         )
-
-
-def _text(path: object) -> str | None:
-    return None if path is None else str(path)
 
 
 def _table(rows: list[tuple[str, ...]], indent: str = "", right: tuple[int, ...] = ()) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.architectures import ARCHITECTURES, Architecture, Conv, Dense, architecture_named
+from tf_alexnet.architectures import ARCHITECTURES, Architecture, Dense, architecture_named
 from tf_alexnet.errors import UsageError, WeightsError
 
 # Every layer name of our tables, in network order.
@@ -132,20 +132,20 @@ def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> Weig
     """
     if classifier not in (None, arrays.classifier):
         arrays = with_own_names(arrays)
-    layers = dict(arrays.layers)
-    for name in ("fc6", "fc7", "fc8"):
-        if name in layers:
-            layers[name] = _as_dense(layers[name])
-    heads = _classifiers(layers)
-    if classifier is None and "fc8" not in layers and arrays.classifier in heads:
-        classifier = arrays.classifier  # as our own record in the file has it
-    if classifier in (None, arrays.classifier) and "fc8" in layers:
+    layers = {
+        name: _as_dense(layer) if name in ("fc6", "fc7", "fc8") else layer
+        for name, layer in arrays.layers.items()
+    }
+    if "fc8" in layers and classifier in (None, arrays.classifier):
         return replace(arrays, layers=layers)
+    heads = _classifiers(layers)
     if classifier is None:
-        chosen = [name for name in heads if name.startswith("fc8")] or heads
+        # Our own record in the file, then a name like Caffe's, then the only layer there is.
+        chosen = [name for name in heads if name == arrays.classifier]
+        chosen = chosen or [name for name in heads if name.startswith("fc8")] or heads
         if len(chosen) != 1:
             return replace(arrays, layers=layers)
-        classifier = chosen[0]
+        (classifier,) = chosen
     elif classifier not in heads:
         raise WeightsError(
             f"{arrays.source}, classifier {classifier!r}",
@@ -153,43 +153,43 @@ def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> Weig
             f"Layers that could be the classifier: {', '.join(heads) or 'none'}.",
         )
     layers.pop("fc8", None)
-    renamed = {"fc8" if k == classifier else k: v for k, v in layers.items()}
-    renamed["fc8"] = _as_dense(renamed["fc8"])
-    metadata = {**arrays.metadata, "renamed": classifier + _RENAMED}
-    flattened = {"fc8" if k == classifier else k: v for k, v in arrays.flattened.items()}
-    return replace(arrays, layers=renamed, metadata=metadata, flattened=flattened)
+    layers = _renamed(layers, classifier, "fc8")
+    layers["fc8"] = _as_dense(layers["fc8"])
+    return replace(
+        arrays,
+        layers=layers,
+        metadata={**arrays.metadata, "renamed": classifier + _RENAMED},
+        flattened=_renamed(arrays.flattened, classifier, "fc8"),
+    )
 
 
 def with_own_names(arrays: WeightArrays) -> WeightArrays:
     """`arrays` with the layer names of the file they came from; undoes `with_classifier`."""
-    own = arrays.classifier
-
-    def named(mapping):
-        return {own if k == "fc8" else k: v for k, v in mapping.items()}
-
-    metadata = {k: v for k, v in arrays.metadata.items() if k != "renamed"}
     return replace(
         arrays,
-        layers=named(arrays.layers),
-        flattened=named(arrays.flattened),
-        metadata=metadata,
+        layers=_renamed(arrays.layers, "fc8", arrays.classifier),
+        metadata={k: v for k, v in arrays.metadata.items() if k != "renamed"},
+        flattened=_renamed(arrays.flattened, "fc8", arrays.classifier),
     )
+
+
+def _renamed(mapping: Mapping, old: str, new: str) -> dict:
+    return {new if k == old else k: v for k, v in mapping.items()}
 
 
 def _classifiers(layers: Mapping[str, LayerArrays]) -> list[str]:
     """Names of the layers, of no other use in our tables, that could be the classifier."""
     before = layers.get("fc7")
-    found = []
-    for name, layer in layers.items():
-        if name in LAYER_ORDER and name != "fc8":
-            continue
-        kernel = _as_dense(layer).kernel if layer.kernel.shape[:2] == (1, 1) else layer.kernel
-        fits = before is None or before.bias.size == kernel.shape[0]
-        if kernel.ndim == 2 and (fits if before is not None else name.startswith("fc8")):
-            found.append(name)
+    own = {name: x for name, x in layers.items() if name == "fc8" or name not in LAYER_ORDER}
     # A layer that feeds another unknown one, in a head of several layers, is not the classifier.
-    others = {x.kernel.shape[0] for name, x in layers.items() if name not in LAYER_ORDER}
-    return [name for name in found if name == "fc8" or layers[name].bias.size not in others]
+    fed = {x.kernel.shape[0] for name, x in own.items() if name != "fc8"}
+    found = []
+    for name, layer in own.items():
+        kernel = _as_dense(layer).kernel if layer.kernel.shape[:2] == (1, 1) else layer.kernel
+        fits = name.startswith("fc8") if before is None else before.bias.size == kernel.shape[0]
+        if kernel.ndim == 2 and fits and (name == "fc8" or layer.bias.size not in fed):
+            found.append(name)
+    return found
 
 
 def _as_dense(layer: LayerArrays) -> LayerArrays:
@@ -250,22 +250,16 @@ def _misfits(
     arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
 ) -> list[str]:
     """The faults that the shapes show."""
-    shapes = table.parameter_shapes()
     if needed is None:
-        dense = any(layer.name in arrays.layers for layer in table.weighted if _is_dense(layer))
+        dense = any(isinstance(x, Dense) and x.name in arrays.layers for x in table.weighted)
         needed = [x.name for x in (table.weighted if dense else table.convolutions)]
     found = [f"{name} is missing" for name in needed if name not in arrays.layers]
-    for name in shapes:
-        for part, array, shape in zip(
-            LayerArrays._fields, arrays.layers.get(name, ()), shapes[name], strict=False
-        ):
+    for name, shapes in table.parameter_shapes().items():
+        layer = arrays.layers.get(name, ())
+        for part, array, shape in zip(LayerArrays._fields, layer, shapes, strict=False):
             if array.shape != shape:
                 found.append(f"{name} {part} has shape {array.shape}, expected {shape}")
     return found
-
-
-def _is_dense(layer: Conv | Dense) -> bool:
-    return isinstance(layer, Dense)
 
 
 def check_arrays(
@@ -303,6 +297,13 @@ def fitting_architectures(arrays: WeightArrays) -> list[str]:
     ]
 
 
+def not_alexnet(arrays: WeightArrays) -> str:
+    """Why `arrays` fit no network: the faults that keep them from being the nearest one's."""
+    tables = [own_table(arrays, table) for table in ARCHITECTURES.values()]
+    nearest = min(tables, key=lambda table: len(_misfits(arrays, table)))
+    return f"not AlexNet; as {nearest.name}: {'; '.join(faults(arrays, nearest))}"
+
+
 def table_for(arrays: WeightArrays | None, architecture: str | None = None) -> Architecture:
     """The table for these weights, where they or the caller tell which it is.
 
@@ -319,19 +320,14 @@ def table_for(arrays: WeightArrays | None, architecture: str | None = None) -> A
     known = arrays.architecture
     if architecture is None and not known:
         fitting = fitting_architectures(arrays)
-        if not fitting:
-            nearest = min(ARCHITECTURES.values(), key=lambda x: len(_misfits(arrays, x)))
-            raise WeightsError(
-                arrays.source,
-                f"not AlexNet; as {nearest.name}: {'; '.join(_misfits(arrays, nearest)[:4])}",
-                "Use a file of one of these networks: " + ", ".join(ARCHITECTURES) + ".",
+        found, advice = not_alexnet(arrays), f"Use a file of one of: {', '.join(ARCHITECTURES)}."
+        if fitting:
+            found = (
+                f"its shapes fit {' and '.join(fitting)} alike, and neither hash nor biases are "
+                "those of a known network"
             )
-        raise WeightsError(
-            arrays.source,
-            f"its shapes fit {' and '.join(fitting)} alike, and neither hash nor biases are those "
-            "of a known network",
-            "Say which one it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture).",
-        )
+            advice = "Say which it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture)."
+        raise WeightsError(arrays.source, found, advice)
     table = architecture_named(architecture or known)
     if known and known != table.name:
         raise WeightsError(

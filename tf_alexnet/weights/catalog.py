@@ -1,13 +1,14 @@
 """The catalogue of published weights: where to get them, what they weigh, which network they are.
 
-Sizes and checksums are the publishers' own (BVLC/caffe ``models/*/readme.md``, OpenVINO's Open
-Model Zoo ``model.yml``, ONNX's model zoo, torchvision's file name, git's object id) unless a
-record's `note` says otherwise.
+The records are in ``catalog.json``. Sizes and checksums are the publishers' own (BVLC/caffe
+``models/*/readme.md``, OpenVINO's Open Model Zoo ``model.yml``, ONNX's model zoo, torchvision's
+file name, git's object id) unless a record's `note` says otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +53,8 @@ class Source:
     file_name : str
         Its published name.
     urls : tuple of str
-        Mirrors, in the order they are tried. Empty for a file that is only looked for locally.
+        Mirrors, in the order they are tried. Empty for a file that is only looked for locally, such
+        as a conversion under the name that many scripts give it.
     size : int or None
         Bytes, where published.
     checksum : str or None
@@ -112,84 +114,19 @@ class KnownWeights:
         return tuple(dict.fromkeys([*published, f"{stem}.safetensors", f"{stem}.npy"]))
 
 
-_BVLC = "http://dl.caffe.berkeleyvision.org"
-_INTEL = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/public/2022.1"
-_ONNX = "https://huggingface.co/onnxmodelzoo"
-_TORONTO = "https://www.cs.toronto.edu/~guerzhoy/tf_alexnet"
-_UDACITY = "https://d17h27t6h515a5.cloudfront.net/topher/2016/October/580d880c_bvlc-alexnet"
-_SONGHAN = "https://raw.githubusercontent.com/songhan/Deep-Compression-AlexNet/master"
-_MIT = "http://places2.csail.mit.edu/models_places365"
-_FREE = "unrestricted use"
-_MEAN = ("mean image", "caffe-mean-image")
-_CHANNEL_MEAN = ("resize 256, crop 227, BGR mean 104/117/123", "caffe")
+def _read(path: Path) -> tuple[KnownWeights, ...]:
+    """The records of a JSON file, whose keys are the attributes of the classes above."""
+    records = []
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        published = tuple(Accuracy(**x) for x in entry.pop("published", ()))
+        sources = tuple(
+            Source(**{**x, "urls": tuple(x.get("urls", ()))}) for x in entry.pop("sources")
+        )
+        records.append(KnownWeights(**entry, sources=sources, published=published))
+    return tuple(records)
 
 
-def _source(file_name, folders=(), size=None, checksum=None):
-    return Source(file_name, tuple(f"{x}/{file_name}" for x in folders), size, checksum)
-
-
-# fmt: off
-_CATALOG = (
-    KnownWeights("bvlc_alexnet", "bvlc_alexnet", 1000, _FREE, (
-        _source("bvlc_alexnet.caffemodel", (_BVLC, f"{_INTEL}/alexnet"), 243_862_414,
-                "sha256:4bff209a9837298157915ef50a4831a59636a6ca1a6b8ebacd990c3a5f3053e0"),
-        _source("bvlcalexnet-12.onnx", (f"{_ONNX}/bvlcalexnet-12/resolve/main",), 243_863_787,
-                "sha256:6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945"),
-        _source("bvlc_alexnet.npy", (_TORONTO,), None,
-                "sha256:1294ef51496c52f2e4879ee3b5e1da22c35d61f3240937491b4469403d5428cc"),
-        _source("bvlc-alexnet.npy"),  # what many scripts call the conversion
-    ), (
-        Accuracy(57.1, 80.2, *_MEAN, "BVLC/caffe models/bvlc_alexnet/readme.md"),
-        Accuracy(56.598, 79.812, *_CHANNEL_MEAN, "OpenVINO Open Model Zoo"),
-    ), "the checksum of bvlc_alexnet.npy comes from a single third-party report", "bvlc_alexnet"),
-
-    KnownWeights("udacity-npy", "bvlc_alexnet", 1000, _FREE, (
-        _source("bvlc-alexnet.npy", (_UDACITY,)),
-    ), (), "bvlc_alexnet as handed out by Udacity's course; no checksum is published",
-    "bvlc_alexnet"),
-
-    KnownWeights("caffenet", "caffenet", 1000, _FREE, (
-        _source("bvlc_reference_caffenet.caffemodel", (_BVLC, f"{_INTEL}/caffenet"), 243_862_418,
-                "sha256:472d4a06035497b180636d8a82667129960371375bd10fcb6df5c6c7631f25e0"),
-        _source("caffenet-12.onnx", (f"{_ONNX}/caffenet-12/resolve/main",), 243_863_798,
-                "sha256:ea563e5c47d1f58e1717cf1a2d8bf288b8adc07af0ad228b622096cd243aeecb"),
-    ), (
-        Accuracy(57.4, 80.4, *_MEAN, "BVLC/caffe models/bvlc_reference_caffenet/readme.md"),
-        Accuracy(56.714, 79.916, *_CHANNEL_MEAN, "OpenVINO Open Model Zoo"),
-    ), "", "caffenet"),
-
-    KnownWeights("deep-compression", "bvlc_alexnet", 1000, "BSD-2-Clause", (
-        _source("AlexNet_compressed.net", (_SONGHAN,), None,
-                "git_blob:ea0d14e98edfbcbfba995003c94d7259fa23b6cc"),
-    ), (
-        Accuracy(57.074, 80.254, *_MEAN, "songhan/Deep-Compression-AlexNet README.md"),
-    ), "bvlc_alexnet pruned and quantised to about 8.9 MB: the smallest whole network"),
-
-    KnownWeights("torchvision", "torchvision", 1000, "BSD-3-Clause", (
-        _source("alexnet-owt-7be5be79.pth", ("https://download.pytorch.org/models",), None,
-                "sha256:7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"),
-    ), (
-        Accuracy(56.522, 79.066, "resize 256, crop 224", "torchvision",
-                 "torchvision AlexNet_Weights.IMAGENET1K_V1"),
-    ), "", "torchvision"),
-
-    KnownWeights("torchvision-convs", "torchvision", None, "BSD-3-Clause", (
-        _source("torchvision_convs.safetensors", (), 9_879_792,
-                "sha256:23faf1a3026a0ec090418223845ccb70de77c2d6ff30e9c990fb473358a80325"),
-    ), (), "conv1 to conv5 of torchvision's weights, part of this package; no dense layers",
-    "torchvision"),
-
-    KnownWeights("places365", "caffenet", 365, "CC BY", (
-        _source("alexnet_places365.caffemodel", (_MIT,)),
-    ), (), "365 scene categories; CaffeNet's order of layers in spite of its name "
-    "(deploy_alexnet_places365.prototxt); no checksum is published"),
-
-    KnownWeights("flickr-style", "caffenet", 20, "non-commercial", (
-        _source("finetune_flickr_style.caffemodel", (_BVLC,), None,
-                "sha1:b61b5cef7d771b53b0c488e78d35ccadc073e9cf"),
-    ), (), "CaffeNet fine-tuned to 20 photographic styles; its classifier is fc8_flickr"),
-)
-# fmt: on
+_CATALOG = _read(Path(__file__).with_name("catalog.json"))
 
 
 def catalog() -> tuple[KnownWeights, ...]:
@@ -241,15 +178,7 @@ def names() -> tuple[str, ...]:
 
 
 def file_checksum(path: str | os.PathLike, algorithm: str) -> str:
-    """Checksum of a file, as hex. A large file is read once per process, unless it changes.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-    algorithm : {"sha256", "sha1", "git_blob"}
-        `git_blob` is git's object id of the content.
-    """
+    """Checksum of a file, as hex. A large file is read once per process, unless it changes."""
     path = os.path.realpath(path)
     x = os.stat(path)
     stamp = (x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns)
@@ -269,10 +198,7 @@ def _checksum(path: str, algorithm: str, stamp: tuple[int, ...]) -> str:
 
 
 def mismatch(path: str | os.PathLike, source: Source) -> str | None:
-    """How the file differs from the published one, in a phrase; None if it is that file.
-
-    A source without size and checksum can't tell.
-    """
+    """How a file differs from the published one; None if it does not, or nothing is published."""
     size = os.stat(path).st_size
     if source.size not in (None, size):
         return f"{size} bytes, but {source.file_name} has {source.size}"
@@ -285,49 +211,38 @@ def mismatch(path: str | os.PathLike, source: Source) -> str | None:
 
 
 def published_file(path: str | os.PathLike, strict: bool = False) -> KnownWeights | None:
-    """The weights of which this is a published file, byte for byte, or None.
+    """The weights of which this is a published file, byte for byte; None if it is none, or missing.
 
     The file is hashed only if its size is a published one, or its name where no size is published.
-
-    Parameters
-    ----------
-    path : str or path
-        The file; None is returned if there is none.
-    strict : bool
-        Whether a published name suffices to expect the published file.
 
     Raises
     ------
     WeightsError
-        If the file has the name and size of a published one, but another checksum, or if it can't
-        be read.
+        If the file has the name and size of a published one (if `strict`, the name alone), but
+        another checksum, or if it can't be read.
     """
     damage = None
     try:
         name, size = Path(path).name, os.stat(path).st_size
-        for record in catalog():
-            for source in record.sources:
-                named = name == source.file_name
-                if not source.checksum or not (named or source.size == size):
-                    continue
-                found = mismatch(path, source)
-                if found is None:
-                    return record
-                if named and (strict or source.size == size):
-                    damage = WeightsError(
-                        str(path),
-                        found,
-                        f"Delete it and run `tf-alexnet weights fetch {record.name}` again, or "
-                        "rename it if it is your own.",
-                    )
+        for record, source in ((x, y) for x in _CATALOG for y in x.sources):
+            named = name == source.file_name
+            if not source.checksum or not (named or source.size == size):
+                continue
+            found = mismatch(path, source)
+            if found is None:
+                return record
+            if named and (strict or source.size == size):
+                damage = found, record.name
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
+        found = f"it can't be read ({error.strerror or error})"
+        raise WeightsError(str(path), found, "Check the file and its permissions.") from error
+    if damage:
         raise WeightsError(
             str(path),
-            f"it can't be read ({error.strerror or error})",
-            "Check the file and its permissions.",
-        ) from error
-    if damage:
-        raise damage
+            damage[0],
+            f"Delete it and run `tf-alexnet weights fetch {damage[1]}` again, or rename it if it "
+            "is your own.",
+        )
     return None

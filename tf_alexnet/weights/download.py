@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,7 +44,6 @@ ATTEMPTS = 2
 PAUSE_SECONDS = 2.0
 # Limit where the size is not published: four times the largest network.
 MOST_BYTES = 1 << 30
-_CHUNK = 1 << 16
 _BROKEN = "the connection broke off"
 # What may go better a little later.
 _PASSING = re.compile(f"{_BROKEN}|HTTP status (408|429|5..)")
@@ -65,16 +65,16 @@ def cache_folder() -> Path:
     import pooch
 
     try:
-        folder = Path(os.path.expanduser(pooch.os_cache("tf_alexnet")))
+        folder = os.path.expanduser(pooch.os_cache("tf_alexnet"))
     except RuntimeError:  # recent platformdirs; earlier ones leave the ~ in
-        folder = Path("~/.cache/tf_alexnet")
-    if not folder.is_absolute():
+        folder = "~/.cache/tf_alexnet"
+    if not os.path.isabs(folder):
         raise OutputError(
             str(folder),
             "there is no home folder to keep downloads in",
             "Set TF_ALEXNET_CACHE to a folder, or put the file in ./weights.",
         )
-    return folder
+    return Path(folder)
 
 
 def find_weights(
@@ -113,21 +113,17 @@ def find_weights(
     if os.path.isfile(path) or (os.path.exists(path) and name not in names()):
         published_file(path)
         return path
-    record = known_weights(name)
-    found = local_file(record)
-    if found is None and download:
+    found = local_file(known_weights(name))
+    if found:
+        published_file(found, strict=found.parent == _cache())
+        return found
+    if download:
         return fetch_weights(name, progress=progress)
-    if found is None:
-        raise WeightsError(
-            f"weights {name!r}",
-            "not on this machine",
-            f"Run `tf-alexnet weights fetch {name}`, or name a file.",
-        )
-    cache = None
-    with contextlib.suppress(OutputError):
-        cache = cache_folder()
-    published_file(found, strict=found.parent == cache)
-    return found
+    raise WeightsError(
+        f"weights {name!r}",
+        "not on this machine",
+        f"Run `tf-alexnet weights fetch {name}`, or name a file.",
+    )
 
 
 def local_file(record: KnownWeights) -> Path | None:
@@ -138,27 +134,29 @@ def local_file(record: KnownWeights) -> Path | None:
     WeightsError
         If ``TF_ALEXNET_WEIGHTS`` names something that does not exist.
     """
-    folders = [Path("weights"), _EMBEDDED]
-    with contextlib.suppress(OutputError):
-        folders.insert(1, cache_folder())
+    own = _own_place()
+    if own and not own.exists():
+        raise WeightsError(
+            f"TF_ALEXNET_WEIGHTS={os.environ['TF_ALEXNET_WEIGHTS']}",
+            "there is no such file or folder",
+            "Correct the variable, or unset it.",
+        )
+    named = own and (own.name in record.spellings or record is known_weights("imagenet"))
+    if named and not own.is_dir():
+        return own
+    folders = [x for x in (own, Path("weights"), _cache(), _EMBEDDED) if x]
+    places = (folder / spelling for folder in folders for spelling in record.spellings)
+    return next(filter(os.path.isfile, places), None)
+
+
+def _own_place() -> Path | None:
     own = os.environ.get("TF_ALEXNET_WEIGHTS")
-    if own:
-        path = Path(os.path.expanduser(own))
-        if not path.exists():
-            raise WeightsError(
-                f"TF_ALEXNET_WEIGHTS={own}",
-                "there is no such file or folder",
-                "Correct the variable, or unset it.",
-            )
-        if path.is_dir():
-            folders.insert(0, path)
-        elif path.name in record.spellings or record is known_weights("imagenet"):
-            return path
-    for folder in folders:
-        for spelling in record.spellings:
-            if os.path.isfile(folder / spelling):
-                return folder / spelling
-    return None
+    return Path(os.path.expanduser(own)) if own else None
+
+
+def _cache() -> Path | None:
+    with contextlib.suppress(OutputError):
+        return cache_folder()
 
 
 def expected_record(path: str | os.PathLike) -> KnownWeights | None:
@@ -166,13 +164,12 @@ def expected_record(path: str | os.PathLike) -> KnownWeights | None:
 
     Only files in ``TF_ALEXNET_WEIGHTS`` and ``./weights`` count.
     """
-    path, own = Path(path), os.environ.get("TF_ALEXNET_WEIGHTS")
-    own = Path(os.path.expanduser(own)) if own else None
-    by_name = own == path or path.parent in (Path("weights"), Path("weights").absolute(), own)
-    for record in catalog() if by_name else ():
-        if path.name in record.spellings:
-            return record
-    return known_weights("imagenet") if own == path else None
+    path, own = Path(path), _own_place()
+    if path == own or path.parent in (Path("weights"), Path("weights").absolute(), own):
+        for record in catalog():
+            if path.name in record.spellings:
+                return record
+    return known_weights("imagenet") if path == own else None
 
 
 def fetch_weights(
@@ -205,35 +202,39 @@ def fetch_weights(
         If the folder can't be written to or is full.
     """
     record = known_weights(name)
-    embedded = _EMBEDDED / record.sources[0].file_name
-    published = any(source.urls for source in record.sources)
-    if not published and to is None:
+    file_name, size = record.sources[0].file_name, record.sources[0].size or 0
+    embedded = _EMBEDDED / file_name
+    if embedded.is_file() and to is None:
         return embedded
     folder = cache_folder() if to is None else Path(to)
     present, absent = _look(record, folder)
     if present:
         return present
-    if published and os.environ.get("TF_ALEXNET_OFFLINE", "0") not in ("", "0"):
+    if not embedded.is_file() and os.environ.get("TF_ALEXNET_OFFLINE", "0") not in ("", "0"):
         raise _no_file(record, "TF_ALEXNET_OFFLINE is set", "Unset TF_ALEXNET_OFFLINE, or")
-    where = "Name a folder" if to is not None else "Set TF_ALEXNET_CACHE to a folder"
-    advice = f"{where} with room that you may write to"
-    advice += "." if to is not None else f", or put {embedded.name} into ./weights."
+    advice = "Name a folder with room that you may write to."
+    if to is None:
+        advice = (
+            "Set TF_ALEXNET_CACHE to a folder with room that you may write to, or put "
+            f"{file_name} into ./weights."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free, size = shutil.disk_usage(folder).free, record.sources[0].size or 0
+        free = shutil.disk_usage(folder).free
         if free < size:
-            found = f"{free} bytes are free, {embedded.name} needs {size}"
+            found = f"{free} bytes are free, {file_name} needs {size}"
             raise OutputError(str(folder), found, advice)
-        if not published:
-            with replacing(folder / embedded.name) as temporary:
+        if embedded.is_file():
+            with replacing(folder / file_name) as temporary:
                 shutil.copyfile(embedded, temporary)
-            return folder / embedded.name
+            return folder / file_name
         return _download(record, absent, folder, progress)
     except OSError as error:
         # pooch wraps a PermissionError in another with a longer text.
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        found = f"can't keep {embedded.name} here, {_words(cause)}"
-        raise OutputError(str(folder), found, advice) from error
+        raise OutputError(
+            str(folder), f"can't keep {file_name} here, {_words(cause)}", advice
+        ) from error
 
 
 def _look(record: KnownWeights, folder: Path) -> tuple[Path | None, list[Source]]:
@@ -271,65 +272,62 @@ def _download(
 
     # By default pooch logs to standard error where it puts the file.
     pooch.get_logger().setLevel("WARNING")
-    waiting = [(source, url) for source in sources for url in source.urls]
+    mirrors = [(url, source) for source in sources for url in source.urls]
     failures = {}
-    for attempt in range(ATTEMPTS):
-        for source, url in list(waiting):
-            if attempt:
-                time.sleep(PAUSE_SECONDS)
-            try:
-                # No hash: the downloader knows kinds of checksums that pooch doesn't.
-                downloader = _Downloader(source, progress)
-                pooch.retrieve(url, None, source.file_name, folder, downloader=downloader)
-            except (WeightsError, requests.RequestException) as error:
-                failures[url] = error.found if isinstance(error, WeightsError) else _words(error)
-                if not _PASSING.match(failures[url]):
-                    waiting.remove((source, url))
+    for url, source in mirrors * ATTEMPTS:
+        if url in failures:
+            if not _PASSING.match(failures[url]):
                 continue
+            time.sleep(PAUSE_SECONDS)
+        downloader = partial(_transfer, source, progress)
+        try:
+            # No hash: `_transfer` knows kinds of checksums that pooch doesn't.
+            pooch.retrieve(url, None, source.file_name, folder, downloader=downloader)
+        except (WeightsError, requests.RequestException) as error:
+            failures[url] = _words(error)
+        else:
             (folder / source.file_name).chmod(0o644)  # pooch's temporary files are private
             return folder / source.file_name
     said = "; ".join(f"{urlsplit(url).netloc}: {why}" for url, why in failures.items())
     raise _no_file(record, f"no mirror served it ({said})", "Check the network, try later, or")
 
 
-class _Downloader:
-    """A downloader for pooch that counts the bytes, and accepts nothing but the published file."""
+def _transfer(source: Source, progress: Progress | None, url: str, output_file: str, _: object):
+    """A downloader for pooch that counts the bytes, and accepts only the published file."""
+    import requests
 
-    def __init__(self, source: Source, progress: Progress | None):
-        self.source, self.progress = source, progress or (lambda *_: None)
+    progress = progress or (lambda *_: None)
+    done, most = 0, source.size or MOST_BYTES
+    timeouts = (CONNECT_SECONDS, READ_SECONDS)
+    with (
+        requests.get(url, stream=True, timeout=timeouts) as response,
+        open(output_file, "wb") as file,
+    ):
+        response.raise_for_status()
+        for chunk in response.iter_content(1 << 16):
+            done += len(chunk)
+            if done > most:
+                raise WeightsError(url, f"more than {most} bytes", "")
+            file.write(chunk)
+            progress(done, source.size)
+        file.flush()
+        os.fsync(file.fileno())  # or the name may survive a power cut that the bytes do not
+    found = mismatch(output_file, source)
+    if found:
+        raise WeightsError(url, f"not the published file: {found}", "")
+    if not source.checksum:
+        from tf_alexnet.weights.formats import read_file
 
-    def __call__(self, url: str, output_file: str, _: object) -> None:
-        import requests
-
-        size, done = self.source.size, 0
-        timeouts = (CONNECT_SECONDS, READ_SECONDS)
-        with (
-            requests.get(url, stream=True, timeout=timeouts) as response,
-            open(output_file, "wb") as file,
-        ):
-            response.raise_for_status()
-            for chunk in response.iter_content(_CHUNK):
-                done += len(chunk)
-                if done > (size or MOST_BYTES):
-                    raise WeightsError(url, f"more than {size or MOST_BYTES} bytes", "")
-                file.write(chunk)
-                self.progress(done, size)
-            file.flush()
-            os.fsync(file.fileno())  # or the name may survive a power cut that the bytes do not
-        found = mismatch(output_file, self.source)
-        if found:
-            raise WeightsError(url, f"not the published file: {found}", "")
-        if not self.source.checksum:
-            from tf_alexnet.weights.formats import read_file
-
-            read_file(output_file)
-        self.progress(done, done)
+        read_file(output_file)
+    progress(done, done)
 
 
 def _words(error: Exception) -> str:
     """A few plain words for what went wrong, instead of a library's nested exceptions."""
     import requests
 
+    if isinstance(error, WeightsError):
+        return error.found
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP status {error.response.status_code}"
     kinds = (

@@ -7,11 +7,14 @@ layer reads, and which one is the classifier.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tf_alexnet.architectures import ARCHITECTURES, LRN, Architecture, Conv, Dense, MaxPool
+from tf_alexnet.wire import last
 
 MAX_LAYERS = 1000
 # Layer types, by Caffe's names, that hand on the values of their input, or only rectify them.
@@ -36,21 +39,22 @@ FOREIGN = {
     "Power": "power layers",
     "Eltwise": "residual connections",
 }
-_KINDS = {Conv: "Convolution", LRN: "LRN", MaxPool: "Pooling", Dense: "InnerProduct"}
+# Our layers, by Caffe's names, and settings that all of a kind have.
+_KINDS = (
+    (Conv, "Convolution", {"dilation": 1}),
+    (LRN, "LRN", {"norm_region": "ACROSS_CHANNELS"}),
+    (MaxPool, "Pooling", {"pool": "MAX", "pad": 0}),
+    (Dense, "InnerProduct", {}),
+)
 
 
 @dataclass(frozen=True)
 class Node:
     """One layer of a file's graph.
 
-    Attributes
-    ----------
-    name, kind : str
-        Its name, and its type by Caffe's name for it (``Convolution``, ``InnerProduct``, ...).
-    bottoms, tops : tuple of str
-        The blobs it reads and writes; the same one where it works in place.
-    numbers : mapping
-        What is known of its settings, by the attribute names of `tf_alexnet.architectures`.
+    `kind` is its type by Caffe's name for it (``Convolution``, ``InnerProduct``, ...); `bottoms`
+    and `tops` are the blobs it reads and writes, the same one where it works in place; `numbers` is
+    what is known of its settings, by the attribute names of `tf_alexnet.architectures`.
     """
 
     name: str
@@ -61,14 +65,14 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class _Step:
     """A layer that computes something, the one before it, and the channels of its result.
 
     `channels` is 0 for a vector, None where it can't be told.
     """
 
     node: Node
-    before: Step | None
+    before: _Step | None
     channels: int | None
 
     def chain(self) -> list[Node]:
@@ -109,16 +113,13 @@ def told_by(nodes: Iterable[Node]) -> Told:
     """Compare a graph with every table."""
     steps = list(_steps(nodes))
     dense = [step for step in steps if step.node.kind == "InnerProduct"]
-    flattened = {
-        x.node.name: x.before.channels
-        for x in dense
-        if x.before is not None and x.before.channels is not None
-    }
+    channels = {x.node.name: x.before.channels for x in dense if x.before}
+    flattened = {name: value for name, value in channels.items() if value is not None}
     read = {step.before for step in dense}
-    ends = [step.chain() for step in dense if step not in read] or [
-        step.chain() for step in steps if step.node.kind == "Convolution"
-    ][-1:]
-    found = [(*_difference(chain, x), x, chain) for chain in ends for x in ARCHITECTURES.values()]
+    ends = [x for x in dense if x not in read]
+    ends = ends or [x for x in steps if x.node.kind == "Convolution"][-1:]
+    chains = [step.chain() for step in ends]
+    found = [(*_difference(chain, x), x, chain) for chain in chains for x in ARCHITECTURES.values()]
     whole = [(table, chain) for _, text, table, chain in found if text is None]
     if whole:
         table, chain = whole[0]
@@ -141,16 +142,15 @@ def foreign_layer(nodes: Iterable[Node]) -> str | None:
     chains = [x.chain() for x in _steps(nodes) if x.node.kind in ("InnerProduct", "Convolution")]
     if not any(node.bottoms for node in nodes):
         chains = [nodes]
-    for chain in chains:
-        for node in chain:
-            if node.kind in FOREIGN:
-                return f"a network with {FOREIGN[node.kind]} (layer {node.name!r}), not AlexNet"
+    for node in itertools.chain(*chains):
+        if node.kind in FOREIGN:
+            return f"a network with {FOREIGN[node.kind]} (layer {node.name!r}), not AlexNet"
     return None
 
 
-def _steps(nodes: Iterable[Node]) -> Iterator[Step]:
+def _steps(nodes: Iterable[Node]) -> Iterator[_Step]:
     """The layers that compute something, in the order of the file."""
-    latest: dict[str, Step | None] = {}
+    latest: dict[str, _Step | None] = {}
     for node in nodes:
         sources = [latest.get(blob) for blob in node.bottoms]
         before = sources[0] if sources else None
@@ -168,7 +168,7 @@ def _steps(nodes: Iterable[Node]) -> Iterator[Step]:
             parts = [x.channels if x else None for x in sources]
             mixed = None in parts or (0 in parts and any(parts))
             channels = None if mixed else sum(parts)
-        step = Step(node, before, channels)
+        step = _Step(node, before, channels)
         latest.update(dict.fromkeys(node.tops, step))
         yield step
 
@@ -181,22 +181,12 @@ def _trunk(kinds: Sequence[str]) -> list[str]:
 
 def _expected(table: Architecture) -> list[tuple[str, dict]]:
     """Kind and settings of the layers of a table, Dropout and Softmax left out."""
-    rows = []
-    for layer in table.layers:
-        if isinstance(layer, Conv):
-            names = ("filters", "kernel", "stride", "pad", "groups")
-        elif isinstance(layer, LRN):
-            names = ("local_size", "alpha", "beta", "k")
-        elif isinstance(layer, MaxPool):
-            names = ("kernel", "stride")
-        elif isinstance(layer, Dense):
-            names = ("units",)
-        else:
-            continue
-        numbers = {"name": layer.name, **{name: getattr(layer, name) for name in names}}
-        if isinstance(layer, MaxPool):
-            numbers |= {"pool": "MAX", "pad": 0}
-        rows.append((_KINDS[type(layer)], numbers))
+    rows = [
+        (kind, {**vars(layer), **implied})
+        for layer in table.layers
+        for known, kind, implied in _KINDS
+        if isinstance(layer, known)
+    ]
     del rows[-1][1]["units"]  # any number of classes
     return rows
 
@@ -217,12 +207,11 @@ def _difference(chain: list[Node], table: Architecture) -> tuple[int, str | None
                     f"layer {node.name!r} has {name} {value}, {numbers['name']} of {table.name} "
                     f"has {numbers[name]}"
                 )
+    text = None
     if len(chain) > len(expected):
         extra = chain[len(expected)]
-        return len(
-            expected
-        ), f"layer {extra.name!r} ({extra.kind}) follows the last of {table.name}"
-    return len(expected), None
+        text = f"layer {extra.name!r} ({extra.kind}) follows the last of {table.name}"
+    return len(expected), text
 
 
 def _same(value: object, wanted: object) -> bool:
@@ -231,108 +220,83 @@ def _same(value: object, wanted: object) -> bool:
     return math.isclose(value, wanted, rel_tol=1e-5)  # float32 in files
 
 
-# Caffe's messages. Name of the settings' message -> (field number in LayerParameter, in
-# V1LayerParameter, {field number: name}); from BVLC/caffe src/caffe/proto/caffe.proto.
-SETTINGS = {
-    "convolution_param": (
-        106,
-        10,
-        {
-            **{1: "num_output", 3: "pad", 4: "kernel_size", 5: "group", 6: "stride"},
-            **{9: "pad_h", 10: "pad_w", 11: "kernel_h", 12: "kernel_w"},
-            **{13: "stride_h", 14: "stride_w", 18: "dilation"},
-        },
-    ),
-    "inner_product_param": (117, 17, {1: "num_output", 6: "transpose"}),
-    "lrn_param": (
-        118,
-        18,
-        {1: "local_size", 2: "alpha", 3: "beta", 4: "norm_region", 5: "k"},
-    ),
-    "pooling_param": (
-        121,
-        19,
-        {
-            **{1: "pool", 2: "kernel_size", 3: "stride", 4: "pad", 5: "kernel_h", 6: "kernel_w"},
-            **{7: "stride_h", 8: "stride_w", 9: "pad_h", 10: "pad_w"},
-        },
-    ),
+# V1LayerParameter.LayerType in BVLC/caffe src/caffe/proto/caffe.proto.
+_V1_KINDS = {
+    **{1: "Accuracy", 2: "BNLL", 3: "Concat", 4: "Convolution", 6: "Dropout", 8: "Flatten"},
+    **{14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax"},
+    **{21: "SoftmaxWithLoss", 22: "Split", 23: "TanH", 25: "Eltwise", 26: "Power"},
+    **{36: "Silence", 39: "Deconvolution"},
 }
-# V1LayerParameter.LayerType, as numbers in models and as names in text.
-V1_KINDS = {
-    **{1: "ACCURACY", 2: "BNLL", 3: "CONCAT", 4: "CONVOLUTION", 6: "DROPOUT", 8: "FLATTEN"},
-    **{14: "INNER_PRODUCT", 15: "LRN", 17: "POOLING", 18: "RELU", 19: "SIGMOID"},
-    **{20: "SOFTMAX", 21: "SOFTMAX_LOSS", 22: "SPLIT", 23: "TANH", 25: "ELTWISE", 26: "POWER"},
-    **{36: "SILENCE", 39: "DECONVOLUTION"},
+# Text of 2014 has INNER_PRODUCT for it, and SOFTMAX_LOSS.
+_SPELLINGS = {kind.upper(): kind for kind in _V1_KINDS.values()} | {"SOFTMAXLOSS": _V1_KINDS[21]}
+# Kind -> its settings' message, and our name for each setting -> Caffe's default.
+_SETTINGS = {
+    "Convolution": (
+        "convolution_param",
+        {"filters": None, "kernel": None, "stride": 1, "pad": 0, "groups": 1, "dilation": 1},
+    ),
+    "InnerProduct": ("inner_product_param", {"units": None, "transpose": 0}),
+    "LRN": ("lrn_param", {"local_size": 5, "alpha": 1.0, "beta": 0.75, "k": 1.0, "norm_region": 0}),
+    "Pooling": ("pooling_param", {"pool": 0, "kernel": None, "stride": 1, "pad": 0}),
 }
-_CAFFE_KINDS = {
-    **{"ACCURACY": "Accuracy", "CONCAT": "Concat", "CONVOLUTION": "Convolution"},
-    **{"DROPOUT": "Dropout", "FLATTEN": "Flatten", "INNER_PRODUCT": "InnerProduct"},
-    **{"POOLING": "Pooling", "RELU": "ReLU", "SIGMOID": "Sigmoid", "SOFTMAX": "Softmax"},
-    **{"SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH"},
-    **{"ELTWISE": "Eltwise", "POWER": "Power", "SILENCE": "Silence"},
-    **{"DECONVOLUTION": "Deconvolution"},
+_FIELDS = {
+    "filters": "num_output",
+    "units": "num_output",
+    "kernel": "kernel_size",
+    "groups": "group",
+}
+_VALUES = {
+    "pool": {0: "MAX", 1: "AVE", 2: "STOCHASTIC"},
+    "norm_region": {0: "ACROSS_CHANNELS", 1: "WITHIN_CHANNEL"},
 }
 
 
-def caffe_node(
-    name: str,
-    kind: str | int,
-    bottoms: Sequence[str],
-    tops: Sequence[str],
-    settings: Mapping[str, Mapping[str, Sequence]],
-) -> Node:
+def caffe_node(layer: Mapping[str, Sequence]) -> Node:
     """A layer of Caffe's as a `Node`, with Caffe's defaults.
 
-    Parameters
-    ----------
-    name : str
-        The layer's name.
-    kind : str or int
-        ``"Convolution"``, or ``"CONVOLUTION"`` or its number in files of 2014.
-    bottoms, tops : sequence of str
-        Blobs read and written.
-    settings : mapping
-        ``"convolution_param"`` and the like -> field name -> values.
+    `layer` has the values of the fields of a LayerParameter or V1LayerParameter by their names; a
+    prototxt's are text.
     """
-    kind = V1_KINDS.get(kind, str(kind))
-    kind = _CAFFE_KINDS.get(kind, kind)
-    numbers: dict[str, float | str] = {}
-    if kind == "Convolution" and "convolution_param" in settings:
-        given = settings["convolution_param"]
-        numbers = {"kernel": _side(given, "kernel", None), "stride": _side(given, "stride", 1)}
-        numbers |= {"pad": _side(given, "pad", 0), "groups": _one(given, "group", 1)}
-        numbers["filters"] = _one(given, "num_output", None)
-        if _one(given, "dilation", 1) != 1:
-            numbers["stride"] = f"{numbers['stride']} and dilation"
-    elif kind == "InnerProduct" and "inner_product_param" in settings:
-        numbers = {"units": _one(settings["inner_product_param"], "num_output", None)}
-        if _one(settings["inner_product_param"], "transpose", 0) not in (0, "false"):
-            numbers["transposed"] = True
-    elif kind == "LRN" and "lrn_param" in settings:
-        given = settings["lrn_param"]
-        numbers = {"local_size": _one(given, "local_size", 5), "alpha": _one(given, "alpha", 1.0)}
-        numbers |= {"beta": _one(given, "beta", 0.75), "k": _one(given, "k", 1.0)}
-        if _one(given, "norm_region", 0) not in (0, "ACROSS_CHANNELS"):
-            numbers["local_size"] = f"{numbers['local_size']} within each channel"
-    elif kind == "Pooling" and "pooling_param" in settings:
-        given = settings["pooling_param"]
-        pool = _one(given, "pool", 0)
-        numbers = {"pool": {0: "MAX", 1: "AVE", 2: "STOCHASTIC"}.get(pool, str(pool))}
-        numbers |= {"kernel": _side(given, "kernel", None), "stride": _side(given, "stride", 1)}
-        numbers["pad"] = _side(given, "pad", 0)
-    numbers = {k: v for k, v in numbers.items() if v is not None}
-    return Node(name, kind, tuple(bottoms), tuple(tops), numbers)
+    kind = (scalars(layer, "type") or [""])[-1]
+    kind = _V1_KINDS.get(kind, str(kind))
+    kind = _SPELLINGS.get(kind.replace("_", ""), kind)
+    message, defaults = _SETTINGS.get(kind, ("", {}))
+    given = last(layer, message)
+    numbers = {}
+    if isinstance(given, dict):
+        numbers = {name: _setting(given, name, value) for name, value in defaults.items()}
+    return Node(
+        (scalars(layer, "name") or [""])[-1],
+        kind,
+        tuple(scalars(layer, "bottom")),
+        tuple(scalars(layer, "top")),
+        {name: value for name, value in numbers.items() if value is not None},
+    )
 
 
-def _one(given: Mapping[str, Sequence], name: str, default):
-    """The last value of a field, as protobuf merges them."""
-    return given[name][-1] if given.get(name) else default
+def scalars(message: Mapping[str, Sequence], name: str) -> list:
+    """The values of a field that are not messages."""
+    return [value for value in message.get(name, ()) if not isinstance(value, dict)]
 
 
-def _side(given: Mapping[str, Sequence], name: str, default):
-    """A setting that may be given for height and width; words where the two differ."""
-    both = given.get("kernel_size" if name == "kernel" else name) or ()
-    if not both:
-        both = [_one(given, f"{name}_{axis}", default) for axis in "hw"]
-    return both[0] if len(set(both)) == 1 else "x".join(map(str, both))
+def _setting(given: Mapping[str, Sequence], name: str, default: float | None) -> Any:
+    """A setting, which may be given for height and width; words where the two differ."""
+    found = scalars(given, _FIELDS.get(name, name)) or [
+        (scalars(given, f"{name}_{axis}") or [default])[-1] for axis in "hw"
+    ]
+    value = one_or_both([_number(x) for x in found])
+    return _VALUES.get(name, {}).get(value, value)
+
+
+def one_or_both(values: Sequence) -> Any:
+    """The value of a setting for height and width; words where the two differ."""
+    return values[0] if len(set(values)) == 1 else "x".join(map(str, values))
+
+
+def _number(value: Any) -> Any:
+    """A number, where text is one."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+        return int(number) if number == int(number) else number
+    except (TypeError, ValueError, OverflowError):
+        return value

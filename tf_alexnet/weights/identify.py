@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -27,14 +27,10 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures, with_classifier
-from tf_alexnet.weights.catalog import (
-    KnownWeights,
-    catalog,
-    known_weights,
-    published_file,
-)
+from tf_alexnet.weights.catalog import KnownWeights, catalog, known_weights, published_file
 
-_FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
+# Metadata that `read_weights` finds out anew, whatever the file records.
+FOUND_ANEW = ("identified", "identified_by", "identified_digest")
 
 # The biases of bvlc_alexnet are known to 1e-3; those of two trainings differ by more than 0.1
 # somewhere. Files of half precision stay within 1e-3 as well.
@@ -91,6 +87,11 @@ class Identification:
         return self.name is not None
 
     @property
+    def training(self) -> str | None:
+        """The network in ``fingerprints.json`` that has the same convolutions."""
+        return known_weights(self.name).fingerprint if self.name else None
+
+    @property
     def convolutions_only(self) -> bool:
         """Whether only the convolutions are known: the dense layers may be of any origin."""
         return self.how == "fingerprint"
@@ -114,66 +115,74 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
         If the file is missing, damaged or not a weight file.
     """
     if isinstance(weights, WeightArrays):
-        return identify_arrays(weights)
-    record = published_file(weights)
-    if record is not None:
-        return identified(record)
+        return _identify(weights)
+    return read_identified(weights)[1]
+
+
+def read_identified(
+    path: str | os.PathLike, classifier: str | None = None
+) -> tuple[WeightArrays, Identification]:
+    """The arrays of a file as it records them, and which network they are."""
+    # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
     from tf_alexnet.weights.formats import read_file
 
-    return identify_arrays(with_classifier(read_file(weights)), weights)
+    record = published_file(path)  # first: a damaged one need not be readable
+    arrays = with_classifier(read_file(path), classifier)
+    own = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
+    arrays = replace(arrays, metadata=own)
+    return arrays, _identify(arrays, Path(path).name, record)
 
 
-def identified(record: KnownWeights, how: str | None = None, **found) -> Identification:
-    """The identification of a file that has a checksum of `record`."""
-    how = how or next(x.checksum for x in record.sources if x.checksum).partition(":")[0]
-    found.setdefault("candidates", (record.architecture,))
-    return Identification(record.name, record.architecture, record.preset, how, **found)
-
-
-def identify_arrays(arrays: WeightArrays, path: str | os.PathLike | None = None) -> Identification:
-    """Find out which network arrays belong to; `path` is the file they came from, if any."""
+def _identify(
+    arrays: WeightArrays, file_name: str | None = None, record: KnownWeights | None = None
+) -> Identification:
+    """Which network arrays are that come from a file of that name, published as `record`."""
     fitting = tuple(fitting_architectures(arrays))
-    nearest, distance = nearest_fingerprint(arrays)
+    nearest, distance = _nearest_fingerprint(arrays)
     found = {"distance": distance, "nearest": nearest, "candidates": fitting}
+
+    def known(record: KnownWeights, how: str, name: str | None = None) -> Identification:
+        return Identification(name, record.architecture, record.preset, how, **found)
+
+    if record is not None:
+        how = next(x.checksum for x in record.sources if x.checksum).partition(":")[0]
+        return known(record, how, record.name)
     if distance is not None and distance < _TOLERANCE:
         found["compared"], found["contradiction"] = _compare_kernels(arrays, nearest)
         if not found["contradiction"]:
-            return identified(known_weights(nearest), "fingerprint", **found)
+            return known(known_weights(nearest), "fingerprint", nearest)
     metadata = arrays.metadata
-    # Recorded by `read_weights` for a file known by its checksum.
+    # Left by `read_weights` for arrays that only the checksum of their file identifies.
     if "identified_digest" in metadata and metadata["identified_digest"] == arrays.digest:
-        return identified(known_weights(metadata["identified"]), metadata["identified_by"], **found)
+        name = metadata["identified"]
+        return known(known_weights(name), metadata["identified_by"], name)
     if arrays.architecture in fitting:
         preset = metadata.get("preset") or ARCHITECTURES[arrays.architecture].preset
         return Identification(None, arrays.architecture, preset, "recorded", **found)
     if len(fitting) == 1:
-        preset = ARCHITECTURES[fitting[0]].preset
-        return Identification(None, fitting[0], preset, "shapes", **found)
-    for record in catalog() if path is not None else ():
-        special = record.classes not in (None, 1000) and record.classes == arrays.classes
-        if special and record.architecture in fitting and Path(path).name in record.spellings:
-            return Identification(None, record.architecture, record.preset, "name", **found)
+        return Identification(None, fitting[0], ARCHITECTURES[fitting[0]].preset, "shapes", **found)
+    special = [x for x in catalog() if x.classes not in (None, 1000) and file_name in x.spellings]
+    for x in special:
+        if x.architecture in fitting and x.classes == arrays.classes:
+            return known(x, "name")
     return Identification(None, None, None, "unknown", **found)
 
 
-def nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
+def _nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
     """The trained network with the most similar biases, and the largest difference to them.
 
     The convolutions that both have are compared; a network with a layer of another number of biases
     is skipped. (None, None) if nothing can be compared.
     """
-    distances = {}
+    found = []
     for name, layers in fingerprints().items():
-        shared = [layer for layer in layers if layer in arrays.layers]
-        biases = [(np.asarray(arrays.layers[x].bias, np.float64), layers[x]) for x in shared]
+        biases = [(arrays.layers[x].bias, layers[x]) for x in layers if x in arrays.layers]
         if biases and all(a.shape == b.shape for a, b in biases):
             distance = max(float(np.abs(a - b).max()) for a, b in biases)
             if math.isfinite(distance):
-                distances[name] = distance
-    if not distances:
-        return None, None
-    nearest = min(distances, key=distances.get)
-    return nearest, distances[nearest]
+                found.append((distance, name))
+    distance, nearest = min(found, default=(None, None))
+    return nearest, distance
 
 
 def _compare_kernels(arrays: WeightArrays, network: str) -> tuple[str, str | None]:
@@ -184,9 +193,11 @@ def _compare_kernels(arrays: WeightArrays, network: str) -> tuple[str, str | Non
         kernel = arrays.layers[name].kernel
         if _matches(kernel, known) or not np.isfinite(kernel).all():
             continue
-        turned = [why for why, turn in _REARRANGED.items() if kernel.ndim == 4]
-        turned = [why for why in turned if _matches(_REARRANGED[why](kernel), known)]
-        why = turned[0] if turned else "fine-tuned, or stored in another layout?"
+        why = "fine-tuned, or stored in another layout?"
+        for rearranged, turn in _REARRANGED.items():
+            if kernel.ndim == 4 and _matches(turn(kernel), known):
+                why = rearranged
+                break
         return "", f"biases of {network}, but the kernel of {name} is not: {why}"
     compared = f"biases of {_listed(biases)}"
     return compared + (f", kernels of {_listed(list(kernels))}" if kernels else ""), None
@@ -226,6 +237,7 @@ def kernel_figures() -> dict[str, dict[str, dict]]:
 
 @cache
 def _figures() -> dict:
-    figures = json.loads(_FINGERPRINTS.read_text(encoding="utf-8"))
+    path = Path(__file__).with_name("fingerprints.json")
+    figures = json.loads(path.read_text(encoding="utf-8"))
     del figures["about"]
     return figures

@@ -8,13 +8,10 @@ from dataclasses import replace
 
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.weights.arrays import WeightArrays, table_for, with_classifier
-from tf_alexnet.weights.catalog import KnownWeights, known_weights, published_file
+from tf_alexnet.weights.catalog import KnownWeights, published_file
 from tf_alexnet.weights.download import expected_record, find_weights
-from tf_alexnet.weights.identify import Identification, identified, identify_arrays
+from tf_alexnet.weights.identify import FOUND_ANEW, Identification, read_identified
 from tf_alexnet.weights.prototxt import Declared, resolve_architecture
-
-# Metadata that `read_weights` finds out anew.
-FOUND_ANEW = ("identified", "identified_by", "identified_digest")
 
 
 def read_weights(path: str | os.PathLike, classifier: str | None = None) -> WeightArrays:
@@ -48,17 +45,15 @@ def read_weights(path: str | os.PathLike, classifier: str | None = None) -> Weig
         If the file was found by the name of other weights than it holds, or if its kernels
         contradict its biases.
     """
-    arrays, record = read_unidentified(path, classifier)
-    known = identify_arrays(arrays, path) if record is None else identified(record)
+    arrays, known = read_identified(path, classifier)
     other = _other_network(known, expected_record(path))
     for problem in filter(None, (known.contradiction, other)):
         warnings.warn(f"{os.fspath(path)}: {problem}", stacklevel=2)
-    metadata = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
-    metadata["identified_by"] = known.how
+    metadata = {**arrays.metadata, "identified_by": known.how}
     if known.name is not None:
         metadata["identified"] = known.name
-    if record is not None and record.fingerprint is None:
-        metadata["identified_digest"] = arrays.digest  # nothing else identifies the arrays
+        if known.training is None:
+            metadata["identified_digest"] = arrays.digest  # nothing else identifies the arrays
     if known.preset is not None and (
         known.architecture != arrays.architecture or "preset" not in metadata
     ):
@@ -68,35 +63,15 @@ def read_weights(path: str | os.PathLike, classifier: str | None = None) -> Weig
     )
 
 
-def read_unidentified(
-    path: str | os.PathLike, classifier: str | None = None
-) -> tuple[WeightArrays, KnownWeights | None]:
-    """The arrays of a file as it records them, and the weights that it is a published file of.
-
-    Raises
-    ------
-    WeightsError
-        As `read_weights`.
-    """
-    # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
-    from tf_alexnet.weights.formats import read_file
-
-    record = published_file(path)
-    return with_classifier(read_file(path), classifier), record
-
-
 def _other_network(known: Identification, expected: KnownWeights | None) -> str | None:
     """A phrase if a file found by the name of `expected` holds another network."""
-    if expected is None or known.candidates == ():
+    if expected is None or not known.candidates:
         return None
     found = known.name or known.architecture
-    trained = known_weights(known.name).fingerprint or known.name if known.name else None
-    if known.architecture not in (None, expected.architecture):
-        pass
-    elif expected.fingerprint in (None, trained):
-        return None
-    elif known.name is None:
-        found = "an unknown training"
+    if known.architecture in (None, expected.architecture):
+        if expected.fingerprint in (None, known.training):
+            return None
+        found = known.name or "an unknown training"
     return f"found as {expected.name}, but it is {found} (by {known.how})"
 
 
@@ -117,7 +92,7 @@ def write_weights(arrays, path: str | os.PathLike, form: str | None = None, **op
     Raises
     ------
     UsageError
-        If the suffix, the form or an option names nothing known.
+        If the suffix or the form names nothing known.
     OutputError
         If the file can't be written. An old file is then left as it was.
     """

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tf_alexnet.architectures import ARCHITECTURES, architecture_named
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.graph import SETTINGS, Node, caffe_node, foreign_layer, told_by
+from tf_alexnet.weights.graph import Node, caffe_node, foreign_layer, scalars, told_by
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 _TOKEN = re.compile(
-    r"""\s+|\#[^\n]*|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
-    r"""|(?P<word>[A-Za-z0-9_.+\-/]+)|(?P<mark>[{}<>:;,\[\]])"""
+    r"""[\s:,;]+|\#[^\n]*|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
+    r"""|(?P<word>[A-Za-z0-9_.+\-/]+)|(?P<mark>[{}<>\[\]])"""
 )
+_SCALARS = ("string", "word")
 
 Message = dict[str, list]
 
@@ -30,29 +32,17 @@ class PrototxtError(ValueError):
     """The text is not in protobuf's text format."""
 
 
-@dataclass(frozen=True)
-class Net:
-    """A NetParameter as text.
+class Net(NamedTuple):
+    """A NetParameter as text: its layers but those of training, and what its data layers say.
 
-    Attributes
-    ----------
-    name : str
-        The net's name.
-    nodes : list of Node
-        Its layers; those of the training phase only are left out.
-    input_size : int or None
-        Height and width of the input.
-    transform : Message
-        ``transform_param`` of the data layer of the test phase, else of the first one.
-    mirror : bool or None
-        Whether a data layer mirrors photos.
+    `transform` is the ``transform_param`` of the test phase, else the first one; `mirror` is
+    whether any of them mirrors photos.
     """
 
-    name: str
     nodes: list[Node]
     input_size: int | None
     transform: Message
-    mirror: bool | None = None
+    mirror: bool | None
 
 
 @dataclass(frozen=True)
@@ -120,16 +110,15 @@ def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
             f"Networks known here: {', '.join(ARCHITECTURES)}.",
         )
     table = ARCHITECTURES[told.architecture]
-    ends = [name for name in told.classifiers if name != "fc8"]
+    classifier = told.classifiers[0] if len(told.classifiers) == 1 else None
     units = {node.name: node.numbers.get("units") for node in net.nodes}
-    only = told.classifiers[0] if len(told.classifiers) == 1 else None
     return Declared(
         told.architecture,
-        ends[0] if only and ends else None,
-        units.get(only),
+        None if classifier == "fc8" else classifier,
+        units.get(classifier),
         net.input_size,
         _preset(path, net, table.preset),
-        next((os.path.basename(x) for x in _scalars(net.transform, "mean_file")), None),
+        next((os.path.basename(x) for x in scalars(net.transform, "mean_file")), None),
         net.mirror,
     )
 
@@ -138,7 +127,7 @@ def _preset(path: str, net: Net, base: str) -> str | None:
     """The preset that a data layer's ``transform_param`` describes, or None without one."""
     given = net.transform
     parts = [base]
-    if (_scalars(given, "scale") or ["1"])[-1] not in ("1", "1.0"):
+    if (scalars(given, "scale") or ["1"])[-1] not in ("1", "1.0"):
         raise WeightsError(
             path,
             f"its photos are multiplied by {given['scale'][-1]}, which no preset does",
@@ -146,11 +135,11 @@ def _preset(path: str, net: Net, base: str) -> str | None:
         )
     if given.get("mean_file"):
         parts = ["caffe-mean-image"]
-    crops = [_number(path, x) for x in _scalars(given, "crop_size")]
+    crops = [_number(path, x) for x in scalars(given, "crop_size")]
     size = crops[-1] if crops else net.input_size
     if base == "caffe" and size not in (None, 227):
         parts.append(f"size{size:.0f}")
-    means = [_number(path, x) for x in _scalars(given, "mean_value")]
+    means = [_number(path, x) for x in scalars(given, "mean_value")]
     if means and len(means) not in (1, 3):
         raise WeightsError(path, f"it has {len(means)} mean values", "Give one or three.")
     if means:
@@ -206,58 +195,30 @@ def parse(text: str) -> Net:
         raise PrototxtError("no layers in it")
     nodes, transforms, size = [], [], _size(message)
     for layer in layers:
-        phases = [x.get("phase", [""])[0] for x in layer.get("include", []) if isinstance(x, dict)]
-        bottoms = _scalars(layer, "bottom")
-        if isinstance(layer.get("input_param", [None])[0], dict):
-            size = _size({"input_shape": layer["input_param"][0].get("shape", [])}) or size
-        if not bottoms and isinstance(layer.get("transform_param", [None])[0], dict):
-            transforms.insert(
-                0 if "TEST" in phases else len(transforms), layer["transform_param"][0]
-            )
-        if "TRAIN" in phases and bottoms:
-            continue
-        settings = {
-            name: {field: list(map(_value, values)) for field, values in layer[name][-1].items()}
-            for name in SETTINGS
-            if isinstance(layer.get(name, [None])[-1], dict)
-        }
-        name, kind = ((_scalars(layer, x) or [""])[-1] for x in ("name", "type"))
-        nodes.append(caffe_node(name, kind, bottoms, _scalars(layer, "top"), settings))
-    return Net(
-        (_scalars(message, "name") or [""])[-1],
-        nodes,
-        size,
-        transforms[0] if transforms else {},
-        _mirror(transforms),
-    )
+        phases = [x for rule in _messages(layer, "include") for x in scalars(rule, "phase")]
+        bottoms = scalars(layer, "bottom")
+        for given in _messages(layer, "input_param")[:1]:
+            size = _size({"input_shape": given.get("shape", [])}) or size
+        for given in [] if bottoms else _messages(layer, "transform_param")[:1]:
+            transforms.insert(0 if "TEST" in phases else len(transforms), given)
+        if not bottoms or "TRAIN" not in phases:
+            nodes.append(caffe_node(layer))
+    mirrors = [value for given in transforms for value in scalars(given, "mirror")]
+    mirror = not {"true", "1"}.isdisjoint(mirrors) if mirrors else None
+    return Net(nodes, size, transforms[0] if transforms else {}, mirror)
 
 
-def _mirror(transforms: list[Message]) -> bool | None:
-    said = [value for x in transforms for value in _scalars(x, "mirror")]
-    return ("true" in said or "1" in said) if said else None
+def _messages(message: Message, name: str) -> list[Message]:
+    return [value for value in message.get(name, []) if isinstance(value, dict)]
 
 
-def _scalars(message: Message, name: str) -> list[str]:
-    """The values of a field that are not messages."""
-    return [value for value in message.get(name, []) if isinstance(value, str)]
-
-
-def _size(message: Mapping[str, list]) -> int | None:
+def _size(message: Message) -> int | None:
     """Height of the input, of ``input_dim`` or ``input_shape``."""
-    shapes = [x.get("dim", []) for x in message.get("input_shape", []) if isinstance(x, dict)]
+    shapes = [x.get("dim", []) for x in _messages(message, "input_shape")]
     for dims in (message.get("input_dim", []), *shapes):
         if len(dims) == 4 and str(dims[2]).isdigit():
             return int(dims[2])
     return None
-
-
-def _value(text: str | dict) -> str | float | dict:
-    """A scalar: a number where it is one."""
-    try:
-        number = float(text)
-        return int(number) if number.is_integer() else number
-    except (TypeError, ValueError, OverflowError):
-        return text
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:
@@ -280,40 +241,23 @@ def _message(tokens: Iterator[tuple[str, str]], depth: int, close: str = "") -> 
     if depth > MAX_DEPTH:
         raise PrototxtError(f"nested more than {MAX_DEPTH} deep")
     found: Message = {}
-    name = None
-    for kind, token in tokens:
-        if kind == "end" or (kind == "mark" and token == close):
-            if (kind == "end") != (close == "") or name is not None:
-                break
+    name = ""
+    for kind, name in tokens:
+        if kind in ("end", "mark") and name == close:
             return found
-        if token in (",", ";") and kind == "mark":
-            continue
-        if name is None:
-            if kind != "word":
-                break
-            name = token
-            continue
-        if kind == "mark" and token == ":":
-            continue
-        if kind == "mark" and token in "{<":
-            value = [_message(tokens, depth + 1, "}" if token == "{" else ">")]
-        elif kind == "mark" and token == "[":
-            value = list(_list(tokens))
-        elif kind == "mark":
+        if kind != "word":
             break
+        values = found.setdefault(name, [])
+        kind, token = next(tokens)
+        if kind in _SCALARS:
+            values.append(token)
+        elif token in ("{", "<"):
+            values.append(_message(tokens, depth + 1, "}" if token == "{" else ">"))
+        elif token == "[":
+            while (item := next(tokens))[0] in _SCALARS:
+                values.append(item[1])
+            if item[1] != "]":
+                raise PrototxtError("a list without an end")
         else:
-            value = [token]
-        found.setdefault(name, []).extend(value)
-        name = None
-    raise PrototxtError(f"it breaks off near {name or close or 'its end'!r}")
-
-
-def _list(tokens: Iterator[tuple[str, str]]) -> Iterator[str]:
-    for kind, token in tokens:
-        if kind == "mark" and token == "]":
-            return
-        if kind in ("string", "word"):
-            yield token
-        elif token != ",":
             break
-    raise PrototxtError("a list without an end")
+    raise PrototxtError(f"it breaks off near {name or close or 'its end'!r}")

@@ -6,6 +6,7 @@ only that needs TensorFlow.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,85 +18,45 @@ import numpy as np
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import InputError
 from tf_alexnet.labels import imagenet_labels
-from tf_alexnet.weights.arrays import WeightArrays, faults, own_table
+from tf_alexnet.weights.arrays import WeightArrays, faults, not_alexnet, own_table
 from tf_alexnet.weights.catalog import (
     KnownWeights,
     catalog,
     file_checksum,
-    known_weights,
     mismatch,
+    published_file,
 )
 from tf_alexnet.weights.download import find_weights
-from tf_alexnet.weights.identify import (
-    Identification,
-    identified,
-    identify_arrays,
-    nearest_fingerprint,
-)
-from tf_alexnet.weights.io import read_unidentified
+from tf_alexnet.weights.identify import Identification, read_identified
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A published output of a trained network.
+    """A published output of a trained network."""
 
-    Attributes
-    ----------
-    network : str
-        The trained network: the name of its fingerprint.
-    picture, sha256 : str
-        File name and checksum of the picture.
-    preset : str
-        The preprocessing.
-    same_padding : bool
-        Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that
-        the numbers come from. Good for a check of weights, and for nothing else.
-    probabilities : tuple of (int or None, float)
-        Most probable first: index of the class, None if it was not recorded, and its probability.
-    source : str
-        Who recorded it.
-    bound : float
-        Largest accepted deviation of a probability. The numbers were recorded with other decoders
-        and resizing; the faults that they are to reveal move them by 0.3 and more.
-    """
-
-    network: str
+    network: str  # the name of its fingerprint
     picture: str
     sha256: str
     preset: str
+    # Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that the
+    # numbers come from. Good for a check of weights, and for nothing else.
     same_padding: bool
+    # Most probable first: index of the class, None if it was not recorded, and its probability.
     probabilities: tuple[tuple[int | None, float], ...]
     source: str
+    # Largest accepted deviation of a probability. The numbers were recorded with other decoders
+    # and resizing; the faults that they are to reveal move them by 0.3 and more.
     bound: float = 0.05
 
 
-_BVLC = "BVLC/caffe examples/00-classification.ipynb"
-_KRATZERT = "kratzert/finetune_alexnet_with_tensorflow"
-_UDACITY = "the pictures beside Udacity's bvlc-alexnet.npy"
+def _read_goldens(path: Path) -> tuple[Golden, ...]:
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(
+        Golden(**{**x, "probabilities": tuple(map(tuple, x["probabilities"]))}) for x in entries
+    )
 
-# fmt: off
-GOLDENS = (
-    Golden("caffenet", "cat.jpg",
-           "59b67bce343d435cb8f79b6abefc6eecc79924abcda6e7c7e39f8173bb932bc1", "squash", False,
-           ((281, 0.31243637), (282, 0.2379719), (285, 0.12387239), (277, 0.10075711),
-            (287, 0.070957087)), _BVLC),
-    Golden("bvlc_alexnet", "sealion.jpeg",
-           "184fc3d5577eb79599ab177814e16551248a2271f8b7161c8e95e54fc96c9157", "kratzert", False,
-           ((150, 0.9834),), _KRATZERT),
-    Golden("bvlc_alexnet", "llama.jpeg",
-           "4eb066ee4dd9755cf44894be46369322cd928a330c52cb36f17bfc4f1770dcc2", "kratzert", False,
-           ((355, 0.9984),), _KRATZERT),
-    Golden("bvlc_alexnet", "zebra.jpeg",
-           "37c35ff4b93c6ff73fb98b426b2b0fe3f7ae09ef07a447d0a86390d28667757a", "kratzert", False,
-           ((340, 1.0),), _KRATZERT),
-    Golden("bvlc_alexnet", "poodle.png",
-           "c7c6de6cbc4d237a2e4f5cdcab78e01bf68a4a3ff653862ab05def0c7d1a3aa9", "udacity", True,
-           ((266, 0.389), (265, 0.223), (None, 0.173), (None, 0.150), (None, 0.026)), _UDACITY),
-    Golden("bvlc_alexnet", "weasel.png",
-           "04e68cc7196f3d9501b0d2d7759e392c0b26159a316a189db054f0ebb031cf4e", "udacity", True,
-           ((None, 0.331), (None, 0.280), (None, 0.210), (None, 0.081), (None, 0.027)), _UDACITY),
-)
-# fmt: on
+
+GOLDENS = _read_goldens(Path(__file__).with_name("goldens.json"))
 
 
 class Check(NamedTuple):
@@ -232,7 +193,7 @@ def verify_weights(
     found, arrays = _inspect(find_weights(path, download=False))
     if photos is None:
         return found
-    trained = None if "arrays" in found.wrong else _training(found.identity)
+    trained = None if "arrays" in found.wrong else found.identity.training
     known = replace(arrays, architecture=found.identity.architecture)
     pictures = _pictures(known, Path(photos), goldens, trained)
     return replace(found, checks=(*found.checks, *pictures))
@@ -242,17 +203,14 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
     # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
     from tf_alexnet.weights.formats import format_of
 
-    arrays, record = read_unidentified(path)
-    known = identify_arrays(arrays, path) if record is None else identified(record)
-    if record is not None:  # the checksum decides, but the distance is worth showing
-        nearest, distance = nearest_fingerprint(arrays)
-        known = replace(known, nearest=nearest, distance=distance)
+    arrays, known = read_identified(path)
     layers = tuple(
         LayerSummary(name, x.kernel.shape, x.bias.shape, x.kernel.size + x.bias.size)
         for name, x in arrays.layers.items()
     )
+    recorded = {"architecture": arrays.architecture, **arrays.metadata}
     checks = (
-        _checksum(path, record, known),
+        _checksum(path, known),
         _arrays(arrays, known),
         _fingerprint(path, known),
         _record(arrays, known),
@@ -268,9 +226,7 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
         dtype=", ".join(sorted({str(a.dtype) for x in arrays.layers.values() for a in x})),
         parameters=sum(x.parameters for x in layers),
         classes=arrays.classes,
-        metadata={
-            k: v for k, v in (("architecture", arrays.architecture), *arrays.metadata.items()) if v
-        },
+        metadata={k: v for k, v in recorded.items() if v},
         checks=checks,
         warnings=tuple(_warnings(path, arrays, known, checks)),
     )
@@ -280,26 +236,20 @@ def _inspect(path: Path) -> tuple[Inspection, WeightArrays]:
 def _named(path: Path) -> KnownWeights | None:
     """The weights published under this file's name."""
     for record in catalog():
-        if any(x.urls and x.file_name == path.name for x in record.sources) or (
-            record.sources[0].file_name == path.name
-        ):
+        first, *others = record.sources
+        if path.name in (first.file_name, *(x.file_name for x in others if x.urls)):
             return record
     return None
 
 
-def _training(known: Identification) -> str | None:
-    """The fingerprint of the trained network that these weights are."""
-    return known_weights(known.name).fingerprint if known.name else None
-
-
-def _checksum(path: Path, record: KnownWeights | None, known: Identification) -> Check:
-    named = _named(path)
+def _checksum(path: Path, known: Identification) -> Check:
+    record, named = published_file(path), _named(path)
     if record is not None:
         return Check("checksum", True, f"{known.how} is that of {record.name}")
     for source in named.sources if named else ():
         if source.file_name == path.name and source.checksum:
             # A conversion has the same arrays under a published name, in other bytes.
-            converted = source.size is None and _training(known) == named.fingerprint is not None
+            converted = source.size is None and known.training == named.fingerprint is not None
             found = "another file than the published one: " * converted + mismatch(path, source)
             return Check("checksum", None if converted else False, found)
     return Check("checksum", None, "unverified: no checksum is published")
@@ -307,11 +257,9 @@ def _checksum(path: Path, record: KnownWeights | None, known: Identification) ->
 
 def _arrays(arrays: WeightArrays, known: Identification) -> Check:
     fitting = (known.architecture,) if known.architecture else known.candidates
-    found = {x.name: faults(arrays, own_table(arrays, x)) for x in ARCHITECTURES.values()}
     if not fitting:
-        nearest = min(found, key=lambda name: len(found[name]))
-        return Check("arrays", False, f"not AlexNet; as {nearest}: {'; '.join(found[nearest])}")
-    wrong = found[fitting[0]]
+        return Check("arrays", False, not_alexnet(arrays))
+    wrong = faults(arrays, own_table(arrays, ARCHITECTURES[fitting[0]]))
     said = f"{len(arrays.layers)} layers, all finite: {' or '.join(fitting)}"
     return Check("arrays", not wrong, "; ".join(wrong) or said)
 
@@ -322,7 +270,7 @@ def _fingerprint(path: Path, known: Identification) -> Check:
     if known.distance is None:
         return Check("fingerprint", None, "no known numbers to compare with")
     found = f"biases at most {known.distance:.2g} from those of {known.nearest}"
-    named, trained = _named(path), _training(known)
+    named, trained = _named(path), known.training
     claimed = (named and named.fingerprint) or trained
     if claimed is None:
         return Check("fingerprint", None, f"{found}: another training", known.distance)
@@ -338,9 +286,8 @@ def _record(arrays: WeightArrays, known: Identification) -> Check:
     if known.architecture in (None, recorded):
         return Check("record", True, f"architecture {recorded}")
     how = "convolutions" if known.convolutions_only else known.how
-    return Check(
-        "record", False, f"it records {recorded}, but by its {how} it is {known.architecture}"
-    )
+    found = f"it records {recorded}, but by its {how} it is {known.architecture}"
+    return Check("record", False, found)
 
 
 def _warnings(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import re
 import stat
@@ -27,24 +26,20 @@ from tf_alexnet.weights.formats import (
     safetensors_file,
     torch_pth,
 )
-from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged
+from tf_alexnet.weights.formats.common import GET_ANOTHER, affordable, damaged, mapped
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
-from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError
+from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, wire_types
 
 KERAS_WEIGHTS = "model.weights.h5"
 MAX_BYTES = 1 << 31  # no network here takes more than 245 MB; protobuf ends here too
 
 
-class Opened:
-    """A file whose kind is to be told.
+# How a kind of file is told: by a test, or by what it begins with.
+Sniff = Callable[["Opened"], object] | bytes | tuple[bytes, ...]
 
-    Attributes
-    ----------
-    path : str or path
-        The file.
-    head : bytes
-        Its first 512 bytes.
-    """
+
+class Opened:
+    """A file whose kind is to be told: its path, first 512 bytes, content and members."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
@@ -54,8 +49,7 @@ class Opened:
     @cached_property
     def content(self) -> memoryview:
         """All of it."""
-        with open(self.path, "rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return mapped(self.path)
 
     @cached_property
     def members(self) -> ZipMembers | tuple[()]:
@@ -67,37 +61,22 @@ class Opened:
         except ZipError as error:
             raise damaged(self.path, f"a zip archive with {error}") from None
 
-    def starts(self, *magics: bytes) -> bool:
-        """Whether it begins with one of these."""
-        return self.head.startswith(magics)
+    def fits(self, sniff: Sniff) -> bool:
+        """Whether it passes this test, or begins with one of these."""
+        return bool(sniff(self)) if callable(sniff) else self.head.startswith(sniff)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of weight files.
+    """A format of weight files."""
 
-    Attributes
-    ----------
-    title : str
-        What it is called in messages.
-    suffixes : tuple of str
-        Usual endings of file names. Files are written by them, and read whatever their name is.
-    sniff : callable
-        Whether an `Opened` file is of this format.
-    read : callable
-        Reads an `Opened` file.
-    write : callable or None
-        Writes `WeightArrays` to a path, if files of this format are written here.
-    forms : tuple of str
-        Values of the argument `form` of `write`.
-    """
-
-    title: str
-    suffixes: tuple[str, ...]
-    sniff: Callable[[Opened], bool]
-    read: Callable[[Opened], WeightArrays]
+    title: str  # for messages
+    suffixes: tuple[str, ...]  # files are written by the first, and read whatever their name is
+    sniff: Sniff
+    read: Callable[..., WeightArrays]  # of a path; of a zip archive, a path and its members
     write: Callable | None = None
-    forms: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()  # values of the argument `form` of `write`
+    zipped: bool = False
 
 
 def _is_safetensors(file: Opened) -> bool:
@@ -106,31 +85,23 @@ def _is_safetensors(file: Opened) -> bool:
     return begins and struct.unpack_from("<Q", file.head)[0] < MAX_BYTES
 
 
-def _read_keras(file: Opened) -> WeightArrays:
+def _read_keras(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
     """The weights in a .keras archive; of its configuration, only names of layers are looked at."""
     try:
-        text = str(file.members.read("config.json")[: 16 << 20], "utf-8", "replace")
-        if file.members.size(KERAS_WEIGHTS) > affordable(len(file.content)):
+        text = str(members.read("config.json")[: 16 << 20], "utf-8", "replace")
+        if members.size(KERAS_WEIGHTS) > affordable(os.path.getsize(path)):
             raise ZipError("far more in it than an AlexNet")
         with tempfile.NamedTemporaryFile(suffix=".h5") as inner:
-            for piece in file.members.pieces(KERAS_WEIGHTS):
+            for piece in members.pieces(KERAS_WEIGHTS):
                 inner.write(piece)
             inner.flush()
             arrays = hdf5_file.read(inner.name)
     except ZipError as error:
-        raise damaged(file.path, f"a zip archive with {error}") from None
+        raise damaged(path, f"a zip archive with {error}") from None
     except WeightsError as error:
-        raise damaged(file.path, error.found, error.advice) from None
+        raise damaged(path, error.found, error.advice) from None
     names = re.findall(r'"name": *"([^"\\]{1,80})"', text)
-    return hdf5_file.described(replace(arrays, source=os.fspath(file.path)), names)
-
-
-def _by_path(read: Callable[[str | os.PathLike], WeightArrays]) -> Callable[[Opened], WeightArrays]:
-    return lambda file: read(file.path)
-
-
-def _starting(*magics: bytes) -> Callable[[Opened], bool]:
-    return lambda file: file.starts(*magics)
+    return hdf5_file.described(replace(arrays, source=os.fspath(path)), names)
 
 
 # The order matters where one begins like another.
@@ -139,65 +110,53 @@ FORMATS = (
         "safetensors",
         (".safetensors",),
         _is_safetensors,
-        _by_path(safetensors_file.read),
+        safetensors_file.read,
         safetensors_file.write,
     ),
-    Format(
-        "NumPy dictionary (.npy)",
-        (".npy",),
-        _starting(npy.MAGIC),
-        _by_path(npy.read),
-        npy.write,
-        ("list", "dict"),
-    ),
-    Format(
-        "torch file (.pth)", (".pth", ".pt"), _starting(torch_pth.MAGIC), _by_path(torch_pth.read)
-    ),
+    Format("NumPy dictionary (.npy)", (".npy",), npy.MAGIC, npy.read, npy.write, ("list", "dict")),
     Format(
         "torch file (.pth)",
         (".pth", ".pt"),
-        lambda file: torch_pth.archive_root(file.members) is not None,
-        lambda file: torch_pth.read_archive(file.path, file.members),
+        lambda x: x.fits(torch_pth.MAGIC) or torch_pth.archive_root(x.members) is not None,
+        torch_pth.read,
+        zipped=True,
     ),
     Format(
         "NumPy archive (.npz)",
         (".npz",),
-        lambda file: any(name.endswith(".npy") for name in file.members),
-        lambda file: npz.read(file.path, file.members),
+        lambda x: any(name.endswith(".npy") for name in x.members),
+        npz.read,
         npz.write,
+        zipped=True,
     ),
     Format(
         "Keras model (.keras)",
         (".keras",),
-        lambda file: {"config.json", KERAS_WEIGHTS} <= set(file.members),
+        lambda x: {"config.json", KERAS_WEIGHTS} <= set(x.members),
         _read_keras,
+        zipped=True,
     ),
     Format(
         "HDF5 (.h5)",
         (".h5", ".hdf5"),
-        _starting(hdf5_file.MAGIC),
-        _by_path(hdf5_file.read),
+        hdf5_file.MAGIC,
+        hdf5_file.read,
         hdf5_file.write,
         ("keras", "caffe"),
     ),
     Format(
         "Deep Compression (.net)",
         (".net",),
-        lambda file: deep_compression.recognised(file.head),
-        _by_path(deep_compression.read),
+        lambda x: deep_compression.recognised(x.head),
+        deep_compression.read,
     ),
-    Format("pickled dictionary", (".pkl",), _starting(*npy.PICKLES), _by_path(npy.read)),
-    Format(
-        "ONNX",
-        (".onnx",),
-        lambda file: onnx_file.recognised(file.head, file.content),
-        _by_path(onnx_file.read),
-    ),
+    Format("pickled dictionary", (".pkl",), npy.PICKLES, npy.read),
+    Format("ONNX", (".onnx",), lambda x: onnx_file.recognised(x.head, x.content), onnx_file.read),
     Format(
         "Caffe model (.caffemodel)",
         (".caffemodel",),
-        lambda file: caffemodel.recognised(file.content),
-        _by_path(caffemodel.read),
+        lambda x: caffemodel.recognised(x.content),
+        caffemodel.read,
         caffemodel.write,
     ),
 )
@@ -205,6 +164,7 @@ WRITABLE = {x.suffixes[0]: x for x in FORMATS if x.write}
 READABLE = f"Readable are: {', '.join(dict.fromkeys(x.title for x in FORMATS))}."
 _EXPORT = "Export it to ONNX, or save its arrays with numpy.savez."
 _UNPACK = "Unpack it first."
+_ORIGINAL = "Use the file that it was made from."
 _CHECKPOINT = "Load it with tf.train.load_checkpoint, and save its arrays with numpy.savez."
 
 
@@ -233,46 +193,39 @@ def _has_operations(file: Opened, *numbers: int) -> bool:
 
 def _is_core_ml(file: Opened) -> bool:
     """Whether it is a Model: version 1, description 2, and its kind from 200 on."""
-    try:
-        wires = {x.number: x.wire for x in itertools.islice(Wire().walk(file.content), 20)}
-    except WireError:
-        return False
+    wires = wire_types(file.content)
     return wires.get(1) == VARINT and wires.get(2) == LENGTH and max(wires) >= 200
 
 
 # Files of other kinds: how they are told, what they are, what to do.
-FOREIGN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
-    (_starting(b"\x1f\x8b"), "a gzip archive", "Unpack it first: gunzip it."),
-    (_starting(b"BZh"), "a bzip2 archive", _UNPACK),
-    (_starting(b"\xfd7zXZ\x00"), "an xz archive", _UNPACK),
-    (_starting(b"7z\xbc\xaf\x27\x1c"), "a 7z archive", _UNPACK),
-    (_starting(b"Rar!\x1a\x07"), "a RAR archive", _UNPACK),
-    (_starting(b"\x28\xb5\x2f\xfd"), "a zstd archive", _UNPACK),
+FOREIGN: tuple[tuple[Sniff, str, str], ...] = (
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first: gunzip it."),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
     (lambda x: x.head[257:262] == b"ustar", "a tar archive", _UNPACK),
-    (
-        _starting(b"version https://git-lfs"),
-        "a Git LFS pointer, not the file itself",
-        "Run `git lfs pull`.",
-    ),
-    (_starting(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM"), "a picture", READABLE),
-    (_starting(b"%PDF"), "a PDF document", READABLE),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Run `git lfs pull`."),
+    ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM"), "a picture", READABLE),
+    (b"%PDF", "a PDF document", READABLE),
     (lambda x: x.head[4:8] == b"TFL3", "a TensorFlow Lite model", _EXPORT),
-    (_starting(b"MATLAB "), "a MATLAB file (.mat)", _EXPORT),
-    (_starting(b"\x12\x01\0\0\0\0\0\0"), "an MXNet file of arrays", _EXPORT),
+    (b"MATLAB ", "a MATLAB file (.mat)", _EXPORT),
+    (b"\x12\x01\0\0\0\0\0\0", "an MXNet file of arrays", _EXPORT),
     (
         lambda x: x.content[-8:] == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb",
         "the index of a TensorFlow checkpoint",
         _CHECKPOINT,
     ),
-    (_starting(b"model_checkpoint_path"), "the list of TensorFlow checkpoints", _CHECKPOINT),
+    (b"model_checkpoint_path", "the list of TensorFlow checkpoints", _CHECKPOINT),
     (lambda x: _has_operations(x, 2, 2), "the graph of a SavedModel", _EXPORT),
     (lambda x: _has_operations(x, 2), "the graph of a TensorFlow checkpoint", _CHECKPOINT),
     (_has_operations, "a TensorFlow graph (.pb)", "Convert it to ONNX with tf2onnx."),
-    (_is_core_ml, "a Core ML model", "Use the file that it was made from."),
+    (_is_core_ml, "a Core ML model", _ORIGINAL),
     (
-        lambda x: x.starts(b"<") and b"<net " in x.head,
+        lambda x: x.head.startswith(b"<") and b"<net " in x.head,
         "an OpenVINO network (.xml, whose weights are in a .bin file)",
-        "Use the file that it was made from.",
+        _ORIGINAL,
     ),
     (
         lambda x: x.head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"),
@@ -284,7 +237,7 @@ FOREIGN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
         "a network definition (prototxt), not weights",
         "Pass it as architecture= (--architecture), beside its .caffemodel.",
     ),
-    (lambda x: _is_text(x) and not x.starts(*npy.PICKLES), "a text file", READABLE),
+    (lambda x: _is_text(x) and not x.fits(npy.PICKLES), "a text file", READABLE),
     (
         lambda x: torch_pth.archive_root(x.members) and any("/code/" in y for y in x.members),
         "a TorchScript program, not weights",
@@ -292,8 +245,8 @@ FOREIGN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
     ),
 )
 # What files are that no format fits: some have nothing of their own to begin with.
-UNKNOWN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
-    (_starting(b"PK"), "a zip archive without weights of a known kind", READABLE),
+UNKNOWN: tuple[tuple[Sniff, str, str], ...] = (
+    (b"PK", "a zip archive without weights of a known kind", READABLE),
     (
         lambda x: re.search(r"\.data-\d{5}-of-\d{5}$", str(x.path)),
         "the arrays of a TensorFlow checkpoint",
@@ -302,9 +255,8 @@ UNKNOWN: tuple[tuple[Callable[[Opened], object], str, str], ...] = (
     (
         lambda x: Path(x.path).suffix == ".bin" and Path(x.path).with_suffix(".xml").exists(),
         "the weights of an OpenVINO network, without names or shapes",
-        "Use the file that it was made from.",
+        _ORIGINAL,
     ),
-    (lambda x: True, "not a weight file of a known kind", READABLE),
 )
 # Folders that other tools write, told by a file in them.
 FOLDERS = (
@@ -314,8 +266,8 @@ FOLDERS = (
 )
 
 
-def _opened(path: str | os.PathLike) -> Opened:
-    """A regular file of a reasonable size, and of a kind that may be a weight file."""
+def _opened(path: str | os.PathLike) -> tuple[Opened, Format]:
+    """A regular file of a reasonable size, and its format."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -337,28 +289,20 @@ def _opened(path: str | os.PathLike) -> Opened:
         raise damaged(path, f"{status.st_size} bytes, more than 2 GiB", READABLE)
     file = Opened(path)
     for sniff, found, advice in FOREIGN:
-        if sniff(file):
+        if file.fits(sniff):
             raise damaged(path, found, advice)
-    return file
+    for known in FORMATS:
+        if file.fits(known.sniff):
+            return file, known
+    for sniff, found, advice in UNKNOWN:
+        if file.fits(sniff):
+            raise damaged(path, found, advice)
+    raise damaged(path, "not a weight file of a known kind", READABLE)
 
 
 def format_of(path: str | os.PathLike) -> Format:
-    """The format of a weight file, told by its content.
-
-    Raises
-    ------
-    WeightsError
-        If the file can't be read, or is of another kind.
-    """
-    return _format_of(_opened(path))
-
-
-def _format_of(file: Opened) -> Format:
-    for known in FORMATS:
-        if known.sniff(file):
-            return known
-    found, advice = next((found, advice) for sniff, found, advice in UNKNOWN if sniff(file))
-    raise damaged(file.path, found, advice)
+    """The format of a weight file, told by its content."""
+    return _opened(path)[1]
 
 
 def read_file(path: str | os.PathLike) -> WeightArrays:
@@ -381,8 +325,8 @@ def read_file(path: str | os.PathLike) -> WeightArrays:
         If the file is missing, damaged, of another kind, or asks for code to be run.
     """
     try:
-        file = _opened(path)
-        return _format_of(file).read(file)
+        file, known = _opened(path)
+        return known.read(path, file.members) if known.zipped else known.read(path)
     except OSError as error:
         raise damaged(
             path, f"it can't be read ({error.strerror or error})", "Check the file and its rights."
@@ -396,25 +340,7 @@ def write_file(
 ) -> None:
     """Write weights in the format that the suffix of `path` names, all or nothing.
 
-    Parameters
-    ----------
-    arrays : WeightArrays
-        What to write.
-    path : path-like
-        Ends in .npy, .npz, .caffemodel, .h5 or .safetensors.
-    form : str, optional
-        For formats that have several: "list" or "dict" (.npy), "keras" or "caffe" (.h5).
-    **options
-        Of the format's own `write`.
-
-    Raises
-    ------
-    UsageError
-        If the suffix, the form or an option names nothing known.
-    WeightsError
-        If the format can't hold these arrays.
-    OutputError
-        If the file can't be written; nothing is left behind, and an old file stays as it was.
+    Parameters and errors are those of `tf_alexnet.weights.write_weights`.
     """
     suffix = Path(path).suffix.lower()
     use = f"Use one of {', '.join(WRITABLE)}."

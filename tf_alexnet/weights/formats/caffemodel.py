@@ -11,16 +11,15 @@ and (height, width, channels).
 
 from __future__ import annotations
 
-import mmap
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.errors import UsageError
 from tf_alexnet.weights.arrays import (
     LAYER_ORDER,
     WeightArrays,
@@ -36,22 +35,67 @@ from tf_alexnet.weights.formats.common import (
     assemble,
     damaged,
     from_channels_first,
+    mapped,
     metadata_text,
     modern,
     parsed_metadata,
     to_channels_first,
 )
-from tf_alexnet.weights.graph import SETTINGS, Node, Told, caffe_node, foreign_layer, told_by
-from tf_alexnet.wire import FIXED32, LENGTH, VARINT, Wire, WireError, text
+from tf_alexnet.weights.graph import Node, Told, caffe_node, foreign_layer, told_by
+from tf_alexnet.wire import (
+    BLOB,
+    FIXED32,
+    LENGTH,
+    VARINT,
+    Wire,
+    WireError,
+    blob_array,
+    fields,
+    last,
+    wire_types,
+)
 
-MAX_BYTES = 1 << 31
-CONVOLUTION, INNER_PRODUCT = 4, 14  # V1LayerParameter.LayerType
+# What `write` numbers a layer, its name, its type and its blobs, and the types it writes.
+_NUMBERS = {
+    "new": (100, 1, 2, 7, (b"Convolution", b"InnerProduct")),
+    "v1": (2, 4, 5, 6, (4, 14)),
+}
 CAFFE_NAMES = {"AlexNet": "bvlc_alexnet", "CaffeNet": "caffenet"}
 RECORD = 20_000  # of NetParameter: our metadata as JSON
-_NEW = {1: "name", 2: "kind", 3: "bottom", 4: "top", 7: "blobs"}
-_NEW |= {new: name for name, (new, _, _) in SETTINGS.items()}
-_V1 = {1: "layer", 2: "bottom", 3: "top", 4: "name", 5: "kind", 6: "blobs"}
-_V1 |= {old: name for name, (_, old, _) in SETTINGS.items()}
+_CONVOLUTION = {
+    **fields("int", num_output=1, pad=3, kernel_size=4, group=5, stride=6, dilation=18),
+    **fields("int", pad_h=9, pad_w=10, kernel_h=11, kernel_w=12, stride_h=13, stride_w=14),
+}
+_DENSE = fields("int", num_output=1, transpose=6)
+_LRN = fields("int", local_size=1, norm_region=4) | fields("float", alpha=2, beta=3, k=5)
+_POOLING = {
+    **fields("int", pool=1, kernel_size=2, stride=3, pad=4, kernel_h=5, kernel_w=6),
+    **fields("int", stride_h=7, stride_w=8, pad_h=9, pad_w=10),
+}
+_LAYER = {
+    **fields("text", name=1, type=2, bottom=3, top=4),
+    **fields(BLOB, blobs=7),
+    **fields(_CONVOLUTION, convolution_param=106),
+    **fields(_DENSE, inner_product_param=117),
+    **fields(_LRN, lrn_param=118),
+    **fields(_POOLING, pooling_param=121),
+}
+_V1_LAYER = {
+    **fields(fields("text", name=1) | fields(BLOB, blobs=50), layer=1),  # V0
+    **fields("text", bottom=2, top=3, name=4),
+    **fields("int", type=5),
+    **fields(BLOB, blobs=6),
+    **fields(_CONVOLUTION, convolution_param=10),
+    **fields(_DENSE, inner_product_param=17),
+    **fields(_LRN, lrn_param=18),
+    **fields(_POOLING, pooling_param=19),
+}
+_NET = {
+    **fields("text", name=1),
+    **fields(_V1_LAYER, layers=2),
+    **fields(_LAYER, layer=100),
+    **fields("bytes", record=RECORD),
+}
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
@@ -67,58 +111,34 @@ def read(path: str | os.PathLike) -> WeightArrays:
         If the file is damaged, or not a Caffe model, or a network with layers that change the
         result and that AlexNet does not have, such as batch normalisation.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= MAX_BYTES:
-            raise damaged(path, f"a file of {size} bytes")
-        # Every array is copied when it is transposed, so the mapping does not outlive this call.
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     try:
-        message = memoryview(mapped)
-        other = _other_kind(_wires(message))
-        if other:
+        message = mapped(path)
+        if other := _other_kind(wire_types(message)):
             raise damaged(path, other, "Name the .caffemodel that belongs to it.")
-        net = _net(message)
-        foreign = foreign_layer(net.nodes)
-        if foreign:
+        net = Wire().read(message, _NET)
+        nodes, weighted = _layers(net)
+        if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
-        told = told_by(net.nodes)
-        layers = from_channels_first(_pairs(net), told.flattened)
-        arrays = assemble(path, layers, *parsed_metadata(net.record), in_order=True)
+        told = told_by(nodes)
+        layers = from_channels_first(_pairs(weighted), told.flattened)
+        record = str(last(net, "record", b"")[:MAX_METADATA], "utf-8", "replace")
+        arrays = assemble(path, layers, *parsed_metadata(record), told.flattened)
     except NotAlexNetError as error:
         raise damaged(path, str(error), ADVICE) from None
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged Caffe model, or not one at all: {error}") from None
-    metadata = dict(arrays.metadata)
-    if net.title and net.title not in ARCHITECTURES:
-        metadata.setdefault("net", net.title)
+    metadata, title = dict(arrays.metadata), last(net, "name", "")
+    if title and title not in ARCHITECTURES:
+        metadata.setdefault("net", title)
     if told.difference and told.architecture:
         metadata.setdefault("differs", told.difference)
-    return replace(
-        arrays,
-        architecture=_architecture(net.title, told, arrays),
-        metadata=metadata,
-        flattened={k: v for k, v in told.flattened.items() if k in layers},
-    )
+    return replace(arrays, architecture=_architecture(title, told, arrays), metadata=metadata)
 
 
 def recognised(message: memoryview) -> bool:
     """Whether it begins like a file that Caffe writes: a network, a solver's state or a blob."""
-    wires = _wires(message)
+    wires = wire_types(message)
     return bool({2, 100} & wires.keys()) or wires.get(1) == LENGTH or _other_kind(wires) is not None
-
-
-def _wires(message: memoryview) -> dict[int, int]:
-    """Number -> wire type of the first fields."""
-    wires: dict[int, int] = {}
-    try:
-        for number, wire, _ in Wire().walk(message):
-            wires.setdefault(number, wire)
-            if len(wires) > 4:
-                break
-    except WireError:
-        pass
-    return wires
 
 
 def _other_kind(wires: Mapping[int, int]) -> str | None:
@@ -130,98 +150,42 @@ def _other_kind(wires: Mapping[int, int]) -> str | None:
     return None
 
 
-@dataclass
-class _Net:
-    """A NetParameter: its name, our record, its layers, and the blobs of those that have some."""
-
-    title: str = ""
-    record: str = ""
-    nodes: list[Node] = field(default_factory=list)
-    blobs: dict[str, list[np.ndarray]] = field(default_factory=dict)
-
-
-def _net(message: memoryview) -> _Net:
-    """A NetParameter: name 1, layers (V1) 2, layer 100."""
-    wire, net = Wire(), _Net()
-    for number, value in wire.messages(message, 1, 2, 100, RECORD):
-        if number == 1:
-            net.title = text(value)
-            continue
-        if number == RECORD:
-            net.record = str(value[:MAX_METADATA], "utf-8", "replace")
-            continue
-        node, raw = _layer(wire, value, v1=number == 2)
-        blobs = [wire.blob(blob) for blob in raw]
+def _layers(net: Mapping[str, list]) -> tuple[list[Node], dict[str, tuple[Node, list]]]:
+    """The layers of a NetParameter; and by name those that have blobs, with these."""
+    nodes, weighted = [], {}
+    for layer in (*net.get("layers", ()), *net.get("layer", ())):
+        layer |= last(layer, "layer", {})
+        node = caffe_node(layer)
+        blobs = [blob_array(blob) for blob in layer.get("blobs", ())]
         if node.kind == "Convolution" and blobs:
-            node = replace(node, numbers={**node.numbers, "filters": blobs[0].shape[0]})
-        net.nodes.append(node)
-        if blobs and node.name in net.blobs:
+            node = replace(node, numbers={**node.numbers, "filters": len(blobs[0])})
+        nodes.append(node)
+        if blobs and node.name in weighted:
             raise WireError(f"layer {node.name!r} twice")
         if blobs:
-            net.blobs[node.name] = blobs
-    return net
+            weighted[node.name] = node, blobs
+    return nodes, weighted
 
 
-def _layer(wire: Wire, message: memoryview, v1: bool) -> tuple[Node, list[memoryview]]:
-    """A LayerParameter, a V1LayerParameter or the V0 within one, and its blobs."""
-    form = _V1 if v1 else _NEW
-    names: dict[str, list] = {"name": [""], "kind": [""], "bottom": [], "top": [], "blobs": []}
-    settings = {}
-    for number, kind, value in wire.walk(message):
-        part = form.get(number)
-        if part in SETTINGS and kind == LENGTH:
-            settings[part] = _settings(wire, value, SETTINGS[part][2])
-        elif part == "layer" and kind == LENGTH:  # V0: name 1, type 2, blobs 50
-            for inner, content in wire.messages(value, 1, 50):
-                names["name" if inner == 1 else "blobs"].append(
-                    text(content) if inner == 1 else content
-                )
-        elif part in names:
-            if kind == VARINT and part == "kind":
-                names[part].append(value)
-            elif kind != LENGTH:
-                raise WireError(f"a field {number} of wire type {kind}")
-            else:
-                names[part].append(value if part == "blobs" else text(value))
-    node = caffe_node(names["name"][-1], names["kind"][-1], names["bottom"], names["top"], settings)
-    return node, names["blobs"]
-
-
-def _settings(wire: Wire, message: memoryview, names: dict[int, str]) -> dict[str, list]:
-    """Field name -> values of a layer's settings: integers, packed or not, and floats."""
-    found: dict[str, list] = {}
-    for field_ in wire.walk(message):
-        if field_.number not in names:
-            continue
-        if field_.wire == FIXED32:
-            values = np.frombuffer(field_.value, "<f4").tolist()
-        else:
-            values = wire.integers([field_], field_.number)
-        found.setdefault(names[field_.number], []).extend(values)
-    return found
-
-
-def _pairs(net: _Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pairs(
+    weighted: Mapping[str, tuple[Node, list]],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Kernel and bias of each layer, in Caffe's layout, whatever the vintage of the blobs.
 
     Other layers with blobs, such as a deconvolution, are left out with a warning, unless they have
     the name of one of ours.
     """
-    kinds = {node.name: node.kind for node in net.nodes}
-    transposed = {node.name for node in net.nodes if node.numbers.get("transposed")}
     pairs = {}
-    for name, blobs in net.blobs.items():
-        ours = kinds[name] in ("Convolution", "InnerProduct", "") and len(blobs) == 2
-        if not ours and name not in LAYER_ORDER:
-            words = f"{kinds[name] or 'a layer'} with {len(blobs)} blobs"
+    for name, (node, blobs) in weighted.items():
+        if node.kind not in ("Convolution", "InnerProduct", "") or len(blobs) != 2:
+            if name in LAYER_ORDER:
+                parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
+                raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
+            words = f"{node.kind or 'a layer'} with {len(blobs)} blobs"
             warnings.warn(f"left out: {name} ({words})", stacklevel=3)
             continue
-        if not ours:
-            parts = "without a bias" if len(blobs) == 1 else f"with {len(blobs)} blobs"
-            raise NotAlexNetError(f"a network whose layer {name!r} is {parts}, not AlexNet")
-        kernel, bias = blobs
-        kernel, bias = modern(kernel, bias)
-        if kernel.ndim == 2 and name in transposed:
+        kernel, bias = modern(*blobs)
+        if kernel.ndim == 2 and node.numbers.get("transpose"):
             kernel = kernel.T
         if bias.ndim != 1 or kernel.ndim not in (2, 4):
             raise NotAlexNetError(f"layer {name!r} with blobs of {kernel.shape} and {bias.shape}")
@@ -287,49 +251,39 @@ def write(
     title = arrays.metadata.get("net", arrays.architecture)
     record = metadata_text(arrays)
     arrays = with_own_names(arrays)
-    try:
-        kernels = to_channels_first(arrays)
-    except ValueError as error:
-        raise WeightsError(arrays.source, str(error), "Write a .npy file instead.") from None
+    kernels = to_channels_first(arrays)
     with open(path, "wb") as file:
         if title:
-            file.write(_bytes_field(1, title.encode()))
+            file.write(_field(1, title.encode()))
         for name, kernel in kernels:
             bias = as_float32(arrays.layers[name].bias)
             _write_layer(file, name, (kernel, bias), layers, blobs, packed)
-        file.write(_bytes_field(RECORD, record.encode()))
+        file.write(_field(RECORD, record.encode()))
 
 
 def _write_layer(file, name: str, arrays, layers: str, blobs: str, packed: bool) -> None:
     """One layer: its name and type, then its blobs, each behind its length."""
-    dense = arrays[0].ndim == 2
-    if layers == "v1":
-        kind = _key(5, VARINT) + _varint(INNER_PRODUCT if dense else CONVOLUTION)
-        fields = _bytes_field(4, name.encode()) + kind
-    else:
-        kind = b"InnerProduct" if dense else b"Convolution"
-        fields = _bytes_field(1, name.encode()) + _bytes_field(2, kind)
-    opened = []
-    size = len(fields)
+    layer, title, kind, blob, kinds = _NUMBERS[layers]
+    fields = _field(title, name.encode()) + _field(kind, kinds[arrays[0].ndim == 2])
+    heads, size = [], len(fields)
     for array in arrays:
-        shape, length = _shape_field(array, blobs), array.size * 5
+        head, length = _shape_field(array, blobs), array.size * 5
         if packed:
-            shape += _key(5, LENGTH) + _varint(array.nbytes)
             length = array.nbytes
-        head = _key(6 if layers == "v1" else 7, LENGTH) + _varint(len(shape) + length) + shape
-        opened.append(head)
-        size += len(head) + length
-    file.write(_key(2 if layers == "v1" else 100, LENGTH) + _varint(size) + fields)
-    for head, array in zip(opened, arrays, strict=True):
+            head += _opening(5, length)
+        heads.append(_opening(blob, len(head) + length) + head)
+        size += len(heads[-1]) + length
+    file.write(_opening(layer, size) + fields)
+    for head, array in zip(heads, arrays, strict=True):
         file.write(head)
         _write_values(file, array, packed)
 
 
 def _shape_field(array: np.ndarray, blobs: str) -> bytes:
     if blobs == "shaped":
-        return _bytes_field(7, _bytes_field(1, b"".join(map(_varint, array.shape))))
+        return _field(7, _field(1, b"".join(map(_varint, array.shape))))
     shape = (1,) * (4 - array.ndim) + array.shape
-    return b"".join(_key(i, VARINT) + _varint(n) for i, n in enumerate(shape, start=1))
+    return b"".join(_field(i, n) for i, n in enumerate(shape, start=1))
 
 
 def _write_values(file, array: np.ndarray, packed: bool) -> None:
@@ -339,13 +293,20 @@ def _write_values(file, array: np.ndarray, packed: bool) -> None:
         values = np.ascontiguousarray(array[start : start + step], "<f4").reshape(-1)
         if not packed:
             fields = np.empty(values.size, [("key", "u1"), ("value", "<f4")])
-            fields["key"], fields["value"] = _key(5, FIXED32)[0], values
+            fields["key"], fields["value"] = 5 << 3 | FIXED32, values
             values = fields
         file.write(values.view("u1").data)
 
 
-def _key(number: int, wire: int) -> bytes:
-    return _varint(number << 3 | wire)
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _varint(number << 3 | VARINT) + _varint(value)
+    return _opening(number, len(value)) + value
+
+
+def _opening(number: int, length: int) -> bytes:
+    """What stands before this many bytes of a field."""
+    return _varint(number << 3 | LENGTH) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
@@ -354,7 +315,3 @@ def _varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
-
-
-def _bytes_field(number: int, raw: bytes) -> bytes:
-    return _key(number, LENGTH) + _varint(len(raw)) + raw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import re
 import warnings
@@ -17,7 +18,7 @@ from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, network_order
 
 MAX_METADATA = 1 << 16  # characters
-_COLUMNS = 16
+_ROWS = 16
 GET_ANOTHER = "Get the file again from where it is published, or use another one."
 ADVICE = "Use the weights of an AlexNet."
 
@@ -45,24 +46,15 @@ def flattened_channels(
 ) -> dict[str, int | None]:
     """Channels of the map that the inputs of each dense layer flatten.
 
+    0 for a layer that reads a vector, None where nothing tells. `layers` are in the order of the
+    network, kernels in TensorFlow's layout.
+
     Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so the
     rows of every dense layer that follows a convolution have another order there. Which layers
-    those are is told by the file's graph; else by our tables, for a layer with a name and a number
-    of inputs of theirs; else by what could feed that number of inputs: a dense layer with as many
-    units that comes before it by its number (``fc6_new``, ``fc7``) or its place in the file, or a
-    convolution whose channels times a square make it.
-
-    Parameters
-    ----------
-    layers : mapping of str to LayerArrays
-        In the order of the network, kernels in TensorFlow's layout.
-    told : mapping of str to int
-        What the file's graph tells, as `WeightArrays.flattened`.
-
-    Returns
-    -------
-    dict of str to int or None
-        0 for a layer that reads a vector, None where nothing tells.
+    those are is told by the file's graph (`told`, as `WeightArrays.flattened`); else by our tables,
+    for a layer with a name and a number of inputs of theirs; else by what could feed that number of
+    inputs: a dense layer with as many units that comes before it by its number (``fc6_new``,
+    ``fc7``) or its place in the file, or a convolution whose channels times a square make it.
     """
     found = {}
     maps = {layer.bias.size for layer in layers.values() if layer.kernel.ndim == 4}
@@ -73,15 +65,27 @@ def flattened_channels(
         channels = told.get(name, _channels_in_tables(name, rows, maps))
         if channels is None:
             channels = _channels_by_place(name, rows, layers)
-        fits = channels == 0 or (channels and map_side(rows, channels))
+        fits = channels == 0 or (channels and _map_side(rows, channels))
         found[name] = channels if fits else None
     return found
 
 
-def map_side(rows: int, channels: int) -> int | None:
+def _map_side(rows: int, channels: int) -> int | None:
     """Side of the square map with these channels that has `rows` values, or None."""
     side = math.isqrt(rows // channels)
     return side if side * side * channels == rows else None
+
+
+def channels_first(kernel: np.ndarray, channels: int | None) -> np.ndarray:
+    """A view of a kernel of TensorFlow's in the order of Caffe and torch.
+
+    That is (out, in, height, width), or (out, in); for a dense layer whose inputs flatten a map of
+    so many `channels`, (out, channels, height, width).
+    """
+    if kernel.ndim == 2 and channels:
+        side = _map_side(len(kernel), channels)
+        kernel = kernel.reshape(side, side, channels, -1)
+    return kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
 
 
 def _channels_in_tables(name: str, rows: int, maps: set[int]) -> int | None:
@@ -100,7 +104,7 @@ def _channels_in_tables(name: str, rows: int, maps: set[int]) -> int | None:
 def _channels_by_place(name: str, rows: int, layers: Mapping[str, LayerArrays]) -> int | None:
     maps, vectors = set(), []
     for other, layer in layers.items():
-        if other != name and layer.kernel.ndim == 4 and map_side(rows, layer.bias.size):
+        if other != name and layer.kernel.ndim == 4 and _map_side(rows, layer.bias.size):
             maps.add(layer.bias.size)
         elif other != name and layer.kernel.ndim == 2 and layer.bias.size == rows:
             vectors.append(other)
@@ -118,7 +122,7 @@ def _channels_by_place(name: str, rows: int, layers: Mapping[str, LayerArrays]) 
 
 
 def _unknown_rows(name: str, layer: LayerArrays) -> str:
-    return f"{name} has {layer.kernel.shape[0]} inputs, and nothing tells how they are ordered"
+    return f"{name} has {len(layer.kernel)} inputs, and nothing tells how they are ordered"
 
 
 def affordable(file_size: int) -> int:
@@ -130,57 +134,55 @@ def from_channels_first(
     layers: Mapping[str, tuple[np.ndarray, np.ndarray]],
     told: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, LayerArrays]:
-    """Kernels and biases as Caffe and torch keep them, in TensorFlow's layout.
+    """Kernels and biases as Caffe and torch keep them, as float32 copies in TensorFlow's layout.
 
-    A layer that AlexNet does not have is left out, with a warning, where the order of its inputs
-    can't be told.
-
-    Parameters
-    ----------
-    layers : mapping of str to (kernel, bias)
-        In the order of the network. Convolutions (out, in / groups, height, width), dense kernels
-        (out, in) with the inputs of those that follow a convolution flattened as
-        (channels, height, width).
-    told : mapping of str to int
-        As in `flattened_channels`.
-
-    Returns
-    -------
-    dict of str to LayerArrays
-        Float32 copies, in the order given.
+    Convolutions are (out, in / groups, height, width) and dense kernels (out, in), with the inputs
+    of those that follow a convolution flattened as (channels, height, width); see
+    `flattened_channels`. A layer that AlexNet does not have is left out, with a warning, if it is
+    none of these or the order of its inputs can't be told.
 
     Raises
     ------
     NotAlexNetError
-        If a layer is none of these, or the order of a dense layer's inputs can't be told.
+        If that is a layer of AlexNet's.
     """
     views = {}
     for name, (kernel, bias) in layers.items():
-        if kernel.ndim not in (2, 4) or bias.shape != kernel.shape[:1]:
-            shapes = f"arrays of {kernel.shape} and {bias.shape}"
-            if name in LAYER_ORDER:
-                raise NotAlexNetError(f"layer {name} with {shapes}")
-            warnings.warn(f"left out: {name} ({shapes})", stacklevel=4)
+        if kernel.ndim in (2, 4) and bias.shape == kernel.shape[:1]:
+            axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
+            views[name] = LayerArrays(kernel.transpose(axes), bias)
             continue
-        axes = (1, 0) if kernel.ndim == 2 else (2, 3, 1, 0)
-        views[name] = LayerArrays(kernel.transpose(axes), bias)
+        shapes = f"arrays of {kernel.shape} and {bias.shape}"
+        _leave_out(name, f"layer {name} with {shapes}", f"{name} ({shapes})")
     channels = flattened_channels(views, told)
     converted = {}
     for name, (kernel, bias) in views.items():
-        shape = kernel.shape
-        depth = channels.get(name, 0)
-        if depth is None and name not in LAYER_ORDER:
-            warnings.warn(f"left out: {_unknown_rows(name, views[name])}", stacklevel=4)
+        if channels.get(name, 0) is None:
+            _leave_out(name, _unknown_rows(name, views[name]))
             continue
-        if depth is None:
-            raise NotAlexNetError(_unknown_rows(name, views[name]))
-        if depth:
-            side = map_side(shape[0], depth)
-            kernel = kernel.T.reshape(-1, depth, side, side).transpose(2, 3, 1, 0)
-        converted[name] = LayerArrays(
-            float32_copy(kernel).reshape(shape), float32_copy(bias).reshape(-1)
-        )
+        copy = np.empty(kernel.shape, np.float32)
+        _fill(channels_first(copy, channels.get(name)), layers[name][0])
+        converted[name] = LayerArrays(copy, np.array(as_float32(bias)))
     return converted
+
+
+def _fill(target: np.ndarray, values: np.ndarray) -> None:
+    """Fill a view that has one output after the other; see `as_float32`.
+
+    Its rows lie as columns in memory. Sixteen rows stay in the processor's cache while they are
+    scattered, which takes a sixth of the time of NumPy's copy.
+    """
+    values = values.reshape(target.shape)
+    with np.errstate(all="ignore"):
+        for start in range(0, len(target), _ROWS):
+            target[start : start + _ROWS] = values[start : start + _ROWS]
+
+
+def _leave_out(name: str, found: str, words: str = "") -> None:
+    """Warn of a layer that AlexNet does not have, or refuse the file if it has."""
+    if name in LAYER_ORDER:
+        raise NotAlexNetError(found)
+    warnings.warn(f"left out: {words or found}", stacklevel=5)
 
 
 def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:
@@ -190,23 +192,19 @@ def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:
 
     Raises
     ------
-    NotAlexNetError
+    WeightsError
         If the order of a dense layer's rows can't be told; before anything is yielded.
     """
     channels = flattened_channels(arrays.layers, arrays.flattened)
     for name, depth in channels.items():
         if depth is None:
-            raise NotAlexNetError(_unknown_rows(name, arrays.layers[name]))
+            found = _unknown_rows(name, arrays.layers[name])
+            raise damaged(arrays.source, found, "Write a .npy file instead.")
 
     def kernels() -> Iterator[tuple[str, np.ndarray]]:
         for name, layer in arrays.layers.items():
-            kernel = as_float32(layer.kernel)
-            if depth := channels.get(name, 0):
-                side = map_side(len(kernel), depth)
-                kernel = kernel.reshape(side, side, depth, -1).transpose(3, 2, 0, 1)
-                yield name, kernel.reshape(len(kernel), -1)
-            else:
-                yield name, kernel.transpose((1, 0) if kernel.ndim == 2 else (3, 2, 0, 1))
+            kernel = channels_first(as_float32(layer.kernel), channels.get(name))
+            yield name, kernel.reshape(len(kernel), -1) if name in channels else kernel
 
     return kernels()
 
@@ -221,28 +219,14 @@ def modern(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return kernel, bias.reshape(-1) if bias.size == bias.shape[-1] else bias
 
 
-def float32_copy(array: np.ndarray) -> np.ndarray:
-    """A copy of `array` as float32 in C order; see `as_float32`.
-
-    The columns of a transposed kernel lie as rows in the file. Sixteen rows stay in the
-    processor's cache while they are scattered, which takes a sixth of the time of NumPy's copy.
-    """
-    copy = np.empty(array.shape, np.float32)
-    with np.errstate(all="ignore"):
-        for start in range(0, array.shape[-1], _COLUMNS):
-            columns = slice(start, start + _COLUMNS)
-            copy[..., columns] = array[..., columns]
-    return copy
-
-
 def assemble(
     path: str | os.PathLike,
     layers: Mapping[str, LayerArrays],
     architecture: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-    in_order: bool = False,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    flattened: Mapping[str, int] | None = None,
 ) -> WeightArrays:
-    """The layers of a file as float32: in network order, or `in_order` as they are.
+    """The layers of a file as float32: in network order, or as they are if a graph tells it.
 
     Raises
     ------
@@ -252,7 +236,7 @@ def assemble(
     if not layers:
         raise damaged(path, "no layer with weights in it")
     ordered = {}
-    for name in layers if in_order else network_order(layers):
+    for name in network_order(layers) if flattened is None else layers:
         kernel, bias = layers[name]
         if kernel.ndim not in (2, 4) or bias.shape != kernel.shape[-1:] or not kernel.size:
             raise damaged(
@@ -261,7 +245,14 @@ def assemble(
                 "A kernel is (height, width, in, out) or (in, out), its bias (out,).",
             )
         ordered[name] = LayerArrays(as_float32(kernel), as_float32(bias))
-    return WeightArrays(ordered, architecture, str(path), dict(metadata or {}))
+    told = {name: value for name, value in (flattened or {}).items() if name in ordered}
+    return WeightArrays(ordered, architecture, str(path), dict(metadata), told)
+
+
+def mapped(path: str | os.PathLike) -> memoryview:
+    """The bytes of a file, read when they are needed."""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def split_metadata(record: object) -> tuple[str | None, dict[str, str]]:

@@ -23,7 +23,7 @@ import numpy as np
 from tf_alexnet.architectures import BVLC_ALEXNET
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
 from tf_alexnet.weights.catalog import file_checksum, known_weights
-from tf_alexnet.weights.formats.common import assemble, damaged, flattened_channels, map_side
+from tf_alexnet.weights.formats.common import assemble, channels_first, damaged, flattened_channels
 
 ARCHITECTURE = BVLC_ALEXNET
 HEAD = 32
@@ -39,34 +39,10 @@ def recognised(head: bytes) -> bool:
     )
 
 
-def _check_length(path: str | os.PathLike, beyond: int) -> None:
-    """Accept `beyond` bytes behind the last stream in a file of the published name or content."""
-    if beyond < 0:
-        raise damaged(path, f"a Deep Compression file without its last {-beyond} bytes")
-    source = known_weights("deep-compression").sources[0]
-    if beyond and Path(path).name != source.file_name:
-        algorithm, expected = source.checksum.split(":")
-        if file_checksum(path, algorithm) != expected:
-            raise damaged(
-                path, f"a Deep Compression file with {beyond} bytes behind its last stream"
-            )
-
-
-def _file_size(counts: list[int], shapes: dict) -> int:
-    size = HEAD
-    for count, (kernel, bias) in zip(counts, shapes.values(), strict=True):
-        size += sum(_sizes(count, kernel, bias))
-    return size
-
-
-def _sizes(count: int, kernel: tuple[int, ...], bias: tuple[int, ...]) -> tuple[int, ...]:
+def _sizes(count: int, kernel: tuple[int, ...], bias: tuple[int, ...]) -> list[int]:
     """Bytes of the codebook, the biases, the codes and the gaps of a layer."""
-    bits = _bits(kernel)
-    return 4 * 2**bits, 4 * bias[0], (count - 1) // (8 // bits) + 1, (count - 1) // 2 + 1
-
-
-def _bits(kernel: tuple[int, ...]) -> int:
-    return 8 if len(kernel) == 4 else 4
+    bits = 8 if len(kernel) == 4 else 4
+    return [4 * 2**bits, 4 * bias[0], (count - 1) // (8 // bits) + 1, (count - 1) // 2 + 1]
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
@@ -80,27 +56,39 @@ def read(path: str | os.PathLike) -> WeightArrays:
     data = memoryview(Path(path).read_bytes())
     counts = np.frombuffer(data, "<u4", HEAD // 4).tolist()
     shapes = ARCHITECTURE.parameter_shapes()
-    _check_length(path, len(data) - _file_size(counts, shapes))
+    sizes = [_sizes(count, *pair) for count, pair in zip(counts, shapes.values(), strict=True)]
+    _check_length(path, len(data) - HEAD - sum(map(sum, sizes)))
     # Zeros take no memory until they are written to.
-    blank = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
-    flattened = flattened_channels(blank)
-    layers, at = {}, HEAD
-    for count, (name, (shape, bias)) in zip(counts, shapes.items(), strict=True):
+    layers = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
+    flattened = flattened_channels(layers)
+    at = HEAD
+    for count, parts, (name, (kernel, bias)) in zip(counts, sizes, layers.items(), strict=True):
         fields = []
-        for size in _sizes(count, shape, bias):
+        for size in parts:
             fields.append(np.frombuffer(data, "u1", size, at))
             at += size
-        codebook, bias = (field.view("<f4") for field in fields[:2])
-        codes = _nibbles(fields[2], count) if _bits(shape) == 4 else fields[2]
-        gaps = _nibbles(fields[3], count)
-        depth = flattened.get(name)
-        side = map_side(shape[0], depth) if depth else None
+        codebook = fields[0].view("<f4")
+        bias[...] = fields[1].view("<f4")
         if codebook[0] != 0:
-            blank[name].kernel[...] = codebook[0]
-        if not _scatter(codebook[codes], gaps, blank[name].kernel, side):
+            kernel[...] = codebook[0]
+        codes = fields[2] if kernel.ndim == 4 else _nibbles(fields[2], count)
+        caffe = channels_first(kernel, flattened.get(name))
+        if not _scatter(codebook[codes], _nibbles(fields[3], count), caffe):
             raise damaged(path, f"a Deep Compression file with codes beyond the end of {name}")
-        layers[name] = LayerArrays(blank[name].kernel, np.array(bias, np.float32))
     return assemble(path, layers, ARCHITECTURE.name)
+
+
+def _check_length(path: str | os.PathLike, beyond: int) -> None:
+    """Accept `beyond` bytes behind the last stream in a file of the published name or content."""
+    if beyond < 0:
+        raise damaged(path, f"a Deep Compression file without its last {-beyond} bytes")
+    source = known_weights("deep-compression").sources[0]
+    if beyond and Path(path).name != source.file_name:
+        algorithm, expected = source.checksum.split(":")
+        if file_checksum(path, algorithm) != expected:
+            raise damaged(
+                path, f"a Deep Compression file with {beyond} bytes behind its last stream"
+            )
 
 
 def _nibbles(packed: np.ndarray, count: int) -> np.ndarray:
@@ -108,24 +96,14 @@ def _nibbles(packed: np.ndarray, count: int) -> np.ndarray:
     return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
 
 
-def _scatter(values: np.ndarray, gaps: np.ndarray, kernel: np.ndarray, side: int | None) -> bool:
-    """Put values into a kernel; False where they run past its end.
-
-    The positions count in Caffe's order, (out, in, height, width) or (out, in), the inputs of the
-    first dense layer (channels, `side`, `side`). The kernel is in TensorFlow's.
-    """
+def _scatter(values: np.ndarray, gaps: np.ndarray, kernel: np.ndarray) -> bool:
+    """Put values into a kernel in Caffe's order; False where they run past its end."""
     before = -1
-    if kernel.ndim == 4:
-        caffe = kernel.transpose(3, 2, 0, 1)
-    elif side is None:
-        caffe = kernel.T
-    else:
-        caffe = kernel.reshape(side, side, -1, kernel.shape[1]).transpose(3, 2, 0, 1)
     for start in range(0, len(values), _CHUNK):
         piece = slice(start, start + _CHUNK)
         positions = before + np.cumsum(gaps[piece].astype(np.int64) + 1)
         before = int(positions[-1])
         if before >= kernel.size:
             return False
-        caffe[np.unravel_index(positions, caffe.shape)] = values[piece]
+        kernel[np.unravel_index(positions, kernel.shape)] = values[piece]
     return True

@@ -21,11 +21,18 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
+import math
 import os
 import re
 import struct
 import sys
 from collections import Counter
+
+if __name__ == "__main__":
+    sys.path[:] = json.loads(sys.argv[1])
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5l, h5o, h5t
 
 MAX_OBJECTS = 2000  # a trained Keras model with its optimizer takes about 150
 MAX_DEPTH = 12
@@ -61,14 +68,11 @@ def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
 
     `seal` is called once the file is open.
     """
-    import h5py
-
-    head, datasets = {}, []
     try:
         file = h5py.File(path, "r")
         seal()
-        head, datasets = _layers(file, _Tree(file, h5py))
-        total = sum(_checked_size(h5py, dataset) for dataset in datasets)
+        head, datasets = _layers(file, _Tree(file))
+        total = sum(_checked_size(dataset) for dataset in datasets)
         require(total <= max_bytes, f"an HDF5 file of {total} bytes, far more than an AlexNet")
     except Fault as fault:
         head, datasets = {"fault": fault.args[0], "sound": fault.args[1]}, []
@@ -85,14 +89,13 @@ def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
 class _Tree:
     """All objects of a file by path, found without following anything but hard links."""
 
-    def __init__(self, file, h5py):
-        self.file, self.h5py = file, h5py
+    def __init__(self, file):
+        self.file = file
         self.groups: dict[str, list[str]] = {}
         self.datasets: set[str] = set()
         self._walk(file.id, "", 0)
 
     def _walk(self, group, path: str, depth: int) -> None:
-        h5l, h5o = self.h5py.h5l, self.h5py.h5o
         require(depth <= MAX_DEPTH, "an HDF5 file nested out of all proportion")
         room = MAX_OBJECTS - len(self.groups) - len(self.datasets)
         require(group.get_num_objs() <= room, f"an HDF5 file of more than {MAX_OBJECTS} objects")
@@ -117,7 +120,6 @@ class _Tree:
 
     def attribute(self, path: str, name: str):
         """A text or list of texts beside an object, or None."""
-        h5a, h5t = self.h5py.h5a, self.h5py.h5t
         holder = self.file[path or "/"]
         if not h5a.exists(holder.id, name.encode()):
             return None
@@ -237,11 +239,11 @@ def _caffe(tree: _Tree) -> list[tuple]:
     return layers
 
 
-def _checked_size(h5py, dataset) -> int:
+def _checked_size(dataset) -> int:
     """Bytes of an array as float32, once all that can be known before reading it is in order."""
     name = dataset.name[:80]
     kind = dataset.id.get_type()
-    is_float = kind.get_class() == h5py.h5t.FLOAT and dataset.dtype.kind == "f"
+    is_float = kind.get_class() == h5t.FLOAT and dataset.dtype.kind == "f"
     require(
         is_float and dataset.dtype.itemsize in (2, 4, 8),
         f"an HDF5 file whose array {name!r} is not of floats",
@@ -251,7 +253,7 @@ def _checked_size(h5py, dataset) -> int:
         f"an HDF5 file whose array {name!r} has the shape {dataset.shape}",
     )
     plist = dataset.id.get_create_plist()
-    layouts = (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED)
+    layouts = (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
     require(
         plist.get_layout() in layouts and plist.get_external_count() == 0,
         "an HDF5 file whose arrays lie in other files",
@@ -265,17 +267,13 @@ def _checked_size(h5py, dataset) -> int:
     room = MAX_RATIO * stored + 1024 if stored else 0
     require(declared <= room, f"an HDF5 file that declares {declared} bytes and stores {stored}")
     if dataset.chunks:
-        chunk = dataset.dtype.itemsize
-        for n in dataset.chunks:
-            chunk *= n
+        chunk = dataset.dtype.itemsize * math.prod(dataset.chunks)
         require(chunk <= max(declared, BAND), f"an HDF5 file with chunks of {chunk} bytes")
     return 4 * dataset.size
 
 
 def _copy(dataset, out) -> None:
     """Write the values in C order, some rows at a time, each chunk read once."""
-    import numpy as np
-
     row = dataset.dtype.itemsize * dataset.size // dataset.shape[0]
     rows = max(1, BAND // row)
     if dataset.chunks:
@@ -310,16 +308,8 @@ def seal() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 
-def main(search_path: str, path: str, max_bytes: str, seconds: str) -> None:
-    """Answer about one file."""
-    sys.path[:] = json.loads(search_path)
-    import h5py  # noqa: F401 (before the limits, which are for the file alone)
-    import numpy  # noqa: F401
-
+if __name__ == "__main__":
+    _, path, max_bytes, seconds = sys.argv[1:]
     codecs.lookup("ascii")  # a module that Python would otherwise open when it is needed
     limit(int(seconds), int(max_bytes))
     answer(path, int(max_bytes), sys.stdout.buffer, seal)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

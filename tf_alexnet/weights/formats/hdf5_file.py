@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -57,19 +57,6 @@ WALL_SECONDS = 30
 BYTES_A_SECOND = 10_000_000  # a slow disk
 
 
-class _ChildError(Exception):
-    """The child's answer is cut off, or none."""
-
-
-class _Answer(NamedTuple):
-    """What the child found: layout "keras" or "caffe", metadata, layers, names of all layers."""
-
-    form: str
-    metadata: str | None
-    layers: dict[str, LayerArrays]
-    names: list[str]
-
-
 def read(path: str | os.PathLike) -> WeightArrays:
     """Read weights that Keras or Caffe saved as HDF5.
 
@@ -88,12 +75,15 @@ def read(path: str | os.PathLike) -> WeightArrays:
     if form == "caffe":
         try:
             # The groups are sorted by name.
-            layers = {k: modern(*layers[k]) for k in network_order(layers)}
-            layers = from_channels_first(_convolutions_and_dense(layers, outputs=0))
+            ordered = {name: modern(*layers[name]) for name in network_order(layers)}
+            layers = from_channels_first(ordered)
         except NotAlexNetError as error:
             raise damaged(path, f"an HDF5 file of Caffe's with {error}", ADVICE) from None
     elif "conv1" in layers:
-        layers = _convolutions_and_dense(layers, outputs=-1)
+        for name, (kernel, bias) in list(layers.items()):
+            if name not in LAYER_ORDER and bias.shape != kernel.shape[-1:]:
+                _warn_left_out(name, f"{kernel.shape} and {bias.shape}")
+                del layers[name]
     elif layers:
         layers = _renamed(path, layers)
     return described(assemble(path, layers, *parsed_metadata(text)), names)
@@ -112,23 +102,12 @@ def described(arrays: WeightArrays, names: Sequence[str]) -> WeightArrays:
     return replace(arrays, architecture=architecture, metadata=metadata)
 
 
-def _convolutions_and_dense(layers: Mapping[str, tuple], outputs: int) -> dict[str, tuple]:
-    """Those of AlexNet's names, and others with a kernel whose axis `outputs` fits their bias."""
-    found = {}
-    for name, (kernel, bias) in layers.items():
-        if name in LAYER_ORDER or bias.shape == (kernel.shape[outputs],):
-            found[name] = kernel, bias
-        else:
-            _warn_left_out(name, f"{kernel.shape} and {bias.shape}")
-    return found
-
-
 def _warn_left_out(name: str, shapes: str) -> None:
     warnings.warn(f"left out: {name[:80]} (arrays of the shape {shapes})", stacklevel=6)
 
 
-def _ask_child(path) -> _Answer:
-    """Run `hdf5_child` on the file."""
+def _ask_child(path) -> tuple[str, str | None, dict[str, LayerArrays], list[str]]:
+    """What `hdf5_child` finds: "keras" or "caffe", metadata, layers, names of all layers."""
     size = os.stat(path).st_size
     slack = size // BYTES_A_SECOND
     search_path = json.dumps([x for x in sys.path if isinstance(x, str) and x])
@@ -142,7 +121,7 @@ def _ask_child(path) -> _Answer:
         timer.start()
         try:
             return _received(path, child.stdout, affordable(size))
-        except _ChildError:
+        except (EOFError, json.JSONDecodeError, UnicodeDecodeError):
             child.stdout.close()
             raise damaged(path, _cause(child.wait())) from None
         finally:
@@ -171,15 +150,12 @@ def _cause(code: int) -> str:
     return f"an HDF5 file that the HDF5 library breaks down on ({name})"
 
 
-def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
+def _received(path, stream: BinaryIO, max_bytes: int) -> tuple:
     """The child's answer, believed no further than it must be."""
     size = struct.unpack("<I", _filled(stream, bytearray(4)))[0]
     if size > MAX_ANSWER:
-        raise _ChildError
-    try:
-        head = json.loads(bytes(_filled(stream, bytearray(size))))
-    except ValueError:
-        raise _ChildError from None
+        raise EOFError
+    head = json.loads(_filled(stream, bytearray(size)))
     if "fault" in head:
         raise damaged(path, str(head["fault"]), ADVICE if head.get("sound") else GET_ANOTHER)
     for name, found in head.get("left_out", ()):
@@ -190,63 +166,38 @@ def _received(path, stream: BinaryIO, max_bytes: int) -> _Answer:
     shapes = [shape for _, *pair in head["layers"] for shape in pair]
     total = 4 * sum(math.prod(shape) for shape in shapes)
     if total > max_bytes or not all(shape and min(shape) > 0 for shape in shapes):
-        raise _ChildError
+        raise EOFError
     layers = {}
     for name, *pair in head["layers"]:
         if name in layers:
             raise damaged(path, f"an HDF5 file with the layer {name[:80]!r} twice")
-        arrays = [np.empty(shape, "<f4") for shape in pair]
-        for array in arrays:
-            _filled(stream, array)
-        layers[name] = LayerArrays(*arrays)
-    return _Answer(head["form"], head["metadata"], layers, head.get("names", []))
+        layers[name] = LayerArrays(*(_filled(stream, np.empty(x, "<f4")) for x in pair))
+    return head["form"], head["metadata"], layers, head.get("names", [])
 
 
 def _filled(stream: BinaryIO, buffer):
     """`buffer`, filled from the stream."""
-    view = memoryview(buffer).cast("B")
-    at = 0
-    while at < len(view):
-        size = stream.readinto(view[at:])
-        if not size:
-            raise _ChildError
-        at += size
+    if stream.readinto(buffer) != memoryview(buffer).nbytes:
+        raise EOFError
     return buffer
 
 
-def _renamed(path, layers: dict[str, LayerArrays]) -> dict[str, LayerArrays]:
-    """The layers under Caffe's names, where only one name is right for each."""
+def _renamed(path, layers: Mapping[str, LayerArrays]) -> dict[str, LayerArrays]:
+    """The layers under Caffe's names, told by their shapes; the last may have any units."""
     for table in ARCHITECTURES.values():
-        names = _names_by_shape(table, layers)
-        if names is not None:
-            return {names[name]: layer for name, layer in layers.items()}
+        *shapes, (last, ((inputs, _), _)) = table.parameter_shapes().items()
+        known = {kernel: name for name, (kernel, _) in shapes}
+        names = [known.get(layer.kernel.shape, last) for layer in layers.values()]
+        found = dict(zip(names, layers.values(), strict=True))
+        fits = last not in found or found[last].kernel.shape[:-1] == (inputs,)
+        whole = {*known.values(), last}, {layer.name for layer in table.convolutions}
+        if fits and len(found) == len(layers) and found.keys() in whole:
+            return found
     raise damaged(
         path,
         f"an HDF5 file with the layers {', '.join(layers)[:200]}, and not of AlexNet's shapes",
         f"Call them {', '.join(LAYER_ORDER)}.",
     )
-
-
-def _names_by_shape(table, layers: dict[str, LayerArrays]) -> dict[str, str] | None:
-    """Name in the file -> name in the table, or None. The last layer may have any units."""
-    shapes = {name: kernel for name, (kernel, _) in table.parameter_shapes().items()}
-    last = table.weighted[-1].name
-    fitting = {
-        name: {
-            known
-            for known, shape in shapes.items()
-            if layer.kernel.shape == ((*shape[:1], layer.bias.size) if known == last else shape)
-        }
-        for name, layer in layers.items()
-    }
-    sure = {known for names in fitting.values() if len(names) == 1 for known in names}
-    fitting = {k: names if len(names) == 1 else names - sure for k, names in fitting.items()}
-    if any(len(names) != 1 for names in fitting.values()):
-        return None
-    found = {name: next(iter(names)) for name, names in fitting.items()}
-    convolutions = {layer.name for layer in table.convolutions}
-    whole = set(found.values()) in (set(shapes), convolutions)
-    return found if whole and len(set(found.values())) == len(found) else None
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "keras") -> None:

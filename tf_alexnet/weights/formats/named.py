@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -74,11 +74,11 @@ def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict
     parts: dict[str, dict[str, str]] = {}
     for key in keys:
         layer, part = split_key(key)
-        if part in _PARTS.values() and part in parts.get(layer, {}):
+        if part in LayerArrays._fields and part in parts.get(layer, {}):
             raise NotAlexNetError(f"two arrays for the {part} of layer {layer[:80]!r}")
         parts.setdefault(layer, {})[part] = key
     arrays = {
-        layer: {part: load(key) for part, key in found.items() if part in ("kernel", "bias")}
+        layer: {part: load(key) for part, key in found.items() if part in LayerArrays._fields}
         for layer, found in parts.items()
     }
     _check_trunk(parts, arrays, is_sorted=keys == sorted(keys))
@@ -123,16 +123,15 @@ def _check_trunk(
     their order does not tell what comes after what.
     """
     kinds = {name: _kind(parts[name].keys(), arrays[name].get("kernel")) for name in parts}
-    order = list(parts)
-    head = len(order)
+    head = len(parts)
     if not is_sorted:
-        for place in range(len(order) - 1, -1, -1):
-            if order[place] in LAYER_ORDER:
+        for place, name in reversed([*enumerate(parts)]):
+            if name in LAYER_ORDER:
                 break
-            if len(arrays[order[place]]) == 2 and not kinds[order[place]]:
+            if len(arrays[name]) == 2 and not kinds[name]:
                 head = place
-    for place, name in enumerate(order):
-        inside, kind = place < head, kinds[name]
+    for place, (name, kind) in enumerate(kinds.items()):
+        inside = place < head
         if numbered := _NUMBERED.fullmatch(name):
             inside = int(numbered[2]) < {"features": 10, "classifier": 6}[numbered[1]]
             if "kernel" in arrays[name]:
@@ -141,13 +140,11 @@ def _check_trunk(
             raise NotAlexNetError(f"a network with {kind} (layer {name[:80]!r}), not AlexNet")
 
 
-def _kind(parts: Iterable[str], kernel: np.ndarray | None) -> str | None:
+def _kind(parts: Collection[str], kernel: np.ndarray | None) -> str | None:
     """What a layer is by its arrays, where it is neither a convolution nor dense."""
-    parts = set(parts)
-    if parts & _STATISTICS:
+    is_vector = kernel is not None and kernel.ndim == 1
+    if not _STATISTICS.isdisjoint(parts):
         return "batch normalisation"
-    if "gamma" in parts or (kernel is not None and kernel.ndim == 1 and "bias" in parts):
+    if "gamma" in parts or (is_vector and "bias" in parts):
         return "normalisation layers"
-    if "alpha" in parts or (kernel is not None and kernel.ndim == 1):
-        return "PReLU"
-    return None
+    return "PReLU" if "alpha" in parts or is_vector else None

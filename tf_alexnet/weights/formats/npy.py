@@ -12,7 +12,6 @@ The header is described in NumPy's ``lib/format.py``. `numpy.load` reads what `w
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import struct
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from tf_alexnet.errors import UsageError
-from tf_alexnet.weights import pickles
 from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays
 from tf_alexnet.weights.formats.common import (
     ADVICE,
@@ -33,6 +31,15 @@ from tf_alexnet.weights.formats.common import (
     recorded,
 )
 from tf_alexnet.weights.formats.named import named_layers
+from tf_alexnet.weights.pickles import (
+    COMMENT,
+    MAX_TEXT,
+    NumpyUnpickler,
+    PickledArray,
+    PickledDtype,
+    PickleError,
+    require,
+)
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 4096
@@ -48,10 +55,6 @@ _HEADER = re.compile(
 )
 
 
-class HeaderError(ValueError):
-    """A file is not a NumPy array of floats; the message completes "a file with ..."."""
-
-
 def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], int]:
     """dtype, whether Fortran's order, shape, and offset of the values of a NumPy file.
 
@@ -59,24 +62,23 @@ def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], 
 
     Raises
     ------
-    HeaderError
+    PickleError
         If the file has no such header.
     """
     form = {b"\x01": "<H", b"\x02": "<I", b"\x03": "<I"}.get(bytes(data[6:7]))
     start = 8 + struct.calcsize(form or "")
     if data[:6] != MAGIC or form is None or len(data) < start:
-        raise HeaderError("no NumPy array of a known version")
+        raise PickleError("no NumPy array of a known version")
     size = struct.unpack_from(form, data, 8)[0]
-    if size > min(MAX_HEADER, len(data) - start):
-        raise HeaderError("an odd header")
-    header = _HEADER.fullmatch(data, start, start + size)
+    fits = size <= min(MAX_HEADER, len(data) - start)
+    header = _HEADER.fullmatch(data, start, start + size) if fits else None
     if header is None:
-        raise HeaderError("an odd header")
+        raise PickleError("an odd header")
     descr, fortran, dims = (str(part, "latin-1") for part in header.groups())
     try:
         shape = tuple(int(n.strip().rstrip("L")) for n in dims.split(",") if n.strip())
     except ValueError:
-        raise HeaderError(f"a shape of ({dims})") from None
+        raise PickleError(f"a shape of ({dims})") from None
     return descr, fortran == "True", shape, start + size
 
 
@@ -85,17 +87,16 @@ def floats(data: memoryview) -> np.ndarray:
 
     Raises
     ------
-    HeaderError
+    PickleError
         If the file has no such array.
     """
     descr, fortran, shape, start = parse_header(data)
-    code, count = descr.lstrip("<>=|"), math.prod(shape)
-    if code not in ("f2", "f4", "f8") or not 1 <= len(shape) <= 4 or not count:
-        raise HeaderError(f"an array of dtype {descr} and shape {shape}")
-    dtype = np.dtype((">" if descr[0] == ">" else "<") + code)
-    if count * dtype.itemsize != len(data) - start:
-        raise HeaderError(f"an array of shape {shape} in {len(data) - start} bytes")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+    order = "F" if fortran else "C"
+    try:
+        return PickledArray(data[start:], PickledDtype(descr), shape, order).array()
+    except PickleError:
+        size = len(data) - start
+        raise PickleError(f"an array of dtype {descr} and shape {shape} in {size} bytes") from None
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
@@ -109,83 +110,68 @@ def read(path: str | os.PathLike) -> WeightArrays:
     WeightsError
         If the file is damaged, holds anything else, or asks for code to be run.
     """
-    data = Path(path).read_bytes()
+    data, start = Path(path).read_bytes(), 0
     try:
-        start = _payload(path, data) if data.startswith(MAGIC) else 0
-        pickled = pickles.load(data, start)
-        if pickled.end != len(data):
-            raise damaged(path, f"{len(data) - pickled.end} bytes follow the end of its pickle")
-        named = _named(_layers(pickled.value))
+        if data.startswith(MAGIC):
+            descr, _, shape, start = parse_header(data)
+            if descr != "|O" or shape:
+                found = f"a plain NumPy array of dtype {descr} and shape {shape}"
+                advice = "Weights are a file with one dictionary of layers in it."
+                raise damaged(path, found, advice)
+        unpickler = NumpyUnpickler(data, start)
+        named = _named(_layers(unpickler.load()))
+        require(
+            unpickler.at == len(data),
+            f"{len(data) - unpickler.at} bytes follow the end of its pickle",
+        )
         layers = named_layers(named, lambda key: _array(key, named[key]))
     except NotAlexNetError as error:
         raise damaged(path, f"it holds {error}", ADVICE) from None
-    except pickles.PickleError as error:
+    except PickleError as error:
         raise damaged(path, f"it holds {error}") from None
-    except HeaderError as error:
-        raise damaged(path, f"a NumPy file with {error}") from None
-    return assemble(path, layers, *parsed_metadata(pickled.comment))
-
-
-def _payload(path, data: bytes) -> int:
-    """Offset of the pickle behind the header."""
-    descr, _, shape, start = parse_header(data)
-    if descr != "|O" or shape:
-        raise damaged(
-            path,
-            f"a plain NumPy array of dtype {descr} and shape {shape}",
-            "Weights are a file with one dictionary of layers in it.",
-        )
-    return start
+    return assemble(path, layers, *parsed_metadata(unpickler.comment))
 
 
 def _layers(value: object) -> dict:
     """The dictionary of layers, out of its 0-d object array."""
-    if isinstance(value, pickles.PickledArray):
+    if isinstance(value, PickledArray):
         scalar = value.dtype is not None and value.dtype.is_object and value.shape == ()
-        pickles.require(scalar and len(value.data) == 1, "an array where its layers belong")
+        require(scalar and len(value.data) == 1, "an array where its layers belong")
         value = value.data[0]
-    pickles.require(isinstance(value, dict), f"a {type(value).__name__} where its layers belong")
+    require(isinstance(value, dict), f"a {type(value).__name__} where its layers belong")
     return value
 
 
 def _named(layers: dict) -> dict[str, object]:
     """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
-    if len(layers) == 1 and all(map(_nested, layers.values())):  # Flax's "params"
-        (layers,) = layers.values()
+    inner, *others = layers.values() or [None]
+    if not others and isinstance(inner, dict) and all(isinstance(x, dict) for x in inner.values()):
+        layers = inner  # Flax's "params"
     named = {}
     for name, value in layers.items():
         if value in ([], ()):  # of layers without weights
             continue
-        if isinstance(value, list | tuple) and (name in LAYER_ORDER or _is_pair(value)):
-            pickles.require(
-                len(value) == 2, f"layer {name} with {len(value)} arrays instead of kernel and bias"
-            )
-            value = dict(zip(PARTS, value, strict=True))
+        known = name in LAYER_ORDER
+        if isinstance(value, list | tuple):
+            are_arrays = [isinstance(x, PickledArray) for x in value]
+            if known or are_arrays == [True, True]:
+                fault = f"layer {name} with {len(value)} arrays instead of kernel and bias"
+                require(len(value) == 2, fault)
+                value = dict(zip(PARTS, value, strict=True))
         if isinstance(value, dict):
             named |= {f"{name}/{part}": array for part, array in value.items()}
-            continue
-        known = name in LAYER_ORDER
-        pickles.require(not known, f"layer {name} as something else than kernel and bias")
-        named[name] = value  # {"conv1_W": array, ...}
+        else:  # {"conv1_W": array, ...}
+            require(not known, f"layer {name} as something else than kernel and bias")
+            named[name] = value
     return named
 
 
-def _nested(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(x, dict) for x in value.values())
-
-
-def _is_pair(value: list | tuple) -> bool:
-    return len(value) == 2 and all(isinstance(x, pickles.PickledArray) for x in value)
-
-
 def _array(key: str, value: object) -> np.ndarray:
-    pickles.require(
-        isinstance(value, pickles.PickledArray), f"something else than an array in {key!r}"
-    )
+    require(isinstance(value, PickledArray), f"something else than an array in {key!r}")
     try:
         return value.array()
-    except pickles.PickleError as error:
-        raise pickles.PickleError(f"{error} in {key!r}") from None
+    except PickleError as error:
+        raise PickleError(f"{error} in {key!r}") from None
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "list") -> None:
@@ -209,13 +195,12 @@ def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "list") -> 
     UsageError
         If the metadata are too long to be read back.
     """
-    comment = pickles.COMMENT + json.dumps(recorded(arrays))
-    if len(comment) > pickles.MAX_TEXT:
+    comment = COMMENT + json.dumps(recorded(arrays))
+    if len(comment) > MAX_TEXT:
         raise UsageError("metadata", f"{len(comment)} characters of it", "Write less of it.")
     with open(path, "wb") as file:
-        header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
-        header = header.ljust(-(len(header) + 11) % 64 + len(header)) + b"\n"
-        file.write(MAGIC + b"\x01\x00" + struct.pack("<H", len(header)) + header)
+        header = {"descr": "|O", "fortran_order": False, "shape": ()}
+        np.lib.format.write_array_header_1_0(file, header)
         file.write(b"\x80\x03" + _text(comment) + b"0")
         file.write(_RECONSTRUCT + b"(K\x01)" + _dtype("O8", "|", 63) + b"\x89]}")
         for name, layer in arrays.layers.items():

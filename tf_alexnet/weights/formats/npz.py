@@ -21,8 +21,9 @@ from tf_alexnet.weights.formats.common import (
     parsed_metadata,
 )
 from tf_alexnet.weights.formats.named import named_layers
-from tf_alexnet.weights.formats.npy import MAX_HEADER, HeaderError, floats, parse_header
+from tf_alexnet.weights.formats.npy import MAX_HEADER, floats, parse_header
 from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
+from tf_alexnet.weights.pickles import PickleError
 
 METADATA = "metadata"
 
@@ -45,7 +46,7 @@ def read(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
         layers = named_layers(keys, lambda key: _array(members, key))
     except NotAlexNetError as error:
         raise damaged(path, f"an .npz archive of {error}", ADVICE) from None
-    except (ZipError, HeaderError) as error:
+    except (ZipError, PickleError) as error:
         raise damaged(path, f"a zip archive with {error}") from None
     return assemble(path, layers, *parsed_metadata(text))
 
@@ -53,8 +54,8 @@ def read(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
 def _array(members: ZipMembers, key: str) -> np.ndarray:
     try:
         return as_float32(floats(members.read(f"{key}.npy")))
-    except HeaderError as error:
-        raise HeaderError(f"{error} in {key[:80]!r}") from None
+    except PickleError as error:
+        raise PickleError(f"{error} in {key[:80]!r}") from None
 
 
 def _text(members: ZipMembers) -> str:

@@ -6,7 +6,6 @@ The container is the safetensors library's; ours are the names, the layout and t
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import stat
 import struct
@@ -23,6 +22,7 @@ from tf_alexnet.weights.formats.common import (
     as_float32,
     assemble,
     damaged,
+    mapped,
     recorded,
     split_metadata,
 )
@@ -44,29 +44,22 @@ def read(path: str | os.PathLike) -> WeightArrays:
     WeightsError
         If the file is damaged, or its tensors are other ones.
     """
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-    if len(prefix) < 8 or struct.unpack("<Q", prefix)[0] > MAX_HEADER:
+    view = mapped(path)
+    size = struct.unpack("<Q", view[:8])[0] if len(view) > 8 else MAX_HEADER + 1
+    if size > MAX_HEADER:
         raise damaged(path, "a safetensors file with a header out of all proportion")
     try:
         with safe_open(os.fspath(path), framework="np") as file:
             metadata = file.metadata()
-        header, values = _mapped(path)
+        values = view[8 + size :]
+        header = json.loads(bytes(view[8 : 8 + size]))
+        header.pop("__metadata__", None)
         layers = named_layers(header, lambda key: _array(values, key, header[key]))
     except NotAlexNetError as error:
         raise damaged(path, f"a safetensors file of {error}", ADVICE) from None
     except (SafetensorError, OverflowError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, f"a damaged safetensors file ({error})") from None
     return assemble(path, layers, *split_metadata(metadata or {}))
-
-
-def _mapped(path) -> tuple[dict[str, dict], memoryview]:
-    """Header and values of a file that the library has checked."""
-    with open(path, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    start = 8 + struct.unpack("<Q", view[:8])[0]
-    header = json.loads(bytes(view[8:start]))
-    return {key: header[key] for key in header if key != "__metadata__"}, view[start:]
 
 
 def _array(values: memoryview, key: str, entry: dict) -> np.ndarray:

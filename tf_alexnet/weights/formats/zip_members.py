@@ -21,7 +21,7 @@ PIECE = 1 << 17  # bytes; the directory is read in one piece
 # What zipfile raises on damaged archives; text in a broken encoding is a ValueError.
 _ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
-    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+    *(RuntimeError, ValueError, OverflowError),
 )
 
 
@@ -37,9 +37,6 @@ class _Pieces(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self.at = offset + (0, self.at, len(self.view))[whence]
@@ -77,12 +74,11 @@ class ZipMembers:
         except _ERRORS as error:
             raise ZipError(f"a damaged directory ({str(error)[:200]})") from None
         found = self._archive.infolist()
-        self._members = {member.filename: member for member in found}
         if sum(member.file_size for member in found) > affordable(len(self.view)):
             raise ZipError("far more in it than an AlexNet")
         if len(found) > MAX_MEMBERS:
             raise ZipError("a directory out of all proportion")
-        if len(self._members) < len(found):
+        if len(set(self)) < len(found):
             raise ZipError("a member twice")
         end = 0
         for member in sorted(found, key=lambda x: x.header_offset):
@@ -94,14 +90,11 @@ class ZipMembers:
             raise ZipError("a member that runs past the end")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._members
+        return iter(self._archive.namelist())
 
     def size(self, name: str) -> int:
         """Bytes of a member, as declared; `pieces` checks it."""
-        return self._members[name].file_size
+        return self._archive.getinfo(name).file_size
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The bytes of a member, a piece at a time.
@@ -124,7 +117,7 @@ class ZipMembers:
 
     def read(self, name: str) -> memoryview:
         """All of a member; a view of the file where it is not compressed. See `pieces`."""
-        member = self._members[name]
+        member = self._archive.getinfo(name)
         if member.compress_type == zipfile.ZIP_DEFLATED:
             return memoryview(b"".join(self.pieces(name)))
         try:

@@ -1,8 +1,9 @@
-"""Hold a network's answers against what photos show."""
+"""`evaluate_photos`: compare predictions with the true classes."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -10,35 +11,31 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
-from tf_alexnet.evaluation import TOP, Evaluation
-from tf_alexnet.extraction import extract_features
-from tf_alexnet.extraction.formats import open_output
-from tf_alexnet.extraction.plan import fingerprint
-from tf_alexnet.ground_truth import (
+from tf_alexnet.evaluation.ground_truth import (
     ILSVRC_PHOTOS,
     GroundTruth,
     read_class_folders,
     read_ilsvrc_validation,
 )
+from tf_alexnet.evaluation.metrics import TOP, Evaluation
+from tf_alexnet.extraction import extract_features
+from tf_alexnet.extraction.formats import open_output
+from tf_alexnet.extraction.spec import ExtractionSpec
+from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
 from tf_alexnet.model import resolve_weights
 from tf_alexnet.training import Run
-from tf_alexnet.weights import (
-    WeightArrays,
-    identify_weights,
-    published_accuracy,
-)
+from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
 from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
 
-_SHARD = 512  # photos that an interruption costs at most: some seconds of work
+_SHARD = 512  # photos that are computed again after an interruption at most
 
 
 def evaluate_photos(
@@ -56,31 +53,30 @@ def evaluate_photos(
     workers: int | None = None,
     progress: Callable[[int, int, int, int], None] | None = None,
 ) -> Evaluation:
-    """Hold a network's answers against what photos show.
+    """Compare predictions with the true classes of photos.
 
-    An interrupted call is taken up by the same call again: what was computed lies in the cache
-    folder until the end.
+    The same call resumes an interrupted one: until the end, its results lie in the cache folder.
 
     Parameters
     ----------
     data : path
-        A folder with a folder a class, as `read_class_folders` takes it. With `ground_truth`: a
-        flat folder of ILSVRC's validation photos.
+        A folder with one folder per class, as for `read_class_folders`. With `ground_truth`: a flat
+        folder of ILSVRC's validation photos.
     weights : str, path or WeightArrays
-        As in `AlexNet`. A thousand classes are taken for ImageNet's; others without names are
-        called ``0``, ``1``, .. here and in the names of folders.
+        As in `AlexNet`. If they have 1000 classes, these are ImageNet's; otherwise classes without
+        names are called ``0``, ``1``, ...
     model : path or Run, optional
-        A RUN of ``tf-alexnet train``, instead of weights. Of the photos that it was trained on and
-        judged by, where it drew the two itself, only the latter are evaluated.
+        A RUN of ``tf-alexnet train``, instead of `weights`. Of the photos that it split into
+        training and validation itself, only the latter are evaluated.
     ground_truth : path, optional
         As in `read_ilsvrc_validation`.
     architecture, preset, mean_image
         As in `FeatureExtractor`.
     crops : {"center", "ten"}
-        One picture a photo, or the mean of the probabilities of ten.
+        One crop per photo, or the mean of the probabilities of ten.
     keep : path, optional
-        An ``.h5`` in which every photo's probabilities stay, as from
-        ``extract_features(layers=["prob"])``. Photos that it holds are not looked at again.
+        An ``.h5`` file to keep every photo's probabilities in, as from
+        ``extract_features(layers=["prob"])``. Photos that it already has are not computed again.
     batch_size, workers, progress
         As in `extract_features`.
 
@@ -91,82 +87,89 @@ def evaluate_photos(
     Raises
     ------
     WeightsError
-        If the weights can't be had, or tell no classes apart.
+        If the weights can't be read or have no classifier.
     UsageError
         If the arguments contradict each other, or folders or list don't fit the network.
     ImageError, OutputError
         As `extract_features` raises them.
     """
-    if model is not None:
+    if model is None:
+        run = None
+        arrays, table = resolve_weights(weights, architecture)
+        classes = _classes(arrays)
+    else:
         run = model if isinstance(model, Run) else Run.open(model)
         arrays, table = resolve_weights(run.arrays, architecture)
         classes = tuple(Label("", name) for name in run.record.classes)
-    else:
-        run = None
-        arrays, table = resolve_weights(weights, architecture)
-        _check_classes(arrays)
-        classes = _classes(arrays.classes)
     truth = _truth(data, ground_truth, classes, run)
-    preset = preset or arrays.metadata.get("preset") or table.preset
-    record, mean_image = resolve(preset, mean_image)
-    preset = recorded_name(record)
-    job = fingerprint(
-        weights_digest=arrays.digest,
-        architecture=table.name,
-        layers=["prob"],
-        preset=preset,
-        mean_image=mean_image,
-        dtype="float32",
-        pool="none",
-        fast_decode=False,
-        crops=crops,
+    record, mean_image = resolve(
+        preset or arrays.metadata.get("preset") or table.preset, mean_image
     )
-    with _place(keep, job, truth) as place:
+    settings = {
+        "layers": ["prob"],
+        "architecture": table.name,
+        "preset": recorded_name(record),
+        "mean_image": mean_image,
+        "crops": crops,
+    }
+    job = ExtractionSpec(arrays, **settings).fingerprint(arrays.digest)
+    real = functools.cache(os.path.realpath)
+    labels: dict[str, int] = {}
+    for path, label in zip(truth.paths, truth.labels.tolist(), strict=True):
+        labels.setdefault(place_of(path, real), label)
+    with _kept(keep, job, truth) as file:
         report = extract_features(
             list(truth.paths),
-            place,
+            file,
             weights=arrays,
-            layers=["prob"],
-            architecture=table.name,
-            preset=preset,
-            mean_image=mean_image,
-            crops=crops,
+            **settings,
             batch_size=batch_size,
             workers=workers,
             shard_size=_SHARD,
             retry_errors=True,
+            add=True,
             progress=progress,
         )
-        confusion, among_top = _compared(place, truth, len(classes))
+        confusion, among_top = _compared(file, labels, len(classes))
     if not confusion.any():
         raise ImageError(
             os.fspath(data), f"none of {len(truth.paths)} photos could be read", "Check the files."
         )
-    # Biases tell the convolutions; a classifier that stands on pool5 or fc6 is another training.
+    # The convolutions tell the training; a classifier on pool5 or fc6 is another one.
     whole = table.parameter_shapes().keys() == ARCHITECTURES[table.name].parameter_shapes().keys()
     known = identify_weights(arrays).name if whole else None
+    comparable = ground_truth is not None and known and crops == "center"
     found = Evaluation(
         classes,
         confusion,
         among_top,
-        tuple(x for x in report.errors if x.path in set(truth.paths)),
-        truth.notes,
-        table.name,
-        preset,
-        crops,
-        f"{run.folder}" if run else arrays.source,
-        known,
+        failures=tuple(x for x in report.errors if x.place in labels),
+        notes=truth.notes,
+        architecture=table.name,
+        preset=settings["preset"],
+        crops=crops,
+        weights_source=str(run.folder) if run else arrays.source,
+        trained_as=known,
+        published=published_accuracy(known, settings["preset"]) if comparable else None,
         kept=report.kept,
     )
-    if ground_truth is not None and known and crops == "center":
-        found = replace(found, published=published_accuracy(known, preset))
-        if found.published and arrays.metadata.get("identified_by") not in ALGORITHMS:
-            by_biases = (
-                f"{arrays.source} is known as {known} by the biases of its convolutions, not "
-            )
-            by_biases += "by a checksum: another classifier on top of them would not be noticed"
-            found = replace(found, notes=(*found.notes, by_biases))
-    return replace(found, notes=(*found.notes, *_remarks(found, truth, ground_truth is not None)))
+    notes = _notes(found, arrays, len(truth.paths), ground_truth is not None)
+    return replace(found, notes=(*truth.notes, *notes))
+
+
+def _classes(weights: WeightArrays | None) -> tuple[Label, ...]:
+    """The classes of weights that record no names."""
+    if weights is None:
+        raise UsageError("evaluate", "it needs weights", "Pass a weight file.")
+    if weights.classes is None:
+        raise WeightsError(
+            weights.source,
+            "it has no fc8, so it names no classes that could be right or wrong",
+            "Train one on it (tf-alexnet train), or evaluate weights of a whole network.",
+        )
+    if weights.classes == len(imagenet_labels()):
+        return imagenet_labels()
+    return tuple(Label("", str(index)) for index in range(weights.classes))
 
 
 def _truth(
@@ -175,7 +178,7 @@ def _truth(
     classes: tuple[Label, ...],
     run: Run | None,
 ) -> GroundTruth:
-    """The photos to look at, and what they show."""
+    """The photos to evaluate, and their classes."""
     if ground_truth is None:
         truth = read_class_folders(data, classes)
         return _held_out(truth, data, run) if run else truth
@@ -188,32 +191,13 @@ def _truth(
     return read_ilsvrc_validation(data, ground_truth)
 
 
-def _check_classes(weights: WeightArrays | None) -> None:
-    """Refuse weights that don't tell classes apart."""
-    if weights is None:
-        raise UsageError("evaluate", "it needs weights", "Pass a weight file.")
-    if weights.classes is None:
-        raise WeightsError(
-            weights.source,
-            "it has no fc8, so it names no classes that could be right or wrong",
-            "Train one on it (tf-alexnet train), or evaluate weights of a whole network.",
-        )
-
-
-def _classes(count: int) -> tuple[Label, ...]:
-    """The classes of weights that record no names."""
-    if count == len(imagenet_labels()):
-        return imagenet_labels()
-    return tuple(Label("", str(index)) for index in range(count))
-
-
 def _held_out(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
-    """Without the photos a RUN was trained on, where these are the photos that it parted itself."""
-    judged = set(run.record.split.get("val_photos", ()))
+    """Without the photos that a RUN was trained on, if it split these photos itself."""
+    validation = set(run.record.split.get("val_photos", ()))
     names = [os.path.relpath(path, data) for path in truth.paths]
-    if not judged or not judged <= set(names):
+    if not validation or not validation <= set(names):
         return truth
-    chosen = [index for index, name in enumerate(names) if name in judged]
+    chosen = [index for index, name in enumerate(names) if name in validation]
     note = (
         f"{run.folder} was trained on {os.fspath(data)}: only the {len(chosen)} photos that it set "
         f"aside for validation are evaluated, {len(names) - len(chosen)} are left out"
@@ -223,14 +207,13 @@ def _held_out(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTr
 
 
 @contextlib.contextmanager
-def _place(
+def _kept(
     keep: str | os.PathLike | None, job: Mapping[str, str], truth: GroundTruth
 ) -> Iterator[str]:
     """Where probabilities are kept: until the end, unless the caller names a file.
 
-    The name in the cache folder stands for everything that a row depends on but the photos'
-    contents, so it is only ever found again by the same call; what it names goes when that ends
-    well.
+    The name in the cache folder stands for everything that rows depend on except the photos'
+    contents, so only the same call finds it again; it is removed when that call succeeds.
     """
     if keep is not None:
         if not os.fspath(keep).endswith(".h5"):
@@ -241,7 +224,7 @@ def _place(
     folder = cache_folder() / "evaluations"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no cache to be had: nothing outlives an interruption then
+    except OSError:  # without a cache, nothing outlives an interruption
         with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as place:
             yield os.path.join(place, "prob.h5")
         return
@@ -251,13 +234,12 @@ def _place(
     shutil.rmtree(f"{place}.job", ignore_errors=True)
 
 
-def _compared(place: str, truth: GroundTruth, classes: int) -> tuple[np.ndarray, int]:
-    """(confusion matrix, photos with their class among the first five), block by block."""
-    labels = dict(zip(truth.paths, truth.labels.tolist(), strict=True))
+def _compared(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:
+    """(confusion matrix, photos with their class among the five most probable)."""
     confusion, among_top, broken = np.zeros((classes, classes), np.int64), 0, 0
-    with open_output(Path(place)) as output:
-        wanted = [i for i, path in enumerate(output.paths) if path in labels]
-        actuals = np.array([labels[output.paths[i]] for i in wanted], np.int64)
+    with open_output(file) as output:
+        wanted = [i for i, photo in enumerate(output.photos) if photo.place in labels]
+        actuals = np.array([labels[output.photos[i].place] for i in wanted], np.int64)
         for rows in output.blocks(["prob"], wanted):
             probabilities = rows["prob"]
             actual, actuals = np.split(actuals, [len(probabilities)])
@@ -275,7 +257,7 @@ def _compared(place: str, truth: GroundTruth, classes: int) -> tuple[np.ndarray,
 
 
 def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """How many classes come before the true one: higher ones, and equal ones of lower index.
+    """How many classes come before the true one: more probable, or equally and of lower index.
 
     Parameters
     ----------
@@ -285,16 +267,21 @@ def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of int64, (N,)
-        0 for a class of highest probability.
+        0 where the true class is the most probable.
     """
     own = np.take_along_axis(probabilities, actual[:, None], axis=1)
     lower = np.arange(probabilities.shape[1]) < actual[:, None]
     return ((probabilities > own) | ((probabilities == own) & lower)).sum(axis=1)
 
 
-def _remarks(found: Evaluation, truth: GroundTruth, ilsvrc: bool) -> Iterator[str]:
+def _notes(found: Evaluation, weights: WeightArrays, photos: int, ilsvrc: bool) -> Iterator[str]:
     """What a reader of the figures should know."""
-    again = len(truth.paths) - found.photos - len(found.failures)
+    if found.published and weights.metadata.get("identified_by") not in ALGORITHMS:
+        yield (
+            f"{weights.source} is known as {found.trained_as} by the biases of its convolutions, "
+            "not by a checksum: another classifier on top of them would not be noticed"
+        )
+    again = photos - found.photos - len(found.failures)
     if again:
         yield f"{again} photos are links to others of them and count once"
     if ilsvrc and found.photos != ILSVRC_PHOTOS:

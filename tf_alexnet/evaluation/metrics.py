@@ -1,4 +1,4 @@
-"""`Evaluation`: how often a network was right, class by class, and what it took for what."""
+"""`Evaluation`: accuracy, class by class, and what was taken for what."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CSV_COLUMNS = ("class", "photos", "correct", "recall", "precision", "most confus
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What became of the photos of one class.
+    """The figures of one class.
 
     Attributes
     ----------
     name : str
         Synset id and names, or the class's name.
     photos, correct : int
-        Photos of the class, and those of them that the network gives this class.
+        Photos of the class, and those of them that are predicted as it.
     recall : float or None
-        `correct` of `photos`; None without a photo.
+        Fraction of its photos that are predicted as it; None without photos.
     precision : float or None
-        Part of the photos given this class that are of it; None if none was given it.
+        Fraction of the photos predicted as it that are of it; None without predictions.
     confused_with : str
-        The other class that most of its photos were given; empty if there is none.
+        The other class that most of its photos are predicted as; empty if there is none.
     confused : int
         How many they are.
     """
@@ -49,16 +49,16 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How often a network is right.
+    """Accuracy of a network on photos whose classes are known.
 
     Attributes
     ----------
     classes : tuple of Label
         The network's classes.
     confusion : ndarray of int64, (classes, classes)
-        Photos by true class (rows) and by the class of highest probability (columns).
+        Photos by true class (rows) and by most probable class (columns).
     among_top : int
-        Photos whose class is among the five of highest probability; of equal ones, those of lower
+        Photos whose class is among the five most probable; of equally probable ones, those of lower
         index.
     failures : tuple of Failure
         Photos that could not be read; they count nowhere else.
@@ -95,41 +95,39 @@ class Evaluation:
 
     @property
     def correct(self) -> int:
-        """How many of them were given their class."""
+        """How many of them were predicted right."""
         return int(self.confusion.trace())
 
     @property
     def top1(self) -> float:
-        """Part of the photos, 0..1, whose class has the highest probability."""
+        """Fraction of the photos, 0..1, whose class is the most probable."""
         return self.correct / self.photos
 
     @property
     def top5(self) -> float | None:
-        """Part of the photos whose class is among the first five; None for five classes or less."""
+        """Fraction whose class is among the five most probable; None for five classes or fewer."""
         return self.among_top / self.photos if len(self.classes) > TOP else None
 
     def by_class(self) -> list[ClassResult]:
-        """A row a class, in the order of the network's outputs."""
-        given = self.confusion.sum(axis=0)
-        return [self._class(index, int(given[index])) for index in range(len(self.classes))]
-
-    def _class(self, index: int, given: int) -> ClassResult:
-        row = self.confusion[index].copy()
-        photos, correct = int(row.sum()), int(row[index])
-        row[index] = 0
-        other = int(row.argmax())
-        return ClassResult(
-            shown(self.classes[index]),
-            photos,
-            correct,
-            correct / photos if photos else None,
-            correct / given if given else None,
-            shown(self.classes[other]) if row[other] else "",
-            int(row[other]),
-        )
+        """One row per class, in the order of the network's outputs."""
+        names = [shown(label) for label in self.classes]
+        rows = []
+        for index, (name, wrong) in enumerate(zip(names, self.confusion.copy(), strict=True)):
+            photos, predicted = int(wrong.sum()), int(self.confusion[:, index].sum())
+            correct = int(wrong[index])
+            wrong[index] = 0
+            other = int(wrong.argmax())
+            confused = int(wrong[other])
+            recall = correct / photos if photos else None
+            precision = correct / predicted if predicted else None
+            confused_with = names[other] if confused else ""
+            rows.append(
+                ClassResult(name, photos, correct, recall, precision, confused_with, confused)
+            )
+        return rows
 
     def as_dict(self) -> dict:
-        """For JSON: figures, classes, and the confusion matrix by its fields that are not 0."""
+        """For JSON: figures, classes, and the entries of the confusion matrix that are not 0."""
         names = [label.synset or label.label for label in self.classes]
         confusion: dict[str, dict[str, int]] = {}
         for i, j in np.argwhere(self.confusion):
@@ -152,7 +150,7 @@ class Evaluation:
         }
 
     def write_csv(self, path: str | os.PathLike) -> None:
-        """Write a table with a row a class.
+        """Write a table with one row per class.
 
         Raises
         ------
@@ -171,5 +169,5 @@ class Evaluation:
 
 
 def shown(label: Label) -> str:
-    """A class as it is named in tables: names occur twice among ImageNet's, synset ids do not."""
+    """A class's name in tables: ImageNet's names are not unique, its synset ids are."""
     return f"{label.synset} {label.label}".strip()

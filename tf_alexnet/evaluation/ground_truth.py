@@ -1,10 +1,10 @@
-"""Which class each photo shows: told by class folders, or by ILSVRC's list of ground truth."""
+"""The true class of each photo, from class folders or from ILSVRC's list of ground truth."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +17,14 @@ from tf_alexnet.labels import Label, imagenet_labels
 
 ILSVRC_PHOTOS = 50_000  # of the validation set
 _SYNSET = re.compile(r"n\d{8}(?!\d)")
+_INDEX = re.compile("[0-9]{1,8}")
 _MAX_BYTES = 1 << 26  # of a list; the longest known form has 3 MB
 _SHOWN = 5
 _INDICES = (
     "Caffe's val.txt (get_ilsvrc_aux.sh fetches it) has indices 0..999, and the development kit's "
     "meta.mat says which synset id each of its own stands for; lists of synset ids are read too."
 )
+_FORMS = "Give one line per photo: its name and class, or the class alone (n01440764, or 0..999)."
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class GroundTruth:
     paths : tuple of str
         The photos.
     labels : ndarray of int64, (N,)
-        The index of each one's class among the network's outputs.
+        Index of each photo's class among the network's outputs.
     notes : tuple of str
-        What was left out or is missing, a sentence each.
+        What was left out or is missing, one sentence each.
     """
 
     paths: tuple[str, ...]
@@ -45,16 +47,16 @@ class GroundTruth:
 
 
 def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> GroundTruth:
-    """The photos below a folder that has a folder a class.
+    """Photos in a folder with one folder per class.
 
     Parameters
     ----------
     data : path
-        Class folders, searched recursively; or ``train/`` and ``val/`` with such, of which ``val/``
-        is taken.
+        Class folders, searched recursively; or ``train/`` and ``val/`` with class folders, of which
+        ``val/`` is used.
     classes : sequence of Label
-        The network's classes. A folder bears a class's name; for ImageNet's, its synset id (also
-        as the beginning, ``n02085620-Chihuahua``), or one of its names if no other class has it.
+        The network's classes. A folder has a class's name; for ImageNet's, its synset id (also
+        with more behind it, ``n02085620-Chihuahua``), or one of its names that no other class has.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     Raises
     ------
     UsageError
-        If a folder's name is no class's, or there is no photo at all.
+        If a folder's name is not that of one class, or there are no photos.
     ImageError
         If the folder is missing or can't be read.
     """
@@ -97,21 +99,21 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
 
 
 def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:
-    """The class of each folder; all that have none are named at once."""
+    """The class of each folder; all folders without one are named at once."""
     known: defaultdict[str, set[int]] = defaultdict(set)
     for index, label in enumerate(classes):
         for key in _keys(label):
             known[key].add(index)
     imagenet = any(label.synset for label in classes)
-    found = {name: known.get(_key(name, imagenet), set()) for name in names}
-    unclear = [name for name, which in found.items() if len(which) > 1]
-    if unclear:
-        meant = sorted(classes[index].synset for index in found[unclear[0]])
-        raise UsageError(
-            os.path.join(folder, unclear[0]),
-            f"{len(meant)} classes have this name: {', '.join(meant)}",
-            "Name the folder by the synset id that is meant.",
-        )
+    found = {name: known.get(_key(name) if imagenet else name, set()) for name in names}
+    for name, which in found.items():
+        if len(which) > 1:
+            meant = sorted(classes[index].synset for index in which)
+            raise UsageError(
+                os.path.join(folder, name),
+                f"{len(meant)} classes have this name: {', '.join(meant)}",
+                "Name the folder by the synset id that is meant.",
+            )
     unknown = [name for name, which in found.items() if not which]
     if unknown:
         few = ", ".join(label.synset or label.label for label in classes[:_SHOWN])
@@ -122,7 +124,8 @@ def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[st
             f"Name each folder as the network's class, which are {few}{many}; or leave it out.",
         )
     indices = {name: which.pop() for name, which in found.items()}
-    twice = [name for name in names if list(indices.values()).count(indices[name]) > 1]
+    counts = Counter(indices.values())
+    twice = [name for name in names if counts[indices[name]] > 1]
     if twice:
         raise UsageError(
             folder, f"{_listed(twice)} are one class", "Put its photos into one folder."
@@ -130,21 +133,15 @@ def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[st
     return indices
 
 
-def _keys(label: Label) -> Iterator[str]:
-    """What a class may be called."""
+def _keys(label: Label) -> list[str]:
+    """The names of a class's folder, as `_key` has them."""
     if not label.synset:
-        yield label.label
-        return
-    yield label.synset
-    yield _key(label.label, True)
-    for name in label.label.split(","):
-        yield _key(name, True)
+        return [label.label]
+    return [_key(name) for name in (label.synset, label.label, *label.label.split(","))]
 
 
-def _key(name: str, imagenet: bool) -> str:
-    """A folder's name as `_keys` has it: ImageNet's names in lower case, blanks as blanks."""
-    if not imagenet:
-        return name
+def _key(name: str) -> str:
+    """The synset id that a name begins with, or the name in lower case with single blanks."""
     synset = _SYNSET.match(name)
     return synset[0] if synset else " ".join(name.replace("_", " ").lower().split())
 
@@ -152,17 +149,17 @@ def _key(name: str, imagenet: bool) -> str:
 def read_ilsvrc_validation(
     photos: str | os.PathLike, ground_truth: str | os.PathLike
 ) -> GroundTruth:
-    """ILSVRC-2012's validation photos with a list of what they show.
+    """ILSVRC-2012's validation photos with a list of their classes.
 
     Parameters
     ----------
     photos : path
         A folder with ``ILSVRC2012_val_00000001.JPEG`` .. ``ILSVRC2012_val_00050000.JPEG``.
     ground_truth : path
-        A text file, a line a photo: ``NAME CLASS`` (Caffe's ``val.txt``; a comma or more words
-        behind it do no harm), or only ``CLASS``, line 1 for photo 00000001. A class is a synset id
-        or its index in Caffe's order, 0..999. The development kit's own 1..1000 are refused: they
-        are another order.
+        A text file with one line per photo: ``NAME CLASS`` (Caffe's ``val.txt``; commas and more
+        words are ignored), or only ``CLASS``, line 1 for photo 00000001. A class is a synset id or
+        its index in Caffe's order, 0..999. The development kit's 1..1000, in another order, are
+        refused.
 
     Returns
     -------
@@ -171,7 +168,7 @@ def read_ilsvrc_validation(
     Raises
     ------
     UsageError
-        If the list is none, or names none of the photos.
+        If the file is not such a list, or names none of the photos.
     ImageError
         If the folder or the list can't be read.
     """
@@ -207,24 +204,26 @@ def read_ilsvrc_validation(
 
 def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
     """Photo's name without suffix -> index 0..999 of its class, and notes about the list."""
-    rows = list(_rows(file))
-    synsets = {label.synset: index for index, label in enumerate(imagenet_labels())}
+    synsets = {label.synset: str(index) for index, label in enumerate(imagenet_labels())}
     truth: dict[str, int] = {}
     indices = set()
-    for number, (name, given) in enumerate(rows, 1):
-        if given in synsets:
-            index = synsets[given]
-        elif given.isascii() and given.isdigit() and len(given) < 9:
-            index = int(given)
+    for number, (name, given) in enumerate(_rows(file), 1):
+        line = f"{file}, line {number}"
+        digits = synsets.get(given, given)
+        if not _INDEX.fullmatch(digits):
+            raise UsageError(line, f"{given!r} is no class of ILSVRC-2012", _FORMS)
+        index = int(digits)
+        if given not in synsets:
             indices.add(index)
-        else:
-            raise UsageError(
-                f"{file}, line {number}", f"{given!r} is no class of ILSVRC-2012", _FORMS
-            )
         name = name or f"ILSVRC2012_val_{number:08d}"
         if truth.setdefault(name, index) != index:
-            raise UsageError(f"{file}, line {number}", f"a second class for {name}", _FORMS)
-    _check_indices(file, indices)
+            raise UsageError(line, f"a second class for {name}", _FORMS)
+    highest = max(indices, default=0)
+    if highest == 1000 and 0 not in indices:
+        fault = "classes 1..1000: these are the development kit's own numbers, in another order"
+        raise UsageError(file, fault, _INDICES)
+    if highest > 999:
+        raise UsageError(file, f"class {highest}, where 0..999 are due", _INDICES)
     notes = []
     if indices and 0 not in indices:
         notes.append(
@@ -236,23 +235,8 @@ def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
     return truth, notes
 
 
-_FORMS = "Give a line a photo: its name and its class, or the class alone (n01440764, or 0..999)."
-
-
-def _check_indices(file: str, indices: set[int]) -> None:
-    highest = max(indices, default=0)
-    if highest == 1000 and 0 not in indices:
-        raise UsageError(
-            file,
-            "classes 1..1000: these are the development kit's own numbers, in another order",
-            _INDICES,
-        )
-    if highest > 999:
-        raise UsageError(file, f"class {highest}, where 0..999 are due", _INDICES)
-
-
 def _rows(file: str) -> Iterator[tuple[str, str]]:
-    """(photo's name without suffix or "", class as it stands there) of each line."""
+    """(photo's name without suffix or "", class as it is written) of each line."""
     try:
         if os.path.getsize(file) > _MAX_BYTES:
             raise UsageError(file, f"more than {_MAX_BYTES >> 20} MiB: no list of classes", _FORMS)
