@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -325,7 +326,6 @@ def test_odd_names_and_a_working_folder_that_changes(tmp_path, monkeypatch):
 
 
 def test_urls(photos, monkeypatch):
-    fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
     for number, path in enumerate(photos):
         files.pipe(f"/reader/{number}.png", Path(path).read_bytes())
@@ -343,9 +343,6 @@ def test_urls(photos, monkeypatch):
     assert codes(read(names[:1])) == {"0.png": "unreadable"}
     with pytest.raises(UsageError, match="nosuch"):
         read(["nosuch://a/b.png"])
-    monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(UsageError, match=r"fsspec is not installed\. Install it: .*\[remote\]"):
-        read(names)
 
 
 def test_calls_that_can_not_work(photos):
