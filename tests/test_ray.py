@@ -30,6 +30,7 @@ ID = "0123456789abcdef"
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory):
     """A Ray of two processors, started in another folder than the jobs."""
+    os.environ["JOBS_LOG"] = str(tmp_path_factory.mktemp("log") / "log")  # marks its processes
     os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
 
@@ -41,6 +42,7 @@ def ray(tmp_path_factory):
     ray.cloudpickle.register_pickle_by_value(jobs)  # workers need not find that file
     yield ray
     ray.shutdown()
+    del os.environ["JOBS_LOG"]
 
 
 @pytest.fixture
@@ -98,15 +100,7 @@ def stop_after(photos):
 
 def running_shards():
     """Ids of the processes of Ray workers that are at a shard."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(b"ray::_Worker"):
-            found.append(int(folder.name))
-    return found
+    return [pid for pid, line in jobs.processes() if line.startswith(b"ray::_Worker")]
 
 
 def test_shares():
