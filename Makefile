@@ -24,7 +24,6 @@ faults: .venv/installed
 
 # Extractions killed 240 times, here and on Ray: about an hour.
 kill-tests: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,ray]'
 	$(BIN)/python -m pytest -m kills
 
 fuzz: .venv/installed

@@ -13,6 +13,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
@@ -493,7 +494,6 @@ def test_pillows_images(tmp_path):
 
 
 def test_urls(monkeypatch):
-    fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
     files.pipe("/decode/photo.png", saved(RGB, "PNG"))
     np.testing.assert_array_equal(load_image("memory://decode/photo.png"), RGB)

@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from tf_alexnet.errors import ImageError, UsageError
@@ -150,7 +151,6 @@ def test_standard_input(tree, monkeypatch):
 
 
 def test_urls():
-    fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
     names = ["b/z.jpg", "b/a.PNG", "b.gif", "B.webp", ".h.jpg", ".git/c.jpg", "no.pdf", "é::.jpg"]
     for name in names:

@@ -6,9 +6,10 @@ same command is given again, up to three times; the last time it may end.
 """
 
 import contextlib
-import glob
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -16,10 +17,10 @@ import time
 from pathlib import Path
 
 import jobs
-import numpy as np
 import pytest
-from test_job import check, files_below, read
-from test_job_faults import finish_with_errors, manifests, parted, remove, start
+from jobs import processes
+from test_job import check, read
+from test_job_faults import finish_with_errors, parted, remove, start
 
 SHARD = 4  # photos, as `start` has it
 RAY = ("--cluster", "ray", "--cluster-workers", "2")
@@ -40,7 +41,6 @@ def photos(tmp_path, monkeypatch):
 @pytest.fixture
 def ray_folder(monkeypatch):
     """Where Ray keeps what killed programs leave behind; the path of a socket is short."""
-    pytest.importorskip("ray")
     folder = tempfile.mkdtemp(prefix="kills-", dir="/tmp")
     monkeypatch.setenv("RAY_TMPDIR", folder)
     yield
@@ -49,16 +49,6 @@ def ray_folder(monkeypatch):
         assert time.monotonic() < until, f"still running: {left}"
         time.sleep(0.2)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def processes():
-    """Ids and command lines of what jobs of this test have running."""
-    mine = f"JOBS_LOG={os.environ['JOBS_LOG']}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            if mine in environment and int(folder.name) != os.getpid():
-                yield int(folder.name), (folder / "cmdline").read_bytes()
 
 
 def kill_one(kinds):
@@ -116,38 +106,43 @@ def kill_often(output, photos, kills, seed, seconds=0.05, cluster=()):
             toll.of_program(process, random.random() < 0.7)
             out, err = process.communicate()
             assert process.returncode in (-9, 5), (out, err)
-            now = {shard["name"]: inode(output, shard["name"]) for shard in manifests(output)}
-            assert now.items() >= kept.items() or not now, "a recorded shard is done once"
+            now = records(output)
+            assert now.items() >= kept.items() or not now, "a record stays as it is"
             kept = now
         killed += toll.kills
         finish_with_errors(start(seconds, "photos", "-o", output, *cluster))
         if seconds is not None:
             check(output, *parted(photos))
             assert 20 <= os.path.getsize("log") <= 20 + toll.photos
-        compare(output, f"whole/{output}", rows_only=cluster)
-        assert not glob.glob(f"{output}*/**/.*", recursive=True)
-        if not output.endswith("/"):
-            assert not os.path.exists(f"{output}.job")
+        assert_same(output, f"whole/{output}")
+        assert_tidy(output)
     assert not [name for name in os.listdir(".") if name.startswith(".")]
 
 
-def compare(output, whole, rows_only):
-    """An output is what an unbroken run made; of a cluster's, each row."""
-    if rows_only:
-        (rows, failed), (wanted, reasons) = read(output), read(whole)
-        assert failed == reasons
-        assert set(rows) == set(wanted)
-        largest = max(np.abs(row).max() for row in wanted.values())
-        assert all(np.abs(row - wanted[x]).max() <= 1e-6 * largest for x, row in rows.items())
-    elif output.endswith("/"):
-        assert files_below(output) == files_below(whole)
-    else:
-        assert Path(output).read_bytes() == Path(whole).read_bytes()
+def records(output):
+    """Name -> inode of what makes shards of an unfinished file, or of a folder, count."""
+    found = Path(f"{output}.job").glob("[0-9]*.json")
+    return {path.name: path.stat().st_ino for path in found}
 
 
-def inode(output, name):
-    (path,) = glob.glob(f"{output}*/shards/{name}") or glob.glob(f"{output}shards/{name}")
-    return os.stat(path).st_ino
+def assert_same(output, whole):
+    """An output has the rows and failures of an unbroken run, bit for bit."""
+    (rows, failed), (wanted, reasons) = read(output), read(whole)
+    assert failed == reasons
+    assert rows.keys() == wanted.keys()
+    assert all(row.tobytes() == wanted[path].tobytes() for path, row in rows.items())
+
+
+def assert_tidy(output):
+    """Nothing lies about that is not part of an output."""
+    if not output.endswith("/"):
+        assert not os.path.exists(f"{output}.job")
+        return
+    manifest = json.loads(Path(output, "_manifest.json").read_text())
+    names = {".job", "_errors.csv", "_manifest.json", *(x["name"] for x in manifest["shards"])}
+    assert set(os.listdir(output)) == names
+    for name in os.listdir(f"{output}.job"):
+        assert re.fullmatch(r"job\.json|\d{6}-[0-9a-f]{16}\.json", name), name
 
 
 @pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])

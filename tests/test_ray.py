@@ -7,59 +7,87 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
+import jobs
 import numpy as np
 import pytest
 from conftest import EXAMPLE_PHOTOS
 
 import tf_alexnet as ta
 from tf_alexnet.errors import AlexNetError, OutputError, UsageError, WeightsError
-from tf_alexnet.extraction import ray_cluster
-from tf_alexnet.extraction.manifest import ShardRecord
-from tf_alexnet.extraction.plan import Shard, fair_size, plan_shards
+from tf_alexnet.extraction import job, ray_cluster
+from tf_alexnet.extraction import worker as worker_module
 from tf_alexnet.extraction.ray_cluster import RayCrew, shares
-from tf_alexnet.extraction.storage import LocalFolder
+from tf_alexnet.extraction.shards import Store
+from tf_alexnet.extraction.storage import Folder
 from tf_alexnet.weights import find_weights
+
+ID = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory):
     """A Ray of two processors, started in another folder than the jobs."""
+    os.environ["JOBS_LOG"] = str(tmp_path_factory.mktemp("log") / "log")  # marks its processes
     os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray = pytest.importorskip("ray")
+    import ray
+
     here = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     ray.init("local", num_cpus=2, object_store_memory=2**28, **quiet)
     os.chdir(here)
+    ray.cloudpickle.register_pickle_by_value(jobs)  # workers need not find that file
     yield ray
     ray.shutdown()
+    del os.environ["JOBS_LOG"]
 
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     """26 photos and two bad ones, by relative paths."""
     monkeypatch.chdir(tmp_path)
-    os.mkdir("photos")
-    originals = sorted(EXAMPLE_PHOTOS.glob("*.jpg"))
-    for i in range(26):
-        shutil.copy(originals[i % len(originals)], f"photos/{i:02d}.jpg")
-    shutil.copy("photos/00.jpg", "photos/odd\udcff\n.jpg")
-    Path("photos/05b.jpg").write_text("no picture")
+    jobs.photos(Path("photos"), 25)
+    shutil.copy(sorted(EXAMPLE_PHOTOS.glob("*.jpg"))[0], "photos/odd\udcff\n.jpg")
+    Path("photos/0005b.jpg").write_text("no picture")
     Path("photos/bad\udcff.jpg").touch()
     return "photos"
 
 
 def extract(images, output, **arguments):
+    """A job with a real network."""
     settings = {"weights": "torchvision-convs", "layers": ["pool5"], "pool": "avg"}
-    settings |= {"shard_size": 8, "batch_size": 4, **arguments}
+    settings |= {"shard_size": 8, "batch_size": 4, "workers": 1, **arguments}
     return ta.extract_features(images, output, **settings)
 
 
-def rows_of(path):
+@pytest.fixture
+def pretend(monkeypatch):
+    """A job whose network takes so many seconds a batch, here or on a cluster."""
+
+    def pretend(images, output, seconds=0.0, **arguments):
+        settings = {"weights": "network.npy", "shard_size": 4, "batch_size": 2, "workers": 1}
+        with monkeypatch.context() as patch:
+            if "cluster" in arguments:
+                patch.setattr(job, "Worker", jobs.worker(seconds))
+            patch.setattr(worker_module, "FeatureExtractor", jobs.Network)
+            return ta.extract_features(images, output, **settings | arguments)
+
+    return pretend
+
+
+CLUSTER = {"cluster": "ray", "cluster_workers": 2}
+
+
+def rows_of(path, layer="fc7"):
+    """Rows by name, failures by name, and the names in order."""
     with h5py.File(path) as file:
-        return file["paths"][:].tolist(), file["pool5"][:], file["errors/codes"][:].tolist()
+        names, bad, codes = (file[x][:].tolist() for x in ("paths", "errors/paths", "errors/codes"))
+        rows = {name: row.tobytes() for name, row in zip(names, file[layer][:], strict=True)}
+    assert len(rows) == len(names), "each photo once"
+    return rows, dict(zip(bad, codes, strict=True)), names
 
 
 def stop_after(photos):
@@ -72,15 +100,7 @@ def stop_after(photos):
 
 def running_shards():
     """Ids of the processes of Ray workers that are at a shard."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(b"ray::_Worker"):
-            found.append(int(folder.name))
-    return found
+    return [pid for pid, line in jobs.processes() if line.startswith(b"ray::_Worker")]
 
 
 def test_shares():
@@ -102,56 +122,57 @@ def test_shares():
 
 
 def test_fair_size():
+    fair_size = job.fair_size
     assert fair_size(4096, 1_000_000, 2, 64) == 4096
     assert fair_size(4096, 5000, 1, 64) == 4096
     assert fair_size(4096, 5000, 2, 64) == 640  # whole batches: 625 would part one
     assert fair_size(4096, 10, 2, 64) == 64
     assert fair_size(40, 5000, 2, 64) == 40, "never more than was asked for"
     assert fair_size(4096, 0, 2, 64) == 64
-    paths = [str(i) for i in range(5000)]
-    assert sum(len(shard.paths) for shard in plan_shards(paths, 640)) == 5000
 
 
 def test_rows_are_those_of_a_local_run(ray, photos):
     local = extract(photos, "local.h5")
-    report = extract(photos, "one.h5", cluster="ray", workers=1)
-    assert (report.rows, report.errors) == (27, local.errors)
-    assert [failure.code for failure in report.errors] == ["not_an_image", "empty"]
-    paths, rows, codes = rows_of("local.h5")
-    assert np.ptp(rows, axis=0).max() > 0.1, "rows tell photos apart"
-    # One worker has all processors, and the batches of a local run.
-    assert Path("one.h5").read_bytes() == Path("local.h5").read_bytes()
     arrays = ta.read_weights(find_weights("torchvision-convs"))
-    extract(photos, "two.h5", weights=arrays, cluster="ray", cluster_workers=2, workers=1)
-    there = rows_of("two.h5")
-    assert (there[0], there[2]) == (paths, codes)
-    assert np.abs(there[1] - rows).max() <= 1e-6 * np.abs(rows).max()
+    # One worker has all processors, and the batches of a local run.
+    report = extract(photos, "one.h5", weights=arrays, cluster="ray")
+    assert report.rows == 26
+    told = [failure[:3] for failure in report.errors]
+    assert told == [failure[:3] for failure in local.errors]
+    assert [code for _, code, _ in told] == ["not_an_image", "empty"]
+    assert rows_of("one.h5", "pool5") == rows_of("local.h5", "pool5")
+    with h5py.File("local.h5") as one, h5py.File("one.h5") as other:
+        assert np.ptp(one["pool5"][:], axis=0).max() > 0.1, "rows tell photos apart"
+        for name in ("places", "digests", "errors/details"):
+            assert one[name][:].tolist() == other[name][:].tolist()
+        assert set(one.attrs) == set(other.attrs)
+        same = [name for name in one.attrs if one.attrs[name] == other.attrs[name]]
+        assert set(one.attrs) - set(same) <= {"id", "record", "weights_source"}
 
 
-@pytest.mark.slow
-def test_each_goes_on_from_the_others_work(ray, photos):
-    extract(photos, "whole.h5")
-    cluster = {"cluster": "ray", "cluster_workers": 2, "workers": 1}
-    for output, first, then in (("a.h5", cluster, {}), ("b.h5", {}, cluster)):
+@pytest.mark.parametrize("output", ["f.h5", "f/"])
+def test_each_goes_on_from_the_others_work(output, ray, photos, pretend):
+    pretend(photos, "whole.h5")
+    for first, then in ((CLUSTER, {}), ({}, CLUSTER)):
         with pytest.raises(KeyboardInterrupt):
-            extract(photos, output, progress=stop_after(9), **first)
-        done = sorted(os.listdir(f"{output}.job/shards"))
-        assert done, "what was finished is kept"
-        assert all(name.startswith("shard-") for name in done), "what was not is gone"
-        kept = extract(photos, output, **then).kept
-        assert 4 <= kept <= 24
-        for found, wanted in zip(rows_of(output), rows_of("whole.h5"), strict=True):
-            if isinstance(wanted, list):
-                assert sorted(found) == sorted(wanted)
-        order = {path: i for i, path in enumerate(rows_of("whole.h5")[0])}
-        paths, rows, _ = rows_of(output)
-        wanted = rows_of("whole.h5")[1][[order[path] for path in paths]]
-        assert np.abs(rows - wanted).max() <= 1e-6 * np.abs(wanted).max()
+            pretend(photos, output, 0.05, progress=stop_after(9), **first)
+        assert 8 <= pretend(photos, output, **then).kept <= 24
+        if output == "f.h5":
+            assert rows_of(output)[:2] == rows_of("whole.h5")[:2]
+            os.unlink(output)
+        else:
+            rows = {}
+            for path in Path(output).glob("*.h5"):
+                with h5py.File(path) as file:
+                    some = zip(file["paths"][:].tolist(), file["fc7"][:], strict=True)
+                    rows |= {name: row.tobytes() for name, row in some}
+            assert rows == rows_of("whole.h5")[0]
+            shutil.rmtree(output)
+    assert sorted(os.listdir(".")) == ["photos", "whole.h5"]
 
 
-@pytest.mark.slow
-def test_a_worker_that_is_killed_costs_nothing_but_time(ray, photos):
-    extract(photos, "whole.h5")
+def test_a_worker_that_is_killed_costs_nothing_but_time(ray, photos, pretend):
+    pretend(photos, "whole.h5")
     killed = []
 
     def progress(*_):
@@ -160,51 +181,66 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(ray, photos):
             for process in killed:
                 os.kill(process, signal.SIGKILL)
 
-    with pytest.warns(RuntimeWarning, match=r"a worker ended over shard-.* \(The actor died .*\)"):
-        extract(photos, "f.h5", cluster="ray", workers=1, shard_size=4, progress=progress)
+    with pytest.warns(RuntimeWarning, match=r"a worker ended over shard \d+ \(The actor died .*\)"):
+        pretend(photos, "f.h5", 0.1, progress=progress, **CLUSTER)
     assert killed
-    assert rows_of("f.h5")[0] == rows_of("whole.h5")[0]
-    wanted = rows_of("whole.h5")[1]
-    assert np.abs(rows_of("f.h5")[1] - wanted).max() <= 1e-6 * np.abs(wanted).max()
+    assert rows_of("f.h5") == rows_of("whole.h5")
 
 
-def stub(run=None, job=lambda: {"layers": "fc7"}):
+def test_a_finished_output_that_grows_on_a_cluster(ray, photos, pretend):
+    pretend(photos, "f.h5", **CLUSTER)
+    jobs.photos(Path("more"), 3, start=30)
+    report = pretend([photos, "more"], "f.h5", **CLUSTER)
+    assert report.rows == 29
+    assert report.kept in (26, 28), "bad photos that are so new are not believed"
+    pretend([photos, "more"], "whole.h5")
+    assert rows_of("f.h5") == rows_of("whole.h5")
+
+
+def test_too_many_errors_on_a_cluster(ray, photos, pretend):
+    with pytest.raises(ta.errors.ImageError, match=r"2 photos: .*at most 1 may fail"):
+        pretend(photos, "f.h5", max_errors=1, **CLUSTER)
+    assert pretend(photos, "f.h5").kept >= 4
+
+
+def stub(run=None, settings=lambda: {"layers": "fc7"}):
     """What makes a worker that holds no network."""
 
-    class Worker:  # a class of a function travels as a whole: workers need not find this file
+    class Worker:  # it travels as a whole; without TensorFlow, as `Finished` would bring it along
         def __init__(self, workers):
-            self.job, self.settings = job(), workers
+            self.settings, self.attributes, self.batch_size = settings(), {}, 4
 
-        def run_shard(self, shard, folder, watch):
-            name = f"{shard.name}.h5"
-            with folder.writing(name) as file:
+        def run_shard(self, shard, store):
+            with store.writing(shard.place) as (name, file):
                 file.write(b"x")
                 if run:
                     run(shard)
-            return ShardRecord(name, 1, 1, 0, 1)
+            return SimpleNamespace(data=name, failures=[], size=1)
 
     return Worker
 
 
 def run_all(crew, folder, count):
+    """Places of the shards, in the order in which they were finished."""
     folder.mkdir()
-    shards = [Shard(i, f"shard-{i:06d}", [f"{i}.jpg"]) for i in range(count)]
+    shards = [SimpleNamespace(place=i, paths=[f"{i}.jpg"]) for i in range(count)]
+    store = Store(Folder(str(folder)), Folder(str(folder)), ID, ".h5")
     with crew:
-        return [shard.number for shard, _ in crew.run(shards, LocalFolder(folder), print)]
+        return [shard.place for shard, _ in crew.run(shards, store, lambda *_: None)]
 
 
 def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
     def deadly(shard):
-        if shard.number == 1:
+        if shard.place == 1:
             os._exit(9)
 
     crew = RayCrew("ray", stub(deadly), places=2)
-    with pytest.warns(RuntimeWarning, match="shard-000001"), pytest.raises(AlexNetError) as caught:
+    with pytest.warns(RuntimeWarning, match="over shard 1 "), pytest.raises(AlexNetError) as caught:
         run_all(crew, tmp_path / "f", 2)
     assert str(caught.value).startswith(
-        "shard shard-000001, from 1.jpg: 3 workers ended over it, the last with: The actor died"
+        "shard 1, from 1.jpg: 3 workers ended over it, the last with: The actor died"
     )
-    assert sorted(os.listdir(tmp_path / "f")) == ["shard-000000.h5"]
+    assert sum(name.startswith(f"tmp-{ID}-000000") for name in os.listdir(tmp_path / "f")) == 1
 
 
 def test_more_workers_than_shards_and_more_than_there_is_room_for(ray, tmp_path):
@@ -222,7 +258,7 @@ def test_workers_that_do_not_start(ray, tmp_path):
         os._exit(7)
 
     with pytest.raises(AlexNetError, match=r"workers, at their start: 3 workers ended over it"):
-        run_all(RayCrew("ray", stub(job=never), places=1), tmp_path / "f", 1)
+        run_all(RayCrew("ray", stub(settings=never), places=1), tmp_path / "f", 1)
 
 
 def test_workers_with_other_packages(ray, tmp_path):
@@ -239,26 +275,23 @@ def test_workers_with_other_packages(ray, tmp_path):
 
 def test_what_a_worker_meets_is_told_as_it_is(ray, tmp_path):
     def refuse(shard):
-        raise WeightsError(shard.name, "no", "Yes.")
+        raise WeightsError(f"shard {shard.place}", "no", "Yes.")
 
-    with pytest.raises(WeightsError, match=r"^shard-000000: no\. Yes\.$"):
+    with pytest.raises(WeightsError, match=r"^shard 0: no\. Yes\.$"):
         run_all(RayCrew("ray", stub(refuse), places=1), tmp_path / "f", 1)
     assert not os.listdir(tmp_path / "f")
 
 
 def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
-    def away(shard):
-        os.rename(tmp_path / "f", tmp_path / "g")
-        os.mkdir(tmp_path / "f")
-
     class Worker(stub()):
-        def run_shard(self, shard, folder, watch):
-            record = super().run_shard(shard, folder, watch)
-            away(shard)
-            return record
+        def run_shard(self, shard, store):
+            finished = super().run_shard(shard, store)
+            os.rename(tmp_path / "f", tmp_path / "g")
+            os.mkdir(tmp_path / "f")
+            return finished
 
     monkeypatch.setattr(ray_cluster, "_VISIBLE_SECONDS", 0.5)
-    with pytest.raises(OutputError, match=r"shard-000000\.h5: a worker wrote it, and it is not he"):
+    with pytest.raises(OutputError, match=r"/f/000000-.*\.h5: a worker wrote it, and it is not he"):
         run_all(RayCrew("ray", Worker, places=1), tmp_path / "f", 1)
 
 
@@ -272,8 +305,8 @@ def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
     assert len([name for name in os.listdir(tmp_path) if name.isdigit()]) == 2
     with pytest.raises(UsageError, match="at least 3 workers: there will be 2 at most"):
         run_all(RayCrew("ray", stub(), places=2, fewest=3), tmp_path / "g", 1)
-    monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 8.0)
-    with pytest.raises(UsageError, match="had place for 2 of 3 in 8 seconds"):
+    monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 5.0)
+    with pytest.raises(UsageError, match="had place for 2 of 3 in 5 seconds"):
         run_all(RayCrew("ray", stub(), places=3, fewest=3), tmp_path / "h", 1)
 
 
@@ -309,13 +342,12 @@ def test_calls_that_make_no_sense(monkeypatch, photos):
     assert os.listdir(".") == ["photos"]
 
 
-def command(*arguments):
-    words = ["extract", "photos", "-o", "f.h5", "-w", "torchvision-convs", "-l", "pool5"]
-    words += ["--pool", "avg", "--shard-size", "4", "--batch", "4", *arguments]
+def command(*arguments, seconds=0.1):
+    words = [str(seconds), "extract", "photos", "-o", "f.h5", "-w", "network.npy"]
+    words += ["--shard-size", "4", "--batch", "4", "--workers", "1", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tf_alexnet", *words], start_new_session=True, **pipes
-    )
+    command = [sys.executable, jobs.__file__, *words]
+    return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
 @pytest.mark.slow
@@ -323,14 +355,10 @@ def command(*arguments):
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_a_program_with_a_ray_of_its_own_is_stopped(number, code, photos):
-    pytest.importorskip("ray")
-    extract(photos, "whole.h5")
     before = set(running_shards())
-    for i in range(400):
-        os.link("photos/00.jpg", f"photos/more{i}.jpg")
-    process = command("--cluster", "ray", "--cluster-workers", "2", "--workers", "1")
-    shards = Path("f.h5.job/shards")
-    while not shards.is_dir() or len(list(shards.glob("shard*"))) < 3:
+    jobs.photos(Path("photos"), 200)
+    process = command("--cluster", "ray", "--cluster-workers", "2")
+    while len(list(Path("f.h5.job").glob("[0-9]*.json"))) < 4:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     asked = time.monotonic()
@@ -341,11 +369,7 @@ def test_a_program_with_a_ray_of_its_own_is_stopped(number, code, photos):
     while set(running_shards()) - before:
         assert time.monotonic() - asked < 10, "nothing is left running"
         time.sleep(0.1)
-    out, err = command().communicate()
-    assert "427 rows + 2 errors = 429 photos" in out, err
+    out, err = command(seconds=0).communicate()
+    assert "201 rows + 2 errors = 203 photos" in out, err
     assert not Path("f.h5.job").exists()
-    found, wanted = rows_of("f.h5"), rows_of("whole.h5")
-    assert len(set(found[0])) == 427
-    rows = dict(zip(found[0], found[1], strict=True))
-    for path, row in zip(wanted[0], wanted[1], strict=True):
-        assert np.abs(rows[path] - row).max() <= 1e-6 * np.abs(wanted[1]).max()
+    assert len(rows_of("f.h5")[0]) == 201

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -393,7 +394,6 @@ def test_odd_names_and_a_working_folder_that_changes(tmp_path, monkeypatch):
 
 
 def test_urls(photos, monkeypatch):
-    fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
     for number, path in enumerate(photos):
         files.pipe(f"/reader/{number}.png", Path(path).read_bytes())
@@ -419,9 +419,6 @@ def test_urls(photos, monkeypatch):
     assert codes(read(names[:1])) == {"0.png": "unreadable"}
     with pytest.raises(UsageError, match="nosuch"):
         read(["nosuch://a/b.png"])
-    monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(UsageError, match=r"fsspec is not installed\. Install it: .*\[remote\]"):
-        read(names)
 
 
 def test_only_a_few_urls_are_in_memory(photos, monkeypatch):

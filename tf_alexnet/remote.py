@@ -1,4 +1,4 @@
-"""Files behind a URL (``s3://``, ``gs://``, ``memory://`` ...): fsspec, imported only for those."""
+"""Files behind a URL (``s3://``, ``gs://``, ``memory://`` ...), by fsspec."""
 
 from __future__ import annotations
 
@@ -26,14 +26,10 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises
     ------
     UsageError
-        If fsspec, or what it needs for this scheme, is not installed.
+        If what fsspec needs for this scheme is not installed.
     """
-    try:
-        import fsspec
-    except ImportError:
-        raise UsageError(
-            url, "fsspec is not installed", "Install it: pip install 'tf-alexnet[remote]'."
-        ) from None
+    import fsspec  # it takes 80 ms, which photos on a disk need not wait for
+
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:

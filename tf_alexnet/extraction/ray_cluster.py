@@ -96,11 +96,11 @@ class RayCrew:
             )
         self._address, self._make, self._decoders = address, make, decoders
         self._wishes, self._fewest = (places, gpus), fewest
-        self._workers: list[Any] = []
-        self._loading: dict[Any, Any] = {}  # what a worker owes -> the worker
-        self._running: dict[Any, tuple[Any, Shard]] = {}
         self._idle: list[Any] = []
-        self._bad_starts = 0
+        # What a worker owes -> the worker, and the shard it works on; None while it starts.
+        self._owed: dict[Any, tuple[Any, Shard | None]] = {}
+        self._again: list[Shard] = []
+        self._deaths: Counter[int | None] = Counter()  # by place of the shard; None: at the start
         self.settings: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
         self.batch_size = self.places = 0
@@ -118,8 +118,8 @@ class RayCrew:
             raise
         return self
 
-    def __exit__(self, *exc_info) -> None:
-        self._end(self._workers)
+    def __exit__(self, *_: object) -> None:
+        self._end()
         if self._owned:
             self._ray.shutdown()
 
@@ -133,35 +133,23 @@ class RayCrew:
         AlexNetError
             What a worker met; or if workers keep dying.
         """
-        planned, again, deaths = iter(shards), [], Counter()
+        planned, again = iter(shards), self._again
         try:
             while True:
                 while self._idle and (shard := again.pop() if again else next(planned, None)):
                     worker = self._idle.pop()
-                    self._running[worker.run_shard.remote(shard, store)] = worker, shard
-                if self._idle and not self._running:
-                    return
+                    self._owed[worker.run_shard.remote(shard, store)] = worker, shard
                 if self._idle:  # and no shard for them; should one come back, another is started
-                    self._end([*self._idle, *self._loading.values()])
-                if (done := self._next()) is None:
-                    continue
-                worker, shard, answer = done
-                if isinstance(answer, Exception):
-                    deaths[shard.place] += 1
-                    if deaths[shard.place] == _TRIES:
-                        raise _deadly(f"shard {shard.place}, from {shard.paths[0]}", answer)
-                    text = f"a worker ended over shard {shard.place} ({_reason(answer)}); "
-                    warnings.warn(f"{text}it is done again", RuntimeWarning, stacklevel=2)
-                    again.append(shard)
-                    self._end([worker])
-                    self._start()
-                    continue
-                self._idle.append(worker)
-                _check_visible(store, answer)
-                yield shard, answer
-                tell(len(shard.paths), answer.failures, answer.size)
+                    self._end([*self._idle, *(x for x, shard in self._owed.values() if not shard)])
+                if not self._owed:
+                    return
+                if done := self._next():
+                    shard, finished = done
+                    _check_visible(store, finished)
+                    yield done
+                    tell(len(shard.paths), finished.failures, finished.size)
         finally:
-            self._end(self._workers)
+            self._end()
 
     def _plan_places(self) -> None:
         """Decide how many workers there are, and what one takes."""
@@ -185,14 +173,13 @@ class RayCrew:
 
     def _start(self) -> None:
         worker = self._actor.remote(*self._arguments)
-        self._workers.append(worker)
-        self._loading[worker.load.remote(self._made)] = worker
+        self._owed[worker.load.remote(self._made)] = worker, None
 
     def _wait_for_fewest(self) -> None:
         until = time.monotonic() + _PLACE_SECONDS
         while len(self._idle) < self._fewest:
             left = max(0.0, until - time.monotonic())
-            if not self._ray.wait(list(self._loading), timeout=left)[0]:
+            if not self._ray.wait(list(self._owed), timeout=left)[0]:
                 raise UsageError(
                     f"workers of {self._needs}",
                     f"the cluster had place for {len(self._idle)} of {self._fewest} in "
@@ -201,53 +188,65 @@ class RayCrew:
                 )
             self._next()
 
-    def _next(self) -> tuple[Any, Shard, Any] | None:
-        """Wait for what comes first: a shard's answer, or (None) a worker that is ready."""
-        ((ref, *_), _) = self._ray.wait([*self._running, *self._loading])
-        if ref in self._running:
-            worker, shard = self._running.pop(ref)
-            return worker, shard, self._answer(ref)
-        worker, answer = self._loading.pop(ref), self._answer(ref)
-        if isinstance(answer, Exception):
-            self._bad_starts += 1
-            if self._bad_starts == _TRIES:
-                raise _deadly("workers, at their start", answer)
-            self._end([worker])
-            self._start()
-            return None
-        settings, attributes, batch_size = answer
-        if not self.settings:
-            self.settings, self.attributes, self.batch_size = answer
-        elif differences := changes(self.settings | self.attributes, settings | attributes):
-            raise UsageError(
-                f"cluster {self._address}",
-                f"its workers don't agree ({', '.join(differences)})",
-                "Install the same packages, and put the same weights, on all machines.",
-            )
-        self.batch_size = min(self.batch_size, batch_size)
-        self._bad_starts = 0
-        self._idle.append(worker)
-        return None
-
-    def _answer(self, ref: Any) -> Any:
-        """What a worker gave back; the error, if it died over it."""
+    def _next(self) -> tuple[Shard, Finished] | None:
+        """Wait for what comes first: a shard; or None, for a worker that is ready, or ended."""
+        ((ref, *_), _) = self._ray.wait(list(self._owed))
+        worker, shard = self._owed[ref]
         try:
-            return self._ray.get(ref)
+            answer = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, AlexNetError):
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayError as error:
-            return error
+            self._end([worker])
+            self._mourn(shard, error)
+            self._start()
+            return None
+        del self._owed[ref]
+        self._idle.append(worker)
+        if shard is None:
+            self._agree(*answer)
+            return None
+        return shard, answer
 
-    def _end(self, workers: Iterable[Any]) -> None:
-        for worker in list(workers):
+    def _mourn(self, shard: Shard | None, error: Exception) -> None:
+        """Have the shard of a worker that ended done again, unless it ends every worker."""
+        place = None if shard is None else shard.place
+        self._deaths[place] += 1
+        if self._deaths[place] == _TRIES:
+            raise AlexNetError(
+                f"shard {place}, from {shard.paths[0]}" if shard else "workers, at their start",
+                f"{_TRIES} workers ended over it, the last with: {_reason(error)}",
+                "See that a worker has the memory it needs (2 GB) and the same packages as this "
+                "machine; the same command again goes on from here.",
+            )
+        if shard:
+            text = f"a worker ended over shard {place} ({_reason(error)}); it is done again"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            self._again.append(shard)
+
+    def _agree(self, settings: dict[str, str], attributes: dict[str, str], batch: int) -> None:
+        """Take in what a worker that is ready says of itself, and refuse one of another kind."""
+        if not self.settings:
+            self.settings, self.attributes, self.batch_size = settings, attributes, batch
+        if differences := changes(self.settings | self.attributes, settings | attributes):
+            raise UsageError(
+                f"cluster {self._address}",
+                f"its workers don't agree ({', '.join(differences)})",
+                "Install the same packages, and put the same weights, on all machines.",
+            )
+        self.batch_size = min(self.batch_size, batch)
+        self._deaths[None] = 0
+
+    def _end(self, workers: Sequence[Any] | None = None) -> None:
+        if workers is None:
+            workers = [*self._idle, *(worker for worker, _ in self._owed.values())]
+        for worker in workers:
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
-            self._workers = [x for x in self._workers if x is not worker]
-            self._idle = [x for x in self._idle if x is not worker]
-            self._loading = {ref: x for ref, x in self._loading.items() if x is not worker}
-            self._running = {ref: x for ref, x in self._running.items() if x[0] is not worker}
+        self._idle = [worker for worker in self._idle if worker not in workers]
+        self._owed = {ref: owed for ref, owed in self._owed.items() if owed[0] not in workers}
 
 
 class _Worker:
@@ -277,21 +276,10 @@ class _Worker:
 def shares(
     machines: Sequence[Mapping[str, float]], places: int | None, gpus: float | None
 ) -> tuple[int, int, float]:
-    """How many workers, and what each of them takes.
+    """How many workers there are on machines with so many ``CPU`` and ``GPU``, and what one takes.
 
-    Parameters
-    ----------
-    machines : sequence of mapping
-        ``CPU`` and ``GPU`` of each machine of a cluster; none of a kind may be there.
-    places, gpus
-        What was asked for, as in `RayCrew`.
-
-    Returns
-    -------
-    places : int
-    cpus : int
-        Processors a worker: as many as leave room for all, at least 1.
-    gpus : float
+    Asked for are `places` and `gpus`, as in `RayCrew`. Of processors a worker has as many as leave
+    room for all of them, at least 1.
     """
     cpus_of = [int(machine.get("CPU", 0)) for machine in machines]
     there = int(sum(machine.get("GPU", 0) for machine in machines))
@@ -323,62 +311,44 @@ def _connected(address: str) -> tuple[Any, bool]:
         ) from None
     if ray.is_initialized():
         return ray, False
-    settings = {"log_to_driver": False, "logging_level": "ERROR"}
-    with _keeping_signals():
-        if address == LOCAL:
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE,
-                **settings,
-            )
-        else:
-            _check_address(address)
-            ray.init(address, **settings)
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        address = "local"
+        arguments |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    else:
+        _check_address(address)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, **arguments)
+    finally:  # Ray takes SIGTERM for itself; who set a handler before meant it
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     return ray, True
 
 
 def _check_address(address: str) -> None:
     """Connect from another process: Ray itself tries for minutes, and heeds no signal then."""
     code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
+    reason = "no Ray answers there"
     try:
         found = subprocess.run(
             [sys.executable, "-c", code, address],
             capture_output=True,
-            text=True,
-            errors="replace",
             timeout=_CONNECT_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        reason = f"no Ray answers there within {_CONNECT_SECONDS:.0f} seconds"
-        if refusals := re.findall(
-            r"GCS server: (.+)", (error.stderr or b"").decode(errors="replace")
-        ):
-            reason = f"it does not let this program in ({refusals[-1].strip()})"
-    else:
         if not found.returncode:
             return
-        reasons = re.findall(r"^[\w.]*(?:Error|Exception): (.+)", found.stderr, re.MULTILINE)
-        reason = reasons[-1].split(". ")[0].rstrip(".") if reasons else "no Ray answers there"
+        said, pattern = found.stderr, r"^[\w.]*(?:Error|Exception): (.+?)(?:\. .*|\.?)$"
+    except subprocess.TimeoutExpired as error:
+        said, pattern = error.stderr or b"", r"GCS server: (.+)"  # that it wants a token, say
+        reason += f" within {_CONNECT_SECONDS:.0f} seconds"
+    reasons = re.findall(pattern, said.decode(errors="replace"), re.MULTILINE)
     raise UsageError(
         f"cluster {address}",
-        reason,
+        reasons[-1].strip() if reasons else reason,
         "Start one (ray start --head), correct the address, or use ray for one in this process.",
     )
-
-
-@contextlib.contextmanager
-def _keeping_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; who set a handler before meant it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_visible(store: Store, shard: Finished) -> None:
@@ -392,15 +362,6 @@ def _check_visible(store: Store, shard: Finished) -> None:
                 "Name an output that all machines see under the same path, or a URL.",
             )
         time.sleep(0.5)
-
-
-def _deadly(what: str, error: Exception) -> AlexNetError:
-    return AlexNetError(
-        what,
-        f"{_TRIES} workers ended over it, the last with: {_reason(error)}",
-        "See that a worker has the memory it needs (2 GB) and the same packages as this machine; "
-        "the same command again goes on from here.",
-    )
 
 
 def _reason(error: Exception) -> str:

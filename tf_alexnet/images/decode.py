@@ -100,10 +100,10 @@ def load_image(source: Photo) -> np.ndarray:
     Parameters
     ----------
     source : path, URL, bytes-like, binary file or PIL image
-        A file's path or URL (``s3://``, ``https://``, ...: extra ``remote``), what such a file
-        holds, a file open for reading (also `io.BytesIO`, from its beginning), or an image of
-        Pillow's. The format is found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP,
-        PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX.
+        A file's path or URL (``s3://``, ``https://``, ...), what such a file holds, a file open for
+        reading (also `io.BytesIO`, from its beginning), or an image of Pillow's. The format is
+        found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000,
+        AVIF, ICO, TGA, PCX.
 
     Returns
     -------
