@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.evaluation import TOP, Evaluation
 from tf_alexnet.extraction import extract_features
-from tf_alexnet.extraction.outputs import open_output
-from tf_alexnet.extraction.plan import fingerprint
+from tf_alexnet.extraction.formats import open_output
+from tf_alexnet.extraction.spec import ExtractionSpec
+from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.ground_truth import (
     ILSVRC_PHOTOS,
     GroundTruth,
@@ -110,21 +111,15 @@ def evaluate_photos(
     preset = preset or arrays.metadata.get("preset") or table.preset
     record, mean_image = resolve(preset, mean_image)
     preset = recorded_name(record)
-    job = fingerprint(
-        weights_digest=arrays.digest,
-        architecture=table.name,
-        layers=["prob"],
-        preset=preset,
-        mean_image=mean_image,
-        dtype="float32",
-        pool="none",
-        fast_decode=False,
-        crops=crops,
-    )
-    with _place(keep, job, truth) as place:
+    spec = ExtractionSpec(arrays, ["prob"], table.name, preset, mean_image, crops=crops)
+    real = functools.cache(os.path.realpath)
+    labels: dict[str, int] = {}
+    for path, label in zip(truth.paths, truth.labels.tolist(), strict=True):
+        labels.setdefault(place_of(path, real), label)
+    with _kept(keep, spec.fingerprint(arrays.digest), truth) as file:
         report = extract_features(
             list(truth.paths),
-            place,
+            file,
             weights=arrays,
             layers=["prob"],
             architecture=table.name,
@@ -135,9 +130,10 @@ def evaluate_photos(
             workers=workers,
             shard_size=_SHARD,
             retry_errors=True,
+            add=True,
             progress=progress,
         )
-        confusion, among_top = _compared(place, truth, len(classes))
+        confusion, among_top = _compared(file, labels, len(classes))
     if not confusion.any():
         raise ImageError(
             os.fspath(data), f"none of {len(truth.paths)} photos could be read", "Check the files."
@@ -149,7 +145,7 @@ def evaluate_photos(
         classes,
         confusion,
         among_top,
-        tuple(x for x in report.errors if x.path in set(truth.paths)),
+        tuple(x for x in report.errors if x.place in labels),
         truth.notes,
         table.name,
         preset,
@@ -223,14 +219,13 @@ def _held_out(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTr
 
 
 @contextlib.contextmanager
-def _place(
+def _kept(
     keep: str | os.PathLike | None, job: Mapping[str, str], truth: GroundTruth
 ) -> Iterator[str]:
     """Where probabilities are kept: until the end, unless the caller names a file.
 
-    The name in the cache folder stands for everything that a row depends on but the photos'
-    contents, so it is only ever found again by the same call; what it names goes when that ends
-    well.
+    The name in the cache folder stands for the settings and the photos, so it is only ever found
+    again by the same call; what it names goes when that ends well.
     """
     if keep is not None:
         if not os.fspath(keep).endswith(".h5"):
@@ -251,15 +246,16 @@ def _place(
     shutil.rmtree(f"{place}.job", ignore_errors=True)
 
 
-def _compared(place: str, truth: GroundTruth, classes: int) -> tuple[np.ndarray, int]:
-    """(confusion matrix, photos with their class among the first five), block by block."""
-    labels = dict(zip(truth.paths, truth.labels.tolist(), strict=True))
+def _compared(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:
+    """(confusion matrix, photos with their class among the first five); labels are by place."""
     confusion, among_top, broken = np.zeros((classes, classes), np.int64), 0, 0
-    with open_output(Path(place)) as output:
-        for paths, rows in output.blocks(["prob"]):
-            wanted = [i for i, path in enumerate(paths) if path in labels]
-            probabilities = rows["prob"][wanted]
-            actual = np.array([labels[paths[i]] for i in wanted], np.int64)
+    with open_output(file) as output:
+        wanted = [i for i, photo in enumerate(output.photos) if photo.place in labels]
+        known, start = [labels[output.photos[i].place] for i in wanted], 0
+        for rows in output.blocks(["prob"], wanted):
+            probabilities = rows["prob"]
+            actual = np.array(known[start : start + len(probabilities)], np.int64)
+            start += len(probabilities)
             finite = np.isfinite(probabilities).all(axis=1)
             broken += int((~finite).sum())
             np.add.at(confusion, (actual, probabilities.argmax(axis=1)), 1)

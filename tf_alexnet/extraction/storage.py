@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -374,6 +374,12 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
             holder.unlink()
             os.unlink(path)
         lock.release()
+
+
+def place_of(path: str, real: Callable[[str], str] = os.path.realpath) -> str:
+    """Where a photo lies: the real path of its folder, and its name there; a URL as it is."""
+    folder, slash, name = path.rpartition("/")
+    return path if remote.is_url(path) else f"{real(folder + slash)}/{name}"
 
 
 def token() -> str:
