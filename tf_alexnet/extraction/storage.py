@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tf_alexnet import remote
 from tf_alexnet.errors import AlexNetError, OutputError, UsageError
-from tf_alexnet.files import check_folder
+from tf_alexnet.files import check_folder, sync_folder
 
 _AGAIN = "then run the same command again: finished shards are kept."
 # What link(2) says where a file system has no hard links (FAT, some network drives).
@@ -120,7 +120,7 @@ class Folder:
             new = not self._fs.isdir(self._root)
             self._fs.makedirs(self._root, exist_ok=True)
             if new and self.is_local:
-                _sync(os.path.dirname(self._root) or ".")
+                sync_folder(os.path.dirname(self._root))
             return new
 
     def sizes(self) -> dict[str, int | None]:
@@ -212,7 +212,7 @@ class Folder:
                 os.unlink(source)
             else:
                 os.replace(source, target)
-            _sync(os.path.dirname(target) or ".")
+            sync_folder(os.path.dirname(target))
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
         """Write a small file that must not exist, whole or not at all.
@@ -315,15 +315,6 @@ def _link(source: str, target: str) -> None:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
         os.rename(source, target)
-
-
-def _sync(folder: str) -> None:
-    """Make a new name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
