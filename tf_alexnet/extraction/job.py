@@ -450,7 +450,7 @@ class _Job:
                 "Restore it, name its photos too, or let its rows go with --discard-damaged.",
             )
         replaces = {x for n in damaged for x in (n, *fold.records[n].replaces)}
-        failures = [x for n in damaged for x in fold.drop(n, rows_too=discard)]
+        failures = [x for n in damaged for x in fold.drop(n, inputs if discard else None)]
         return {
             "replaces": tuple(sorted(replaces | set(records.missing))),
             "failures": failures,
