@@ -18,7 +18,7 @@ from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.evaluation import evaluate as evaluating
 from tf_alexnet.evaluation import ground_truth
 from tf_alexnet.evaluation.metrics import Evaluation
-from tf_alexnet.extraction import job
+from tf_alexnet.extraction import worker
 from tf_alexnet.labels import Label, imagenet_labels
 from tf_alexnet.training import RunRecord, write_run
 from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, published_accuracy
@@ -292,8 +292,8 @@ class Network(jobs.Network):
 
 @pytest.fixture
 def network(monkeypatch):
-    monkeypatch.setattr(job, "FeatureExtractor", Network)
-    monkeypatch.setattr(job, "PhotoReader", jobs.Reader)
+    monkeypatch.setattr(worker, "FeatureExtractor", Network)
+    monkeypatch.setattr(worker, "PhotoReader", jobs.Reader)
 
 
 @pytest.fixture
@@ -347,6 +347,38 @@ def test_it_goes_on_where_it_was_stopped(network, validation, weights, monkeypat
     assert not os.listdir("cache/evaluations")
     kept = [ta.evaluate_photos(**validation, weights=weights, keep="p.h5").kept for _ in range(2)]
     assert kept == [0, 12]
+
+
+def test_probabilities_that_are_kept_belong_to_photos_as_they_are_now(
+    network, validation, weights, monkeypatch
+):
+    """Not to those that had their names, and under whatever name the folder is given."""
+    settings = {"weights": weights, "ground_truth": "truth", "keep": "p.h5"}
+    first = ta.evaluate_photos("val", **settings)
+    names = sorted(os.listdir("val"))
+    os.rename(f"val/{names[0]}", "val/x")  # right before, and wrong where they are now
+    os.rename(f"val/{names[2]}", f"val/{names[0]}")
+    os.rename("val/x", f"val/{names[2]}")
+    second = ta.evaluate_photos(os.path.abspath("val"), **settings)
+    assert (second.photos, second.kept) == (12, 10)
+    assert second.confusion[0].argmax() == 3
+    assert second.confusion[2].argmax() == 0
+    np.testing.assert_array_equal(second.confusion[3:], first.confusion[3:])
+    with h5py.File("p.h5") as file:
+        assert len(file["prob"]) == 12
+
+    def stop(done, *_):
+        if done == 11:
+            raise KeyboardInterrupt
+
+    del settings["keep"]
+    monkeypatch.setattr(evaluating, "_SHARD", 5)
+    with pytest.raises(KeyboardInterrupt):
+        ta.evaluate_photos("val", **settings, batch_size=1, progress=stop)
+    Image.new("RGB", (40, 40), (7, 9, 9)).save(f"val/{names[1]}")
+    third = ta.evaluate_photos("val", **settings)
+    assert (third.photos, third.kept) == (12, 9)
+    assert third.confusion[1].argmax() == 7
 
 
 def test_photos_that_are_there_twice_count_once(network, validation, weights):

@@ -32,6 +32,23 @@ def check_folder(path: str | os.PathLike) -> None:
         )
 
 
+def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a file its final name; file and name survive a power cut."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(os.path.dirname(path))
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Make new names in a folder survive a power cut."""
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it once the block ends well.
@@ -47,9 +64,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".tf-alexnet-{uuid.uuid4().hex}.part")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(

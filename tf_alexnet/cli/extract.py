@@ -90,7 +90,7 @@ def extract(
         bool,
         typer.Option(
             "--discard-damaged",
-            help="Let rows go whose file is missing or damaged, and whose photos are not in INPUTS.",
+            help="Let rows go whose file is missing or damaged and whose photos are not in INPUTS.",
         ),
     ] = False,
     cluster: Annotated[

@@ -36,7 +36,7 @@ from tf_alexnet.extraction.shards import (
     read_header,
 )
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
-from tf_alexnet.extraction.storage import Target, locked, reading_of, token
+from tf_alexnet.extraction.storage import Target, locked, place_of, reading_of, token
 from tf_alexnet.extraction.worker import Finished, Shard, Worker
 from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import read_file, read_url
@@ -452,7 +452,7 @@ class _Job:
                 "Restore it, name its photos too, or let its rows go with --discard-damaged.",
             )
         replaces = {x for n in damaged for x in (n, *fold.records[n].replaces)}
-        failures = [x for n in damaged for x in fold.drop(n, rows_too=discard)]
+        failures = [x for n in damaged for x in fold.drop(n, inputs if discard else None)]
         return {
             "replaces": tuple(sorted(replaces | set(records.missing))),
             "failures": failures,
@@ -844,9 +844,8 @@ class _Looker:
         self._real = functools.cache(os.path.realpath)
 
     def place(self, path: str) -> str:
-        """Where a photo lies: the real path of its folder, and its name there; a URL as it is."""
-        folder, slash, name = path.rpartition("/")
-        return path if is_url(path) else f"{self._real(folder + slash)}/{name}"
+        """As `place_of`."""
+        return place_of(path, self._real)
 
     def __call__(self, path: str) -> tuple[str | None, bool]:
         if is_url(path):

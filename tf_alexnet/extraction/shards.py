@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -201,10 +201,11 @@ class Fold:
         self.by_path[path] = self.by_place[place] = entry
         return entry
 
-    def drop(self, number: int, *, rows_too: bool) -> list[Failure]:
+    def drop(self, number: int, inputs: Container[str] | None = None) -> list[Failure]:
         """Forget a record whose data file is damaged; the failures that stand without it.
 
-        Photos whose rows are lost count as failures, or with `rows_too` not at all.
+        Photos whose rows are lost count as failures; with `inputs` (names and places) only those
+        among them, and the others not at all.
         """
         data = self.records.pop(number).data
         failures = []
@@ -213,7 +214,7 @@ class Fold:
                 detail = f"its row was in {data}, which is missing or damaged"
                 entry.failure = Failure(entry.path, LOST, detail, place=entry.place)
                 entry.failed_in = number
-                if rows_too:
+                if inputs is not None and entry.path not in inputs and entry.place not in inputs:
                     del self.by_path[entry.path], self.by_place[entry.place]
                     continue
             if entry.record == number:

@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tf_alexnet import remote
 from tf_alexnet.errors import AlexNetError, OutputError, UsageError
-from tf_alexnet.files import check_folder
+from tf_alexnet.files import check_folder, sync_folder
 
 _AGAIN = "then run the same command again: finished shards are kept."
 # What link(2) says where a file system has no hard links (FAT, some network drives).
@@ -120,7 +120,7 @@ class Folder:
             new = not self._fs.isdir(self._root)
             self._fs.makedirs(self._root, exist_ok=True)
             if new and self.is_local:
-                _sync(os.path.dirname(self._root) or ".")
+                sync_folder(os.path.dirname(self._root))
             return new
 
     def sizes(self) -> dict[str, int | None]:
@@ -212,7 +212,7 @@ class Folder:
                 os.unlink(source)
             else:
                 os.replace(source, target)
-            _sync(os.path.dirname(target) or ".")
+            sync_folder(os.path.dirname(target))
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
         """Write a small file that must not exist, whole or not at all.
@@ -318,15 +318,6 @@ def _link(source: str, target: str) -> None:
         os.rename(source, target)
 
 
-def _sync(folder: str) -> None:
-    """Make a new name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def locked(folder: Folder, what: str) -> Iterator[None]:
     """Keep other jobs on this machine out of a folder for the time of the block.
@@ -375,6 +366,12 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
             holder.unlink()
             os.unlink(path)
         lock.release()
+
+
+def place_of(path: str, real: Callable[[str], str] = os.path.realpath) -> str:
+    """Where a photo lies: the real path of its folder, and its name there; a URL as it is."""
+    folder, slash, name = path.rpartition("/")
+    return path if remote.is_url(path) else f"{real(folder + slash)}/{name}"
 
 
 def token() -> str:

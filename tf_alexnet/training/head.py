@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name
 from tf_alexnet.model import AlexNet, resolve_weights
 from tf_alexnet.training.begin import begin_run, working_in
@@ -163,23 +165,20 @@ def _place(
 
 
 class _Keys:
-    """The names that photos have in a file of features: real folders, wherever one stands."""
+    """What tells photos apart in a file of features: their places, wherever one stands."""
 
     def __init__(self, photos: PhotoSet):
-        self._real: dict[str, str] = {}
+        self._real = functools.cache(os.path.realpath)
         self._photos = photos
 
     def of(self, example: Example) -> str:
-        folder, name = os.path.split(example.path)
-        if folder not in self._real:
-            self._real[folder] = os.path.realpath(folder)
-        return os.path.join(self._real[folder], name)
+        return place_of(example.path, self._real)
 
     def all(self) -> list[str]:
         return list(dict.fromkeys(self.of(x) for x in (*self._photos.train, *self._photos.val)))
 
     def parts(self) -> dict[str, list[tuple[str, int]]]:
-        """Part -> (name, label) of each photo."""
+        """Part -> (place, label) of each photo."""
         parts = {"train": self._photos.train, "val": self._photos.val}
         return {name: [(self.of(x), x.label) for x in part] for name, part in parts.items()}
 
@@ -212,6 +211,7 @@ def _extract(
             shard_size=_SHARD,
             workers=workers,
             force=force,
+            add=True,
             progress=watch,
         )
 
@@ -222,7 +222,7 @@ def _extract(
             raise
         report = extract(True)
     wanted = set(paths)
-    return tuple(failure for failure in report.errors if failure.path in wanted)
+    return tuple(failure for failure in report.errors if failure.place in wanted)
 
 
 def _check_classes(photos: PhotoSet, rows: Rows) -> None:

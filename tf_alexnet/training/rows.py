@@ -23,7 +23,7 @@ class Rows:
     layer : str
         Which rows.
     parts : dict of str to list of (str, int)
-        Part -> path and label of each photo; those without a row are left out.
+        Part -> place and label of each photo; those without a row are left out.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Rows:
     def __init__(self, file: Path, layer: str, parts: Mapping[str, Sequence[tuple[str, int]]]):
         self._file, self._layer = file, layer
         with open_output(file) as output:
-            place = {path: i for i, path in enumerate(output.paths)}
+            place = {photo.place: i for i, photo in enumerate(output.photos)}
             width = int(np.prod(output.layers[layer][0]))
         self._rows: dict[str, np.ndarray] = {}
         self.labels: dict[str, np.ndarray] = {}

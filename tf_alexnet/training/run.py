@@ -22,7 +22,7 @@ import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES, Architecture
 from tf_alexnet.errors import OutputError, UsageError, WeightsError
-from tf_alexnet.files import replacing
+from tf_alexnet.files import publish, replacing
 from tf_alexnet.training.record import MAX_BYTES, RunRecord, not_a_run
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import WeightArrays, own_table, read_weights, write_weights
@@ -253,7 +253,7 @@ def _save_model(model: keras.Model, folder: Path) -> None:
     try:
         place = tempfile.mkdtemp(prefix=".tf-alexnet-", suffix=".part", dir=folder)
         model.save(os.path.join(place, "model.keras"))
-        os.replace(os.path.join(place, "model.keras"), folder / "model.keras")
+        publish(os.path.join(place, "model.keras"), folder / "model.keras")
     except OSError as error:
         raise OutputError(
             str(folder / "model.keras"),
