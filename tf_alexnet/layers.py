@@ -1,6 +1,8 @@
-"""Custom Keras layers."""
+"""Custom Keras layers, and the faster forms of two of them that extraction and training use."""
 
 from __future__ import annotations
+
+import functools
 
 import keras
 import tensorflow as tf
@@ -149,3 +151,33 @@ class Preactivation(keras.layers.Layer):
         """Rebuild from `get_config`."""
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
+
+
+@functools.cache
+def groups_are_native() -> bool:
+    """Whether a convolution with bias and ReLU may have groups here; without oneDNN it may not."""
+
+    @tf.function(autograph=False)
+    def convolve(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
+
+    try:
+        with tf.init_scope():  # run it now, also while another graph is being made
+            convolve(tf.zeros((1, 5, 5, 4)), tf.zeros((3, 3, 2, 4)), tf.zeros(4))
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
+        return False
+    return True
+
+
+@tf.function(jit_compile=True, autograph=False)
+def normalize(x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float) -> tf.Tensor:
+    """`LocalResponseNormalization` for XLA, which makes one loop of it."""
+    half = local_size // 2
+    squares = tf.pad(x * x, [[0, 0], [0, 0], [0, 0], [half, half]])
+    channels = x.shape[-1]
+    total = tf.add_n([squares[..., i : i + channels] for i in range(local_size)])
+    scale = k + alpha / local_size * total
+    if beta == 0.75:  # scale^-3/4 by square roots, a few instructions instead of a power
+        root = tf.math.rsqrt(scale)
+        return x * root * tf.sqrt(root)
+    return x * tf.pow(scale, -beta)

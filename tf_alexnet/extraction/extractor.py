@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from tf_alexnet.architectures import PREACT
+from tf_alexnet.architectures import (
+    LRN,
+    PREACT,
+    Architecture,
+    Conv,
+    Dense,
+    Dropout,
+    Layer,
+    MaxPool,
+)
 from tf_alexnet.errors import InputError, PresetError, UsageError
-from tf_alexnet.extraction.network import fast_network
 from tf_alexnet.images import (
     Preset,
     as_preset,
@@ -23,8 +32,15 @@ from tf_alexnet.images import (
     resolve,
 )
 from tf_alexnet.images.mean_image import Mean
+from tf_alexnet.layers import groups_are_native, normalize
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
 from tf_alexnet.weights import WeightArrays, identify_weights
+
+_SINGLE, _PARTS = 4, 8
+_ROWS = 64  # XLA compiles a product for each number of rows
+# Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
+# which matters less to who has large batches.
+_CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
 
 
 class FeatureExtractor:
@@ -109,7 +125,7 @@ class FeatureExtractor:
             known = pool.submit(identify_weights, weights)
             model = AlexNet(weights, architecture=table.name, **depth)
             self.trained_as, self.weights_digest = known.result().name, weights.digest
-        self._run = fast_network(table, model, blobs)
+        self._run = _fast_network(table, model, blobs)
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -228,3 +244,126 @@ def _remade(weights, layers, architecture, preset, mean_image) -> FeatureExtract
     return FeatureExtractor(
         weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
     )
+
+
+def _fast_network(
+    table: Architecture, model: keras.Model, layers: Sequence[str]
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A compiled function that computes blobs of a model, in the order a processor likes.
+
+    The sums are the Keras model's, whose variables are used. Each difference was kept because a
+    measurement (``benchmarks/extraction.py``) asked for it; parity with the model is tested:
+
+    - Response normalisation as five shifted slices, compiled by XLA: the stock kernel takes a
+      quarter of the whole network's time on a processor.
+    - Convolutions in groups by TensorFlow's own kernels where it has them (oneDNN's).
+    - For fewer than four photos, kernels of convolutions are constants: oneDNN keeps them in the
+      order it works in. TensorFlow copies a graph many times over, so that these 9 MB take 100:
+      more than they are worth to batches.
+    - Convolutions over 32 photos or so at a time, dense layers over the whole batch, by XLA and in
+      multiples of 64 rows: where a processor has no AVX-512, oneDNN's product takes 1.9 times as
+      long for 64 rows, 2.2 times for 128.
+    - For up to 32 photos a dense layer is eight partial sums, which oneDNN does better than one,
+      and XLA worse.
+    """
+    end = next(i for i, layer in enumerate(table.layers) if isinstance(layer, Dense | Dropout))
+    body, head = table.layers[:end], table.layers[end:]
+    names = {"data"} | {x.name for x in body} | {x.name + PREACT for x in body}
+    early = [name for name in layers if name in names]
+    late = [name for name in layers if name not in names]
+    last = body[-1].name
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    shape = (None, table.input_size, table.input_size, 3)
+    rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
+    together = _compiled(table.layers, model, layers, shape, parts=_PARTS)
+    single = _compiled(table.layers, model, layers, shape, parts=_PARTS, fixed=True)
+    convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
+    classify = _compiled(head, model, late, (None, rows), jit_compile=True)
+
+    batches = False  # such a job's last few photos need no graph of their own
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal batches
+        count = len(batch)
+        batches = batches or count >= _SINGLE
+        if count <= _CHUNK:
+            found = (together if batches else single)(tf.constant(batch))
+            return {name: found[name].numpy() for name in layers}
+        chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
+        starts = range(0, count, chunk)
+        parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
+        blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
+        if late:
+            flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
+            found = classify(tf.pad(flat, [[0, -count % _ROWS], [0, 0]]))
+            blobs |= {name: blob.numpy()[:count] for name, blob in found.items()}
+        return {name: blobs[name] for name in layers}
+
+    return run
+
+
+def _compiled(
+    steps: Sequence[Layer],
+    model: keras.Model,
+    wanted: Sequence[str],
+    shape: tuple,
+    *,
+    parts: int = 1,
+    fixed: bool = False,
+    jit_compile: bool | None = None,
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`.
+
+    Dense layers add in so many `parts`; kernels of convolutions are `fixed` as they are now.
+    """
+
+    def forward(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        blobs = {"data": x}
+        for layer in steps:
+            if set(wanted) <= set(blobs):
+                break
+            if isinstance(layer, Dropout):
+                continue
+            if isinstance(layer, Conv | Dense):
+                built = model.get_layer(layer.name)
+                if isinstance(layer, Conv):
+                    x = _convolved(layer, built, x, fixed)
+                else:
+                    x = _multiplied(built, x, parts)
+                blobs[layer.name + PREACT] = x
+                x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
+            elif isinstance(layer, LRN):
+                x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
+            elif isinstance(layer, MaxPool):
+                x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
+            else:
+                x = tf.nn.softmax(x)
+            blobs[layer.name] = x
+        return {name: blobs[name] for name in wanted}
+
+    signature = [tf.TensorSpec(shape, tf.float32)]
+    return tf.function(forward, input_signature=signature, autograph=False, jit_compile=jit_compile)
+
+
+def _convolved(layer: Conv, built: keras.layers.Layer, x: tf.Tensor, fixed: bool) -> tf.Tensor:
+    kernel, bias = built.kernel.value, built.bias.value
+    if fixed:
+        with tf.init_scope():
+            values = kernel.numpy()
+        kernel = tf.constant(values)
+    pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
+    groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
+    pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in pairs]
+    return tf.nn.bias_add(products[0] if groups == 1 else tf.concat(products, -1), bias)
+
+
+def _multiplied(built: keras.layers.Layer, x: tf.Tensor, parts: int) -> tf.Tensor:
+    kernel, bias = built.kernel.value, built.bias.value
+    inputs, units = kernel.shape
+    x = tf.reshape(x, (-1, inputs))
+    if parts == 1 or inputs % parts:
+        return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+    folded = tf.transpose(tf.reshape(x, (-1, parts, inputs // parts)), (1, 0, 2))
+    products = tf.matmul(folded, tf.reshape(kernel, (parts, inputs // parts, units)))
+    return tf.nn.bias_add(tf.reduce_sum(products, axis=0), bias)

@@ -5,7 +5,7 @@ The Keras model of `AlexNet` holds the variables; this computes with them. What 
 - Layers before the first that is trained get no gradient and are never part of its graph.
 - Dropout is a function of a seed that the caller gives, so that a resumed training draws what an
   unbroken one would have; no generator's state is to be kept.
-- Groups and response normalisation as in `tf_alexnet.extraction.network`, where those are faster.
+- Groups and response normalisation as in `tf_alexnet.layers`, where those are faster.
 - Mixed precision: products in bfloat16, everything else and all variables in float32.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from tf_alexnet.architectures import LRN, Architecture, Conv, Dense, Dropout, MaxPool
-from tf_alexnet.extraction.network import groups_are_native, normalize
+from tf_alexnet.layers import groups_are_native, normalize
 
 Variables = Mapping[str, tuple[tf.Variable, tf.Variable]]
 
