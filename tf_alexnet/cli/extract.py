@@ -157,12 +157,13 @@ def extract(
     code = console.report_failures([(x.path, x.detail) for x in report.errors[:_SHOWN]])
     if len(report.errors) > _SHOWN:
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
-    happened = {
-        "of them done before": report.kept,
-        "changed and were done again": report.changed,
-        "unreadable now, their rows kept": report.unreadable,
-    }
-    happened = "".join(f"; {count} {what}" for what, count in happened.items() if count)
+    happened = f"; {report.kept} of them done before" if report.kept else ""
+    if report.changed == 1:
+        happened += "; 1 photo changed and was done again"
+    elif report.changed:
+        happened += f"; {report.changed} photos changed and were done again"
+    if report.unreadable:
+        happened += f"; {report.unreadable} unreadable now, their rows kept"
     print(
         f"{one_line(report.output)}: {report.rows} rows + {len(report.errors)} errors = "
         f"{report.inputs} photos; {shapes} {dtype.value}{happened}"

@@ -28,6 +28,7 @@ from tf_alexnet.extraction.shards import (
     LOST,
     MANIFEST,
     Entry,
+    Fold,
     Record,
     Records,
     Store,
@@ -628,7 +629,7 @@ class _Job:
         manifest = records.manifest
         is_latest = manifest.get("id") == store.id and manifest["record"] == records.highest
         if is_latest and not records.garbage(spare_readers=False):
-            return self._content(attributes)
+            return self._content(attributes, manifest["layers"])
         rows = self.fold.rows()
         for number, record in sorted(records.fold.records.items()):
             if record.data and len(rows.get(number, ())) < record.rows:
@@ -650,7 +651,8 @@ class _Job:
             for _, record in content.parts
         ]
         manifest = {"id": store.id, "record": records.highest} | content.totals
-        manifest |= {"attributes": content.attributes, "shards": shards}
+        layers = {name: (shape, str(dtype)) for name, (shape, dtype) in content.layers.items()}
+        manifest |= {"layers": layers, "attributes": content.attributes, "shards": shards}
         with data.replacing(MANIFEST, store.job, store.temporary()) as file:
             file.write(json.dumps(manifest, indent=1).encode())
         for folder, name in garbage:
@@ -717,16 +719,23 @@ class _Job:
         self._dissolve()
         return content
 
-    def _content(self, attributes: Mapping[str, str]) -> _Content:
+    def _content(self, attributes: Mapping[str, str], layers: Mapping | None = None) -> _Content:
         known = {**self.records.header["settings"], **attributes}
         known |= {"id": self.store.id, "record": str(self.records.highest)}
-        return _Content(self.fold, self.store, self._finished, known)
+        return _Content(self.fold, self.store, self._finished, known, layers)
 
 
 class _Content:
     """All living rows in the order of the output, as one `formats.Output`."""
 
-    def __init__(self, fold: Any, store: Store, base: Sequence | None, attributes: dict[str, str]):
+    def __init__(
+        self,
+        fold: Fold,
+        store: Store,
+        base: Sequence[Path],
+        attributes: dict[str, str],
+        layers: Mapping | None,
+    ):
         self._store, self._base = store, base
         self._rows = fold.rows()
         self.parts = sorted(
@@ -739,8 +748,11 @@ class _Content:
         rows, errors = self.count, len(self.failures)
         self.totals = {"inputs": rows + errors, "rows": rows, "errors": errors}
         self.attributes = attributes | {name: str(value) for name, value in self.totals.items()}
-        with self._part(self.parts[0][1]) as output:
-            self.layers = output.layers
+        if layers:
+            self.layers = {name: (tuple(x), np.dtype(y)) for name, (x, y) in layers.items()}
+        else:
+            with self._part(self.parts[0][1]) as output:
+                self.layers = output.layers
 
     @property
     def paths(self) -> list[str]:
