@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-# Tests with networks of 244 MB: a process for each file, so that all of it stays below 4 GB.
-LARGE = $(patsubst %,tests/test_%.py,cli extraction extractor model onnx opencv parity readme sklearn \
-	train_network verify)
+# Tests with networks of 244 MB, or with a Ray: a process for each file, so that all of it stays
+# below 4 GB.
+LARGE = $(patsubst %,tests/test_%.py,cli extraction extractor model onnx opencv parity ray readme \
+	sklearn train_network verify)
 
 .PHONY: demo test faults kill-tests fuzz format clean
 

@@ -306,7 +306,7 @@ def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="at least 3 workers: there will be 2 at most"):
         run_all(RayCrew("ray", stub(), places=2, fewest=3), tmp_path / "g", 1)
     monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 5.0)
-    with pytest.raises(UsageError, match="had place for 2 of 3 in 5 seconds"):
+    with pytest.raises(UsageError, match=r"had place for [012] of 3 in 5 seconds"):
         run_all(RayCrew("ray", stub(), places=3, fewest=3), tmp_path / "h", 1)
 
 

@@ -41,10 +41,7 @@ _PLACE_SECONDS = 600.0  # an autoscaler may have to start a machine first
 _VISIBLE_SECONDS = 30.0  # network file systems show other machines' files with delay
 _OBJECT_STORE = 2**29  # weights given as arrays, once; nothing else of size
 # What Ray need not tell nor report when this program starts it; a user's own setting stays.
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+_QUIET = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 
 
 class RayCrew:
@@ -299,8 +296,8 @@ def shares(
 
 def _connected(address: str) -> tuple[Any, bool]:
     """Ray, and whether the connection is ours to close."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    for name in _QUIET:
+        os.environ.setdefault(name, "0")
     try:
         import ray
     except ImportError:
