@@ -3,8 +3,13 @@
 import os
 
 import hypothesis
-from histories import Histories
+import pytest
+from histories import Crew, Histories, Steps, World, contents, invented
 from hypothesis.stateful import run_state_machine_as_test
+
+from tf_alexnet.errors import UsageError
+from tf_alexnet.extraction import job as jobs
+from tf_alexnet.extraction.storage import Target
 
 # Shrinking takes minutes; HISTORY_SHRINK=1 asks for the shortest history that fails.
 PHASES = list(hypothesis.Phase) if "HISTORY_SHRINK" in os.environ else [hypothesis.Phase.generate]
@@ -22,3 +27,81 @@ def test_every_photo_once_whatever_happens():
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     run_state_machine_as_test(Histories, settings=settings)
+
+
+def run(world, output, names, **arguments):
+    world.now += 5
+    return jobs.run_job(Target(output), names, Crew(world), add=True, **arguments)
+
+
+@pytest.fixture
+def world():
+    world, steps = World(), Steps()
+    with invented(world, steps):
+        for day in (1, 2):
+            for letter in "ab":
+                world.put(f"day{day}/{letter}.jpg", b"%d-%a" % (day, letter))
+        yield world
+
+
+LINKED = ["now/a.jpg", "now/b.jpg"]
+
+
+@pytest.mark.parametrize("output", ["f.h5", "f/"])
+def test_a_link_that_leads_elsewhere_is_read_anew(world, output, tmp_path):
+    output = f"{tmp_path}/{output}"
+    world.links["now"] = "day1"
+    run(world, output, LINKED)
+    world.links["now"] = "day2"
+    report = run(world, output, [*LINKED, "day1/a.jpg"])
+    assert (report.changed, report.rows) == (2, 3)
+    found, _ = contents(output)
+    assert found == {name: world.truth(name) for name in [*LINKED, "day1/a.jpg"]}
+
+
+def test_links_that_change_places(world, tmp_path):
+    output, names = f"{tmp_path}/f/", ["one/a.jpg", "two/a.jpg"]
+    for same in (False, True):  # with the contents of both equal, neither is done again
+        if same:
+            world.put("day2/a.jpg", world.files["/day1/a.jpg"][0])
+        world.links |= {"one": "day1", "two": "day2"}
+        run(world, output, names)
+        world.links |= {"one": "day2", "two": "day1"}
+        run(world, output, names)
+        assert contents(output)[0] == {name: world.truth(name) for name in names}
+
+
+def test_one_photo_by_two_names_is_one(world, tmp_path):
+    world.links["now"] = "day1"
+    run(world, f"{tmp_path}/f.h5", ["day1/a.jpg", "day1/b.jpg"])
+    report = run(world, f"{tmp_path}/f.h5", LINKED)
+    assert (report.rows, report.kept, report.absent) == (2, 2, 0)
+    assert set(contents(f"{tmp_path}/f.h5")[0]) == {"day1/a.jpg", "day1/b.jpg"}
+
+
+def test_a_folder_that_moved_is_not_done_again(world, tmp_path):
+    world.links["photos"] = "day1"
+    names = ["photos/a.jpg", "photos/b.jpg"]
+    run(world, f"{tmp_path}/f/", names)
+    for letter in "ab":
+        world.files[f"/day3/{letter}.jpg"] = world.files.pop(f"/day1/{letter}.jpg")
+    world.links["photos"] = "day3"
+    report = run(world, f"{tmp_path}/f/", names)
+    assert (report.kept, report.changed) == (2, 0)
+
+
+@pytest.mark.parametrize("output", ["f.h5", "f/"])
+def test_an_unmounted_disk_destroys_nothing(world, output, tmp_path):
+    output, names = f"{tmp_path}/{output}", ["day1/a.jpg", "day1/b.jpg"]
+    run(world, output, names)
+    before = contents(output)
+    world.mounted = False
+    report = run(world, output, names)
+    assert (report.unreadable, report.rows) == (2, 2)
+    assert contents(output) == before
+
+
+def test_inputs_none_of_which_is_known_are_refused(world, tmp_path):
+    run(world, f"{tmp_path}/f/", ["day1/a.jpg"])
+    with pytest.raises(UsageError, match=r"none of these 2 photos is known in it.*--add"):
+        jobs.run_job(Target(f"{tmp_path}/f/"), ["day2/a.jpg", "day2/b.jpg"], Crew(world))
