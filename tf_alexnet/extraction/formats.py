@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from tf_alexnet.extraction.decoder import Failure, Photo
-from tf_alexnet.extraction.storage import OutputFile
+from tf_alexnet.extraction.storage import OutputFile, unbroken
 
 BLOCK_BYTES = 8 * 2**20  # rows that are in memory together
 _OK = "ok"
@@ -195,17 +195,21 @@ class Hdf5Writer:
 
     def __init__(self, file: OutputFile):
         self._raw = file
-        self._file = h5py.File(file, "w")
+        self._file: Any = None  # opened where an exception closes it
         self._lengths: dict[str, int] = {}
 
     def __enter__(self) -> Hdf5Writer:
         return self
 
+    @unbroken()
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
+    @unbroken()
     def add(self, paths: Sequence[Any], rows: Rows, *, whole: bool = False) -> None:
         """Append one row per path to every layer; with `whole`, `paths` are `Photo` records."""
+        self._open()
         for name, values in rows.items():
             if name not in self._file:
                 # About a megabyte per chunk: few enough to index, small enough to read one row.
@@ -217,12 +221,18 @@ class Hdf5Writer:
             self._texts(name, _column(paths, name) if whole else paths)
         self._raw.check()
 
+    @unbroken()
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
         """Write the failures and the attributes."""
+        self._open()
         self._texts("paths", [])
         for name in _FAILURE:
             self._texts(f"errors/{name}", _column(failures, name))
         self._file.attrs.update(attributes)
+
+    def _open(self) -> None:
+        if self._file is None:
+            self._file = h5py.File(self._raw, "w")
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: int) -> None:
         self._file.create_dataset(
@@ -312,10 +322,12 @@ class ParquetWriter:
     def __enter__(self) -> ParquetWriter:
         return self
 
+    @unbroken()
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
 
+    @unbroken()
     def add(self, paths: Sequence[Any], rows: Rows, *, whole: bool = False) -> None:
         """Append one row per path to every layer; with `whole`, `paths` are `Photo` records."""
         self._whole = whole
@@ -324,6 +336,7 @@ class ParquetWriter:
         if self._bytes >= BLOCK_BYTES:  # a row group
             self._flush()
 
+    @unbroken()
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
         """Write what waits, the failures and the attributes."""
         self._flush()
