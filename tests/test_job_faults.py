@@ -112,8 +112,8 @@ def test_a_full_disk_at_every_write(output, extract, photos, monkeypatch, capfd)
     calls, failing = operations(monkeypatch)
     extract("photos", output, force=True)
     assert set(calls) >= {"open", "write", "fsync", "replace", "link"}
-    number, error = 0, True
-    while error:
+    number, error, total = 0, None, 1
+    while error or number < total:
         calls.clear()
         failing[0], error = number, None
         remove(output)
@@ -121,10 +121,12 @@ def test_a_full_disk_at_every_write(output, extract, photos, monkeypatch, capfd)
             extract("photos", output)
         except OutputError as caught:
             error = str(caught)
+        total = len(calls)
         assert error is None or re.search(
             r"^[^\n]*it can't be written \(No space left[^\n]*$", error
         )
-        assert error or len(calls) <= number, "a failure that nobody heard of"
+        # A folder that can't be made may be there already.
+        assert error or number >= total or calls[number] == "mkdir", "nobody heard of it"
         assert not temporary(output), "nothing half written stays"
         failing[0] = None
         kept = kept_in(output)
@@ -274,10 +276,9 @@ def test_a_job_that_exceeds_its_errors_goes_on_later(photos):
     _, err = finish(start(0, "photos", "-o", "f.h5", "--max-errors", "1"), 5)
     assert err.startswith("error: 2 photos: they could not be read, and at most 1 may fail; the ")
     out, err = start(0, "photos", "-o", "f.h5", "--max-errors", "10%").communicate(timeout=60)
-    assert (
-        out
-        == "f.h5: 20 rows + 2 errors = 22 photos; fc7 (20, 32) float32; 16 of them done before\n"
-    )
+    # A photo that could not be read soon after it was written is tried again.
+    end = r"22 photos; fc7 \(20, 32\) float32; 1[56] of them done before\n"
+    assert re.fullmatch(rf"f\.h5: 20 rows \+ 2 errors = {end}", out)
     check("f.h5", *parted(photos))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from h5py import h5f, h5fd, h5g, h5p
 
 from tf_alexnet.extraction.decoder import Failure, Photo
-from tf_alexnet.extraction.storage import OutputFile
+from tf_alexnet.extraction.storage import OutputFile, unbroken
 
 BLOCK_BYTES = 8 * 2**20  # rows that are in memory together
 _CHUNK_BYTES = 2**20  # of an HDF5 dataset: few enough to index, small enough to read one row
@@ -204,22 +204,22 @@ class _Writer(contextlib.AbstractContextManager):
         self._raw, self._finished, self._layers = file, layers is not None, layers
         self._file: Any = None
         self._waiting: list[tuple[Sequence[Photo], Rows]] = []
-        if self._finished:
-            self._create()
 
+    @unbroken()
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
+    @unbroken()
     def add(self, paths: Sequence[str] | Sequence[Photo], rows: Rows) -> None:
         """Append one row per path to every layer."""
         if self._layers is None:
             self._layers = {name: (x.shape[1:], x.dtype) for name, x in rows.items()}
-            self._create()
         photos = paths if self._finished else [Photo(path) for path in paths]
         self._waiting.append((photos, rows))
         self._flush(final=False)
 
+    @unbroken()
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
         """Write what waits, the failures and the attributes."""
         self._flush(final=True)
@@ -232,6 +232,8 @@ class _Writer(contextlib.AbstractContextManager):
     def _flush(self, final: bool) -> None:
         """Write the rows that wait: all, or whole steps."""
         self._raw.check()
+        if self._file is None:
+            self._create()
         step = _fitting(BLOCK_BYTES, self._layers.values())
         count = sum(len(photos) for photos, _ in self._waiting)
         if count < (1 if final else step):

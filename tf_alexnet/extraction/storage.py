@@ -7,8 +7,10 @@ import errno
 import hashlib
 import io
 import os
+import signal
 import socket
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,29 @@ def reading_of(place: str) -> Iterator[None]:
         raise OutputError(
             place, f"it can't be read ({os.strerror(error.errno)})", f"See that it can; {_AGAIN}"
         ) from error
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the end of the block, or of the function that this adorns.
+
+    A handler that raises while HDF5 or Arrow write through a Python file raises in the middle of
+    their code: the exception is lost, and so may be what was to be written. Handlers run in the
+    first thread only.
+    """
+    waiting, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda *arguments: waiting.append(arguments))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in waiting:
+            handlers[number](number, frame)
 
 
 class OutputFile(io.FileIO):
@@ -118,7 +143,8 @@ class Folder:
         """Create the folder; whether it is new."""
         with self._telling("written"):
             new = not self._fs.isdir(self._root)
-            self._fs.makedirs(self._root, exist_ok=True)
+            if new:
+                self._fs.makedirs(self._root, exist_ok=True)
             if new and self.is_local:
                 sync_folder(os.path.dirname(self._root))
             return new
@@ -196,7 +222,7 @@ class Folder:
                 raise
 
     def rename(self, name: str, to: Folder, new: str, *, exclusive: bool = False) -> None:
-        """Give a local file its final name, durably.
+        """Give a local file its final name, durably; it is deleted if that fails.
 
         Raises
         ------
@@ -207,11 +233,16 @@ class Folder:
         """
         source, target = self.at(name), to.at(new)
         with to._telling("written", new):
-            if exclusive:
-                _link(source, target)
-                os.unlink(source)
-            else:
-                os.replace(source, target)
+            try:
+                if exclusive:
+                    _link(source, target)
+                    os.unlink(source)
+                else:
+                    os.replace(source, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(source)
+                raise
             sync_folder(os.path.dirname(target))
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
@@ -227,11 +258,7 @@ class Folder:
         if self.is_local:
             with self.writing(temporary) as file:
                 file.write(data)
-            try:
-                self.rename(temporary, self, name, exclusive=True)
-            except BaseException:
-                self.remove(temporary)
-                raise
+            self.rename(temporary, self, name, exclusive=True)
         else:
             with self._telling("written", name):
                 self._fs.pipe_file(self.at(name), data, mode="create")
