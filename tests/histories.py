@@ -456,7 +456,8 @@ class Histories(RuleBasedStateMachine):
 
     def succeeded(self, names, truths, before, force, discard):
         found, errors = contents(self.output)
-        assert errors == sum(value is ERROR or value == ERROR for value in found.values())
+        if not callable(self.steps.what):  # the table and the snapshot are two files
+            assert errors == sum(value == ERROR for value in found.values())
         if force:
             self.possible, self.ever, self.limbo = {}, {}, False
         for name in names:

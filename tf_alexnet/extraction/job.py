@@ -32,6 +32,7 @@ from tf_alexnet.extraction.shards import (
     Record,
     Records,
     Store,
+    ended_jobs,
     is_ours,
     new_header,
     read_header,
@@ -353,14 +354,11 @@ class _Job:
         header = read_header(target.job)
         refuse_foreign(target, header)
         self._had_header, self._begun = header is not None, False
-        former = [header["id"], *header["former"]] if header else []
-        if header and header["ended"]:
-            header = None
         base = self._read_base(header, force) if self._was_there else None
         if header is None:
             recorded = base.info["settings"] if base else settings
             known = {name: recorded.get(name, "unknown") for name in settings}
-            header = new_header(known, base.info["id"] if base else token(), former)
+            header = new_header(known, base.info["id"] if base else token(), ended_jobs(target.job))
         self._open(header, base)
         differences = changes(header["settings"], settings)
         if differences and self.has_rows and not force:
@@ -637,15 +635,14 @@ class _Job:
         garbage = records.garbage(spare_readers=False)
         records.commit()
         content = self._content(attributes)
+        if records.newer():
+            return content
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("path", "code", "detail"))
         writer.writerows(failure[:3] for failure in content.failures)
-        errors = table.getvalue().encode("utf-8", "surrogateescape")
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(errors)
-        if records.newer():
-            return content
+            file.write(table.getvalue().encode("utf-8", "surrogateescape"))
         shards = [
             {"name": record.data, "rows": record.rows, "size": record.size}
             for _, record in content.parts
@@ -693,8 +690,7 @@ class _Job:
         target, records, store = self._target, self.records, self.store
         if self._finished and records.highest == self._base_number:
             content = self._content(attributes)
-            if self._had_header:
-                self._dissolve()
+            self._dissolve()
             return content
         records.commit()
         content = self._content(attributes)

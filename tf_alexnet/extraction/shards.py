@@ -26,6 +26,7 @@ HEADER = "job.json"
 MANIFEST = "_manifest.json"
 BASE = -1  # the place of a finished file that a job goes on from
 LOST = "lost"
+_ENDED = "ended.json"
 _VERSION = 2
 _ID = "[0-9a-f]{16}"
 _RECORD = re.compile(rf"(\d{{6,}})-({_ID})\.json")
@@ -277,7 +278,7 @@ class Store:
     def publish(self, name: str) -> None:
         """Give a data file its final name."""
         if self.data.is_local:
-            self.job.rename(self._staged(name), self.data, name)
+            self.job.publish(self._staged(name), self.data, name)
 
     def size(self, name: str) -> int | None:
         """Bytes of a data file that was written, published or not."""
@@ -389,7 +390,7 @@ class Records:
         except FileExistsError:
             raise self._other_job(name) from None
         header = read_json(store.job, HEADER) or {}
-        if header.get("id") != store.id or header["ended"]:
+        if header.get("id") != store.id:
             raise self._other_job(name)  # it has finished, or begun anew
         self.highest = number
         self.fold.add(record)
@@ -438,19 +439,20 @@ class Records:
     def dissolve(self) -> None:
         """Delete all files of the job, unless another one has gone on from it.
 
-        What is not its own stays. The header goes last, and says before that the job has ended:
-        numbers of deleted records are free, and nobody may take them any more.
+        What is not its own stays. First the header gets another name, so that nobody takes numbers
+        of deleted records; that needs no room on a full disk.
         """
         store = self.store
         self.fold.records.clear()
         garbage = self.garbage(spare_readers=True)
         if any(self._number(name) > self.highest for _, name in garbage):
             return
-        with store.job.replacing(HEADER, store.job, store.temporary()) as file:
-            file.write(json.dumps(self.header | {"ended": True}).encode())
+        ended = f"tmp-{store.id}-{_ENDED}"
+        if store.job.exists(HEADER):
+            store.job.rename(HEADER, store.job, ended)
         for folder, name in garbage:
             folder.remove(name)
-        store.job.remove(HEADER)
+        store.job.remove(ended)
         store.job.remove_empty()
 
     def _number(self, name: str) -> int:
@@ -468,7 +470,6 @@ def new_header(
         "id": job,
         "former": [x for x in former if x != job],
         "forced": forced,
-        "ended": False,
         "settings": dict(settings),
     }
 
@@ -484,7 +485,7 @@ def read_header(folder: Folder) -> dict[str, Any] | None:
     header = read_json(folder, HEADER)
     if header is None:
         return None
-    kinds = {"id": str, "former": list, "forced": bool, "ended": bool, "settings": dict}
+    kinds = {"id": str, "former": list, "forced": bool, "settings": dict}
     if header.get("version") != _VERSION or not all(
         isinstance(header.get(name), kind) for name, kind in kinds.items()
     ):
@@ -494,6 +495,13 @@ def read_header(folder: Folder) -> dict[str, Any] | None:
             "Name another output.",
         )
     return header
+
+
+def ended_jobs(folder: Folder) -> list[str]:
+    """Ids of jobs that have ended, and whose files were not all deleted."""
+    names = [name for name in folder.sizes() if _TEMPORARY.fullmatch(name)]
+    found = [read_json(folder, name) or {} for name in names if name.endswith(_ENDED)]
+    return [x for header in found for x in (header.get("id"), *header.get("former", ())) if x]
 
 
 def is_ours(name: str) -> bool:

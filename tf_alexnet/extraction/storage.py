@@ -222,28 +222,36 @@ class Folder:
                 raise
 
     def rename(self, name: str, to: Folder, new: str, *, exclusive: bool = False) -> None:
-        """Give a local file its final name, durably; it is deleted if that fails.
+        """Give a file another name, durably; behind a URL it is copied and deleted.
 
         Raises
         ------
         FileExistsError
-            If `exclusive` and the name is taken.
+            If `exclusive` (on a disk) and the name is taken.
         OutputError
             If it can't be renamed.
         """
         source, target = self.at(name), to.at(new)
         with to._telling("written", new):
-            try:
-                if exclusive:
-                    _link(source, target)
-                    os.unlink(source)
-                else:
-                    os.replace(source, target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(source)
-                raise
+            if not self.is_local:
+                self._fs.copy(source, target)
+                self._fs.rm_file(source)
+                return
+            if exclusive:
+                _link(source, target)
+                os.unlink(source)
+            else:
+                os.replace(source, target)
             sync_folder(os.path.dirname(target))
+
+    def publish(self, name: str, to: Folder, new: str, *, exclusive: bool = False) -> None:
+        """As `rename`, for a file that is worth nothing under its old name."""
+        try:
+            self.rename(name, to, new, exclusive=exclusive)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(self.at(name))
+            raise
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
         """Write a small file that must not exist, whole or not at all.
@@ -258,7 +266,7 @@ class Folder:
         if self.is_local:
             with self.writing(temporary) as file:
                 file.write(data)
-            self.rename(temporary, self, name, exclusive=True)
+            self.publish(temporary, self, name, exclusive=True)
         else:
             with self._telling("written", name):
                 self._fs.pipe_file(self.at(name), data, mode="create")
@@ -281,7 +289,7 @@ class Folder:
         if self.is_local:
             with via.writing(temporary) as file:
                 yield file
-            via.rename(temporary, self, name, exclusive=exclusive)
+            via.publish(temporary, self, name, exclusive=exclusive)
         else:
             if exclusive and self.exists(name):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
