@@ -293,7 +293,8 @@ def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
         tracemalloc.stop()
         return top
 
-    assert peak(64) < peak(8) + 4e6  # 56 batches more: 59 MB of rows
+    peak(1)  # imports
+    assert peak(64) < peak(32) + 4e6  # 32 batches more: 34 MB of rows
 
 
 def test_no_readable_photo_at_all(tmp_path):
