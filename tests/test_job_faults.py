@@ -125,8 +125,9 @@ def test_a_full_disk_at_every_write(output, extract, photos, monkeypatch, capfd)
         assert error is None or re.search(
             r"^[^\n]*it can't be written \(No space left[^\n]*$", error
         )
-        # A folder that can't be made may be there already.
-        assert error or number >= total or calls[number] == "mkdir", "nobody heard of it"
+        # Clearing away may fail in silence, once the output is whole.
+        heard = error or number >= total or (os.path.isfile(output) and content(output) == whole)
+        assert heard or calls[number] == "mkdir", "nobody heard of it"
         assert not temporary(output), "nothing half written stays"
         failing[0] = None
         kept = kept_in(output)

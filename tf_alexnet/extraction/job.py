@@ -460,7 +460,11 @@ class _Job:
     def plan(self, paths: Sequence[str], look: _Looker, retry_errors: bool) -> _Plan:
         """Compare the inputs with what is known of them."""
         fold = self.fold
-        plan = _Plan(dict(zip(paths, map(look.place, paths), strict=True)))
+        plan = _Plan({})
+        for path in paths:
+            place = look.place(path)
+            # The same string as in the fold: a million of them are 100 MB.
+            plan.places[path] = fold.by_place[place].place if place in fold.by_place else place
         for path, place in plan.places.items():
             entry = fold.by_path.get(path)
             if entry is None and (entry := fold.by_place.get(place)):

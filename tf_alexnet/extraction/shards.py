@@ -325,8 +325,11 @@ class Records:
         self.missing = [
             n for n in range(start, self.highest + 1) if n not in found and n not in replaced
         ]
-        for record in ([base] if base else []) + [found[number] for number in sorted(found)]:
-            if record.number not in replaced:
+        if base:
+            found[base.number] = base
+        for number in sorted(found):
+            record = found.pop(number)  # a million photos are in memory once
+            if number not in replaced:
                 self.fold.add(record)
 
     @property
