@@ -344,7 +344,8 @@ def _check_address(address: str) -> None:
     raise UsageError(
         f"cluster {address}",
         reasons[-1].strip() if reasons else reason,
-        "Start one (ray start --head), correct the address, or use ray for one in this process.",
+        "Start one (ray start --head), correct the address, set RAY_AUTH_MODE=token if it asks for "
+        "a token, or use ray for one in this process.",
     )
 
 
