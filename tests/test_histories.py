@@ -13,20 +13,29 @@ from tf_alexnet.extraction.storage import Target
 
 # Shrinking takes minutes; HISTORY_SHRINK=1 asks for the shortest history that fails.
 PHASES = list(hypothesis.Phase) if "HISTORY_SHRINK" in os.environ else [hypothesis.Phase.generate]
-STEPS = int(os.environ.get("HISTORY_STEPS", "1500"))
+LENGTH = 25
 
 
-def test_every_photo_once_whatever_happens():
+def play(steps, derandomize):
     settings = hypothesis.settings(
-        max_examples=max(1, STEPS // 25),
-        stateful_step_count=25,
+        max_examples=steps // LENGTH,
+        stateful_step_count=LENGTH,
         deadline=None,
-        derandomize="HISTORY_STEPS" not in os.environ,
+        derandomize=derandomize,
         database=None,
         phases=PHASES,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     run_state_machine_as_test(Histories, settings=settings)
+
+
+def test_every_photo_once_whatever_happens():
+    play(1000, derandomize=True)
+
+
+@pytest.mark.slow
+def test_every_photo_once_in_long_histories():
+    play(int(os.environ.get("HISTORY_STEPS", "20000")), derandomize=False)
 
 
 def run(world, output, names, **arguments):
