@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -135,11 +136,15 @@ class Steps:
         self.reset()
         self.watch = lambda: None
 
-    def reset(self, at=None, what=None):
+    def reset(self, at=None, what=None, inner_at=None):
         self.count, self.at, self.what, self.dead, self.busy = 0, at, what, False, False
+        self.inner_count, self.inner_at = 0, inner_at
 
     def before(self, name):
-        if self.busy:
+        if self.busy:  # the steps of the other job
+            self.inner_count += 1
+            if self.inner_at and self.inner_count >= self.inner_at:
+                raise Killed
             return
         if self.dead:
             raise Killed
@@ -265,6 +270,8 @@ class Histories(RuleBasedStateMachine):
         self.ever: dict[str, set] = {}  # the same for all of its past
         self.doubt = False  # whether something was damaged, so that a refusal is right
         self.limbo = False  # whether a forced run may or may not have begun
+        self.must_refuse = False  # a record in the middle is gone
+        self.beside = False  # whether two jobs have written it at the same time
         self.foreign: dict[str, bytes] = {}
         self.steps.watch = self.watch
 
@@ -338,8 +345,23 @@ class Histories(RuleBasedStateMachine):
         if how == "truncate":
             folder._fs.pipe_file(path, data[:-7])
         elif how == "lose a record":
+            self.must_refuse |= self.is_needed(json.loads(data), folder)
             for name, past in self.ever.items():
                 self.possible[name] = past | {None}
+
+    def is_needed(self, record, folder):
+        """Whether other records tell that this one of a folder of shards is gone."""
+        others = [
+            json.loads(folder.read(x))
+            for x in folder.sizes()
+            if re.fullmatch(r"\d{6}-\w+\.json", x)
+        ]
+        others = [x for x in others if x["id"] == record["id"]]
+        replaced = any(record["number"] in x["replaces"] for x in others)
+        later = any(x["number"] > record["number"] for x in others)
+        header = jobs.read_header(folder) or {}
+        is_now = header.get("id") == record["id"] and self.kind.endswith("/")
+        return is_now and later and not replaced
 
     @rule(where=st.sampled_from(["data", "job", "parent"]), name=st.sampled_from(["n.txt", "a.h5"]))
     def add_stranger(self, where, name):
@@ -371,9 +393,12 @@ class Histories(RuleBasedStateMachine):
     def run_and_fail(self, names, size, at, what):
         self.attempt(sorted(names), size, at=at, what=what)
 
-    @rule(names=SOME, others=SOME, size=st.integers(1, 3), at=STEP)
-    def run_beside_another(self, names, others, size, at):
-        self.attempt(sorted(names), size, at=at, what=lambda: self.attempt(sorted(others), size))
+    @rule(names=SOME, others=SOME, size=st.integers(1, 3), at=STEP, inner_at=st.none() | STEP)
+    def run_beside_another(self, names, others, size, at, inner_at):
+        def another():
+            self.attempt(sorted(others), size)
+
+        self.attempt(sorted(names), size, at=at, what=another, inner_at=inner_at)
 
     @rule(names=SOME, at=STEP, name=NAME)
     def run_while_a_photo_changes(self, names, at, name):
@@ -395,14 +420,15 @@ class Histories(RuleBasedStateMachine):
             with pytest.raises(UsageError, match="other settings"):
                 jobs.run_job(self.target(), sorted(names), Crew(self.world, "b"), add=True)
 
-    def attempt(self, names, size, *, retry=False, force=False, discard=False, at=None, what=None):
+    def attempt(self, names, size, *, retry=False, force=False, discard=False, **happening):
         nested = self.steps.busy
+        self.beside |= nested
         truths = {name: {self.world.truth(name)} for name in names}
         before = {name: set(values) for name, values in self.possible.items()}
         for name in names:
             self.possible.setdefault(name, {None}).update(truths[name])
         if not nested:
-            self.steps.reset(at, what)
+            self.steps.reset(**happening)
         try:
             jobs.run_job(
                 self.target(),
@@ -435,7 +461,15 @@ class Histories(RuleBasedStateMachine):
             assert not self.can_grow, error
         elif error is not None and not isinstance(error, Killed):
             stranger = self.foreign and "not of an extraction" in str(error)
-            assert disturbed or self.doubt or stranger, error
+            # Two jobs that began at the same time, as machines without a common lock may.
+            apart = self.beside and "does not belong to the unfinished job" in str(error)
+            assert disturbed or self.doubt or stranger or apart, error
+            if apart:  # the user moves the job away
+                job = self.target().job
+                for name in job.sizes():
+                    job._fs.rm_file(job.at(name))
+                for values in self.possible.values():
+                    values.add(None)
             if stranger:  # the user moves it away
                 for path in list(self.foreign):
                     self.target().data._fs.rm_file(path)
@@ -445,6 +479,9 @@ class Histories(RuleBasedStateMachine):
         for name in names:
             self.possible.setdefault(name, {None}).update(truths[name])
             self.ever.setdefault(name, set()).update(truths[name])
+        if self.doubt:  # a lost row is an error until the photo is done again
+            for values in self.possible.values():
+                values.add(ERROR)
         if force or self.limbo or discard:
             for values in self.possible.values():
                 values.add(None)
@@ -455,6 +492,8 @@ class Histories(RuleBasedStateMachine):
         )
 
     def succeeded(self, names, truths, before, force, discard):
+        assert not self.must_refuse or force or discard, "a lost record was not noticed"
+        self.must_refuse = False
         found, errors = contents(self.output)
         if not callable(self.steps.what):  # the table and the snapshot are two files
             assert errors == sum(value == ERROR for value in found.values())
