@@ -273,6 +273,18 @@ def finish_with_errors(process):
     return out, err
 
 
+def test_the_last_line_says_what_happened(photos):
+    good, _ = parted(photos)
+    Path("list.txt").write_text("\n".join(good))
+    finish(start(0, "list.txt", "-o", "f/"))
+    os.replace(good[0], good[1])  # one changed, one gone
+    out, _ = finish(start(0, "list.txt", "-o", "f/"))
+    assert out == (
+        "f: 20 rows + 0 errors = 20 photos; fc7 (20, 32) float32; 19 of them done before; "
+        "1 changed and were done again; 1 unreadable now, their rows kept\n"
+    )
+
+
 def test_a_job_that_exceeds_its_errors_goes_on_later(photos):
     _, err = finish(start(0, "photos", "-o", "f.h5", "--max-errors", "1"), 5)
     assert err.startswith("error: 2 photos: they could not be read, and at most 1 may fail; the ")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -329,6 +330,18 @@ def test_one_training_at_a_time_and_nothing_foreign(tmp_path):
         working_in(tmp_path / "thesis.tex").__enter__()
     with pytest.raises(OutputError, match="there is no folder"):
         working_in(tmp_path / "a" / "b").__enter__()
+
+
+def test_the_model_and_its_name_are_durable(tmp_path, weights, monkeypatch):
+    from tf_alexnet.training import run as room
+
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    room._save_model(ta.AlexNet(weights), tmp_path)
+    assert os.path.basename(synced[0]) == "model.keras"
+    assert synced[1:] == [str(tmp_path)]
 
 
 def test_leftovers_of_a_killed_training_go(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[P
         )
     target.data.make()
     with locked(target.data, str(target)):
-        for name in os.listdir(path):
-            if name.startswith(".tf-alexnet-"):  # what a killed training left half written
-                target.data.remove(name)
+        for left in path.glob(".tf-alexnet-*"):  # what a killed training left half written
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                target.data.remove(left.name)
         yield path
 
 
