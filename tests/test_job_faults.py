@@ -281,7 +281,7 @@ def test_the_last_line_says_what_happened(photos):
     out, _ = finish(start(0, "list.txt", "-o", "f/"))
     assert out == (
         "f: 20 rows + 0 errors = 20 photos; fc7 (20, 32) float32; 19 of them done before; "
-        "1 changed and were done again; 1 unreadable now, their rows kept\n"
+        "1 photo changed and was done again; 1 unreadable now, their rows kept\n"
     )
 
 
