@@ -4,9 +4,9 @@ BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Tests with networks of 244 MB, or with a Ray: a process for each file, so that all of it stays
-# below 4 GB.
-LARGE = $(patsubst %,tests/test_%.py,cli extraction extractor model onnx opencv parity ray readme \
-	sklearn train_network verify)
+# below 4 GB. Two of the medium ones fit beside each other; the longest come first.
+LARGE = $(patsubst %,tests/test_%.py,cli extractor model opencv)
+MEDIUM = $(patsubst %,tests/test_%.py,readme train_network ray extraction onnx parity sklearn verify)
 
 .PHONY: demo test faults kill-tests fuzz format clean
 
@@ -16,7 +16,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(LARGE:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(LARGE:%=--ignore=%) $(MEDIUM:%=--ignore=%)
+	echo $(MEDIUM) | xargs -n 1 -P 2 $(BIN)/python -m pytest
 	for file in $(LARGE); do $(BIN)/python -m pytest $$file || exit 1; done
 
 # Downloads, jobs and decoders cut, crowded and starved many times over: many minutes.

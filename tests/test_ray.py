@@ -156,7 +156,8 @@ def test_each_goes_on_from_the_others_work(output, ray, photos, pretend):
     for first, then in ((CLUSTER, {}), ({}, CLUSTER)):
         with pytest.raises(KeyboardInterrupt):
             pretend(photos, output, 0.05, progress=stop_after(9), **first)
-        assert 8 <= pretend(photos, output, **then).kept <= 24
+        # Bad photos that are only just written are not believed to be the same, and tried again.
+        assert 6 <= pretend(photos, output, **then).kept <= 24
         if output == "f.h5":
             assert rows_of(output)[:2] == rows_of("whole.h5")[:2]
             os.unlink(output)
