@@ -421,6 +421,8 @@ class Histories(RuleBasedStateMachine):
                 jobs.run_job(self.target(), sorted(names), Crew(self.world, "b"), add=True)
 
     def attempt(self, names, size, *, retry=False, force=False, discard=False, **happening):
+        if force or discard:  # these may let go what is lost
+            self.must_refuse = False
         nested = self.steps.busy
         self.beside |= nested
         truths = {name: {self.world.truth(name)} for name in names}
@@ -492,8 +494,7 @@ class Histories(RuleBasedStateMachine):
         )
 
     def succeeded(self, names, truths, before, force, discard):
-        assert not self.must_refuse or force or discard, "a lost record was not noticed"
-        self.must_refuse = False
+        assert not self.must_refuse, "a lost record was not noticed"
         found, errors = contents(self.output)
         if not callable(self.steps.what):  # the table and the snapshot are two files
             assert errors == sum(value == ERROR for value in found.values())
