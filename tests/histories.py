@@ -518,6 +518,9 @@ class Histories(RuleBasedStateMachine):
             self.ever.setdefault(name, set()).add(value)
         if discard:
             self.doubt = False
+            for name in self.ever.keys() - found.keys():
+                # The row that was let go may have had an older one behind it.
+                self.possible[name] = self.ever[name] | {None}
         if self.kind.endswith("/"):
             self.glob(found)
         else:
