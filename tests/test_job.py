@@ -754,6 +754,18 @@ def test_errors_may_be_limited(extract, tmp_path):
         extract([*good[:8], bad[0]], "f.h5", max_errors="10%")
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_file_systems_without_hard_links_will_do(output, extract, tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    paths = jobs.photos(tmp_path / "photos", 6)
+    extract(paths, output)
+    check(output, paths)
+    assert extract(paths, output).kept == 6
+
+
 def test_one_job_at_a_time(extract, tmp_path):
     paths = jobs.photos(tmp_path / "photos", 6)
     inside, go = threading.Event(), threading.Event()

@@ -238,8 +238,7 @@ class Folder:
                 self._fs.rm_file(source)
                 return
             if exclusive:
-                _link(source, target)
-                os.unlink(source)
+                _move_exclusively(source, target)
             else:
                 os.replace(source, target)
             sync_folder(os.path.dirname(target))
@@ -341,9 +340,11 @@ def _size(entry: os.DirEntry) -> int | None:
     return None
 
 
-def _link(source: str, target: str) -> None:
+def _move_exclusively(source: str, target: str) -> None:
+    """Rename a file to a name that must not exist."""
     try:
         os.link(source, target)
+        os.unlink(source)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
