@@ -513,14 +513,15 @@ class Histories(RuleBasedStateMachine):
             if name not in names and not discard:
                 assert found.get(name) in values, f"{name}: {found.get(name)} of {values}"
         assert found.keys() <= self.possible.keys() | set(names)
-        self.possible = {name: {value} for name, value in found.items()}
+        # A job beside this one may have recorded more since, even if it was killed.
+        since = self.possible if callable(self.steps.what) else {}
+        self.possible = {name: {value} | since.get(name, set()) for name, value in found.items()}
+        for name in since.keys() - found.keys():
+            self.possible[name] = since[name] | {None}
         for name, value in found.items():
             self.ever.setdefault(name, set()).add(value)
         if discard:
             self.doubt = False
-            for name in self.ever.keys() - found.keys():
-                # The row that was let go may have had an older one behind it.
-                self.possible[name] = self.ever[name] | {None}
         if self.kind.endswith("/"):
             self.glob(found)
         else:

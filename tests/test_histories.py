@@ -114,3 +114,22 @@ def test_inputs_none_of_which_is_known_are_refused(world, tmp_path):
     run(world, f"{tmp_path}/f/", ["day1/a.jpg"])
     with pytest.raises(UsageError, match=r"none of these 2 photos is known in it.*--add"):
         jobs.run_job(Target(f"{tmp_path}/f/"), ["day2/a.jpg", "day2/b.jpg"], Crew(world))
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_no_older_row_takes_the_place_of_one_that_is_lost(world, tmp_path, monkeypatch, discard):
+    folder, names = tmp_path / "f", ["day1/a.jpg", "day1/b.jpg"]
+    run(world, f"{folder}/", names, shard_size=1)
+    old = set(folder.glob("*.h5"))
+    world.put("day1/a.jpg", b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs._Job, "finish", lambda *_: 1 / 0)  # before the old row is deleted
+        with pytest.raises(ZeroDivisionError):
+            run(world, f"{folder}/", names)
+        (newest,) = set(folder.glob("*.h5")) - old
+        newest.unlink()
+        with pytest.raises(ZeroDivisionError):
+            run(world, f"{folder}/", names[discard:], discard_damaged=discard)
+    run(world, f"{folder}/", names[1:])
+    found = {name: world.truth(name) for name in names[discard:]}
+    assert contents(f"{folder}/")[0] == found

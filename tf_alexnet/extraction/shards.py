@@ -25,7 +25,7 @@ from tf_alexnet.extraction.storage import Folder, OutputFile, token
 HEADER = "job.json"
 MANIFEST = "_manifest.json"
 BASE = -1  # the place of a finished file that a job goes on from
-LOST = "lost"
+LOST, LET_GO = "lost", "let go"  # codes of failures: a row whose data file is damaged
 _ENDED = "ended.json"
 _VERSION = 2
 _ID = "[0-9a-f]{16}"
@@ -177,11 +177,7 @@ class Fold:
             entry.stat, entry.digest, entry.failure = photo.stat, photo.digest, None
             entry.record, entry.row = record.number, row
         for failure in record.failures:
-            entry = self.find(failure.path, failure.place)
-            # A photo that could not be opened says nothing against the row that there is.
-            if not (entry and entry.lives and failure.digest in (None, entry.digest)):
-                entry = self._claim(failure.path, failure.place)
-                entry.failure, entry.failed_in = failure, record.number
+            self._fail(failure, record.number)
         for photo in record.seen:
             entry = self.find(photo.path, photo.place)
             if entry and entry.failure and entry.failure.digest == photo.digest:
@@ -202,26 +198,41 @@ class Fold:
         self.by_path[path] = self.by_place[place] = entry
         return entry
 
-    def drop(self, number: int, inputs: Container[str] | None = None) -> list[Failure]:
-        """Forget a record whose data file is damaged; the failures that stand without it.
+    def _fail(self, failure: Failure, number: int) -> None:
+        """Take in a failure: a photo without a row, or one whose row is damaged or let go."""
+        entry = self.find(failure.path, failure.place)
+        if failure.code == LET_GO:
+            if entry:
+                del self.by_path[entry.path], self.by_place[entry.place]
+        # A photo that could not be opened says nothing against the row that there is.
+        elif failure.code == LOST or not (
+            entry and entry.lives and failure.digest in (None, entry.digest)
+        ):
+            entry = self._claim(failure.path, failure.place)
+            entry.failure, entry.failed_in = failure, number
+            if failure.code == LOST:  # an older row must not take its place
+                entry.record = None
 
-        Photos whose rows are lost count as failures; with `inputs` (names and places) only those
-        among them, and the others not at all.
+    def drop(self, number: int, inputs: Container[str] | None = None) -> list[Failure]:
+        """Forget a record whose data file is damaged; the failures to record in its place.
+
+        Photos whose rows are lost fail; with `inputs` (names and places) only those among them,
+        and the others are let go.
         """
         data = self.records.pop(number).data
         failures = []
         for entry in list(self.by_path.values()):
             if entry.lives and entry.record == number:
+                among = inputs is None or not {entry.path, entry.place}.isdisjoint(inputs)
                 detail = f"its row was in {data}, which is missing or damaged"
-                entry.failure = Failure(entry.path, LOST, detail, place=entry.place)
-                entry.failed_in = number
-                if inputs is not None and entry.path not in inputs and entry.place not in inputs:
-                    del self.by_path[entry.path], self.by_place[entry.place]
-                    continue
+                failures.append(
+                    Failure(entry.path, LOST if among else LET_GO, detail, place=entry.place)
+                )
+                self._fail(failures[-1], number)
+            elif entry.failure and entry.failed_in == number:
+                failures.append(entry.failure)
             if entry.record == number:
                 entry.record = None
-            if entry.failure and entry.failed_in == number:
-                failures.append(entry.failure)
         return failures
 
     def rows(self) -> dict[int, list[Entry]]:
