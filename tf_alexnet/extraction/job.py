@@ -754,11 +754,6 @@ class _Content:
             with self._part(self.parts[0][1]) as output:
                 self.layers = output.layers
 
-    @property
-    def paths(self) -> list[str]:
-        """Written names of the photos that have rows."""
-        return [photo.path for photo in self.photos]
-
     def blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Rows of some layers, in order."""
         for number, record in self.parts:
@@ -823,9 +818,11 @@ def refuse_foreign(target: Target, header: Mapping[str, Any] | None) -> None:
     """Refuse an output folder, or a folder of records, that an extraction did not make."""
     if header is not None:
         return
-    found = [name for name in target.data.sizes() if not is_ours(name)]
-    if target.is_folder:
-        found = [name for name in target.data.sizes() if name != ".job"]
+    found = [
+        name
+        for name in target.data.sizes()
+        if not (name == ".job" if target.is_folder else is_ours(name))
+    ]
     if found:
         older = {"manifest.json", "shards"} <= set(found)
         raise OutputError(
@@ -866,7 +863,8 @@ class _Looker:
             found = os.stat(path)
         except (OSError, ValueError):
             return None, False
-        return stat_text(found, math.inf), stat_text(found, time.time()) is not None
+        believed = stat_text(found, time.time())
+        return believed or stat_text(found, math.inf), believed is not None
 
     def _behind_url(self, url: str) -> tuple[str | None, bool]:
         """From a listing of its folder: a request for each photo would take hours."""

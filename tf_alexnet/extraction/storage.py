@@ -139,15 +139,13 @@ class Folder:
         """The full path of a file in the folder."""
         return os.path.join(self._root, name)
 
-    def make(self) -> bool:
-        """Create the folder; whether it is new."""
+    def make(self) -> None:
+        """Create the folder, unless it is there."""
         with self._telling("written"):
-            new = not self._fs.isdir(self._root)
-            if new:
+            if not self._fs.isdir(self._root):
                 self._fs.makedirs(self._root, exist_ok=True)
-            if new and self.is_local:
-                sync_folder(os.path.dirname(self._root))
-            return new
+                if self.is_local:
+                    sync_folder(os.path.dirname(self._root))
 
     def sizes(self) -> dict[str, int | None]:
         """Name -> bytes of all files in the folder (None for folders); one listing."""
@@ -367,24 +365,22 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
         If another job holds the lock.
     """
     if folder.is_local:
-        path = folder.at(".lock")
+        path, holder = folder.at(".lock"), Path(folder.at(".holder"))
     else:
         digest = hashlib.sha256(folder.location.encode()).hexdigest()[:32]
         path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{os.getuid()}-{digest}.lock")
-    holder = Path(f"{path}-holder") if not folder.is_local else Path(folder.at(".holder"))
+        holder = Path(f"{path}-holder")
     lock = filelock.FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        who = "another process"
         with contextlib.suppress(OSError):
             who = holder.read_text(errors="replace")[:200]
-            raise OutputError(
-                what,
-                f"another job is writing it ({who})",
-                "Wait for it to end, or name another output.",
-            ) from None
         raise OutputError(
-            what, "another job is writing it", "Wait for it to end, or name another output."
+            what,
+            f"another job is writing it ({who})",
+            "Wait for it to end, or name another output.",
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, PermissionError):

@@ -319,14 +319,15 @@ def table_for(arrays: WeightArrays | None, architecture: str | None = None) -> A
         return architecture_named(architecture or "bvlc_alexnet")
     known = arrays.architecture
     if architecture is None and not known:
-        fitting = fitting_architectures(arrays)
-        found, advice = not_alexnet(arrays), f"Use a file of one of: {', '.join(ARCHITECTURES)}."
-        if fitting:
+        if fitting := fitting_architectures(arrays):
             found = (
                 f"its shapes fit {' and '.join(fitting)} alike, and neither hash nor biases are "
                 "those of a known network"
             )
             advice = "Say which it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture)."
+        else:
+            found = not_alexnet(arrays)
+            advice = f"Use a file of one of: {', '.join(ARCHITECTURES)}."
         raise WeightsError(arrays.source, found, advice)
     table = architecture_named(architecture or known)
     if known and known != table.name:
