@@ -6,12 +6,11 @@ do not wait for TensorFlow. Once Keras is imported, our layers are registered wi
 # ruff: noqa: F401
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from wrapt import register_post_import_hook
-
-from tf_alexnet.lazy import lazy_names
+from tf_alexnet.lazy import after_import, lazy_names
 from tf_alexnet.version import VERSION as __version__
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
@@ -59,12 +58,12 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def _register_layers(keras) -> None:
+def _register_layers() -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
-    if keras.backend.backend() == "tensorflow":
+    if sys.modules["keras"].backend.backend() == "tensorflow":
         import_module("tf_alexnet.layers")
         import_module("tf_alexnet.images.preprocessing")
 
 
-register_post_import_hook(_register_layers, "keras")
+after_import("keras", _register_layers)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

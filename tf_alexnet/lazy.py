@@ -1,10 +1,12 @@
-"""Imports that wait until a name is used (PEP 562)."""
+"""Imports that wait: until a name is used (PEP 562), or until another module has been imported."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 from tf_alexnet.errors import UsageError
@@ -36,7 +38,7 @@ def lazy_names(
             raise
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes})
+        return sorted({*vars(import_module(package)), *homes})
 
     return find, names
 
@@ -48,3 +50,38 @@ def other_backend(name: str) -> UsageError:
         "the networks of tf_alexnet run on TensorFlow",
         "Set KERAS_BACKEND=tensorflow before Keras is imported.",
     )
+
+
+def after_import(module: str, action: Callable[[], None]) -> None:
+    """Call `action` when `module` has been imported: now, if it is, or later."""
+    if module in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _AfterImport(module, action))
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds nothing; has the module that it waits for call `action` at the end of its import."""
+
+    def __init__(self, module: str, action: Callable[[], None]):
+        self._module, self._action, self._asking = module, action, False
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self._module or self._asking:
+            return None
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)  # may fail, and be tried again
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self._action()
+
+            spec.loader.exec_module = exec_module
+        return spec
