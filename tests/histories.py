@@ -271,6 +271,7 @@ class Histories(RuleBasedStateMachine):
         self.doubt = False  # whether something was damaged, so that a refusal is right
         self.limbo = False  # whether a forced run may or may not have begun
         self.must_refuse = False  # a record in the middle is gone
+        self.apart = False  # whether that was the case in the last run
         self.beside = False  # whether two jobs have written it at the same time
         self.foreign: dict[str, bytes] = {}
         self.steps.watch = self.watch
@@ -425,6 +426,7 @@ class Histories(RuleBasedStateMachine):
             self.must_refuse = False
         nested = self.steps.busy
         self.beside |= nested
+        self.apart |= nested
         truths = {name: {self.world.truth(name)} for name in names}
         before = {name: set(values) for name, values in self.possible.items()}
         for name in names:
@@ -522,6 +524,8 @@ class Histories(RuleBasedStateMachine):
             self.ever.setdefault(name, set()).add(value)
         if discard:
             self.doubt = False
+        if not callable(self.steps.what):
+            self.apart = False
         if self.kind.endswith("/"):
             self.glob(found)
         else:
@@ -539,8 +543,12 @@ class Histories(RuleBasedStateMachine):
             assert sorted(paths) == sorted(x for x, value in found.items() if value != ERROR)
 
     def watch(self):
-        """The snapshot for readers is whole at every step."""
-        is_folder = self.kind.endswith("/") and not self.doubt
+        """The snapshot for readers is whole at every step.
+
+        Unless a job that has no lock in common with this one writes an older one over a newer one:
+        no file system has a step that could exclude that.
+        """
+        is_folder = self.kind.endswith("/") and not (self.doubt or self.apart)
         if is_folder and self.target().data.exists("_manifest.json"):
             contents(self.output)
 

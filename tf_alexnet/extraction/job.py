@@ -647,6 +647,8 @@ class _Job:
         writer.writerows(failure[:3] for failure in content.failures)
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
             file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+        if records.newer():  # another job's snapshot is the one that counts
+            return content
         shards = [
             {"name": record.data, "rows": record.rows, "size": record.size}
             for _, record in content.parts
