@@ -149,7 +149,7 @@ def assert_tidy(output):
         assert re.fullmatch(r"job\.json|\d{6}-[0-9a-f]{16}\.json", name), name
 
 
-@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
+@pytest.mark.parametrize("output", ["f.h5", pytest.param("f.parquet/", marks=pytest.mark.slow)])
 def test_killed_at_random_moments(output, photos):
     kill_often(output, photos, 3, seed=time.time_ns() % 1000)
 

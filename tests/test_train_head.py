@@ -203,7 +203,10 @@ def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, t
     assert "l2 None -> 0.1" in refused.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path):
     # Photos of wildly different sizes, too.
     data = plant(tmp_path / "data", train=8, val=3, sizes=((96, 80), (9, 700), (900, 11), (1, 1)))
