@@ -231,6 +231,9 @@ def read_url(url: str) -> bytes:
     except AlexNetError:
         raise
     except Exception as error:  # every kind of storage has its own
+        cause = error.__cause__  # HTTP: whatever fails is a FileNotFoundError
+        if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp"):
+            error = cause
         raise _unreadable(error, url) from None
 
 

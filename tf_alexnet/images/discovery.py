@@ -13,7 +13,7 @@ from typing import TextIO
 
 from tf_alexnet.errors import AlexNetError, ImageError, UsageError
 from tf_alexnet.images.decode import SUFFIXES
-from tf_alexnet.remote import filesystem, is_url
+from tf_alexnet.remote import filesystem, is_url, url_of
 
 LISTS = (".txt", ".csv")
 
@@ -159,8 +159,8 @@ def _in_folder(top: str) -> Iterator[str]:
 
 def _at_url(url: str) -> Iterator[str]:
     """Images that a URL names, sorted as those of a folder are."""
-    files, path = filesystem(url)
     try:
+        files, path = filesystem(url)
         if glob.has_magic(path) and not files.exists(path):
             found = files.glob(path)
         elif files.isdir(path):
@@ -178,7 +178,7 @@ def _at_url(url: str) -> Iterator[str]:
             "Check the address and your rights there.",
         ) from error
     found.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
-    return iter([files.unstrip_protocol(x) for x in found])
+    return iter([url_of(x, url, files, path) for x in found])
 
 
 def _is_wanted(below: str) -> bool:
