@@ -5,25 +5,29 @@ import hashlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from tf_alexnet import remote
 from tf_alexnet.errors import AlexNetError, ImageError, InputError, PresetError, UsageError
 from tf_alexnet.extraction import REASONS
 from tf_alexnet.extraction import reader as reader_module
 from tf_alexnet.extraction.decoder import digest_of, stat_text
 from tf_alexnet.extraction.reader import Batch, Photo, PhotoReader
-from tf_alexnet.images import load_image, preprocess_input
+from tf_alexnet.images import find_images, load_image, preprocess_input
 
 # What a process may take on a busy machine; on a quiet one each of these is over in a second.
 SOON = 20.0
@@ -436,6 +440,123 @@ def test_urls(photos, monkeypatch):
     assert codes(read(names[:1])) == {"0.png": "unreadable"}
     with pytest.raises(UsageError, match="nosuch"):
         read(["nosuch://a/b.png"])
+
+
+@pytest.fixture
+def silent():
+    """URL of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg"
+
+
+@pytest.fixture
+def slow(photos, monkeypatch):
+    """URLs of photos, and of one that is not read before the test ends."""
+    files, go_on, begin = fsspec.filesystem("memory"), threading.Event(), MemoryFileSystem._open
+    for path in photos:
+        files.pipe(f"/slow/{os.path.basename(path)}", Path(path).read_bytes())
+
+    def _open(self, path, *arguments, **options):
+        if path.endswith("never.png"):
+            go_on.wait(60)
+        return begin(self, path, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", _open)
+    yield [f"memory://slow/{os.path.basename(path)}" for path in photos], "memory://slow/never.png"
+    go_on.set()
+
+
+def test_a_url_that_never_answers_costs_itself(slow, photos, monkeypatch):
+    names, never = slow
+    monkeypatch.setattr(remote, "FETCH_SECONDS", 1.0)
+    start = time.monotonic()
+    batches = read([never, *names, *[never] * 20, *photos], 4, workers=1)
+    assert time.monotonic() - start < SOON
+    assert [path for batch in batches for path in batch.paths] == [*names, *photos]
+    details = [failure[1:3] for batch in batches for failure in batch.failures]
+    assert details == [("timed_out", "no answer within 1 seconds")] * 21
+
+
+def test_closing_waits_for_no_server(slow, silent):
+    for url in (slow[1], silent):
+        with PhotoReader("caffe", workers=1) as reader:
+            reading = reader.batches([url] * 20, 20)
+            time.sleep(0.3)
+            start = time.monotonic()
+        assert time.monotonic() - start < 5
+        with pytest.raises(UsageError, match="it is closed"):
+            next(reading)
+
+
+def test_a_reading_of_urls_that_is_given_up_harms_no_other(slow):
+    names, _ = slow
+    with PhotoReader("caffe", workers=1) as reader:
+        for size in (1, 4, 20):
+            early = reader.batches(names * 9, size)
+            next(early)
+            early.close()
+            reader.batches(names * 9, size)  # begun, never asked for
+        kept = reader.batches(names * 9, 4)
+        next(kept)
+        assert [path for batch in reader.batches(names, 4) for path in batch.paths] == names
+
+
+INTERRUPTED = """
+import sys
+from tf_alexnet.extraction.reader import PhotoReader
+try:
+    with PhotoReader("caffe", workers=1) as photos:
+        batches = photos.batches(sys.argv[1:] * 20, 4)
+        print("begun", flush=True)
+        list(batches)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_an_interrupt_waits_for_no_server(silent):
+    command = [sys.executable, "-c", INTERRUPTED, silent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "begun\n"
+        time.sleep(1)
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "interrupted\n"
+        assert child.wait(SOON) == 0
+
+
+def test_urls_that_can_not_be_read(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("p.zip", "w") as archive:
+        for path in photos[:3]:
+            archive.write(path, f"in/{os.path.basename(path)}")
+    Path("bad.zip").write_bytes(b"PK" + bytes(99))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    names = find_images("zip://in/*.png::p.zip")
+    assert names == [f"zip://in/{number:02}.png::p.zip" for number in range(3)]
+    assert find_images("zip://::p.zip") == find_images("zip://in::p.zip") == names
+    wanted = {
+        "zip://in/none.png::p.zip": ("missing", "there is no such file"),
+        "zip://in/a.png::none.zip": ("missing", "there is no such file"),
+        "zip://in/a.png::bad.zip": ("unreadable", "it can't be read (File is not a zip file)"),
+        f"http://127.0.0.1:{port}/a.png": ("unreadable", "it can't be read (Connect call failed"),
+        f"ftp://127.0.0.1:{port}/a.png": ("unreadable", "it can't be read (Connection refused)"),
+    }
+    with PhotoReader("caffe", workers=2) as reader:
+        (batch,) = reader.batches([*names, *wanted], 99)
+    assert batch.paths == names
+    np.testing.assert_array_equal(batch.pixels, expected(photos[:3]))
+    for failure in batch.failures:
+        code, text = wanted[failure.path]
+        assert failure.code == code
+        assert failure.detail.startswith(text)
+    for url in (
+        "zip://*.png::bad.zip",
+        f"http://127.0.0.1:{port}/*.png",
+        f"ftp://127.0.0.1:{port}/",
+    ):
+        with pytest.raises(ImageError, match=r"it can't be listed \(.*(zip|refused|connect)"):
+            find_images(url)
 
 
 def test_only_a_few_urls_are_in_memory(photos, monkeypatch):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -53,8 +53,8 @@ _FETCHES = 16  # URLs fetched at once
 _MIN_STALL = 60.0  # seconds that a photo may take however little processor time it uses
 _TRIES = 2  # a process may be killed or held up by others; a photo that ends two is to blame
 _RAW_SIDE = 512
+_OUT_OF_TIME = -getattr(signal, "SIGPROF", 1000)  # an exit code
 
-_CLOSED = UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
 _Found = tuple[Photo | Failure, Sequence[int]]  # and the shape of its pixels
 _Waiting = tuple[np.ndarray, list[Future[_Found]]]  # a batch's rows, and what is found for each
 
@@ -236,7 +236,8 @@ class PhotoReader:
 
     def _submit(self, paths: list[str]) -> _Waiting:
         """Begin to read photos; their pixels will lie side by side."""
-        self._check_open()
+        if self._closed.is_set():
+            raise _closed()
         try:
             rows = np.empty((len(paths), self._values), np.float32)
         except MemoryError as error:
@@ -252,11 +253,6 @@ class PhotoReader:
             for path, row in zip(paths, rows, strict=True)
         ]
 
-    def _check_open(self) -> None:
-        """Raise `UsageError` after `close`."""
-        if self._closed.is_set():
-            raise _CLOSED
-
     def _photo(self, path: str, here: str, row: np.ndarray) -> _Found:
         """Fetch and decode a photo into its row (in one of the threads)."""
         file, fetched = os.path.join(here, path), b""
@@ -270,10 +266,7 @@ class PhotoReader:
                 return Failure(path, error.code, error.found), ()
         decoder = self._idle.get()
         try:
-            self._check_open()
-            found = decoder.decode(path, file, fetched, row)
-            self._check_open()  # closing kills the process, which is no photo's fault
-            return found
+            return decoder.decode(path, file, fetched, row)
         finally:
             self._idle.put(decoder)
 
@@ -281,8 +274,10 @@ class PhotoReader:
         """Wait until all photos of a batch are done, and separate the readable from the others."""
         photos, failures, good = [], [], []
         for number, future in enumerate(futures):
-            self._check_open()
-            found = self._same_size(*future.result())
+            with contextlib.suppress(CancelledError):
+                found = self._same_size(*future.result())
+            if self._closed.is_set():  # closing kills processes, which is no photo's fault
+                raise _closed()
             if isinstance(found, Failure):
                 failures.append(found)
             else:
@@ -302,6 +297,11 @@ class PhotoReader:
         text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
         text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
         return Failure(found.path, "bad_shape", text, found.stat, found.digest)
+
+
+def _closed() -> UsageError:
+    """What is raised after `close`."""
+    return UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
 
 
 def _unnamed_file() -> BinaryIO:
@@ -334,7 +334,7 @@ class _Decoder:
             except EOFError:
                 ended = self.end()
                 code, detail = "worker_died", "it ended the process that decoded it"
-                if ended == -getattr(signal, "SIGPROF", 0):
+                if ended == _OUT_OF_TIME:
                     text = f"it took more than {limit:g} seconds of processor time"
                     return Failure(path, "timed_out", text, *state), ()
                 if time.monotonic() - began >= longest:
@@ -363,7 +363,7 @@ class _Decoder:
                 reason = error
             self.end()
             if self._closed:
-                raise _CLOSED
+                raise _closed()
         raise AlexNetError(
             "decoder process",
             f"it did not start ({reason})",
