@@ -172,9 +172,10 @@ def _at_url(url: str) -> Iterator[str]:
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
+        fault = getattr(error, "strerror", None) or error or type(error).__name__
         raise ImageError(
             url,
-            f"it can't be listed ({error or type(error).__name__})",
+            f"it can't be listed ({fault})",
             "Check the address and your rights there.",
         ) from error
     found.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
