@@ -445,6 +445,7 @@ def test_urls(photos, monkeypatch):
 @pytest.fixture
 def silent():
     """URL of a server that takes connections and never answers."""
+    pytest.importorskip("aiohttp")
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg"
 
@@ -525,6 +526,7 @@ def test_an_interrupt_waits_for_no_server(silent):
 
 
 def test_urls_that_can_not_be_read(photos, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile("p.zip", "w") as archive:
         for path in photos[:3]:

@@ -65,12 +65,13 @@ def url_of(name: str, url: str, files: Any, path: str) -> str:
     links = url.split("::")
     number = next(number for number, link in enumerate(links) if "://" in link)
     scheme, _, place = links[number].partition("://")
-    head = place.rstrip("/").removesuffix(path.strip("/"))
+    place, tail = place.rstrip("/"), path.strip("/")
     if "://" in name:
         links[number] = name
-    elif len(links) == 1 and (not files._get_kwargs_from_urls(url) or head == place.rstrip("/")):
+    elif len(links) == 1 and not (files._get_kwargs_from_urls(url) and place.endswith(tail)):
         return files.unstrip_protocol(name)
     else:
+        head = place.removesuffix(tail)
         slash = "/" if head and not head.endswith("/") else ""
         links[number] = f"{scheme}://{head}{slash}{name.lstrip('/')}"
     return "::".join(links)

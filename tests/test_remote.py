@@ -1,4 +1,4 @@
-"""Photos and outputs in S3, on a server of this machine (``pip install moto[server] s3fs``)."""
+"""URLs; photos and outputs in S3, on a server here (``pip install moto[server] s3fs``)."""
 
 import importlib.util
 import json
@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+import types
 
+import fsspec
 import h5py
 import numpy as np
 import pytest
@@ -17,6 +19,39 @@ from tf_alexnet.extraction import PhotoReader, extract_features
 from tf_alexnet.images import find_images
 
 SETTINGS = {"weights": "torchvision-convs", "layers": ["pool5"], "pool": "avg"}
+
+
+@pytest.mark.parametrize(
+    ("listed", "name", "url"),
+    [
+        ("ftp://host/in/", "/in/a.jpg", "ftp://host/in/a.jpg"),
+        ("ftp://u:p@host:21/in/*.jpg", "/in/a.jpg", "ftp://u:p@host:21/in/a.jpg"),
+        ("ftp://host", "/in/a.jpg", "ftp://host/in/a.jpg"),
+        ("ftp://host/", "/in/a.jpg", "ftp://host/in/a.jpg"),
+        ("ftp://in/in", "/in/a.jpg", "ftp://in/in/a.jpg"),
+        ("sftp://host/in", "/in/b/a.jpg", "sftp://host/in/b/a.jpg"),
+        ("zip://::p.zip", "in/a.jpg", "zip://in/a.jpg::p.zip"),
+        ("zip://*::ftp://host/in/p.zip", "a.jpg", "zip://a.jpg::ftp://host/in/p.zip"),
+        ("tar://in::/x/p.tar", "in/a.jpg", "tar://in/a.jpg::/x/p.tar"),
+        ("http://host/in/", "http://host/in/a.jpg", "http://host/in/a.jpg"),
+        ("memory://in", "/in/a.jpg", "memory:///in/a.jpg"),
+        ("s3://bucket/in", "bucket/in/a.jpg", "s3://bucket/in/a.jpg"),
+        ("simplecache::s3://bucket/in", "bucket/in/a.jpg", "simplecache::s3://bucket/in/a.jpg"),
+        ("filecache::memory://in", "/in/a.jpg", "filecache::memory://in/a.jpg"),
+    ],
+)
+def test_urls_of_what_is_listed(listed, name, url):
+    link = next(link for link in listed.split("::") if "://" in link)
+    scheme = link.partition("://")[0]
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        pytest.skip(str(error))
+    files = types.SimpleNamespace(  # not connected
+        _get_kwargs_from_urls=kind._get_kwargs_from_urls,
+        unstrip_protocol=lambda name: kind.unstrip_protocol(kind, name),
+    )
+    assert remote.url_of(name, listed, files, kind._strip_protocol(link)) == url
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +75,6 @@ def endpoint(tmp_path_factory):
 @pytest.fixture
 def bucket(endpoint, example_photos):
     """Options for the server, and a folder of photos there."""
-    fsspec = pytest.importorskip("fsspec")
     options = {"s3": {"endpoint_url": endpoint, "key": "k", "secret": "s"}}
     with remote.storage_options(options):
         files = fsspec.filesystem("s3")
