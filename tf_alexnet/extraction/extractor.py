@@ -20,6 +20,7 @@ from tf_alexnet.architectures import (
     Dropout,
     Layer,
     MaxPool,
+    blob_names,
 )
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
@@ -50,9 +51,9 @@ class FeatureExtractor:
     ----------
     weights : str, path, WeightArrays or keras.Model
         As in `AlexNet`; a model's weights are copied.
-    layers : sequence of str
-        Blob names, or ``"<name>_preact"`` for values before the ReLU. `fc8` may also be called by
-        its name in the weight file.
+    layers : str or sequence of str
+        Blob names, ``"<name>_preact"`` for values before the ReLU, or ``"all"``. `fc8` may
+        also be called by its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
     preset : str or Preset, optional
@@ -85,7 +86,7 @@ class FeatureExtractor:
     def __init__(
         self,
         weights: str | os.PathLike | WeightArrays | keras.Model = "imagenet",
-        layers: Sequence[str] = ("fc7",),
+        layers: str | Sequence[str] = ("fc7",),
         *,
         architecture: str | None = None,
         preset: str | Preset | None = None,
@@ -94,12 +95,13 @@ class FeatureExtractor:
         if isinstance(weights, keras.Model):
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
-        self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
+        self._arguments = (weights, blob_names(layers), architecture, preset, mean_image)
         if weights is None:
             raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
         weights, table = resolve_weights(weights, architecture)
         own = {weights.classifier: "fc8"}
-        self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
+        wanted = blob_names(layers, table, weights.layers)
+        self._blobs = {name: table.check_blob(own.get(name, name)) for name in wanted}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
         trained = as_preset(weights.metadata.get("preset") or table.preset)
