@@ -35,6 +35,7 @@ from tf_alexnet.images import (
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.layers import groups_are_native, normalize
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
 
 _SINGLE, _PARTS = 4, 8
@@ -73,6 +74,8 @@ class FeatureExtractor:
         ``sha256:...`` over the arrays, the same in every file format.
     weights_source : str
         Where the weights came from.
+    untrained : bool
+        Whether they are random numbers, as a control (``"random:SEED"``).
     trained_as : str or None
         Catalogue name of the trained network these weights are known to be; None where they are
         not known, and what comes out may mean nothing.
@@ -116,7 +119,7 @@ class FeatureExtractor:
             )
         if preset is not None and misfit(record, trained):
             warnings.warn(misfit(record, trained), stacklevel=2)
-        self.weights_source = weights.source
+        self.weights_source, self.untrained = weights.source, weights.untrained
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
         # A file without the layers behind those wanted will do.
@@ -155,7 +158,10 @@ class FeatureExtractor:
         return {name: found[blob] for name, blob in self._blobs.items()}
 
     def from_images(
-        self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
+        self,
+        images: Sequence[str | os.PathLike | np.ndarray],
+        batch_size: int = 64,
+        progress: Callable | bool | None = None,
     ) -> dict[str, np.ndarray]:
         """Features of photos that fit into memory; for more of them there is `extract_features`.
 
@@ -165,6 +171,8 @@ class FeatureExtractor:
             Photo files, RGB arrays of any sizes, or both.
         batch_size : int
             Photos that go through the network together.
+        progress : callable or bool, optional
+            As in `extract_features`.
 
         Returns
         -------
@@ -188,10 +196,12 @@ class FeatureExtractor:
             return self.preprocess([array])
 
         parts = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress_callback(progress) as tell:
             for start in range(0, len(images), batch_size):
                 batch = list(pool.map(read, images[start : start + batch_size]))
                 parts.append(self(np.concatenate(batch)))
+                if tell:
+                    tell(min(start + batch_size, len(images)), len(images), 0, 0)
         return {name: np.concatenate([part[name] for part in parts]) for name in self.layers}
 
     def __reduce__(self):
