@@ -473,7 +473,7 @@ def blob_names(
     return tuple(dict.fromkeys(names))
 
 
-# Names in other programs, without marks and capitals -> our blob, and whose name it is. Only a hint:
+# Names in other programs, without marks and capitals -> our blob, and whose they are. Only a hint:
 # a name can mean the values before the ReLU there and those after it here.
 _FEATURES = (
     *("conv1_preact", "conv1", "pool1", "conv2_preact", "conv2", "pool2", "conv3_preact"),

@@ -20,6 +20,10 @@ LISTS = (".txt", ".csv")
 Path = str | bytes | PathLike
 
 
+class ImagePaths(list):
+    """What `find_images` found: asked for again, it is taken as it is."""
+
+
 def find_images(inputs: Path | Iterable[Path]) -> list[str]:
     """Paths of all photos that `inputs` name.
 
@@ -50,6 +54,8 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
     UsageError
         If there is no image at all.
     """
+    if isinstance(inputs, ImagePaths):
+        return inputs
     named = [inputs] if isinstance(inputs, str | bytes | PathLike) else list(inputs)
     places: dict[str, str] = {}
     real_folders: dict[str, str] = {}
@@ -69,7 +75,7 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
         raise UsageError(
             asked, "no image found", f"Looked for files ending in {' '.join(sorted(SUFFIXES))}."
         )
-    return list(places.values())
+    return ImagePaths(places.values())
 
 
 def subfolders(folder: str) -> dict[str, str]:
