@@ -25,6 +25,7 @@ class Network:
     """What `extract_features` asks of a `FeatureExtractor`."""
 
     architecture, preset, trained_as = "torchvision", "torchvision", "torchvision"
+    untrained = False
     weights_digest, weights_source = "sha256:0", "network.npy"
     mean_image = None
     seconds = 0.0
