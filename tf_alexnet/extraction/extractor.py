@@ -197,6 +197,8 @@ class FeatureExtractor:
 
         parts = []
         with ThreadPoolExecutor(os.cpu_count()) as pool, progress_callback(progress) as tell:
+            if tell:
+                tell(0, len(images), 0, 0)
             for start in range(0, len(images), batch_size):
                 batch = list(pool.map(read, images[start : start + batch_size]))
                 parts.append(self(np.concatenate(batch)))
