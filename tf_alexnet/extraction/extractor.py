@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_alexnet.architectures import (
-    LRN,
-    PREACT,
-    Architecture,
-    Conv,
-    Dense,
-    Dropout,
-    Layer,
-    MaxPool,
-)
+from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
     Preset,
@@ -32,7 +24,7 @@ from tf_alexnet.images import (
     resolve,
 )
 from tf_alexnet.images.mean_image import Mean
-from tf_alexnet.layers import groups_are_native, normalize
+from tf_alexnet.layers import forward
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
 from tf_alexnet.weights import WeightArrays, identify_weights
 
@@ -94,7 +86,13 @@ class FeatureExtractor:
         if isinstance(weights, keras.Model):
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
-        self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
+        self._arguments = {
+            "weights": weights,
+            "layers": tuple(layers),
+            "architecture": architecture,
+            "preset": preset,
+            "mean_image": mean_image,
+        }
         if weights is None:
             raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
         weights, table = resolve_weights(weights, architecture)
@@ -194,7 +192,7 @@ class FeatureExtractor:
 
     def __reduce__(self):
         """Pickle how it was made, not the network; weights given as arrays go along."""
-        return _remade, self._arguments
+        return functools.partial(FeatureExtractor, **self._arguments), ()
 
     def preprocess(self, images: Sequence[np.ndarray], crops: str = "center") -> np.ndarray:
         """What this network takes of photos: `preprocess_input` with its preset.
@@ -240,12 +238,6 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
 
 
-def _remade(weights, layers, architecture, preset, mean_image) -> FeatureExtractor:
-    return FeatureExtractor(
-        weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
-    )
-
-
 def _fast_network(
     table: Architecture, model: keras.Model, layers: Sequence[str]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -275,10 +267,12 @@ def _fast_network(
     gpu = bool(tf.config.list_physical_devices("GPU"))
     shape = (None, table.input_size, table.input_size, 3)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
-    together = _compiled(table.layers, model, layers, shape, parts=_PARTS)
-    single = _compiled(table.layers, model, layers, shape, parts=_PARTS, fixed=True)
-    convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
-    classify = _compiled(head, model, late, (None, rows), jit_compile=True)
+    variables = {x.name: (x.kernel.value, x.bias.value) for x in model.layers if x.weights}
+    together = _compiled(table.layers, variables, layers, shape, parts=_PARTS)
+    single = _compiled(table.layers, variables, layers, shape, parts=_PARTS, fixed=True)
+    to_head = dict.fromkeys([*early, *([last] if late else [])])
+    convolve = _compiled(body, variables, to_head, shape)
+    classify = _compiled(head, variables, late, (None, rows), jit_compile=True)
 
     batches = False  # such a job's last few photos need no graph of their own
 
@@ -304,7 +298,7 @@ def _fast_network(
 
 def _compiled(
     steps: Sequence[Layer],
-    model: keras.Model,
+    variables: Mapping[str, tuple[tf.Variable, tf.Variable]],
     wanted: Sequence[str],
     shape: tuple,
     *,
@@ -312,58 +306,17 @@ def _compiled(
     fixed: bool = False,
     jit_compile: bool | None = None,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`.
+    """A graph of `forward`; kernels of convolutions are `fixed` as they are at its first call."""
 
-    Dense layers add in so many `parts`; kernels of convolutions are `fixed` as they are now.
-    """
-
-    def forward(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        blobs = {"data": x}
-        for layer in steps:
-            if set(wanted) <= set(blobs):
-                break
-            if isinstance(layer, Dropout):
-                continue
-            if isinstance(layer, Conv | Dense):
-                built = model.get_layer(layer.name)
-                if isinstance(layer, Conv):
-                    x = _convolved(layer, built, x, fixed)
-                else:
-                    x = _multiplied(built, x, parts)
-                blobs[layer.name + PREACT] = x
-                x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
-            elif isinstance(layer, LRN):
-                x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
-            elif isinstance(layer, MaxPool):
-                x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
-            else:
-                x = tf.nn.softmax(x)
-            blobs[layer.name] = x
-        return {name: blobs[name] for name in wanted}
+    def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        given = dict(variables)
+        if fixed:
+            with tf.init_scope():
+                for layer in steps:
+                    if isinstance(layer, Conv):
+                        kernel, bias = given[layer.name]
+                        given[layer.name] = kernel.numpy(), bias
+        return forward(steps, given, x, wanted, parts=parts)
 
     signature = [tf.TensorSpec(shape, tf.float32)]
-    return tf.function(forward, input_signature=signature, autograph=False, jit_compile=jit_compile)
-
-
-def _convolved(layer: Conv, built: keras.layers.Layer, x: tf.Tensor, fixed: bool) -> tf.Tensor:
-    kernel, bias = built.kernel.value, built.bias.value
-    if fixed:
-        with tf.init_scope():
-            values = kernel.numpy()
-        kernel = tf.constant(values)
-    pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
-    groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
-    pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in pairs]
-    return tf.nn.bias_add(products[0] if groups == 1 else tf.concat(products, -1), bias)
-
-
-def _multiplied(built: keras.layers.Layer, x: tf.Tensor, parts: int) -> tf.Tensor:
-    kernel, bias = built.kernel.value, built.bias.value
-    inputs, units = kernel.shape
-    x = tf.reshape(x, (-1, inputs))
-    if parts == 1 or inputs % parts:
-        return tf.nn.bias_add(tf.matmul(x, kernel), bias)
-    folded = tf.transpose(tf.reshape(x, (-1, parts, inputs // parts)), (1, 0, 2))
-    products = tf.matmul(folded, tf.reshape(kernel, (parts, inputs // parts, units)))
-    return tf.nn.bias_add(tf.reduce_sum(products, axis=0), bias)
+    return tf.function(run, input_signature=signature, autograph=False, jit_compile=jit_compile)
