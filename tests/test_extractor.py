@@ -77,3 +77,31 @@ for n in (1, 3):
     errors = [float(line) for line in run.stdout.split()]
     assert len(errors) == 2
     assert max(errors) < 1e-5  # observed 2e-6
+
+
+def test_a_fork_is_noticed_and_loops_are_quiet():
+    code = """
+import os, numpy as np, tf_alexnet as ta
+from tf_alexnet.errors import AlexNetError
+x = np.zeros((1, 224, 224, 3), np.float32)
+for layer in ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4"):
+    extractor = ta.FeatureExtractor("torchvision-convs", layer)
+    assert set(extractor(x)) == {layer}
+if os.fork() == 0:
+    for use in (lambda: extractor(x), lambda: ta.FeatureExtractor("torchvision-convs", "conv1")):
+        try:
+            use()
+        except AlexNetError as error:
+            print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        **{"env": environment, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert "retracing" not in run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2, run.stderr
+    assert all("TensorFlow was used before the fork" in line for line in lines)

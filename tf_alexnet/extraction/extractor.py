@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer
-from tf_alexnet.errors import InputError, PresetError, UsageError
+from tf_alexnet.errors import AlexNetError, InputError, PresetError, UsageError
 from tf_alexnet.images import (
     Preset,
     as_preset,
@@ -28,6 +28,7 @@ from tf_alexnet.layers import forward
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
 from tf_alexnet.weights import WeightArrays, identify_weights
 
+_process: int | None = None  # the one that uses TensorFlow
 _SINGLE, _PARTS = 4, 8
 _ROWS = 64  # XLA compiles a product for each number of rows
 # Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
@@ -42,7 +43,7 @@ class FeatureExtractor:
     ----------
     weights : str, path, WeightArrays or keras.Model
         As in `AlexNet`; a model's weights are copied.
-    layers : sequence of str
+    layers : str or sequence of str
         Blob names, or ``"<name>_preact"`` for values before the ReLU. `fc8` may also be called by
         its name in the weight file.
     architecture : str, optional
@@ -77,18 +78,20 @@ class FeatureExtractor:
     def __init__(
         self,
         weights: str | os.PathLike | WeightArrays | keras.Model = "imagenet",
-        layers: Sequence[str] = ("fc7",),
+        layers: str | Sequence[str] = ("fc7",),
         *,
         architecture: str | None = None,
         preset: str | Preset | None = None,
         mean_image: Mean = None,
     ):
+        _check_process()
+        layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if isinstance(weights, keras.Model):
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
         self._arguments = {
             "weights": weights,
-            "layers": tuple(layers),
+            "layers": layers,
             "architecture": architecture,
             "preset": preset,
             "mean_image": mean_image,
@@ -144,7 +147,10 @@ class FeatureExtractor:
         ------
         InputError
             If the batch is of another dtype or shape, or its values were not preprocessed.
+        AlexNetError
+            In a process forked from one that has used TensorFlow.
         """
+        _check_process()
         batch = np.asarray(batch)
         self._check(batch)
         found = self._run(batch)
@@ -238,6 +244,19 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
 
 
+def _check_process() -> None:
+    """Refuse to compute in a fork of a process that did: TensorFlow would wait for ever."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise AlexNetError(
+            "FeatureExtractor in a forked process",
+            "TensorFlow was used before the fork, and does not work after it",
+            'Start processes with multiprocessing.get_context("spawn"), or make extractors only in '
+            "them.",
+        )
+
+
 def _fast_network(
     table: Architecture, model: keras.Model, layers: Sequence[str]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -318,5 +337,11 @@ def _compiled(
                         given[layer.name] = kernel.numpy(), bias
         return forward(steps, given, x, wanted, parts=parts)
 
-    signature = [tf.TensorSpec(shape, tf.float32)]
-    return tf.function(run, input_signature=signature, autograph=False, jit_compile=jit_compile)
+    # Traced at the first call, and then called directly: `tf.function` itself would warn of
+    # retracing where a program makes several extractors.
+    @functools.cache
+    def graph() -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        traced = tf.function(run, autograph=False, jit_compile=jit_compile)
+        return traced.get_concrete_function(tf.TensorSpec(shape, tf.float32))
+
+    return lambda x: graph()(x)

@@ -51,7 +51,7 @@ class ExtractionSpec:
     """
 
     weights: str | os.PathLike | WeightArrays = "imagenet"
-    layers: Sequence[str] = ("fc7",)
+    layers: str | Sequence[str] = ("fc7",)
     architecture: str | None = None
     preset: str | Preset | None = None
     mean_image: Mean = None
@@ -61,7 +61,8 @@ class ExtractionSpec:
     fast_decode: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", tuple(self.layers))
+        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+        object.__setattr__(self, "layers", layers)
         if isinstance(self.mean_image, str | os.PathLike):
             object.__setattr__(self, "mean_image", read_mean_image(self.mean_image))
         for name, choices in (
