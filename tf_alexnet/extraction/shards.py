@@ -149,7 +149,9 @@ class Entry:
 
     @property
     def photo(self) -> Photo:
-        """The photo as it is known now."""
+        """The photo as it is known now; without a row, its name and place only."""
+        if not self.lives:
+            return Photo(self.path, place=self.place)
         return Photo(self.path, self.stat, self.digest, self.place)
 
 
@@ -172,8 +174,13 @@ class Fold:
         # The entries know the photos: a million of them need not be in memory twice.
         count = len(record.photos)
         self.records[record.number] = replace(record, rows=count, photos=(), failures=(), seen=())
+        failed = {failure.path for failure in record.failures}
         for row, photo in enumerate(record.photos):
+            if photo.path in failed:  # a finished file may have rows of NaN
+                continue
             entry = self._claim(photo.path, photo.place)
+            if entry.record == record.number:  # or a row for each line of a list
+                continue
             entry.stat, entry.digest, entry.failure = photo.stat, photo.digest, None
             entry.record, entry.row = record.number, row
         for failure in record.failures:

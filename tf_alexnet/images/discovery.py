@@ -20,7 +20,7 @@ LISTS = (".txt", ".csv")
 Path = str | bytes | PathLike
 
 
-def find_images(inputs: Path | Iterable[Path]) -> list[str]:
+def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list[str]:
     """Paths of all photos that `inputs` name.
 
     Parameters
@@ -52,6 +52,7 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
     """
     named = [inputs] if isinstance(inputs, str | bytes | PathLike) else list(inputs)
     places: dict[str, str] = {}
+    mentions: list[str] = []
     real_folders: dict[str, str] = {}
     first_names: dict[str, str] = {}  # of real folders
     for path in (os.fsdecode(name) for name in named):
@@ -63,13 +64,15 @@ def find_images(inputs: Path | Iterable[Path]) -> list[str]:
             # By far the most often that is `image` itself, and no second string is kept.
             first = real_folders[folder]
             place = image if first == folder else os.path.join(first, name)
-            places.setdefault(place, image)
+            name = places.setdefault(place, image)
+            if repeats:
+                mentions.append(name)
     if not places:
         asked = ", ".join(os.fsdecode(name) for name in named) or "no input at all"
         raise UsageError(
             asked, "no image found", f"Looked for files ending in {' '.join(sorted(SUFFIXES))}."
         )
-    return list(places.values())
+    return mentions if repeats else list(places.values())
 
 
 def subfolders(folder: str) -> dict[str, str]:
