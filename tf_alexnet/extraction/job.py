@@ -374,34 +374,20 @@ class _Listing(NamedTuple):
 
 @dataclass
 class _Plan:
-    """What a run has to do.
+    """What a run has to do."""
 
-    Attributes
-    ----------
-    places : dict of str to str
-        Inputs, and where they lie.
-    todo : dict of str to (str or None, bool)
-        Photos to be done, what they looked like, and whether to believe it.
-    doubtful : dict of str to Entry
-        Those of them that are known, but look different; they are read to see whether they are.
-    names : dict of str to str
-        Known names of photos that the inputs call otherwise.
-    known, failed, kept, absent, changed, unreadable : int
-        Inputs that are known; that failed before and are not tried again; photos that are left as
-        they are; those that are not among the inputs; inputs whose content changed; inputs that
-        can't be read now.
-    """
-
-    places: dict[str, str]
+    places: dict[str, str]  # inputs, and where they lie
+    # Photos to be done, what they looked like, and whether to believe it
     todo: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    # Those that are known but look different; they are read to see whether they are
     doubtful: dict[str, Entry] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    known: int = 0
-    failed: int = 0
-    kept: int = 0
-    absent: int = 0
-    changed: int = 0
-    unreadable: int = 0
+    names: dict[str, str] = field(default_factory=dict)  # known names of inputs called otherwise
+    known: int = 0  # inputs of earlier runs
+    failed: int = 0  # inputs that failed before and are not tried again
+    kept: int = 0  # photos left as they are
+    absent: int = 0  # those of them that are not inputs
+    changed: int = 0  # inputs whose content changed
+    unreadable: int = 0  # inputs that can't be read now
 
 
 class _Job:

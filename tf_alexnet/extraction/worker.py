@@ -36,24 +36,12 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a shard; until it is recorded the shard counts as not done.
+    """What became of a shard; until it is recorded the shard counts as not done."""
 
-    Attributes
-    ----------
-    data : str or None
-        Its data file, written and not yet published; None if no photo gave a row.
-    photos : list of Photo
-        One per row.
-    failures : list of Failure
-        Photos that could not be read.
-    size : int
-        Bytes of the rows.
-    """
-
-    data: str | None
-    photos: list[Photo]
+    data: str | None  # its data file, written and not yet published; None without rows
+    photos: list[Photo]  # one per row
     failures: list[Failure]
-    size: int
+    size: int  # bytes of the rows
 
 
 class Worker:
