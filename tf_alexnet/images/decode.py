@@ -17,23 +17,30 @@ from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from tf_alexnet.errors import AlexNetError, ImageError, InputError
+from tf_alexnet.errors import AlexNetError, ImageError, InputError, UsageError, one_line
 from tf_alexnet.images import jpeg
 from tf_alexnet.remote import filesystem, is_url
+
+with contextlib.suppress(ImportError):  # an extra; 5 ms
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
 _READINGS = 3  # of a file that changes meanwhile
 _STRIP = 2**18  # pixels
+DEPTHS = ("auto", "16", "12", "8")
 
 # Pillow opens many more. EPS would start Ghostscript, others (PSD, FITS, WMF, ...) are no photos.
 # TGA has no signature, so it is tried last.
 _WANTED = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
-    *("PPM", "JPEG2000", "AVIF", "ICO", "PCX", "TGA"),
+    *("PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "PCX", "TGA"),
 )
+_HEIC = b"heic", b"heix", b"hevc"  # brands in the first box of such a file
 
 # Pillow registers its decoders on demand; done here once, no two threads race for it.
 Image.init()
@@ -42,6 +49,20 @@ SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if n
 
 # Without a handler, Python prints a library's log to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# Grey TIFFs that Pillow has the means to read, but does not list.
+_MORE_TIFFS = {
+    (TiffImagePlugin.MM, 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+    **{
+        (order, white, (1,), 1, (12,), ()): ("I;16", "I;12")
+        for order in (TiffImagePlugin.II, TiffImagePlugin.MM)
+        for white in (0, 1)
+    },
+}
+_MORE_TIFFS = {k: v for k, v in _MORE_TIFFS.items() if k not in TiffImagePlugin.OPEN_INFO}
+_PHOTOMETRIC, _BITS = 262, 258  # tags
+
+_log = logging.getLogger(__name__)
 
 _ORIENTATION = 0x0112
 _TURNS = {  # EXIF 2.32, table 4
@@ -78,6 +99,7 @@ class _PillowSwitches:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
+                TiffImagePlugin.OPEN_INFO.update(_MORE_TIFFS)
             self._users += 1
 
     def __exit__(self, *exc_info):
@@ -85,6 +107,8 @@ class _PillowSwitches:
             self._users -= 1
             if self._users == 0:
                 ImageFile.LOAD_TRUNCATED_IMAGES = self._truncated
+                for key in _MORE_TIFFS:
+                    del TiffImagePlugin.OPEN_INFO[key]
                 self._filters.__exit__(*exc_info)
 
 
@@ -94,7 +118,7 @@ _switches = _PillowSwitches()
 Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
 
-def load_image(source: Photo) -> np.ndarray:
+def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     """Read a photo.
 
     Parameters
@@ -103,14 +127,17 @@ def load_image(source: Photo) -> np.ndarray:
         A file's path or URL (``s3://``, ``https://``, ...), what such a file holds, a file open for
         reading (also `io.BytesIO`, from its beginning), or an image of Pillow's. The format is
         found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000,
-        AVIF, ICO, TGA, PCX.
+        AVIF, ICO, TGA, PCX; with pillow-heif installed (extra ``heic``) also HEIC.
+    depth : {"auto", "16", "12", "8"}
+        Bits that 16-bit grey uses: the highest eight of them are kept, larger values become white.
+        "auto" is what the file says; if no value reaches 4096, a warning is logged.
 
     Returns
     -------
     ndarray of uint8, (height, width, 3)
-        RGB, 0..255, turned upright as EXIF says, transparency laid over white. 16-bit grey is
-        divided by 256, rounding down; CMYK is converted as Pillow does, without a colour
-        profile. Of an animation or a multi-page file, the first picture.
+        RGB, 0..255, turned upright as EXIF says, transparency laid over white. CMYK is converted
+        as Pillow does, without a colour profile. Of an animation or a multi-page file, the first
+        picture.
 
     Raises
     ------
@@ -126,15 +153,17 @@ def load_image(source: Photo) -> np.ndarray:
     -----
     May be called from many threads at once.
     """
-    return decode_photo(source)
+    return decode_photo(source, depth=depth)
 
 
-def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = False) -> np.ndarray:
+def decode_photo(
+    source: Photo, *, depth: str = "auto", least: int | None = None, opencv: bool = False
+) -> np.ndarray:
     """`load_image`, with what a decoder process may do besides.
 
     Parameters
     ----------
-    source : path, URL, bytes-like, binary file or PIL image
+    source, depth
         As in `load_image`.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
@@ -152,10 +181,12 @@ def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = Fals
     ImageError, InputError, UsageError
         As of `load_image`.
     """
+    if depth not in DEPTHS:
+        raise UsageError(f"depth={depth!r}", "not a depth", f"Use {', '.join(DEPTHS)}.")
     if isinstance(source, Image.Image):
         asked = f"PIL image of {source.width}x{source.height} pixels"
         with _one_error(asked):
-            return _photo(source, None, asked, None, False)
+            return _photo(source, None, asked, depth, None, False)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         asked = f"image of {len(data)} bytes"
@@ -174,9 +205,12 @@ def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = Fals
             "Arrays of pixels need no loading: give them to preprocess_input.",
         )
     if not data:
-        raise _refusal("empty", asked, "it is empty", _ANOTHER)
+        raise refusal("empty", asked, "it is empty", _ANOTHER)
+    if "HEIF" not in FORMATS and any(brand in data[8:40] for brand in _HEIC):
+        advice = "Install its reader: pip install 'tf-alexnet[heic]'; or save it as JPEG."
+        raise refusal("unsupported", asked, "it is a HEIC photo", advice)
     with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
-        return _photo(image, data, asked, least, opencv)
+        return _photo(image, data, asked, depth, least, opencv)
 
 
 def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
@@ -243,14 +277,14 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
     except Exception as error:  # closed, write-only, or whatever its network raises
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
-        raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
+        raise refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
-        raise _refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
+        raise refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
     return data
 
 
-def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
+def refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
     """An `ImageError` that a program can tell from others by its `code`."""
     error = ImageError(asked, found, advice)
     error.code = code
@@ -260,31 +294,41 @@ def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
 def _unreadable(error: Exception, asked: str) -> ImageError:
     """The refusal for what came up while reading."""
     if isinstance(error, FileNotFoundError):
-        return _refusal("missing", asked, "there is no such file", "Check the name and the folder.")
+        return refusal("missing", asked, "there is no such file", "Check the name and the folder.")
     if isinstance(error, IsADirectoryError):
-        return _refusal("is_folder", asked, "it is a folder", _FOLDER)
+        return refusal("is_folder", asked, "it is a folder", _FOLDER)
     if isinstance(error, PermissionError):
         advice = "Make the file readable, or leave it out."
-        return _refusal("no_permission", asked, "no permission to read it", advice)
+        return refusal("no_permission", asked, "no permission to read it", advice)
     fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
     advice = "Check the name and the disk."
-    return _refusal("unreadable", asked, f"it can't be read ({fault})", advice)
+    return refusal("unreadable", asked, f"it can't be read ({fault})", advice)
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
     """Refuse what is not a regular file of a sensible size."""
     if stat.S_ISDIR(status.st_mode):
-        raise _refusal("is_folder", path, "it is a folder", _FOLDER)
+        try:
+            os.scandir(path).close()
+        except PermissionError:
+            advice = "Make it readable, or move it."
+            raise refusal("no_permission", path, "the folder can't be read", advice) from None
+        raise refusal("is_folder", path, "it is a folder", _FOLDER)
     if not stat.S_ISREG(status.st_mode):
         advice = "Copy its content to a file."
-        raise _refusal("unreadable", path, "it is not a regular file", advice)
+        raise refusal("unreadable", path, "it is not a regular file", advice)
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-        raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
+        raise refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
 
 
 def _photo(
-    image: Image.Image, data: bytes | None, asked: str, least: int | None, opencv: bool
+    image: Image.Image,
+    data: bytes | None,
+    asked: str,
+    depth: str,
+    least: int | None,
+    opencv: bool,
 ) -> np.ndarray:
     """Pixels of an image of Pillow's; `data` is its file, or None if the image is the caller's."""
     _check_size(image, asked)
@@ -300,11 +344,26 @@ def _photo(
     # An icon's directory may understate the picture inside.
     _check_size(image, asked)
     upright = _upright(image)
-    if upright.mode == "I;16" and _bits(image) == 12:
-        raise _refusal("unsupported", asked, "it holds 12-bit samples", _CONVERT)
     if data is None and upright is image:
         upright = image.copy()  # what follows takes its `info` apart
-    return _to_rgb(upright, key, asked, image.format)
+    deep = upright.mode.startswith("I")
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if depth == "auto" and tags.get(_BITS) == (12,):
+        depth = "12"
+    shift = {"8": 0, "12": 4}.get(depth, 8)
+    rgb = _to_rgb(upright, key, asked, image.format, shift)
+    if deep and depth == "auto" and rgb.max() < 16:
+        _note_depth(int(np.asarray(upright).max()), asked)
+    # Pillow itself turns round what has 8 bits.
+    return 255 - rgb if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
+
+
+def _note_depth(highest: int, asked: str) -> None:
+    """Say that a picture will be nearly black; one without any light is meant so."""
+    bits = 8 if highest < 256 else 12
+    if highest:
+        text = "%s: max value %d: looks like %d bits; depth=%d would use them"
+        _log.warning(text, one_line(asked), highest, bits, bits)
 
 
 @contextlib.contextmanager
@@ -317,7 +376,7 @@ def _one_error(asked: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise _refusal(
+        raise refusal(
             "not_an_image",
             asked,
             "it is not an image format we read, or its header is damaged",
@@ -331,25 +390,20 @@ def _one_error(asked: str) -> Iterator[None]:
         # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
         # struct.error, RecursionError, ... To the caller all are one: no picture.
         code, fault = "damaged", f"it can't be decoded ({str(error) or type(error).__name__})"
-    raise _refusal(code, asked, fault, _ANOTHER)
+    raise refusal(code, asked, fault, _ANOTHER)
 
 
 def _check_size(image: Image.Image, asked: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise _refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
+        raise refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
     if width * height > MAX_PIXELS:
-        raise _refusal(
+        raise refusal(
             "too_large",
             asked,
             f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}",
             "Save a smaller copy; the network sees at most a few hundred pixels a side.",
         )
-
-
-def _bits(image: Image.Image) -> int | None:
-    """Bits a sample of a TIFF, which Pillow does not scale to the mode's range."""
-    return image.tag_v2.get(258, (None,))[0] if image.format == "TIFF" else None
 
 
 def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
@@ -388,27 +442,29 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str) -> np.ndarray:
-    """uint8 RGB of a decoded picture in any of Pillow's modes."""
+def _to_rgb(
+    image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str, shift: int
+) -> np.ndarray:
+    """uint8 RGB of a decoded picture in any of Pillow's modes, deep samples shifted right."""
     if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and kind not in ("PNG", "PPM")):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
         fault = f"it holds {what} pixels, which have no fixed range"
-        raise _refusal("unsupported", asked, fault, _CONVERT)
+        raise refusal("unsupported", asked, fault, _CONVERT)
     # Some rows at a time: a large picture would else be there five times over.
     height = max(1, _STRIP // image.width)
     if height >= image.height:
-        return _strip_to_rgb(image, key)
+        return _strip_to_rgb(image, key, shift)
     rgb = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
-        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key)
+        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key, shift)
     return rgb
 
 
-def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None) -> np.ndarray:
+def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None, shift: int) -> np.ndarray:
     if image.mode.startswith("I"):
         samples = np.asarray(image)[..., None]
-        rgb = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
+        rgb = np.repeat(np.minimum(samples >> shift, 255).astype(np.uint8), 3, axis=2)
     elif key is None and image.has_transparency_data:
         alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
