@@ -1,14 +1,19 @@
 """FeatureExtractor as an object: photos to arrays, pickling, parity with the plain model."""
 
+import io
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
+import tensorflow as tf
 from conftest import model_of, weights_of
+from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
@@ -27,13 +32,75 @@ def test_paths_and_arrays_give_the_same_rows_in_order(example_photos):
             assert reference.relative_error(found[name], blob) < (5e-6 if batch_size < 5 else 1e-9)
 
 
-def test_from_images_refuses_what_is_no_list_of_photos(tmp_path):
-    extractor = ta.FeatureExtractor("torchvision-convs", ["pool5"])
-    for images in ("photo.jpg", [], tmp_path):
-        with pytest.raises(InputError, match="is no sequence of photos"):
-            extractor.from_images(images)
-    with pytest.raises(ImageError, match=r"nosuch\.jpg: there is no such file"):
-        extractor.from_images([tmp_path / "nosuch.jpg"])
+def test_from_images_takes_photos_of_any_kind_from_any_container(example_photos):
+    extractor = ta.FeatureExtractor("torchvision-convs", "pool5")
+    paths = [str(path) for path in example_photos[:3]]
+    pixels = [ta.load_image(path) for path in paths]
+    expected = extractor.from_images(pixels)["pool5"]
+    square = np.stack([x[:100, :100] for x in pixels])
+    of_square = extractor.from_images(list(square))["pool5"]
+    files = [open(path, "rb") for path in paths]  # noqa: SIM115
+    for images, wanted in (
+        (paths, expected),
+        (paths[0], expected[:1]),
+        (pixels[0], expected[:1]),
+        ((path for path in paths), expected),
+        (pd.Series(paths, index=[5, 1, 9]), expected),
+        (pd.Index(paths), expected),
+        (pd.DataFrame({"path": paths}), expected),
+        (np.array(paths), expected),
+        (set(paths), expected),  # sorted
+        ([Path(paths[0]), pixels[1], Image.open(paths[2])], expected),
+        ([Path(path).read_bytes() for path in paths], expected),
+        ([io.BytesIO(Path(path).read_bytes()) for path in paths], expected),
+        (files, expected),
+        ([f"file://{os.path.abspath(path)}" for path in paths], expected),
+        (square, of_square),
+        (tf.constant(square), of_square),
+        (list(tf.constant(square)), of_square),
+        (Tensor(square), of_square),
+    ):
+        found = extractor.from_images(images)["pool5"]
+        assert reference.relative_error(found, wanted) < 5e-6, type(images)  # observed 1e-6
+    for file in files:
+        file.close()
+
+
+class Tensor:
+    """What `torch.Tensor` has that is used; it may be on a GPU."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self._values
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "line"),
+    [
+        ([], InputError, "it got no photo"),
+        (["PHOTO", None], InputError, r"images\[1\]: "),
+        (["PHOTO", float("nan")], InputError, r"images\[1\]: "),
+        (["PHOTO", 7], InputError, r"images\[1\]: "),
+        ([["PHOTO"]], InputError, r"images\[0\]: "),
+        ({"a": "PHOTO"}, InputError, "a dictionary"),
+        (np.zeros((2, 3)), InputError, "neither paths nor pixels"),
+        (["PHOTO", np.full((9, 9, 3), 0.5)], InputError, r"images\[1\]: got float64"),
+        (["PHOTO", np.zeros((3, 9, 9), np.uint8)], InputError, r"images\[1\]: .* Channels come"),
+        (["PHOTO", "nosuch.jpg"], ImageError, r"nosuch\.jpg: there is no such file"),
+        (b"no image", ImageError, "not an image format we read"),
+    ],
+)
+def test_from_images_names_what_is_not_a_photo(images, error, line, example_photos):
+    extractor = ta.FeatureExtractor("torchvision-convs", ["conv1"])
+    if isinstance(images, list):
+        images = [example_photos[0] if isinstance(x, str) and x == "PHOTO" else x for x in images]
+    with pytest.raises(error, match=line):
+        extractor.from_images(images)
 
 
 def test_a_pickled_extractor_is_small_and_gives_the_same_rows(alexnet_file, example_photos):

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from tf_alexnet.images import (
     recorded_name,
     resolve,
 )
+from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.layers import forward
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
@@ -156,44 +158,47 @@ class FeatureExtractor:
         found = self._run(batch)
         return {name: found[blob] for name, blob in self._blobs.items()}
 
-    def from_images(
-        self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
-    ) -> dict[str, np.ndarray]:
+    def from_images(self, images: Any, batch_size: int = 64) -> dict[str, np.ndarray]:
         """Features of photos that fit into memory; for more of them there is `extract_features`.
 
         Parameters
         ----------
-        images : sequence of paths or of ndarray of uint8, (H, W, 3)
-            Photo files, RGB arrays of any sizes, or both.
+        images : container of photos
+            Paths, URLs, bytes or binary files, images of Pillow's, and pixels, RGB of uint8,
+            (H, W, 3), of any sizes, in a list, generator, pandas column, array or tensor (NumPy,
+            TensorFlow, PyTorch; also (N, H, W, 3)); or one of them.
         batch_size : int
             Photos that go through the network together.
 
         Returns
         -------
         dict of str to ndarray
-            Layer -> float32 values, a row a photo in the order given.
+            Layer -> float32 values, one row per photo in the order given.
 
         Raises
         ------
         ImageError
             If a photo can't be read.
         InputError
-            If there is none, or an array is no photo.
+            If there is none, or an entry is not a photo.
         """
-        if isinstance(images, str | os.PathLike) or not len(images):
-            raise InputError(
-                "from_images", f"{images!r} is no sequence of photos", 'Give ["a.jpg", "b.jpg"].'
-            )
+        entries = as_sequence(images)
+        if not entries:
+            raise InputError("from_images", "it got no photo", "Give at least one.")
 
-        def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
-            array = image if isinstance(image, np.ndarray) else load_image(image)
-            return self.preprocess([array])
+        def read(number: int) -> np.ndarray:
+            entry = entries[number]
+            array = entry if isinstance(entry, np.ndarray) else load_image(entry)
+            try:
+                return self.preprocess([array])
+            except InputError as error:
+                raise InputError(f"images[{number}]", error.found, error.advice) from None
 
         parts = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(images), batch_size):
-                batch = list(pool.map(read, images[start : start + batch_size]))
-                parts.append(self(np.concatenate(batch)))
+            for start in range(0, len(entries), batch_size):
+                numbers = range(start, min(start + batch_size, len(entries)))
+                parts.append(self(np.concatenate(list(pool.map(read, numbers)))))
         return {name: np.concatenate([part[name] for part in parts]) for name in self.layers}
 
     def __reduce__(self):
