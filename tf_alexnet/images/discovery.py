@@ -53,6 +53,10 @@ _URL = re.compile(r"((?:[\w+.-]+::)*[\w+.-]+://)(.*?)(::.*)?", re.DOTALL)
 _log = logging.getLogger(__name__)
 
 
+class ImagePaths(list):
+    """What `find_images` found: asked for again, it is taken as it is."""
+
+
 def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list[str]:
     """Paths of all photos that `inputs` name.
 
@@ -103,6 +107,8 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     Logs one warning of what it left out in folders: files by suffix, except for text, metadata and
     what other programs write, and foreign folders. Logs which column of a table was read.
     """
+    if isinstance(inputs, ImagePaths):
+        return inputs if repeats else ImagePaths(dict.fromkeys(inputs))
     named = [_path(x, f"images[{i}]") for i, x in enumerate(as_sequence(inputs))]
     left, missing = _LeftOut(), {}
     places: dict[str, str] = {}
@@ -129,7 +135,7 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
             f"Looked for files ending in {' '.join(sorted(SUFFIXES))}.",
         )
     left.log()
-    return mentions or list(places.values())
+    return ImagePaths(mentions or places.values())
 
 
 def _path(entry: Any, what: str) -> str:
