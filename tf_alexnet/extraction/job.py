@@ -23,7 +23,7 @@ import numpy as np
 from tf_alexnet.architectures import ALL
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
-from tf_alexnet.extraction.formats import Output, data_writer, export, open_output
+from tf_alexnet.extraction.formats import Output, data_writer, encoded, export, open_output
 from tf_alexnet.extraction.shards import (
     BASE,
     HEADER,
@@ -716,9 +716,10 @@ class _Job:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("path", "code", "detail"))
-        writer.writerows(failure[:3] for failure in content.failures)
+        for path, code, detail, *_ in content.failures:
+            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+            file.write(encoded(table.getvalue()))
         if records.newer():  # another job's snapshot is the one that counts
             return content
         shards = [
