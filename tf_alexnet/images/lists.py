@@ -162,9 +162,8 @@ def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator
         raise
     except Exception as error:  # every service has errors of its own kind
         fault = getattr(error, "strerror", None) or str(error)
-        raise ImageError(
-            path, f"the list can't be read ({fault})", "Give a text file with a path a line."
-        ) from None
+        advice = "Give text with one path per line, or a table with a column `path`."
+        raise ImageError(path, f"the list can't be read ({fault})", advice) from None
 
 
 def _opened(path: str, suffix: str) -> IO:
