@@ -140,7 +140,7 @@ def _path(entry: Any, what: str) -> str:
         advice = "Give paths here, and pixels to FeatureExtractor.from_images."
         kind = "bytes of an image" if isinstance(entry, bytes) else type(entry).__name__
         raise InputError(what, f"{kind}, not a path", advice)
-    if not (path := os.fsdecode(entry)):
+    if not (path := str(os.fsdecode(entry))):  # not NumPy's str_
         raise InputError(what, "an empty string", "Give paths of photos, or leave it out.")
     return path
 
