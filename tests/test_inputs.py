@@ -85,6 +85,11 @@ class Tensor:
         return self.values
 
 
+class Symbolic:
+    def __array__(self, dtype=None, copy=None):
+        raise NotImplementedError("Cannot convert a symbolic tensor to a numpy array.")
+
+
 class FloatScalar(Tensor):
     """A tensor of one number."""
 
@@ -132,6 +137,7 @@ CONTAINERS = {
     "a number": (lambda: ["a.jpg", 7], "images[1]: 7 is not a photo. Give paths"),
     "numpy's number": (lambda: [np.float64(0.5)], "images[0]: np.float64(0.5) is not a photo."),
     "a tensor's number": (lambda: [FloatScalar(0.5)], "images[0]: a value of type FloatScalar is"),
+    "a symbolic tensor": (Symbolic, "images: a value of type Symbolic is not a photo. Give paths"),
     "numbers": (lambda: np.arange(3), "images: an array of int64 of shape (3,), neither paths"),
     "a nested list": (lambda: ["a.jpg", ["b.png"]], "images[1]: ['b.png'] is not a photo. Give"),
     "pairs": (lambda: [("a.jpg", 3)], "images[0]: ('a.jpg', 3) is not a photo. Give paths"),
@@ -156,7 +162,9 @@ CONTAINERS = {
 
 def check(given, expected):
     if isinstance(expected, list):
-        assert find_images(given) == expected
+        found = find_images(given)
+        assert found == expected
+        assert {type(path) for path in found} == {str}
         return
     with pytest.raises(AlexNetError) as caught:
         find_images(given)
