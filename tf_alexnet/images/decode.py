@@ -161,6 +161,7 @@ def decode_photo(
     opencv : bool
         Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
     """
+    depth = str(depth)
     if depth not in DEPTHS:
         raise UsageError(f"depth={depth!r}", "not a depth", f"Use {', '.join(DEPTHS)}.")
     if isinstance(source, Image.Image):
@@ -334,8 +335,8 @@ def _photo(
     rgb = _to_rgb(upright, key, asked, image.format, shift)
     if deep and depth == "auto" and rgb.max() < 16:
         _note_depth(int(np.asarray(upright).max()), asked)
-    # Pillow itself turns round what has 8 bits.
-    return 255 - rgb if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
+    # Where 0 is white: Pillow itself inverts what has 8 bits.
+    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
 
 
 def _note_depth(highest: int, asked: str) -> None:
