@@ -17,7 +17,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile
 
 from tf_alexnet.errors import ImageError, InputError, UsageError
 from tf_alexnet.extraction.reader import PhotoReader
@@ -231,16 +231,13 @@ def test_deep_grey_of_other_shapes(kind):
     )
 
 
-@pytest.mark.parametrize("white", [0, 1])
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_twelve_bits_a_sample(order, white):
-    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: white, 277: 1, 278: 1}
-    data = tiff(tags, b"\xff\xf1\x23", order)
-    # OpenCV shifts them up to 16 bits, and turns no colours round then.
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) >> 8
-    np.testing.assert_array_equal(deep, [[0xFF, 0x12]])
-    np.testing.assert_array_equal(load_image(data), grey(*(deep if white else 255 - deep)[0]))
-    assert not set(decode._MORE_TIFFS) & set(TiffImagePlugin.OPEN_INFO), "Pillow is as it was"
+def test_twelve_bits_a_sample():
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 277: 1, 278: 1}
+    data = tiff(tags, b"\xff\xf1\x23")
+    # OpenCV shifts them up to 16 bits.
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(deep, [[0xFFF0, 0x1230]])
+    np.testing.assert_array_equal(load_image(data), grey(0xFF, 0x12))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +261,8 @@ def test_depth_of_sixteen_bit_grey(values, depth, expected, note, caplog):
     files.append(tiff(tags, samples.astype(">u2").tobytes(), ">"))
     for data in files:
         np.testing.assert_array_equal(load_image(data, depth=depth), grey(*expected))
-        np.testing.assert_array_equal(decode.decode_photo(data, depth=depth), grey(*expected))
+        number = int(depth) if depth.isdigit() else depth
+        np.testing.assert_array_equal(decode.decode_photo(data, depth=number), grey(*expected))
         inverted = tiff({**tags, 262: 0}, samples.astype("<u2").tobytes())
         np.testing.assert_array_equal(
             load_image(inverted, depth=depth), grey(*(255 - np.array(expected)))

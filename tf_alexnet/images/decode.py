@@ -50,16 +50,9 @@ SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if n
 # Without a handler, Python prints a library's log to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# Grey TIFFs that Pillow has the means to read, but does not list.
-_MORE_TIFFS = {
-    (TiffImagePlugin.MM, 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
-    **{
-        (order, white, (1,), 1, (12,), ()): ("I;16", "I;12")
-        for order in (TiffImagePlugin.II, TiffImagePlugin.MM)
-        for white in (0, 1)
-    },
-}
-_MORE_TIFFS = {k: v for k, v in _MORE_TIFFS.items() if k not in TiffImagePlugin.OPEN_INFO}
+# 16-bit grey where 0 is white: of either byte order Pillow can read it, but it lists one only.
+_WHITE_IS_0 = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
+TiffImagePlugin.OPEN_INFO.setdefault(_WHITE_IS_0, ("I;16B", "I;16B"))
 _PHOTOMETRIC, _BITS = 262, 258  # tags
 
 _log = logging.getLogger(__name__)
@@ -99,7 +92,6 @@ class _PillowSwitches:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
-                TiffImagePlugin.OPEN_INFO.update(_MORE_TIFFS)
             self._users += 1
 
     def __exit__(self, *exc_info):
@@ -107,8 +99,6 @@ class _PillowSwitches:
             self._users -= 1
             if self._users == 0:
                 ImageFile.LOAD_TRUNCATED_IMAGES = self._truncated
-                for key in _MORE_TIFFS:
-                    del TiffImagePlugin.OPEN_INFO[key]
                 self._filters.__exit__(*exc_info)
 
 
@@ -164,23 +154,14 @@ def decode_photo(
     Parameters
     ----------
     source, depth
-        As in `load_image`.
+        As in `load_image`, which see for what is returned and raised, too.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
         so many pixels. JPEG's own averages take the place of pixels then.
     opencv : bool
         Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
-
-    Returns
-    -------
-    ndarray of uint8, (height, width, 3)
-        As of `load_image`.
-
-    Raises
-    ------
-    ImageError, InputError, UsageError
-        As of `load_image`.
     """
+    depth = str(depth)
     if depth not in DEPTHS:
         raise UsageError(f"depth={depth!r}", "not a depth", f"Use {', '.join(DEPTHS)}.")
     if isinstance(source, Image.Image):
@@ -205,10 +186,10 @@ def decode_photo(
             "Arrays of pixels need no loading: give them to preprocess_input.",
         )
     if not data:
-        raise refusal("empty", asked, "it is empty", _ANOTHER)
+        raise _refusal("empty", asked, "it is empty", _ANOTHER)
     if "HEIF" not in FORMATS and any(brand in data[8:40] for brand in _HEIC):
         advice = "Install its reader: pip install 'tf-alexnet[heic]'; or save it as JPEG."
-        raise refusal("unsupported", asked, "it is a HEIC photo", advice)
+        raise _refusal("unsupported", asked, "it is a HEIC photo", advice)
     with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
         return _photo(image, data, asked, depth, least, opencv)
 
@@ -277,14 +258,14 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
     except Exception as error:  # closed, write-only, or whatever its network raises
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
-        raise refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
+        raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
-        raise refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
+        raise _refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
     return data
 
 
-def refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
+def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
     """An `ImageError` that a program can tell from others by its `code`."""
     error = ImageError(asked, found, advice)
     error.code = code
@@ -294,15 +275,15 @@ def refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
 def _unreadable(error: Exception, asked: str) -> ImageError:
     """The refusal for what came up while reading."""
     if isinstance(error, FileNotFoundError):
-        return refusal("missing", asked, "there is no such file", "Check the name and the folder.")
+        return _refusal("missing", asked, "there is no such file", "Check the name and the folder.")
     if isinstance(error, IsADirectoryError):
-        return refusal("is_folder", asked, "it is a folder", _FOLDER)
+        return _refusal("is_folder", asked, "it is a folder", _FOLDER)
     if isinstance(error, PermissionError):
         advice = "Make the file readable, or leave it out."
-        return refusal("no_permission", asked, "no permission to read it", advice)
+        return _refusal("no_permission", asked, "no permission to read it", advice)
     fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
     advice = "Check the name and the disk."
-    return refusal("unreadable", asked, f"it can't be read ({fault})", advice)
+    return _refusal("unreadable", asked, f"it can't be read ({fault})", advice)
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
@@ -312,14 +293,14 @@ def _check_file(path: str, status: os.stat_result) -> None:
             os.scandir(path).close()
         except PermissionError:
             advice = "Make it readable, or move it."
-            raise refusal("no_permission", path, "the folder can't be read", advice) from None
-        raise refusal("is_folder", path, "it is a folder", _FOLDER)
+            raise _refusal("no_permission", path, "the folder can't be read", advice) from None
+        raise _refusal("is_folder", path, "it is a folder", _FOLDER)
     if not stat.S_ISREG(status.st_mode):
         advice = "Copy its content to a file."
-        raise refusal("unreadable", path, "it is not a regular file", advice)
+        raise _refusal("unreadable", path, "it is not a regular file", advice)
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-        raise refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
+        raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
 
 
 def _photo(
@@ -354,8 +335,8 @@ def _photo(
     rgb = _to_rgb(upright, key, asked, image.format, shift)
     if deep and depth == "auto" and rgb.max() < 16:
         _note_depth(int(np.asarray(upright).max()), asked)
-    # Pillow itself turns round what has 8 bits.
-    return 255 - rgb if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
+    # Where 0 is white: Pillow itself inverts what has 8 bits.
+    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
 
 
 def _note_depth(highest: int, asked: str) -> None:
@@ -376,7 +357,7 @@ def _one_error(asked: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise refusal(
+        raise _refusal(
             "not_an_image",
             asked,
             "it is not an image format we read, or its header is damaged",
@@ -390,15 +371,15 @@ def _one_error(asked: str) -> Iterator[None]:
         # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
         # struct.error, RecursionError, ... To the caller all are one: no picture.
         code, fault = "damaged", f"it can't be decoded ({str(error) or type(error).__name__})"
-    raise refusal(code, asked, fault, _ANOTHER)
+    raise _refusal(code, asked, fault, _ANOTHER)
 
 
 def _check_size(image: Image.Image, asked: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
+        raise _refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
     if width * height > MAX_PIXELS:
-        raise refusal(
+        raise _refusal(
             "too_large",
             asked,
             f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}",
@@ -449,7 +430,7 @@ def _to_rgb(
     if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and kind not in ("PNG", "PPM")):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
         fault = f"it holds {what} pixels, which have no fixed range"
-        raise refusal("unsupported", asked, fault, _CONVERT)
+        raise _refusal("unsupported", asked, fault, _CONVERT)
     # Some rows at a time: a large picture would else be there five times over.
     height = max(1, _STRIP // image.width)
     if height >= image.height:

@@ -8,11 +8,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 from tf_alexnet.errors import AlexNetError, ImageError, InputError, UsageError, one_line
-from tf_alexnet.images.decode import SUFFIXES, refusal
+from tf_alexnet.images.decode import SUFFIXES
 from tf_alexnet.images.lists import LISTS, as_sequence, has_image_suffix, read_list
 from tf_alexnet.remote import filesystem, is_url
 
@@ -30,23 +31,25 @@ _COMPANIONS = {
 }
 _KINDS = 8  # of files that a note counts one by one
 
-_ARCHIVE = "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern."
-_ARRAYS = "Give the array to from_images: from_images(%s)."
-# How a file ends -> what it is instead of a photo, and what to do.
-_NOT_PHOTOS = {
-    **dict.fromkeys((".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"), ("an archive", _ARCHIVE)),
-    **dict.fromkeys((".tgz", ".rar", ".7z"), ("an archive", "Unpack it and name its folder.")),
-    ".npy": ("an array", _ARRAYS % 'numpy.load("{0}")'),
-    ".npz": ("a file of arrays", _ARRAYS % 'numpy.load("{0}")["images"]'),
-    ".mat": ("a file of arrays", _ARRAYS % 'scipy.io.loadmat("{0}")["images"]'),
-    **dict.fromkeys(
-        (".h5", ".hdf5"), ("a file of arrays", _ARRAYS % 'h5py.File("{0}")["images"][:]')
+# How a file's name ends, what it is instead of a photo, and what to do.
+_NOT_PHOTOS = (
+    (
+        (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"),
+        "an archive",
+        "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern.",
     ),
-    **dict.fromkeys(
+    ((".tgz", ".rar", ".7z"), "an archive", "Unpack it and name its folder."),
+    (
+        (".npy", ".npz", ".mat", ".h5", ".hdf5"),
+        "a file of arrays",
+        "Load the pixels and give them to FeatureExtractor.from_images: uint8 (N, H, W, 3).",
+    ),
+    (
         (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather"),
-        ("a table of a kind not read here", "Save it as .csv with a column `path`."),
+        "a table of a kind not read here",
+        "Save it as .csv with a column `path`.",
     ),
-}
+)
 # Schemes, place, and what that is in: zip://photos/*.jpg::archive.zip
 _URL = re.compile(r"((?:[\w+.-]+::)*[\w+.-]+://)(.*?)(::.*)?", re.DOTALL)
 
@@ -110,12 +113,12 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     if isinstance(inputs, ImagePaths):
         return inputs if repeats else ImagePaths(dict.fromkeys(inputs))
     named = [_path(x, f"images[{i}]") for i, x in enumerate(as_sequence(inputs))]
-    left, missing = _LeftOut(), {}
+    search = _Search()
     places: dict[str, str] = {}
     mentions: list[str] = []
     real_folders: dict[str, str] = {}
     first_names: dict[str, str] = {}  # of real folders
-    for image in _expanded(named, left, missing):
+    for image in chain.from_iterable(_photos(path, search) for path in named):
         folder, name = os.path.split(image)
         if folder not in real_folders:
             real = folder if is_url(folder) else os.path.realpath(folder)
@@ -126,31 +129,33 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
         image = places.setdefault(place, image)
         if repeats:
             mentions.append(image)
-    if missing and all(image in missing for image in places.values()):
-        raise next(iter(missing.values()))
+    if search.missing and all(image in search.missing for image in places.values()):
+        raise next(iter(search.missing.values()))
     if not places:
         raise UsageError(
             ", ".join(named) or "no input at all",
-            "no image found" + (f"; {left}" if str(left) else ""),
+            "; ".join(filter(None, ["no image found", str(search)])),
             f"Looked for files ending in {' '.join(sorted(SUFFIXES))}.",
         )
-    left.log()
+    search.log()
     return ImagePaths(mentions or places.values())
 
 
 def _path(entry: Any, what: str) -> str:
     if (isinstance(entry, bytes) and b"\0" in entry) or not isinstance(entry, Path):
         advice = "Give paths here, and pixels to FeatureExtractor.from_images."
-        raise InputError(what, f"{type(entry).__name__} of an image, not a path", advice)
-    if not (path := os.fsdecode(entry)):
+        kind = "bytes of an image" if isinstance(entry, bytes) else type(entry).__name__
+        raise InputError(what, f"{kind}, not a path", advice)
+    if not (path := str(os.fsdecode(entry))):  # not NumPy's str_
         raise InputError(what, "an empty string", "Give paths of photos, or leave it out.")
     return path
 
 
-class _LeftOut:
-    """What a search leaves out, for one note."""
+class _Search:
+    """What a search leaves out, for one note, and inputs and folders that it can't read."""
 
     def __init__(self):
+        self.missing: dict[str, ImageError] = {}
         self._suffixes: Counter[str] = Counter()
         self._folders: dict[str, str] = {}  # path -> name
 
@@ -209,11 +214,11 @@ def subfolders(folder: str) -> dict[str, str]:
     try:
         names = sorted(os.listdir(folder), key=os.fsencode)
     except OSError as error:
-        raise _unreadable_folder(folder, error) from None
-    left = _LeftOut()
+        raise _unreadable(folder, error) from None
+    search = _Search()
     paths = {name: os.path.join(folder, name) for name in names}
-    paths = {n: p for n, p in paths.items() if os.path.isdir(p) and left.wants_folder(p, n)}
-    left.log()
+    paths = {n: p for n, p in paths.items() if os.path.isdir(p) and search.wants_folder(p, n)}
+    search.log()
     return paths
 
 
@@ -225,41 +230,30 @@ def find_by_class(folders: Mapping[str, str]) -> dict[str, list[str]]:
     ImageError
         If a folder can't be read.
     """
-    left = _LeftOut()
-    found = {name: list(_in_folder(folder, left)) for name, folder in folders.items()}
-    left.log()
+    search = _Search()
+    found = {name: list(_in_folder(folder, search)) for name, folder in folders.items()}
+    for folder in folders.values():
+        if folder in search.missing:
+            raise search.missing[folder]
+    search.log()
     return found
 
 
-def _unreadable_folder(path: str, error: OSError) -> ImageError:
+def _unreadable(folder: str, error: OSError) -> ImageError:
     fault = f"the folder can't be read ({error.strerror})"
-    return refusal("no_permission", path, fault, "Make it readable, or move it.")
+    return ImageError(folder, fault, "Make it readable, or move it.")
 
 
-def _expanded(
-    paths: Iterable[str], left: _LeftOut, missing: dict[str, ImageError]
-) -> Iterator[str]:
-    """The photos of several inputs; those that can't be had are yielded too."""
-    for path in paths:
-        try:
-            yield from _photos(path, left)
-        except ImageError as error:
-            if error.code not in ("missing", "no_permission"):
-                raise
-            missing[path] = error
-            yield path
-
-
-def _photos(path: str, left: _LeftOut) -> Iterator[str]:
+def _photos(path: str, search: _Search) -> Iterator[str]:
     """The photos that one input names."""
     if is_url(path):
-        return _at_url(path, left)
+        return _at_url(path, search)
     if path == "-":
         return _in_list(path, ".txt")
     if os.path.isdir(path):
-        return _in_folder(path, left)
+        return _in_folder(path, search)
     if not os.path.lexists(path):
-        return _matching(path, left)
+        return _matching(path, search)
     return _in_file(path, path)
 
 
@@ -268,26 +262,28 @@ def _in_file(path: str, name: str) -> Iterator[str]:
     suffix = os.path.splitext(name)[1].lower()
     if suffix in LISTS:
         return _in_list(path, suffix)
-    for end, (what, advice) in _NOT_PHOTOS.items():
-        if name.lower().endswith(end):
-            scheme = "zip" if end == ".zip" else "tar"
+    for ends, what, advice in _NOT_PHOTOS:
+        if name.lower().endswith(ends):
+            scheme = "zip" if suffix == ".zip" else "tar"
             raise UsageError(path, f"{what}, not a photo", advice.format(path, scheme))
     return iter([path])
 
 
-def _matching(pattern: str, left: _LeftOut) -> Iterator[str]:
+def _matching(pattern: str, search: _Search) -> Iterator[str]:
     """What a shell would have put in the place of a pattern."""
     found = []
     if glob.has_magic(pattern) and "\0" not in pattern:
         found = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
     if not found:
-        advice = "Check the name and the current folder."
-        raise refusal("missing", pattern, "there is no such file or folder", advice)
+        search.missing[pattern] = ImageError(
+            pattern, "there is no such file or folder", "Check the name and the current folder."
+        )
+        yield pattern
     for path in found:
-        yield from _photos(path, left)
+        yield from _photos(path, search)
 
 
-def _in_folder(top: str, left: _LeftOut) -> Iterator[str]:
+def _in_folder(top: str, search: _Search) -> Iterator[str]:
     """Images below a folder, depth first; a folder that links lead to again is entered once."""
     seen = set()
     stack = [top]
@@ -300,8 +296,7 @@ def _in_folder(top: str, left: _LeftOut) -> Iterator[str]:
             status = os.stat(path)
             names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
         except OSError as error:
-            if path == top:
-                raise _unreadable_folder(path, error) from None
+            search.missing[path] = _unreadable(path, error)
             yield path  # whoever decodes it says so
             continue
         if (status.st_dev, status.st_ino) in seen:
@@ -311,19 +306,21 @@ def _in_folder(top: str, left: _LeftOut) -> Iterator[str]:
         for name in names:
             place = os.path.join(path, name)
             folder = os.path.isdir(place)
-            if left.wants_folder(place, name) if folder else left.wants_file(name):
+            if search.wants_folder(place, name) if folder else search.wants_file(name):
                 below.append(place)
         if not below and path != top and has_image_suffix(path):
             yield path  # a folder in a photo's place: the same
         stack += below
 
 
-def _at_url(url: str, left: _LeftOut) -> Iterator[str]:
+def _at_url(url: str, search: _Search) -> Iterator[str]:
     """Images that a URL names, sorted as those of a folder are."""
     try:
         files, path = filesystem(url)
         if glob.has_magic(path) and not files.exists(path):
-            found = {x: y["type"] == "directory" for x, y in files.glob(path, detail=True).items()}
+            found = {
+                x: y.get("type") == "directory" for x, y in files.glob(path, detail=True).items()
+            }
         elif files.isdir(path):
             found = {path: True}
         else:
@@ -332,7 +329,7 @@ def _at_url(url: str, left: _LeftOut) -> Iterator[str]:
             del found[top]
             skipped = len(top.rstrip("/"))
             below = files.find(top)
-            found.update((x, False) for x in below if _is_wanted(x, x[skipped:].strip("/"), left))
+            found.update((x, False) for x in below if _is_wanted(x, x[skipped:].strip("/"), search))
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
@@ -346,18 +343,18 @@ def _at_url(url: str, left: _LeftOut) -> Iterator[str]:
     return iter([_full_url(url, path, x, files) for x in shown])
 
 
-def _is_wanted(path: str, below: str, left: _LeftOut) -> bool:
+def _is_wanted(path: str, below: str, search: _Search) -> bool:
     *folders, name = below.split("/")
     top = path.removesuffix(below)
     for depth, folder in enumerate(folders, 1):
-        if not left.wants_folder(top + "/".join(folders[:depth]), folder):
+        if not search.wants_folder(top + "/".join(folders[:depth]), folder):
             return False
-    return left.wants_file(name)
+    return search.wants_file(name)
 
 
 def _full_url(url: str, path: str, found: str, files: Any) -> str:
     """The URL of a file that the listing of `url` found; its host or archive stays."""
-    scheme, place, inside = _URL.fullmatch(url).groups(default="")
+    scheme, place, inside = _URL.fullmatch(url).groups("")
     if "://" in found:
         return found + inside
     place, path = place.rstrip("/"), path.strip("/")
@@ -368,12 +365,8 @@ def _full_url(url: str, path: str, found: str, files: Any) -> str:
 
 
 def _in_list(path: str, suffix: str) -> Iterator[str]:
-    if is_url(path):
-        scheme, place, inside = _URL.fullmatch(path).groups(default="")
-        base = scheme + os.path.dirname(place)
-        for entry in read_list(path, suffix, lambda _: False):
-            yield entry if is_url(entry) else os.path.join(base, entry) + inside
-        return
-    folder = "" if path == "-" else os.path.dirname(path)
-    for entry in read_list(path, suffix, lambda x: os.path.lexists(os.path.join(folder, x))):
-        yield entry if is_url(entry) else os.path.join(folder, entry)
+    scheme, place, inside = _URL.fullmatch(path).groups("") if is_url(path) else ("", path, "")
+    base = scheme + os.path.dirname(place)
+    exists = (lambda _: False) if scheme else lambda x: os.path.lexists(os.path.join(base, x))
+    for entry in read_list(path, suffix, exists):
+        yield entry if is_url(entry) else os.path.join(base, entry) + inside

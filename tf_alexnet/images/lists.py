@@ -61,7 +61,7 @@ def as_sequence(images: Any, what: str = "images") -> list:
         return [images]
     if isinstance(images, Mapping):
         raise InputError(what, "a dictionary, whose order means nothing", "Give list(x.values()).")
-    array = _as_array(images)
+    array = _as_array(images, what)
     if array is not None:
         entries = _entries_of(array, what)
     elif hasattr(images, "__iter__"):
@@ -79,11 +79,14 @@ def _is_photo(entry: Any) -> bool:
     return isinstance(entry, kinds) or hasattr(entry, "read")
 
 
-def _as_array(given: Any) -> np.ndarray | None:
+def _as_array(given: Any, what: str) -> np.ndarray | None:
     """An array, tensor or column as ndarray; None if it is something else."""
-    if hasattr(given, "detach"):  # PyTorch, perhaps on a GPU
-        given = given.detach().cpu()
-    return np.asarray(given) if hasattr(given, "__array__") else None
+    try:
+        if hasattr(given, "detach"):  # PyTorch, perhaps on a GPU
+            given = given.detach().cpu()
+        return np.asarray(given) if hasattr(given, "__array__") else None
+    except Exception:  # symbolic, sparse, ...: every library has errors of its own kind
+        raise _no_photo(given, what) from None
 
 
 def _entries_of(array: np.ndarray, what: str) -> list:
@@ -105,7 +108,7 @@ def _entries_of(array: np.ndarray, what: str) -> list:
 def _entry(entry: Any, what: str) -> Any:
     if _is_photo(entry):
         return entry
-    array = _as_array(entry)
+    array = _as_array(entry, what)
     if array is not None and array.ndim == 0 and isinstance(array.item(), str | bytes):
         return array.item()
     if array is None or array.ndim == 0:
@@ -162,9 +165,8 @@ def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator
         raise
     except Exception as error:  # every service has errors of its own kind
         fault = getattr(error, "strerror", None) or str(error)
-        raise ImageError(
-            path, f"the list can't be read ({fault})", "Give a text file with a path a line."
-        ) from None
+        advice = "Give text with one path per line, or a table with a column `path`."
+        raise ImageError(path, f"the list can't be read ({fault})", advice) from None
 
 
 def _opened(path: str, suffix: str) -> IO:
