@@ -77,6 +77,8 @@ def predict_photos(
         PhotoReader(extractor.preset, mean_image=extractor.mean_image, crops=crops) as reader,
         progress_callback(progress) as tell,
     ):
+        if tell:
+            tell(0, len(paths), 0, 0)
         for batch in reader.batches(paths, batch_size):
             done += len(batch.paths) + len(batch.failures)
             errors += len(batch.failures)

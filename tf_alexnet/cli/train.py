@@ -232,10 +232,15 @@ def _show(report: TrainingReport, folder: str) -> None:
     split, metrics = record.split, record.metrics
     classes = ", ".join(record.classes[:8]) + (", ..." if len(record.classes) > 8 else "")
     skipped = f", {split['skipped']} skipped" if split["skipped"] else ""
+    source = record.base.get("source", "")
+    start = f", starting from {source}" if source.endswith("(untrained)") else ""
     rows = [
         ("classes", f"{len(record.classes)}: {classes}"),
         ("photos", f"{split['train']} training, {split['val']} validation{skipped}"),
-        ("network", f"{record.architecture}, classifier on {record.layer}, mode {record.mode}"),
+        (
+            "network",
+            f"{record.architecture}, classifier on {record.layer}, mode {record.mode}{start}",
+        ),
     ]
     if "l2" in metrics:
         how = "chosen on the validation photos" if record.settings.get("l2") is None else "given"

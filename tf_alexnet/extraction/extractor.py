@@ -203,6 +203,8 @@ class FeatureExtractor:
 
         parts = []
         with ThreadPoolExecutor(os.cpu_count()) as pool, progress_callback(progress) as tell:
+            if tell:
+                tell(0, len(entries), 0, 0)
             for start in range(0, len(entries), batch_size):
                 numbers = range(start, min(start + batch_size, len(entries)))
                 parts.append(self(np.concatenate(list(pool.map(read, numbers)))))
