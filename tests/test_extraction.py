@@ -325,9 +325,10 @@ def test_calls_that_can_not_work(tmp_path, example_photos):
 
     with pytest.raises(UsageError, match=r"no format has the suffix '\.csv'"):
         run("f.csv")
-    with pytest.raises(OutputError, match=r"there is no folder .*none"):
-        run("none/f.h5")
     (tmp_path / "folder.h5").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is not a folder"):
+        run("file/new/f.h5")
     with pytest.raises(OutputError, match="it is a folder"):
         run("folder.h5")
     with pytest.raises(LayerError, match=r"layer 'fc9': .* Known are: data, conv1"):

@@ -35,11 +35,13 @@ from tf_alexnet.weights import (
     WeightArrays,
     check_arrays,
     find_weights,
+    fresh_weights,
+    random_seed,
     read_weights,
+    resolve_architecture,
     table_for,
     with_classifier,
 )
-from tf_alexnet.weights.prototxt import resolve_architecture
 
 __all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
 
@@ -69,7 +71,9 @@ def AlexNet(
     ----------
     weights : str, path, WeightArrays, keras.Model or None
         A weight file, a catalogue name (``"imagenet"`` is ``"bvlc_alexnet"``), arrays from
-        `read_weights`, a model to copy the weights of, or None for random weights.
+        `read_weights`, a model to copy the weights of, or ``"random:SEED"`` for an untrained
+        control, the same everywhere (``"random"`` is ``"random:0"``). None starts a training:
+        random weights from Keras's initializers.
     architecture : str or path, optional
         ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``, or a ``.prototxt`` file that
         describes one of them. Needed only if the weights don't tell: bvlc_alexnet and caffenet have
@@ -164,11 +168,14 @@ def resolve_weights(
     """The arrays that the arguments of `AlexNet` name, and the table they belong to."""
     _check_kind(weights)
     declared = resolve_architecture(architecture)
-    if isinstance(weights, keras.Model):
-        weights = arrays_of(weights)
-    elif isinstance(weights, str | os.PathLike):
-        weights = read_weights(find_weights(weights))
-    if weights is not None:
+    if (seed := random_seed(weights)) is not None:
+        table = table_for(None, declared.architecture)
+        weights = fresh_weights(table.with_classes(declared.classes or table.classes), seed)
+    elif weights is not None:
+        if isinstance(weights, keras.Model):
+            weights = arrays_of(weights)
+        elif isinstance(weights, str | os.PathLike):
+            weights = read_weights(find_weights(weights))
         weights = with_classifier(weights, classifier or declared.classifier)
     table = table_for(weights, declared.architecture)
     if declared.classes and weights is None:

@@ -171,13 +171,14 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
                 "every clone and pickle of a pipeline would copy them",
                 "Write them to a file (write_weights) and give its path.",
             )
-        from tf_alexnet.weights import find_weights
+        from tf_alexnet.weights import find_weights, random_seed
 
         mean = self.mean_image
         if not isinstance(mean, str | os.PathLike | None):
             mean = ",".join(map(str, mean))
         with _loading:
-            file = _stamp(find_weights(self.weights))
+            known = random_seed(self.weights) is not None
+            file = _stamp(self.weights if known else find_weights(self.weights))
             means = mean and _stamp(mean)
             return _loaded(file, self.layer, self.architecture, self.preset, means)
 

@@ -15,22 +15,28 @@ if TYPE_CHECKING:
 
 def demo(
     photos: Annotated[
-        list[str] | None, typer.Argument(help="Photos or folders; by default the examples.")
+        list[str] | None, typer.Argument(help="Photos or folders (default: the examples).")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="By default the best at hand.")
+        str | None, typer.Option("--weights", "-w", help="Default: the best on this machine.")
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="The contact sheet.")
+        str, typer.Option("--output", "--out", "-o", help="The contact sheet.")
     ] = "demo-contact-sheet.png",
 ) -> None:
     """Run the main job on a few photos: classes, features, neighbours, a contact sheet."""
-    console.load_tensorflow()
-    from tf_alexnet.demo import example_photos, run_demo
+    from tf_alexnet.images import find_images
     from tf_alexnet.visualize import check_picture
 
     check_picture(output)
-    shown = run_demo(photos or [example_photos()], output, weights, console.find_weights)
+    console.check_names(weights)
+    paths = find_images(photos) if photos else None
+    if weights:
+        console.find_weights(weights)
+    console.load_tensorflow()
+    from tf_alexnet.demo import example_photos, run_demo
+
+    shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)
     embedded = shown.layer == "pool5"
     if shown.missing:
         used = "the embedded ImageNet-trained convolutions, and no classes"

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from tf_alexnet.cli import console
+
 
 class Crops(str, Enum):
-    """What is looked at."""
+    """Crops of each photo."""
 
     center = "center"
     ten = "ten"
@@ -19,19 +21,35 @@ Photos = Annotated[
     list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
 ]
 Weights = Annotated[
-    str, typer.Option("--weights", "-w", help="A weight file or a name of the catalogue.")
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weight file, name in the catalogue, or random:SEED for an untrained control.",
+    ),
 ]
 OwnWeights = Annotated[
     str | None,
-    typer.Option("--weights", "-w", help="A weight file or a name; by default BVLC's weights."),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weight file, name in the catalogue (default: imagenet), or random:SEED for an "
+        "untrained control.",
+    ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="RUN", help="What `tf-alexnet train` made, instead."),
+    typer.Option("--model", "-m", metavar="RUN", help="Use this RUN instead of --weights."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=console.be_quiet, help="Print no notes and no progress."
+    ),
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the file can't tell."),
+    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the weights don't tell."),
 ]
 Preset = Annotated[
     str | None,

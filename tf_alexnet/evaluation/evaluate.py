@@ -27,6 +27,7 @@ from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.extraction.spec import ExtractionSpec
 from tf_alexnet.extraction.storage import place_of
+from tf_alexnet.files import check_folder
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
 from tf_alexnet.model import resolve_weights
@@ -51,7 +52,7 @@ def evaluate_photos(
     keep: str | os.PathLike | None = None,
     batch_size: int | str = "auto",
     workers: int | None = None,
-    progress: Callable[[int, int, int, int], None] | None = None,
+    progress: Callable[[int, int, int, int], None] | bool | None = None,
 ) -> Evaluation:
     """Compare predictions with the true classes of photos.
 
@@ -216,8 +217,7 @@ def _kept(
     contents, so only the same call finds it again; it is removed when that call succeeds.
     """
     if keep is not None:
-        if not os.fspath(keep).endswith(".h5"):
-            raise UsageError(f"keep {os.fspath(keep)}", "not the name of an .h5", "End it in .h5.")
+        check_folder(keep, ".h5")
         yield os.fspath(keep)
         return
     sha = hashlib.sha256(json.dumps([os.getcwd(), job, truth.paths]).encode())

@@ -69,18 +69,7 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     ImageError
         If the folder is missing or can't be read.
     """
-    folder = os.fspath(data)
-    folders, notes = subfolders(folder), []
-    if {"train", "val"} <= folders.keys():
-        folder, notes = folders["val"], [f"{folder} has train/ and val/: val/ is evaluated"]
-        folders = subfolders(folder)
-    if not folders:
-        raise UsageError(
-            folder,
-            "no class folder in it",
-            "Put the photos of each class into a folder of its name; ILSVRC's validation photos "
-            "go with a list: --imagenet-val DIR --ground-truth FILE.",
-        )
+    folder, folders, notes = class_folders(data)
     indices = _matched(folder, list(folders), classes)
     paths, labels, empty = [], [], []
     for name, found in find_by_class(folders).items():
@@ -93,6 +82,29 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     if empty:
         notes.append(f"no photo in {_listed(empty)}")
     return GroundTruth(tuple(paths), np.array(labels, np.int64), tuple(notes))
+
+
+def class_folders(data: str | os.PathLike) -> tuple[str, dict[str, str], list[str]]:
+    """The folder that is evaluated, name -> path of its class folders, and notes.
+
+    Raises
+    ------
+    UsageError, ImageError
+        As `read_class_folders`.
+    """
+    folder = os.fspath(data)
+    folders, notes = subfolders(folder), []
+    if {"train", "val"} <= folders.keys():
+        folder, notes = folders["val"], [f"{folder} has train/ and val/: val/ is evaluated"]
+        folders = subfolders(folder)
+    if not folders:
+        raise UsageError(
+            folder,
+            "no class folder in it",
+            "Put the photos of each class into a folder of its name; ILSVRC's validation photos "
+            "go with a list: --imagenet-val DIR --ground-truth FILE.",
+        )
+    return folder, folders, notes
 
 
 def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:

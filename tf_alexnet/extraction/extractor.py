@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer
+from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer, blob_names
 from tf_alexnet.errors import AlexNetError, InputError, PresetError, UsageError
 from tf_alexnet.images import (
     Preset,
@@ -28,6 +28,7 @@ from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.layers import forward
 from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
 
 _process: int | None = None  # the one that uses TensorFlow
@@ -46,8 +47,8 @@ class FeatureExtractor:
     weights : str, path, WeightArrays or keras.Model
         As in `AlexNet`; a model's weights are copied.
     layers : str or sequence of str
-        Blob names, or ``"<name>_preact"`` for values before the ReLU. `fc8` may also be called by
-        its name in the weight file.
+        Blob names, ``"<name>_preact"`` for values before the ReLU, or ``"all"``. `fc8` may
+        also be called by its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
     preset : str or Preset, optional
@@ -67,6 +68,8 @@ class FeatureExtractor:
         ``sha256:...`` over the arrays, the same in every file format.
     weights_source : str
         Where the weights came from.
+    untrained : bool
+        Whether they are random numbers, as a control (``"random:SEED"``).
     trained_as : str or None
         Catalogue name of the trained network these weights are known to be; None where they are
         not known, and what comes out may mean nothing.
@@ -87,13 +90,12 @@ class FeatureExtractor:
         mean_image: Mean = None,
     ):
         _check_process()
-        layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if isinstance(weights, keras.Model):
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
         self._arguments = {
             "weights": weights,
-            "layers": layers,
+            "layers": blob_names(layers),
             "architecture": architecture,
             "preset": preset,
             "mean_image": mean_image,
@@ -102,7 +104,8 @@ class FeatureExtractor:
             raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
         weights, table = resolve_weights(weights, architecture)
         own = {weights.classifier: "fc8"}
-        self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
+        wanted = blob_names(layers, table, weights.layers)
+        self._blobs = {name: table.check_blob(own.get(name, name)) for name in wanted}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
         trained = as_preset(weights.metadata.get("preset") or table.preset)
@@ -117,7 +120,7 @@ class FeatureExtractor:
             )
         if preset is not None and misfit(record, trained):
             warnings.warn(misfit(record, trained), stacklevel=2)
-        self.weights_source = weights.source
+        self.weights_source, self.untrained = weights.source, weights.untrained
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
         # A file without the layers behind those wanted will do.
@@ -158,7 +161,9 @@ class FeatureExtractor:
         found = self._run(batch)
         return {name: found[blob] for name, blob in self._blobs.items()}
 
-    def from_images(self, images: Any, batch_size: int = 64) -> dict[str, np.ndarray]:
+    def from_images(
+        self, images: Any, batch_size: int = 64, progress: Callable | bool | None = None
+    ) -> dict[str, np.ndarray]:
         """Features of photos that fit into memory; for more of them there is `extract_features`.
 
         Parameters
@@ -169,6 +174,8 @@ class FeatureExtractor:
             TensorFlow, PyTorch; also (N, H, W, 3)); or one of them.
         batch_size : int
             Photos that go through the network together.
+        progress : callable or bool, optional
+            As in `extract_features`.
 
         Returns
         -------
@@ -195,10 +202,12 @@ class FeatureExtractor:
                 raise InputError(f"images[{number}]", error.found, error.advice) from None
 
         parts = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress_callback(progress) as tell:
             for start in range(0, len(entries), batch_size):
                 numbers = range(start, min(start + batch_size, len(entries)))
                 parts.append(self(np.concatenate(list(pool.map(read, numbers)))))
+                if tell:
+                    tell(numbers.stop, len(entries), 0, 0)
         return {name: np.concatenate([part[name] for part in parts]) for name in self.layers}
 
     def __reduce__(self):

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_alexnet.architectures import ALL
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
-from tf_alexnet.extraction.formats import Output, data_writer, export, open_output
+from tf_alexnet.extraction.formats import Output, data_writer, encoded, export, open_output
 from tf_alexnet.extraction.shards import (
     BASE,
     HEADER,
@@ -45,6 +46,7 @@ from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import read_file, read_url
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.images.presets import Preset
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.remote import filesystem, is_url
 from tf_alexnet.weights import WeightArrays
 
@@ -130,7 +132,7 @@ def extract_features(
     cluster_workers: int | None = None,
     cluster_min_workers: int = 1,
     gpus_per_worker: float | None = None,
-    progress: Callable[[int, int, int, int], None] | None = None,
+    progress: Callable[[int, int, int, int], None] | bool | None = None,
 ) -> ExtractionReport:
     """Extract features of photos into a file, or a folder of files, with paths and rows together.
 
@@ -192,9 +194,10 @@ def extract_features(
         (`tf_alexnet.extraction.ray_cluster`). Rows, files and what is kept are the same.
     cluster_workers, cluster_min_workers, gpus_per_worker
         `places`, `fewest` and `gpus` of a `RayCrew`.
-    progress : callable, optional
-        Progress callback, called with (photos done, photos to do, errors, bytes of rows written)
-        of this run: at its beginning and after every batch; on a cluster, after every shard.
+    progress : callable or bool, optional
+        True shows a progress bar. A callable is called with (photos done, photos to do, errors,
+        bytes of rows written) of this run: at its beginning and after every batch; on a cluster,
+        after every shard.
 
     Returns
     -------
@@ -227,9 +230,11 @@ def extract_features(
         listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
     limit = _error_limit(max_errors, len(paths))
     refuse_foreign(target, read_header(target.job))  # before weights are loaded
-    with _crew(
-        spec, batch_size, workers, cluster, cluster_workers, cluster_min_workers, gpus_per_worker
-    ) as crew:
+    plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
+    with (
+        _crew(spec, batch_size, workers, *plan) as crew,
+        progress_callback(progress) as progress,
+    ):
         report = run_job(
             target,
             paths,
@@ -269,7 +274,7 @@ def _check_sizes(
         raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or more, auto.")
     if shard_size < 1:
         raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
-    if target.suffix == ".npy" and len(set(layers)) > 1:
+    if target.suffix == ".npy" and (len(set(layers)) > 1 or ALL in layers):
         raise UsageError(
             f"{' '.join(layers)} in {target}",
             "an .npy holds one array",
@@ -711,9 +716,10 @@ class _Job:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("path", "code", "detail"))
-        writer.writerows(failure[:3] for failure in content.failures)
+        for path, code, detail, *_ in content.failures:
+            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+            file.write(encoded(table.getvalue()))
         if records.newer():  # another job's snapshot is the one that counts
             return content
         shards = [

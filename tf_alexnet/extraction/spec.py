@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tf_alexnet.architectures import blob_names
 from tf_alexnet.errors import InputError, UsageError
 from tf_alexnet.images import read_mean_image, recorded_name, resolve
 
@@ -61,8 +62,7 @@ class ExtractionSpec:
     fast_decode: bool = False
 
     def __post_init__(self):
-        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
-        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "layers", blob_names(self.layers))
         if isinstance(self.mean_image, str | os.PathLike):
             object.__setattr__(self, "mean_image", read_mean_image(self.mean_image))
         for name, choices in (

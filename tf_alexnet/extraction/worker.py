@@ -90,6 +90,7 @@ class Worker:
         self.settings = self._spec.fingerprint(extractor.weights_digest)
         self.attributes = {
             "weights_source": printable(extractor.weights_source.rpartition("/")[2]),
+            **({"untrained": "yes"} if extractor.untrained else {}),
             "tf_alexnet_version": VERSION,
             "tensorflow_version": tf.__version__,
             "numpy_version": np.__version__,

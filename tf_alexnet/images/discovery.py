@@ -31,12 +31,17 @@ _COMPANIONS = {
 _KINDS = 8  # of files that a note counts one by one
 
 _ARCHIVE = "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern."
-_ARRAYS = 'Load the array and give it to from_images: from_images(numpy.load("{0}")["images"]).'
+_ARRAYS = "Give the array to from_images: from_images(%s)."
 # How a file ends -> what it is instead of a photo, and what to do.
 _NOT_PHOTOS = {
     **dict.fromkeys((".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"), ("an archive", _ARCHIVE)),
     **dict.fromkeys((".tgz", ".rar", ".7z"), ("an archive", "Unpack it and name its folder.")),
-    **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat"), ("a file of arrays", _ARRAYS)),
+    ".npy": ("an array", _ARRAYS % 'numpy.load("{0}")'),
+    ".npz": ("a file of arrays", _ARRAYS % 'numpy.load("{0}")["images"]'),
+    ".mat": ("a file of arrays", _ARRAYS % 'scipy.io.loadmat("{0}")["images"]'),
+    **dict.fromkeys(
+        (".h5", ".hdf5"), ("a file of arrays", _ARRAYS % 'h5py.File("{0}")["images"][:]')
+    ),
     **dict.fromkeys(
         (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather"),
         ("a table of a kind not read here", "Save it as .csv with a column `path`."),
@@ -46,6 +51,10 @@ _NOT_PHOTOS = {
 _URL = re.compile(r"((?:[\w+.-]+::)*[\w+.-]+://)(.*?)(::.*)?", re.DOTALL)
 
 _log = logging.getLogger(__name__)
+
+
+class ImagePaths(list):
+    """What `find_images` found: asked for again, it is taken as it is."""
 
 
 def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list[str]:
@@ -98,6 +107,8 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     Logs one warning of what it left out in folders: files by suffix, except for text, metadata and
     what other programs write, and foreign folders. Logs which column of a table was read.
     """
+    if isinstance(inputs, ImagePaths):
+        return inputs if repeats else ImagePaths(dict.fromkeys(inputs))
     named = [_path(x, f"images[{i}]") for i, x in enumerate(as_sequence(inputs))]
     left, missing = _LeftOut(), {}
     places: dict[str, str] = {}
@@ -124,7 +135,7 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
             f"Looked for files ending in {' '.join(sorted(SUFFIXES))}.",
         )
     left.log()
-    return mentions or list(places.values())
+    return ImagePaths(mentions or places.values())
 
 
 def _path(entry: Any, what: str) -> str:
@@ -160,20 +171,27 @@ class _LeftOut:
         return False
 
     def __str__(self) -> str:
-        parts = [f"{count} {suffix}" for suffix, count in self._suffixes.most_common(_KINDS)]
-        if more := self._suffixes.total() - sum(n for _, n in self._suffixes.most_common(_KINDS)):
-            parts.append(f"{more} more")
-        text = f"left out by suffix: {', '.join(parts)}" if parts else ""
-        if self._suffixes.keys() & {".heic", ".heif"}:
-            text += " (pip install 'tf-alexnet[heic]' reads .heic)"
-        names = Counter(self._folders.values()).most_common()
-        skipped = [f"skipped {', '.join(f'{n} {name}' for name, n in names)}"] if names else []
-        return "; ".join([text] * bool(text) + skipped)
+        parts = []
+        if self._suffixes:
+            parts.append(f"left out by suffix: {_counted(self._suffixes)}")
+            if self._suffixes.keys() & {".heic", ".heif"}:
+                parts[0] += " (pip install 'tf-alexnet[heic]' reads .heic)"
+        if self._folders:
+            parts.append(f"skipped {_counted(Counter(self._folders.values()))}")
+        return "; ".join(parts)
 
     def log(self) -> None:
         """Log the note, if there is anything to say."""
         if text := str(self):
             _log.warning("%s", one_line(text))
+
+
+def _counted(counts: Counter[str]) -> str:
+    """Names with how many there are of them, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda x: (-x[1], x[0]))
+    more = sum(count for _, count in ordered[_KINDS:])
+    parts = [f"{count} {name}" for name, count in ordered[:_KINDS]]
+    return ", ".join([*parts, f"{more} more"] if more else parts)
 
 
 def subfolders(folder: str) -> dict[str, str]:
@@ -305,12 +323,16 @@ def _at_url(url: str, left: _LeftOut) -> Iterator[str]:
     try:
         files, path = filesystem(url)
         if glob.has_magic(path) and not files.exists(path):
-            found = files.glob(path)
+            found = {x: y["type"] == "directory" for x, y in files.glob(path, detail=True).items()}
         elif files.isdir(path):
-            top = len(path.rstrip("/"))
-            found = [x for x in files.find(path) if _is_wanted(x, x[top:].strip("/"), left)]
+            found = {path: True}
         else:
             return _in_file(url, path)
+        for top in [top for top, is_folder in found.items() if is_folder]:
+            del found[top]
+            skipped = len(top.rstrip("/"))
+            below = files.find(top)
+            found.update((x, False) for x in below if _is_wanted(x, x[skipped:].strip("/"), left))
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
@@ -319,8 +341,9 @@ def _at_url(url: str, left: _LeftOut) -> Iterator[str]:
             f"it can't be listed ({error or type(error).__name__})",
             "Check the address and your rights there.",
         ) from error
-    found.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
-    return iter([_full_url(url, path, x, files) for x in found])
+    shown = [x for x in found if not x.rpartition("/")[2].startswith(".")]
+    shown.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
+    return iter([_full_url(url, path, x, files) for x in shown])
 
 
 def _is_wanted(path: str, below: str, left: _LeftOut) -> bool:
