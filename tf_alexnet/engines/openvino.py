@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import openvino
+from openvino import opset13 as op
 
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, Dropout, MaxPool
-from tf_alexnet.errors import UsageError
-
-if TYPE_CHECKING:
-    from tf_alexnet.weights import WeightArrays
+from tf_alexnet.weights import LayerArrays
 
 _TO_NCHW, _TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
 def network(
-    table: Architecture, arrays: WeightArrays, blobs: Sequence[str], precision: str = "float32"
+    table: Architecture,
+    arrays: Mapping[str, LayerArrays],
+    blobs: Sequence[str],
+    precision: str = "float32",
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Compile a network for this machine's processor.
 
@@ -25,8 +27,8 @@ def network(
     ----------
     table : Architecture
         The network.
-    arrays : WeightArrays
-        Its weights, which may end at the last layer that `blobs` needs.
+    arrays : mapping of str to LayerArrays
+        Its weights, as far as `blobs` need them.
     blobs : sequence of str
         Names of blobs, or ``<name>_preact``.
     precision : {"float32", "bfloat16"}
@@ -39,19 +41,7 @@ def network(
         From ndarray of float32, (N, S, S, 3), to a dict of blobs: ndarray of float32, first axis
         N; blobs of convolutions and pools are (N, height, width, channels).
 
-    Raises
-    ------
-    UsageError
-        If OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError:
-        raise UsageError(
-            "engine 'openvino'",
-            "OpenVINO is not installed",
-            "Install it: pip install 'tf-alexnet[openvino]'.",
-        ) from None
     # Asked for float32 in so many words: on AMX OpenVINO takes bfloat16 by itself.
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -66,14 +56,10 @@ def network(
     return run
 
 
-def _model(table: Architecture, arrays: WeightArrays, blobs: Sequence[str]) -> Any:
+def _model(
+    table: Architecture, arrays: Mapping[str, LayerArrays], blobs: Sequence[str]
+) -> openvino.Model:
     """The table as a graph: OpenVINO's convolutions are channels first, its inputs ours."""
-    import openvino
-    from openvino import opset13 as op
-
-    def constant(values: np.ndarray) -> Any:
-        return op.constant(np.ascontiguousarray(values))
-
     size = table.input_size
     data = op.parameter([-1, size, size, 3], np.float32, name="data")
     found, x = {"data": data.output(0)}, op.transpose(data, op.constant(_TO_NCHW)).output(0)
@@ -81,15 +67,15 @@ def _model(table: Architecture, arrays: WeightArrays, blobs: Sequence[str]) -> A
         if set(blobs) <= found.keys():
             break
         if isinstance(layer, Conv | Dense):
-            kernel, bias = arrays.layers[layer.name]
+            kernel, bias = arrays[layer.name]
             if isinstance(layer, Conv):
-                x = op.add(_convolved(op, layer, constant, kernel, x), constant(_column(bias)))
+                x = op.add(_convolved(layer, kernel, x), _constant(bias.reshape(1, -1, 1, 1)))
             else:
                 if x.get_partial_shape().rank.get_length() == 4:
                     # Rows of the kernel are in the order height, width, channels.
                     x = op.transpose(x, op.constant(_TO_NHWC))
                     x = op.reshape(x, op.constant([0, kernel.shape[0]]), special_zero=True)
-                x = op.add(op.matmul(x, constant(kernel), False, False), constant(bias[None]))
+                x = op.add(op.matmul(x, _constant(kernel), False, False), _constant(bias[None]))
             found[layer.name + PREACT] = x.output(0)
             x = op.relu(x) if getattr(layer, "relu", True) else x
         elif isinstance(layer, LRN):
@@ -109,14 +95,14 @@ def _model(table: Architecture, arrays: WeightArrays, blobs: Sequence[str]) -> A
     return openvino.Model(results, [data])
 
 
-def _convolved(op: Any, layer: Conv, constant: Callable, kernel: np.ndarray, x: Any) -> Any:
+def _constant(values: np.ndarray) -> Any:
+    return op.constant(np.ascontiguousarray(values, np.float32))
+
+
+def _convolved(layer: Conv, kernel: np.ndarray, x: Any) -> Any:
     kernel = kernel.transpose(3, 2, 0, 1)
     sides = [layer.stride] * 2, [layer.pad] * 2, [layer.pad] * 2, [1, 1]
     if layer.groups == 1:
-        return op.convolution(x, constant(kernel), *sides)
+        return op.convolution(x, _constant(kernel), *sides)
     parts = kernel.reshape(layer.groups, -1, *kernel.shape[1:])
-    return op.group_convolution(x, constant(parts), *sides)
-
-
-def _column(bias: np.ndarray) -> np.ndarray:
-    return bias.reshape(1, -1, 1, 1)
+    return op.group_convolution(x, _constant(parts), *sides)
