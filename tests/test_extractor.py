@@ -114,14 +114,20 @@ def test_a_pickled_extractor_is_small_and_gives_the_same_rows(alexnet_file, exam
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_fast_path_equals_the_plain_model_blob_by_blob(name, example_photos):
+def test_both_engines_equal_the_plain_model_blob_by_blob(name, example_photos):
     table = ARCHITECTURES[name]
     names = [*table.blobs, *table.preacts]
-    extractor = ta.FeatureExtractor(weights_of(name), names)
-    x = extractor.preprocess([ta.load_image(path) for path in example_photos])
-    plain = ta.features(model_of(name), names).predict(x, verbose=0)
-    for blob, ours in extractor(x).items():
-        assert reference.relative_error(ours, plain[blob]) < 1e-5, blob  # observed 2e-6
+    x = plain = None
+    for engine in ("tensorflow", "openvino"):
+        extractor = ta.FeatureExtractor(weights_of(name), names, engine=engine)
+        if plain is None:
+            x = extractor.preprocess([ta.load_image(path) for path in example_photos])
+            plain = ta.features(model_of(name), names).predict(x, verbose=0)
+        assert extractor.engine == engine
+        for count in (1, len(x)):
+            for blob, ours in extractor(x[:count]).items():
+                error = reference.relative_error(ours, plain[blob][:count])
+                assert error < 1e-5, (engine, blob)  # observed 3e-6
 
 
 @pytest.mark.parametrize("onednn", ["0", "1"])
@@ -133,7 +139,7 @@ from tf_alexnet.testing import synthetic_weights
 weights = synthetic_weights("bvlc_alexnet")
 x = np.random.default_rng(0).uniform(-120, 130, (3, 227, 227, 3)).astype(np.float32)
 plain = ta.AlexNet(weights, feature_extract=True).predict(x, verbose=0)
-extractor = ta.FeatureExtractor(weights, ["fc7"])
+extractor = ta.FeatureExtractor(weights, ["fc7"], engine="tensorflow")
 for n in (1, 3):
     print(np.abs(extractor(x[:n])["fc7"] - plain[:n]).max() / np.abs(plain).max())
 """
@@ -152,10 +158,11 @@ import os, numpy as np, tf_alexnet as ta
 from tf_alexnet.errors import AlexNetError
 x = np.zeros((1, 224, 224, 3), np.float32)
 for layer in ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4"):
-    extractor = ta.FeatureExtractor("torchvision-convs", layer)
+    extractor = ta.FeatureExtractor("torchvision-convs", layer, engine="tensorflow")
     assert set(extractor(x)) == {layer}
 if os.fork() == 0:
-    for use in (lambda: extractor(x), lambda: ta.FeatureExtractor("torchvision-convs", "conv1")):
+    again = lambda: ta.FeatureExtractor("torchvision-convs", "conv1", engine="tensorflow")
+    for use in (lambda: extractor(x), again):
         try:
             use()
         except AlexNetError as error:

@@ -922,9 +922,8 @@ def test_what_is_not_installed_is_named(extract, tmp_path, monkeypatch):
 
 
 def test_a_gpu_gets_larger_batches(extract, monkeypatch):
-    for devices, size in (([], 64), (["GPU"], 256)):
-        config = types.SimpleNamespace(list_physical_devices=lambda _, found=devices: found)
-        monkeypatch.setattr(worker.tf, "config", config)
+    for on_gpu, size in ((False, 64), (True, 256)):
+        monkeypatch.setattr(jobs.Network, "on_gpu", on_gpu)
         assert worker.Worker(ExtractionSpec()).batch_size == size
         ten = worker.Worker(ExtractionSpec(crops="ten")).batch_size
         assert ten == size // 10, "as many pictures, or a few less"

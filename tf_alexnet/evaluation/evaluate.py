@@ -30,11 +30,11 @@ from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.files import check_folder
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
-from tf_alexnet.model import resolve_weights
 from tf_alexnet.training import Run
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
 from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
+from tf_alexnet.weights.resolve import resolve_weights
 
 _SHARD = 512  # photos that are computed again after an interruption at most
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer, blob_names
-from tf_alexnet.errors import AlexNetError, InputError, PresetError, UsageError
+from tf_alexnet.architectures import PREACT, blob_names
+from tf_alexnet.engines import choose_engine, load_network
+from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
     Preset,
     as_preset,
@@ -26,17 +26,12 @@ from tf_alexnet.images import (
 )
 from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
-from tf_alexnet.layers import forward
-from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
+from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
 
-_process: int | None = None  # the one that uses TensorFlow
-_SINGLE, _PARTS = 4, 8
-_ROWS = 64  # XLA compiles a product for each number of rows
-# Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
-# which matters less to who has large batches.
-_CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
+if TYPE_CHECKING:
+    import keras
 
 
 class FeatureExtractor:
@@ -55,9 +50,15 @@ class FeatureExtractor:
         Preprocessing; by default the one the weights were trained with.
     mean_image : array, path or three numbers, optional
         As in `preprocess_input`.
+    engine : {"auto", "tensorflow", "openvino"}
+        What computes: `tf_alexnet.engines.choose_engine`.
+    precision : {"float32", "bfloat16"}
+        Type of the products; bfloat16 needs OpenVINO, and pays on processors with AMX only.
 
     Attributes
     ----------
+    engine, precision : str
+        The engine in use, and the type of its products.
     layers : tuple of str
         The layers wanted.
     architecture, preset : str
@@ -88,9 +89,13 @@ class FeatureExtractor:
         architecture: str | None = None,
         preset: str | Preset | None = None,
         mean_image: Mean = None,
+        engine: str = "auto",
+        precision: str = "float32",
     ):
-        _check_process()
-        if isinstance(weights, keras.Model):
+        self.engine, self.precision = choose_engine(engine, precision=precision), precision
+        if "keras" in sys.modules and isinstance(weights, sys.modules["keras"].Model):
+            from tf_alexnet.blobs import arrays_of
+
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
         self._arguments = {
@@ -99,6 +104,8 @@ class FeatureExtractor:
             "architecture": architecture,
             "preset": preset,
             "mean_image": mean_image,
+            "engine": engine,
+            "precision": precision,
         }
         if weights is None:
             raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
@@ -124,14 +131,23 @@ class FeatureExtractor:
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
         # A file without the layers behind those wanted will do.
-        depth = {"include_top": deepest > names.index("pool5")}
-        if depth["include_top"] and "fc7" in names and deepest <= names.index("fc7"):
-            depth["feature_extract"] = True
-        with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the model
+        needed = table
+        if deepest <= names.index("pool5"):
+            needed = table.until("pool5")
+        elif "fc7" in names and deepest <= names.index("fc7"):
+            needed = table.until("fc7")
+        arrays = fitted_layers(weights, needed, table, None)
+        with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the network
             known = pool.submit(identify_weights, weights)
-            model = AlexNet(weights, architecture=table.name, **depth)
+            self._run = load_network(self.engine, table, arrays, blobs, precision)
             self.trained_as, self.weights_digest = known.result().name, weights.digest
-        self._run = _fast_network(table, model, blobs)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network computes on a GPU."""
+        if self.engine != "tensorflow":
+            return False
+        return bool(sys.modules["tensorflow"].config.list_physical_devices("GPU"))
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -155,7 +171,6 @@ class FeatureExtractor:
         AlexNetError
             In a process forked from one that has used TensorFlow.
         """
-        _check_process()
         batch = np.asarray(batch)
         self._check(batch)
         found = self._run(batch)
@@ -258,106 +273,3 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
         if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
-
-
-def _check_process() -> None:
-    """Refuse to compute in a fork of a process that did: TensorFlow would wait for ever."""
-    global _process
-    _process = _process or os.getpid()
-    if _process != os.getpid():
-        raise AlexNetError(
-            "FeatureExtractor in a forked process",
-            "TensorFlow was used before the fork, and does not work after it",
-            'Start processes with multiprocessing.get_context("spawn"), or make extractors only in '
-            "them.",
-        )
-
-
-def _fast_network(
-    table: Architecture, model: keras.Model, layers: Sequence[str]
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A compiled function that computes blobs of a model, in the order a processor likes.
-
-    The sums are the Keras model's, whose variables are used. Each difference was kept because a
-    measurement (``benchmarks/extraction.py``) asked for it; parity with the model is tested:
-
-    - Response normalisation as five shifted slices, compiled by XLA: the stock kernel takes a
-      quarter of the whole network's time on a processor.
-    - Convolutions in groups by TensorFlow's own kernels where it has them (oneDNN's).
-    - For fewer than four photos, kernels of convolutions are constants: oneDNN keeps them in the
-      order it works in. TensorFlow copies a graph many times over, so that these 9 MB take 100:
-      more than they are worth to batches.
-    - Convolutions over 32 photos or so at a time, dense layers over the whole batch, by XLA and in
-      multiples of 64 rows: where a processor has no AVX-512, oneDNN's product takes 1.9 times as
-      long for 64 rows, 2.2 times for 128.
-    - For up to 32 photos a dense layer is eight partial sums, which oneDNN does better than one,
-      and XLA worse.
-    """
-    end = next(i for i, layer in enumerate(table.layers) if isinstance(layer, Dense | Dropout))
-    body, head = table.layers[:end], table.layers[end:]
-    names = {"data"} | {x.name for x in body} | {x.name + PREACT for x in body}
-    early = [name for name in layers if name in names]
-    late = [name for name in layers if name not in names]
-    last = body[-1].name
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    shape = (None, table.input_size, table.input_size, 3)
-    rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
-    variables = {x.name: (x.kernel.value, x.bias.value) for x in model.layers if x.weights}
-    together = _compiled(table.layers, variables, layers, shape, parts=_PARTS)
-    single = _compiled(table.layers, variables, layers, shape, parts=_PARTS, fixed=True)
-    to_head = dict.fromkeys([*early, *([last] if late else [])])
-    convolve = _compiled(body, variables, to_head, shape)
-    classify = _compiled(head, variables, late, (None, rows), jit_compile=True)
-
-    batches = False  # such a job's last few photos need no graph of their own
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        nonlocal batches
-        count = len(batch)
-        batches = batches or count >= _SINGLE
-        if count <= _CHUNK:
-            found = (together if batches else single)(tf.constant(batch))
-            return {name: found[name].numpy() for name in layers}
-        chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
-        starts = range(0, count, chunk)
-        parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
-        blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
-        if late:
-            flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
-            found = classify(tf.pad(flat, [[0, -count % _ROWS], [0, 0]]))
-            blobs |= {name: blob.numpy()[:count] for name, blob in found.items()}
-        return {name: blobs[name] for name in layers}
-
-    return run
-
-
-def _compiled(
-    steps: Sequence[Layer],
-    variables: Mapping[str, tuple[tf.Variable, tf.Variable]],
-    wanted: Sequence[str],
-    shape: tuple,
-    *,
-    parts: int = 1,
-    fixed: bool = False,
-    jit_compile: bool | None = None,
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A graph of `forward`; kernels of convolutions are `fixed` as they are at its first call."""
-
-    def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        given = dict(variables)
-        if fixed:
-            with tf.init_scope():
-                for layer in steps:
-                    if isinstance(layer, Conv):
-                        kernel, bias = given[layer.name]
-                        given[layer.name] = kernel.numpy(), bias
-        return forward(steps, given, x, wanted, parts=parts)
-
-    # Traced at the first call, and then called directly: `tf.function` itself would warn of
-    # retracing where a program makes several extractors.
-    @functools.cache
-    def graph() -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-        traced = tf.function(run, autograph=False, jit_compile=jit_compile)
-        return traced.get_concrete_function(tf.TensorSpec(shape, tf.float32))
-
-    return lambda x: graph()(x)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_alexnet.architectures import ALL
+from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import Output, data_writer, encoded, export, open_output
@@ -121,6 +122,8 @@ def extract_features(
     workers: int | None = None,
     fast_decode: bool = False,
     crops: str = "center",
+    engine: str = "auto",
+    precision: str = "float32",
     max_errors: int | str | None = None,
     retry_errors: bool = False,
     force: bool = False,
@@ -172,6 +175,10 @@ def extract_features(
     crops : {"center", "ten"}
         The centre of a photo; or its corners, its centre and their mirror images, each of which
         goes through the network (and is pooled): the row is the mean of the ten.
+    engine, precision : str
+        As in `FeatureExtractor`; "auto" goes by the number of photos, too. Rows of the two engines
+        differ by rounding, at most 1e-5 of a blob's maximum, and may be mixed; those of the two
+        precisions may not.
     max_errors : int or "P%", optional
         Stop when more of the inputs than this, or than this share of them, can't be read.
     retry_errors : bool
@@ -219,7 +226,8 @@ def extract_features(
     target = Target(output)
     target.check()
     spec = ExtractionSpec(
-        weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode
+        *(weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode),
+        precision,
     )
     _check_sizes(batch_size, shard_size, spec.layers, target)
     _check_listing(target, repeats, missing)
@@ -230,9 +238,10 @@ def extract_features(
         listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
     limit = _error_limit(max_errors, len(paths))
     refuse_foreign(target, read_header(target.job))  # before weights are loaded
+    engine = choose_engine(engine, len(paths), precision)
     plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
     with (
-        _crew(spec, batch_size, workers, *plan) as crew,
+        _crew(spec, batch_size, workers, engine, *plan) as crew,
         progress_callback(progress) as progress,
     ):
         report = run_job(
@@ -251,12 +260,12 @@ def extract_features(
     return replace(report, repeats=len(lines) - len(paths))
 
 
-def _crew(spec, batch_size, workers, cluster, places, fewest, gpus):
+def _crew(spec, batch_size, workers, engine, cluster, places, fewest, gpus):
     """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
     if cluster is not None:
         from tf_alexnet.extraction.ray_cluster import RayCrew
 
-        make = functools.partial(Worker, spec, batch_size)
+        make = functools.partial(Worker, spec, batch_size, engine=engine)
         return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
     if places is not None or fewest != 1 or gpus is not None:
         raise UsageError(
@@ -264,7 +273,7 @@ def _crew(spec, batch_size, workers, cluster, places, fewest, gpus):
             "they are settings of a cluster, and none is named",
             "Name it: --cluster ray (cluster='ray') is one on this machine.",
         )
-    return Worker(spec, batch_size, workers)
+    return Worker(spec, batch_size, workers, engine)
 
 
 def _check_sizes(
