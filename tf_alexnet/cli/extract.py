@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Preset, Quiet, Weights
+from tf_alexnet.cli.options import (
+    Architecture,
+    Crops,
+    Engine,
+    EngineName,
+    MeanImage,
+    Precision,
+    PrecisionName,
+    Preset,
+    Quiet,
+    Weights,
+)
 from tf_alexnet.errors import UsageError, one_line
 
 _SHOWN = 20  # bad photos that are named on the screen; all are in the output
@@ -145,6 +156,8 @@ def extract(
     gpus_per_worker: Annotated[
         float | None, typer.Option(min=0, help="GPUs per worker, also a fraction.")
     ] = None,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
     """Write features of photos, with their paths; the same command resumes an interrupted one."""
@@ -157,7 +170,7 @@ def extract(
     paths = find_images(photos, repeats=True)
     # Other machines have other caches: there a name is looked up where it is used.
     file = console.find_weights(weights) if cluster in (None, "ray") else weights
-    console.load_tensorflow()
+    chosen = console.load_engine(engine.value, len(paths), precision.value)
     from tf_alexnet.extraction import extract_features
 
     # Ray prints pages about workers that died to stdout; what matters of them comes as a note.
@@ -178,6 +191,8 @@ def extract(
             workers=workers,
             fast_decode=fast_decode,
             crops=crops.value,
+            engine=chosen,
+            precision=precision.value,
             repeats=repeats.value,
             missing=missing.value,
             max_errors=max_errors,

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,12 @@ def load_network(
     if mode != "STRICT":  # both engines would silently compute in bfloat16
         _log.warning("%s=%s is ignored: precision decides what is computed in", _FPMATH, mode)
         os.environ[_FPMATH] = "STRICT"
-    module = import_module(f"tf_alexnet.engines.{engine}")
-    return module.network(table, arrays, blobs, precision)
+    return import_engine(engine).network(table, arrays, blobs, precision)
+
+
+def import_engine(engine: str) -> ModuleType:
+    """The module of an engine; importing TensorFlow takes three seconds."""
+    return import_module(f"tf_alexnet.engines.{engine}")
 
 
 def processor_features() -> frozenset[str]:

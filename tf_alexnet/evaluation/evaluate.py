@@ -49,6 +49,8 @@ def evaluate_photos(
     preset: str | None = None,
     mean_image: np.ndarray | str | os.PathLike | None = None,
     crops: str = "center",
+    engine: str = "auto",
+    precision: str = "float32",
     keep: str | os.PathLike | None = None,
     batch_size: int | str = "auto",
     workers: int | None = None,
@@ -75,6 +77,8 @@ def evaluate_photos(
         As in `FeatureExtractor`.
     crops : {"center", "ten"}
         One crop per photo, or the mean of the probabilities of ten.
+    engine, precision : str
+        As in `extract_features`.
     keep : path, optional
         An ``.h5`` file to keep every photo's probabilities in, as from
         ``extract_features(layers=["prob"])``. Photos that it already has are not computed again.
@@ -112,6 +116,7 @@ def evaluate_photos(
         "preset": recorded_name(record),
         "mean_image": mean_image,
         "crops": crops,
+        "precision": precision,
     }
     job = ExtractionSpec(arrays, **settings).fingerprint(arrays.digest)
     real = functools.cache(os.path.realpath)
@@ -124,6 +129,7 @@ def evaluate_photos(
             file,
             weights=arrays,
             **settings,
+            engine=engine,
             batch_size=batch_size,
             workers=workers,
             shard_size=_SHARD,

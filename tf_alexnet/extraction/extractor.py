@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_alexnet.architectures import PREACT, blob_names
-from tf_alexnet.engines import choose_engine, load_network
+from tf_alexnet.engines import choose_engine, import_engine, load_network
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
     Preset,
@@ -109,6 +109,8 @@ class FeatureExtractor:
         }
         if weights is None:
             raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
+        pool = ThreadPoolExecutor(2)
+        pool.submit(import_engine, self.engine)  # while the weights are read
         weights, table = resolve_weights(weights, architecture)
         own = {weights.classifier: "fc8"}
         wanted = blob_names(layers, table, weights.layers)
@@ -137,17 +139,17 @@ class FeatureExtractor:
         elif "fc7" in names and deepest <= names.index("fc7"):
             needed = table.until("fc7")
         arrays = fitted_layers(weights, needed, table, None)
-        with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the network
-            known = pool.submit(identify_weights, weights)
-            self._run = load_network(self.engine, table, arrays, blobs, precision)
-            self.trained_as, self.weights_digest = known.result().name, weights.digest
+        # While the network is set up, photos can be read.
+        self._network = pool.submit(load_network, self.engine, table, arrays, blobs, precision)
+        pool.shutdown(wait=False)
+        self.trained_as, self.weights_digest = identify_weights(weights).name, weights.digest
 
     @property
     def on_gpu(self) -> bool:
         """Whether the network computes on a GPU."""
         if self.engine != "tensorflow":
             return False
-        return bool(sys.modules["tensorflow"].config.list_physical_devices("GPU"))
+        return bool(import_engine(self.engine).tf.config.list_physical_devices("GPU"))
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -173,7 +175,7 @@ class FeatureExtractor:
         """
         batch = np.asarray(batch)
         self._check(batch)
-        found = self._run(batch)
+        found = self._network.result()(batch)
         return {name: found[blob] for name, blob in self._blobs.items()}
 
     def from_images(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import NamedTuple
 
 import cv2
@@ -100,7 +100,7 @@ class Worker:
             "weights_source": printable(extractor.weights_source.rpartition("/")[2]),
             **({"untrained": "yes"} if extractor.untrained else {}),
             "tf_alexnet_version": VERSION,
-            "engine": f"{extractor.engine} {sys.modules[extractor.engine].__version__}",
+            "engine": f"{extractor.engine} {import_module(extractor.engine).__version__}",
             "numpy_version": np.__version__,
             "h5py_version": h5py.__version__,
             "pillow_version": PIL.__version__,
