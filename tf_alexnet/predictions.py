@@ -71,7 +71,7 @@ def predict_photos(
         In the order of the photos within a batch, those that could not be read after the others.
     """
     classes = None if classes is None else read_labels(classes)
-    paths = find_images(images if isinstance(images, list | tuple) else [images])
+    paths = find_images(images)
     done = errors = 0
     with (
         PhotoReader(extractor.preset, mean_image=extractor.mean_image, crops=crops) as reader,

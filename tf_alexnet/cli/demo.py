@@ -33,7 +33,7 @@ def demo(
     paths = find_images(photos) if photos else None
     if weights:
         console.find_weights(weights)
-    console.load_tensorflow()
+    console.load_engine("auto")
     from tf_alexnet.demo import example_photos, run_demo
 
     shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)

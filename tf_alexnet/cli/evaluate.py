@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Model, OwnWeights, Preset, Quiet
+from tf_alexnet.cli.options import (
+    Architecture,
+    Crops,
+    Engine,
+    EngineName,
+    MeanImage,
+    Model,
+    OwnWeights,
+    Precision,
+    PrecisionName,
+    Preset,
+    Quiet,
+)
 from tf_alexnet.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -57,6 +69,8 @@ def evaluate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
     """Measure top-1 and top-5, class by class; the same command resumes an interrupted one."""
@@ -69,7 +83,7 @@ def evaluate(
     read_ilsvrc_validation(folder, ground_truth) if ground_truth else class_folders(folder)
     run = console.open_run(model)
     file = "imagenet" if run else console.find_weights(weights or "imagenet")
-    console.load_tensorflow()
+    chosen = console.load_engine(engine.value, precision=precision.value)
     from tf_alexnet.evaluation.evaluate import evaluate_photos
 
     with console.progress("photos") as progress:
@@ -82,6 +96,8 @@ def evaluate(
             preset=preset,
             mean_image=mean_image,
             crops=crops.value,
+            engine=chosen,
+            precision=precision.value,
             keep=keep,
             progress=progress,
         )

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Preset, Quiet, Weights
+from tf_alexnet.cli.options import (
+    Architecture,
+    Crops,
+    Engine,
+    EngineName,
+    MeanImage,
+    Precision,
+    PrecisionName,
+    Preset,
+    Quiet,
+    Weights,
+)
 from tf_alexnet.errors import UsageError, one_line
 
 _SHOWN = 20  # bad photos that are named on the screen; all are in the output
@@ -30,6 +41,20 @@ class Pool(str, Enum):
     none = "none"
     avg = "avg"
     max = "max"
+
+
+class Repeats(str, Enum):
+    """What becomes of lines that name a photo again."""
+
+    drop = "drop"
+    keep = "keep"
+
+
+class Missing(str, Enum):
+    """What becomes of photos that can't be read."""
+
+    drop = "drop"
+    nan = "nan"
 
 
 def extract(
@@ -86,6 +111,14 @@ def extract(
     crops: Annotated[
         Crops, typer.Option(help="Centre crop, or the mean of the rows of ten crops.")
     ] = Crops.center,
+    repeats: Annotated[
+        Repeats,
+        typer.Option(help="One row per photo, or one for each line of a list, in its order."),
+    ] = Repeats.drop,
+    missing: Annotated[
+        Missing,
+        typer.Option(help="No row for a photo that can't be read, or one of NaN, in the order."),
+    ] = Missing.drop,
     max_errors: Annotated[
         str | None,
         typer.Option(metavar="N|P%", help="Stop when more photos than this can't be read."),
@@ -123,6 +156,8 @@ def extract(
     gpus_per_worker: Annotated[
         float | None, typer.Option(min=0, help="GPUs per worker, also a fraction.")
     ] = None,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
     """Write features of photos, with their paths; the same command resumes an interrupted one."""
@@ -132,10 +167,10 @@ def extract(
 
     check_output(output)
     console.check_names(weights, architecture, preset, mean_image, layer)
-    paths = find_images(photos)
+    paths = find_images(photos, repeats=True)
     # Other machines have other caches: there a name is looked up where it is used.
     file = console.find_weights(weights) if cluster in (None, "ray") else weights
-    console.load_tensorflow()
+    chosen = console.load_engine(engine.value, len(paths), precision.value)
     from tf_alexnet.extraction import extract_features
 
     # Ray prints pages about workers that died to stdout; what matters of them comes as a note.
@@ -156,6 +191,10 @@ def extract(
             workers=workers,
             fast_decode=fast_decode,
             crops=crops.value,
+            engine=chosen,
+            precision=precision.value,
+            repeats=repeats.value,
+            missing=missing.value,
             max_errors=max_errors,
             retry_errors=retry_errors,
             force=force,
@@ -177,16 +216,21 @@ def extract(
     if len(report.errors) > _SHOWN:
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
     happened = f"; {report.kept} of them done before" if report.kept else ""
+    if report.repeats:
+        happened += f"; {report.repeats} lines named a photo again"
     if report.changed == 1:
         happened += "; 1 photo changed and was done again"
     elif report.changed:
         happened += f"; {report.changed} photos changed and were done again"
     if report.unreadable:
         happened += f"; {report.unreadable} unreadable now, their rows kept"
-    print(
-        f"{one_line(report.output)}: {report.rows} rows + {len(report.errors)} errors = "
-        f"{report.inputs} photos; {shapes} {dtype.value}{happened}"
-    )
+    counted = f"{report.rows} rows + {len(report.errors)} errors = {report.inputs} photos"
+    if repeats is Repeats.keep or missing is Missing.nan:
+        counted = f"{report.rows} rows"
+        counted += f", {report.nan} of them NaN," if missing is Missing.nan else ""
+        counted += f" in the order of the inputs; {report.inputs} photos, {len(report.errors)} of "
+        counted += "them unreadable"
+    print(f"{one_line(report.output)}: {counted}; {shapes} {dtype.value}{happened}")
     # Whoever says how many photos may fail is content when no more do.
     raise typer.Exit(0 if max_errors is not None else code)
 

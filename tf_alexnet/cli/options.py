@@ -41,6 +41,31 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="RUN", help="Use this RUN instead of --weights."),
 ]
+
+
+class EngineName(str, Enum):
+    """What computes."""
+
+    auto = "auto"
+    tensorflow = "tensorflow"
+    openvino = "openvino"
+
+
+class PrecisionName(str, Enum):
+    """Type of the network's products."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Engine = Annotated[
+    EngineName,
+    typer.Option(help="What computes; auto is OpenVINO where it is installed and quicker."),
+]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(help="Type of the network's products; bfloat16 is OpenVINO's, quick with AMX."),
+]
 Quiet = Annotated[
     bool,
     typer.Option(

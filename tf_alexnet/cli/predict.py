@@ -15,10 +15,14 @@ from tf_alexnet.cli import console
 from tf_alexnet.cli.options import (
     Architecture,
     Crops,
+    Engine,
+    EngineName,
     MeanImage,
     Model,
     OwnWeights,
     Photos,
+    Precision,
+    PrecisionName,
     Preset,
     Quiet,
 )
@@ -53,6 +57,8 @@ def predict(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw photos and classes into this PNG.")
     ] = None,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
     """Name the classes in photos: probability, synset id, name."""
@@ -70,7 +76,7 @@ def predict(
     paths = find_images(photos)
     run = console.open_run(model)
     file = run.arrays if run else console.find_weights(weights or "imagenet")
-    console.load_tensorflow()
+    chosen = console.load_engine(engine.value, len(paths), precision.value)
     from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.predictions import predict_photos
 
@@ -80,6 +86,8 @@ def predict(
         architecture=architecture,
         preset=preset,
         mean_image=mean_image,
+        engine=chosen,
+        precision=precision.value,
     )
     if run is None:
         console.unknown_weights_note(extractor)

@@ -30,11 +30,11 @@ from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.files import check_folder
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
-from tf_alexnet.model import resolve_weights
 from tf_alexnet.training import Run
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
 from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
+from tf_alexnet.weights.resolve import resolve_weights
 
 _SHARD = 512  # photos that are computed again after an interruption at most
 
@@ -49,6 +49,8 @@ def evaluate_photos(
     preset: str | None = None,
     mean_image: np.ndarray | str | os.PathLike | None = None,
     crops: str = "center",
+    engine: str = "auto",
+    precision: str = "float32",
     keep: str | os.PathLike | None = None,
     batch_size: int | str = "auto",
     workers: int | None = None,
@@ -75,6 +77,8 @@ def evaluate_photos(
         As in `FeatureExtractor`.
     crops : {"center", "ten"}
         One crop per photo, or the mean of the probabilities of ten.
+    engine, precision : str
+        As in `extract_features`.
     keep : path, optional
         An ``.h5`` file to keep every photo's probabilities in, as from
         ``extract_features(layers=["prob"])``. Photos that it already has are not computed again.
@@ -112,6 +116,7 @@ def evaluate_photos(
         "preset": recorded_name(record),
         "mean_image": mean_image,
         "crops": crops,
+        "precision": precision,
     }
     job = ExtractionSpec(arrays, **settings).fingerprint(arrays.digest)
     real = functools.cache(os.path.realpath)
@@ -124,6 +129,7 @@ def evaluate_photos(
             file,
             weights=arrays,
             **settings,
+            engine=engine,
             batch_size=batch_size,
             workers=workers,
             shard_size=_SHARD,

@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.images import find_images
-from tf_alexnet.images.discovery import subfolders
+from tf_alexnet.images.discovery import find_by_class, subfolders
 from tf_alexnet.labels import Label, imagenet_labels
 
 ILSVRC_PHOTOS = 50_000  # of the validation set
@@ -72,12 +72,9 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     folder, folders, notes = class_folders(data)
     indices = _matched(folder, list(folders), classes)
     paths, labels, empty = [], [], []
-    for name, below in folders.items():
-        try:
-            found = find_images([below])
-        except UsageError:
+    for name, found in find_by_class(folders).items():
+        if not found:
             empty.append(name)
-            continue
         paths += found
         labels += [indices[name]] * len(found)
     if not paths:

@@ -157,7 +157,7 @@ def open_output(
 
 def printable(text: str) -> str:
     """`text` with bytes that are not UTF-8 shown as ``\\xff``."""
-    return _encoded(text).decode("utf-8", "backslashreplace")
+    return encoded(text).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def _value_errors() -> Iterator[None]:
         raise ValueError(f"not a file of features ({type(error).__name__}: {error})") from error
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
     """The bytes of a name on disk, without NUL; a text that can't be such a name is escaped."""
     try:
         raw = text.encode("utf-8", "surrogateescape")
@@ -288,7 +288,7 @@ class Hdf5Writer(_Writer):
         group = "errors/" if isinstance(records[0], Failure) else ""
         for field in records[0]._fields:
             if (name := f"{group}{field}s") in self._digests:
-                texts = [_encoded(getattr(record, field) or "") for record in records]
+                texts = [encoded(getattr(record, field) or "") for record in records]
                 self._digests[name].update(b"".join(text + b"\0" for text in texts))
                 columns[name] = np.array(texts, object)
         for name, values in columns.items():
@@ -374,11 +374,11 @@ class ParquetWriter(_Writer):
         import pyarrow as pa
 
         shown = [printable(x.path) for x in records]
-        raw = [_encoded(x.path) for x in records]
+        raw = [encoded(x.path) for x in records]
         columns = {
             "path": shown,
             "path_bytes": [None if x.encode() == y else y for x, y in zip(shown, raw, strict=True)],
-            "place": [x.place and _encoded(x.place) for x in records],
+            "place": [x.place and encoded(x.place) for x in records],
             "stat": [x.stat for x in records],
             "digest": [x.digest for x in records],
             "status": [getattr(x, "code", _OK) for x in records],

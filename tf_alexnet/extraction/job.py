@@ -11,18 +11,20 @@ import math
 import os
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tf_alexnet.architectures import ALL
+from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
-from tf_alexnet.extraction.formats import Output, data_writer, export, open_output
+from tf_alexnet.extraction.formats import Output, data_writer, encoded, export, open_output
 from tf_alexnet.extraction.shards import (
     BASE,
     HEADER,
@@ -51,6 +53,7 @@ from tf_alexnet.weights import WeightArrays
 
 SHARD_SIZE = 4096
 ERRORS = "_errors.csv"
+_LISTED_BYTES = 2**26  # rows in memory, where they follow a list
 _ROUNDS = 4  # shards per worker: the slowest keeps the others waiting for part of its last one
 # What opening a file that is not ours, or is damaged, may end in.
 _UNREADABLE = (
@@ -61,7 +64,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What there is now; `rows` + `len(errors)` = `inputs`.
+    """What there is now; `rows` + `len(errors)` = `inputs`, unless rows follow the list.
 
     Attributes
     ----------
@@ -83,6 +86,10 @@ class ExtractionReport:
         Photos whose content was another one than before, and which were done again.
     unreadable : int
         Photos that can't be read now, and whose rows of earlier runs stay.
+    repeats : int
+        Lines of this run's inputs that name a photo again.
+    nan : int
+        Rows of NaN, one for each line whose photo could not be read.
     """
 
     output: str
@@ -95,6 +102,8 @@ class ExtractionReport:
     absent: int = 0
     changed: int = 0
     unreadable: int = 0
+    repeats: int = 0
+    nan: int = 0
 
 
 def extract_features(
@@ -113,11 +122,15 @@ def extract_features(
     workers: int | None = None,
     fast_decode: bool = False,
     crops: str = "center",
+    engine: str = "auto",
+    precision: str = "float32",
     max_errors: int | str | None = None,
     retry_errors: bool = False,
     force: bool = False,
     add: bool = False,
     discard_damaged: bool = False,
+    repeats: str = "drop",
+    missing: str = "drop",
     cluster: str | None = None,
     cluster_workers: int | None = None,
     cluster_min_workers: int = 1,
@@ -162,6 +175,10 @@ def extract_features(
     crops : {"center", "ten"}
         The centre of a photo; or its corners, its centre and their mirror images, each of which
         goes through the network (and is pooled): the row is the mean of the ten.
+    engine, precision : str
+        As in `FeatureExtractor`; "auto" goes by the number of photos, too. Rows of the two engines
+        differ by rounding, at most 1e-5 of a blob's maximum, and may be mixed; those of the two
+        precisions may not.
     max_errors : int or "P%", optional
         Stop when more of the inputs than this, or than this share of them, can't be read.
     retry_errors : bool
@@ -172,6 +189,12 @@ def extract_features(
         Add the inputs to an output that knows none of them.
     discard_damaged : bool
         Let rows go whose file is missing or damaged, and whose photos are not among the inputs.
+    repeats : {"drop", "keep"}
+        A photo that is named more than once has one row; or one for each line, in the order of
+        the inputs (files only, which then hold exactly these inputs).
+    missing : {"drop", "nan"}
+        A photo that can't be read has no row; or one of NaN, in the order of the inputs (as
+        `repeats`; in ``.parquet`` failures are rows already).
     cluster : "ray", "auto" or address, optional
         Where shards run, instead of in this process: on workers of a Ray of their own on this
         machine, of the one that runs here, or of the one at an address
@@ -203,18 +226,25 @@ def extract_features(
     target = Target(output)
     target.check()
     spec = ExtractionSpec(
-        weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode
+        *(weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode),
+        precision,
     )
     _check_sizes(batch_size, shard_size, spec.layers, target)
-    paths = find_images(images if isinstance(images, list | tuple) else [images])
+    _check_listing(target, repeats, missing)
+    lines = find_images(images, repeats=True)
+    paths = list(dict.fromkeys(lines))
+    listing = None
+    if repeats == "keep" or missing == "nan":
+        listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
     limit = _error_limit(max_errors, len(paths))
     refuse_foreign(target, read_header(target.job))  # before weights are loaded
+    engine = choose_engine(engine, len(paths), precision)
     plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
     with (
-        _crew(spec, batch_size, workers, *plan) as crew,
+        _crew(spec, batch_size, workers, engine, *plan) as crew,
         progress_callback(progress) as progress,
     ):
-        return run_job(
+        report = run_job(
             target,
             paths,
             crew,
@@ -224,16 +254,18 @@ def extract_features(
             force=force,
             add=add,
             discard_damaged=discard_damaged,
+            listing=listing,
             progress=progress,
         )
+    return replace(report, repeats=len(lines) - len(paths))
 
 
-def _crew(spec, batch_size, workers, cluster, places, fewest, gpus):
+def _crew(spec, batch_size, workers, engine, cluster, places, fewest, gpus):
     """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
     if cluster is not None:
         from tf_alexnet.extraction.ray_cluster import RayCrew
 
-        make = functools.partial(Worker, spec, batch_size)
+        make = functools.partial(Worker, spec, batch_size, engine=engine)
         return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
     if places is not None or fewest != 1 or gpus is not None:
         raise UsageError(
@@ -241,7 +273,7 @@ def _crew(spec, batch_size, workers, cluster, places, fewest, gpus):
             "they are settings of a cluster, and none is named",
             "Name it: --cluster ray (cluster='ray') is one on this machine.",
         )
-    return Worker(spec, batch_size, workers)
+    return Worker(spec, batch_size, workers, engine)
 
 
 def _check_sizes(
@@ -256,6 +288,27 @@ def _check_sizes(
             f"{' '.join(layers)} in {target}",
             "an .npy holds one array",
             "Choose one layer, or another format.",
+        )
+
+
+def _check_listing(target: Target, repeats: str, missing: str) -> None:
+    for name, value, choices in (
+        ("repeats", repeats, ("drop", "keep")),
+        ("missing", missing, ("drop", "nan")),
+    ):
+        if value not in choices:
+            raise UsageError(f"{name} {value!r}", "no such choice", f"Use {' or '.join(choices)}.")
+        if value != "drop" and target.is_folder:
+            raise UsageError(
+                f"{name} {value} with {target}",
+                "a folder of shards has one row per photo",
+                "Name a file, for example features.h5.",
+            )
+    if missing == "nan" and target.suffix == ".parquet":
+        raise UsageError(
+            f"missing nan with {target}",
+            "photos that can't be read are rows of a .parquet file already, with status and nulls",
+            "Leave it out, or name a .h5, .npz, .npy or .mat.",
         )
 
 
@@ -285,6 +338,7 @@ def run_job(
     force: bool = False,
     add: bool = False,
     discard_damaged: bool = False,
+    listing: _Listing | None = None,
     progress: Callable[[int, int, int, int], None] | None = None,
 ) -> ExtractionReport:
     """Extract with a `Worker`, or several behind a `RayCrew`; as `extract_features` otherwise."""
@@ -299,48 +353,55 @@ def run_job(
                 "moved?",
                 "Pass --add (add=True) to add them all.",
             )
-        if plan.todo or plan.doubtful or repair:
+        if listing and plan.absent:
+            raise UsageError(
+                str(target),
+                f"it has {plan.absent:,} photos that are not among these inputs, and rows are to "
+                "follow the inputs",
+                "Name another output, or leave out --repeats keep and --missing nan.",
+            )
+        relisted = job.lists_others(listing)
+        if plan.todo or plan.doubtful or repair or relisted:
             job.begin(repair, crew.attributes)
             job.reread(plan)
-        job.check_growth(plan)
+        job.check_growth(plan, relisted)
         tell = _Tell(plan, limit, progress)
         size = fair_size(shard_size, len(plan.todo), crew.places, crew.batch_size)
         with contextlib.closing(crew.run(job.shards(plan, size), job.store, tell)) as finished:
             for shard, found in finished:
                 job.commit(shard, found, plan)
-        return job.finish(plan, crew.attributes)
+        return job.finish(plan, crew.attributes, listing)
+
+
+class _Listing(NamedTuple):
+    """Whose rows an output has, in order, where that is not each photo's once."""
+
+    lines: Sequence[str]
+    nan: bool  # whether photos that failed have rows
+
+    @property
+    def mark(self) -> str:
+        """What an output says of it."""
+        text = "\0".join(self.lines).encode("utf-8", "surrogateescape")
+        return digest_of(text) + "+nan" * self.nan
 
 
 @dataclass
 class _Plan:
-    """What a run has to do.
+    """What a run has to do."""
 
-    Attributes
-    ----------
-    places : dict of str to str
-        Inputs, and where they lie.
-    todo : dict of str to (str or None, bool)
-        Photos to be done, what they looked like, and whether to believe it.
-    doubtful : dict of str to Entry
-        Those of them that are known, but look different; they are read to see whether they are.
-    names : dict of str to str
-        Known names of photos that the inputs call otherwise.
-    known, failed, kept, absent, changed, unreadable : int
-        Inputs that are known; that failed before and are not tried again; photos that are left as
-        they are; those that are not among the inputs; inputs whose content changed; inputs that
-        can't be read now.
-    """
-
-    places: dict[str, str]
+    places: dict[str, str]  # inputs, and where they lie
+    # Photos to be done, what they looked like, and whether to believe it
     todo: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    # Those that are known but look different; they are read to see whether they are
     doubtful: dict[str, Entry] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    known: int = 0
-    failed: int = 0
-    kept: int = 0
-    absent: int = 0
-    changed: int = 0
-    unreadable: int = 0
+    names: dict[str, str] = field(default_factory=dict)  # known names of inputs called otherwise
+    known: int = 0  # inputs of earlier runs
+    failed: int = 0  # inputs that failed before and are not tried again
+    kept: int = 0  # photos left as they are
+    absent: int = 0  # those of them that are not inputs
+    changed: int = 0  # inputs whose content changed
+    unreadable: int = 0  # inputs that can't be read now
 
 
 class _Job:
@@ -381,6 +442,7 @@ class _Job:
     def _open(self, header: dict, base: Record | None) -> None:
         target = self._target
         self._base_number = base.number if base else None
+        self._base_mark = base.info["settings"].get("listing") if base else None
         self.store = Store(target.job, target.data, header["id"], target.shard_suffix)
         self.records = Records(self.store, header, base)
         self.fold = self.records.fold
@@ -549,14 +611,18 @@ class _Job:
     def _can_grow(self) -> bool:
         return self._target.suffix not in (".npz", ".npy")
 
-    def check_growth(self, plan: _Plan) -> None:
-        """Refuse to add to a finished file that can't grow."""
+    def lists_others(self, listing: _Listing | None) -> bool:
+        """Whether a finished file has rows in another order than is asked for."""
+        return bool(self._finished) and self._base_mark != (listing and listing.mark)
+
+    def check_growth(self, plan: _Plan, relisted: bool) -> None:
+        """Refuse to change a finished file that can't grow."""
         target = self._target
-        if plan.todo and self._finished and not self._can_grow:
+        if (plan.todo or relisted) and self._finished and not self._can_grow:
+            found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
             raise UsageError(
                 str(target),
-                f"it is finished, and {_counted(len(plan.todo))} new or changed; an "
-                f"{target.suffix} file can't grow",
+                f"it is finished, and {found}; an {target.suffix} file can't grow",
                 "Name another output, use .h5, .parquet or a folder/, or pass --force to replace "
                 "it.",
             )
@@ -597,7 +663,9 @@ class _Job:
         with contextlib.suppress(OutputError):
             self.records.dissolve()
 
-    def finish(self, plan: _Plan, attributes: Mapping[str, str]) -> ExtractionReport:
+    def finish(
+        self, plan: _Plan, attributes: Mapping[str, str], listing: _Listing | None
+    ) -> ExtractionReport:
         """Complete the output, unless it is; what it holds.
 
         Raises
@@ -615,11 +683,18 @@ class _Job:
                 f"none could be read; the first: {first.path}: {first.detail}",
                 "Check the files.",
             )
-        complete = self._settle if self._target.is_folder else self._export
-        content = complete(attributes)
+        if self._target.is_folder:
+            content = self._settle(attributes)
+        elif listing:
+            names = (plan.names.get(line, line) for line in listing.lines)
+            entries = [self.fold.by_path[name] for name in names]
+            listed = [entry for entry in entries if listing.nan or entry.lives]
+            content = self._export({**attributes, "listing": listing.mark}, listed)
+        else:
+            content = self._export(attributes)
         return ExtractionReport(
             str(self._target),
-            content.count + len(content.failures),
+            content.inputs,
             content.count,
             tuple(content.failures),
             {name: (content.count, *shape) for name, (shape, _) in content.layers.items()},
@@ -628,6 +703,7 @@ class _Job:
             plan.absent,
             plan.changed,
             plan.unreadable,
+            nan=content.nan,
         )
 
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
@@ -649,9 +725,10 @@ class _Job:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("path", "code", "detail"))
-        writer.writerows(failure[:3] for failure in content.failures)
+        for path, code, detail, *_ in content.failures:
+            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+            file.write(encoded(table.getvalue()))
         if records.newer():  # another job's snapshot is the one that counts
             return content
         shards = [
@@ -696,15 +773,17 @@ class _Job:
             replaces=(record.number, *record.replaces),
         )
 
-    def _export(self, attributes: Mapping[str, str]) -> _Content:
+    def _export(
+        self, attributes: Mapping[str, str], listed: Sequence[Entry] | None = None
+    ) -> _Content:
         """Put the finished file together, and delete the job."""
         target, records, store = self._target, self.records, self.store
         if self._finished and records.highest == self._base_number:
-            content = self._content(attributes)
+            content = self._content(attributes, listed=listed)
             self._dissolve()
             return content
         records.commit()
-        content = self._content(attributes)
+        content = self._content(attributes, listed=listed)
         try:
             with contextlib.ExitStack() as stack:
                 # The names of an .npy come last: without them it counts as being written.
@@ -726,14 +805,19 @@ class _Job:
         self._dissolve()
         return content
 
-    def _content(self, attributes: Mapping[str, str], layers: Mapping | None = None) -> _Content:
+    def _content(
+        self,
+        attributes: Mapping[str, str],
+        layers: Mapping | None = None,
+        listed: Sequence[Entry] | None = None,
+    ) -> _Content:
         known = {**self.records.header["settings"], **attributes}
         known |= {"id": self.store.id, "record": str(self.records.highest)}
-        return _Content(self.fold, self.store, self._finished, known, layers)
+        return _Content(self.fold, self.store, self._finished, known, layers, listed)
 
 
 class _Content:
-    """All living rows in the order of the output, as one `formats.Output`."""
+    """All living rows in the order of the output, or of a list, as one `formats.Output`."""
 
     def __init__(
         self,
@@ -742,18 +826,21 @@ class _Content:
         base: Sequence[Path],
         attributes: dict[str, str],
         layers: Mapping | None,
+        listed: Sequence[Entry] | None,
     ):
-        self._store, self._base = store, base
+        self._store, self._base, self._listed = store, base, listed
         self._rows = fold.rows()
         self.parts = sorted(
             ((number, fold.records[number]) for number in self._rows),
             key=lambda part: (part[1].place, part[0]),
         )
-        self.photos = [entry.photo for number, _ in self.parts for entry in self._rows[number]]
+        entries = [entry for number, _ in self.parts for entry in self._rows[number]]
         self.failures = fold.failures()
+        self.inputs = len(entries) + len(self.failures)
+        self.photos = [entry.photo for entry in (entries if listed is None else listed)]
         self.count = len(self.photos)
-        rows, errors = self.count, len(self.failures)
-        self.totals = {"inputs": rows + errors, "rows": rows, "errors": errors}
+        self.nan = sum(not entry.lives for entry in listed or ())
+        self.totals = {"inputs": self.inputs, "rows": self.count, "errors": len(self.failures)}
         self.attributes = attributes | {name: str(value) for name, value in self.totals.items()}
         if layers:
             self.layers = {name: (tuple(x), np.dtype(y)) for name, (x, y) in layers.items()}
@@ -763,11 +850,39 @@ class _Content:
 
     def blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Rows of some layers, in order."""
+        if self._listed is not None:
+            yield from self._listed_blocks(layers)
+            return
         for number, record in self.parts:
             entries = self._rows[number]
             wanted = None if len(entries) == record.rows else [entry.row for entry in entries]
             with self._part(record) as output:
                 yield from output.blocks(layers, wanted)
+
+    def _listed_blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Rows in the order of the list; they may be anywhere."""
+        records = dict(self.parts)
+        row_size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layers.values())
+        step = max(1, _LISTED_BYTES // row_size)
+        with contextlib.ExitStack() as stack:
+            part = functools.cache(lambda n: stack.enter_context(self._part(records[n])))
+            for start in range(0, len(self._listed), step):
+                some = self._listed[start : start + step]
+                rows = {}
+                for name in layers:
+                    shape, dtype = self.layers[name]
+                    rows[name] = np.full((len(some), *shape), np.nan, dtype)
+                wanted: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+                for i, entry in enumerate(some):
+                    if entry.lives:
+                        wanted[entry.record][entry.row].append(i)
+                for number, places in wanted.items():
+                    order = iter(sorted(places))
+                    for block in part(number).blocks(layers, sorted(places)):
+                        for *values, row in zip(*block.values(), order, strict=False):
+                            for name, value in zip(block, values, strict=True):
+                                rows[name][places[row]] = value
+                yield rows
 
     @contextlib.contextmanager
     def _part(self, record: Record) -> Iterator[Output]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_alexnet.architectures import blob_names
+from tf_alexnet.engines import PRECISIONS
 from tf_alexnet.errors import InputError, UsageError
 from tf_alexnet.images import read_mean_image, recorded_name, resolve
 
@@ -44,6 +45,8 @@ class ExtractionSpec:
         The centre crop; or the mean of the rows of corners, centre and their mirror images.
     fast_decode : bool
         As in `PhotoReader`.
+    precision : {"float32", "bfloat16"}
+        As in `FeatureExtractor`.
 
     Raises
     ------
@@ -60,6 +63,7 @@ class ExtractionSpec:
     pool: str = "none"
     crops: str = "center"
     fast_decode: bool = False
+    precision: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "layers", blob_names(self.layers))
@@ -69,6 +73,7 @@ class ExtractionSpec:
             ("dtype", ("float32", "float16")),
             ("pool", tuple(POOLS)),
             ("crops", tuple(CROPS)),
+            ("precision", PRECISIONS),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -96,6 +101,7 @@ class ExtractionSpec:
             "pool": self.pool,
             "crops": self.crops,
             "fast_decode": "yes" if self.fast_decode else "no",
+            "precision": self.precision,
             "pipeline_version": str(PIPELINE_VERSION),
         }
 

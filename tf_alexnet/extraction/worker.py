@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import NamedTuple
 
 import cv2
 import h5py
 import numpy as np
 import PIL
-import tensorflow as tf
 
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.extractor import FeatureExtractor
@@ -36,24 +36,12 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a shard; until it is recorded the shard counts as not done.
+    """What became of a shard; until it is recorded the shard counts as not done."""
 
-    Attributes
-    ----------
-    data : str or None
-        Its data file, written and not yet published; None if no photo gave a row.
-    photos : list of Photo
-        One per row.
-    failures : list of Failure
-        Photos that could not be read.
-    size : int
-        Bytes of the rows.
-    """
-
-    data: str | None
-    photos: list[Photo]
+    data: str | None  # its data file, written and not yet published; None without rows
+    photos: list[Photo]  # one per row
     failures: list[Failure]
-    size: int
+    size: int  # bytes of the rows
 
 
 class Worker:
@@ -67,6 +55,8 @@ class Worker:
         Photos that go through the network together.
     workers : int, optional
         Decoder processes, as in `PhotoReader`.
+    engine : str
+        As in `FeatureExtractor`.
 
     Attributes
     ----------
@@ -83,7 +73,11 @@ class Worker:
     places = 1
 
     def __init__(
-        self, spec: ExtractionSpec, batch_size: int | str = "auto", workers: int | None = None
+        self,
+        spec: ExtractionSpec,
+        batch_size: int | str = "auto",
+        workers: int | None = None,
+        engine: str = "auto",
     ):
         self._extractor = extractor = FeatureExtractor(
             spec.weights,
@@ -91,6 +85,8 @@ class Worker:
             architecture=spec.architecture,
             preset=spec.preset,
             mean_image=spec.mean_image,
+            engine=engine,
+            precision=spec.precision,
         )
         self._spec = replace(
             spec,
@@ -104,14 +100,14 @@ class Worker:
             "weights_source": printable(extractor.weights_source.rpartition("/")[2]),
             **({"untrained": "yes"} if extractor.untrained else {}),
             "tf_alexnet_version": VERSION,
-            "tensorflow_version": tf.__version__,
+            "engine": f"{extractor.engine} {import_module(extractor.engine).__version__}",
             "numpy_version": np.__version__,
             "h5py_version": h5py.__version__,
             "pillow_version": PIL.__version__,
             "opencv_version": cv2.__version__,
         }
         if batch_size == "auto":
-            pictures = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
+            pictures = _GPU_BATCH if extractor.on_gpu else _BATCH
             batch_size = pictures // CROPS[spec.crops]  # memory goes by pictures
         self.batch_size = batch_size
         self._reader = PhotoReader(

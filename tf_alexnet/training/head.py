@@ -16,7 +16,7 @@ from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name
-from tf_alexnet.model import AlexNet, resolve_weights
+from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
@@ -35,6 +35,7 @@ from tf_alexnet.training.softmax import (
 )
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays
+from tf_alexnet.weights.resolve import resolve_weights
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted
