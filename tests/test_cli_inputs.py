@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -366,16 +367,20 @@ def test_an_untrained_control_is_marked_in_every_output(run, folder):
     for option, mark in (
         ("--json", '"weights": "random:7 (untrained)"'),
         ("--csv", ",random:7 (untrained)"),
-        (None, "a.png  random:7 (untrained)"),
+        ("--plot=new/p.png", "a.png  random:7 (untrained)"),
     ):
-        code, out, err = run("predict", "a.png", *control, *([option] if option else []))
-        assert (code, err) == (0, [note])
+        code, out, err = run("predict", "a.png", *control, option)
+        assert (code, err[0]) == (0, note)
         assert mark in out
     names = ("n01440764", "n01443537")
     for old, new in zip("ab", names, strict=True):
         (folder / "data" / old).rename(folder / "data" / new)
-    code, out, err = run("evaluate", "data", *control)
+    files = ("new/c.csv", "new/er/c.png", "new/est/k.h5")
+    code, out, err = run(
+        "evaluate", "data", *control, "--csv", files[0], "--plot", files[1], "--keep", files[2]
+    )
     assert code == 0
+    assert all(map(os.path.isfile, ("new/p.png", *files))), "folders are made"
     assert note in err
     assert out.startswith("random:7 (untrained): compact, 1000 classes")
     code, out, _ = run("train", "data", "-o", "RUN", *control)
