@@ -161,11 +161,22 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Write features of photos, with their paths; the same command resumes an interrupted one."""
-    size = _batch_size(batch)
-    from tf_alexnet.extraction import check_output
+    from tf_alexnet.extraction import check_job
     from tf_alexnet.images import find_images
 
-    check_output(output)
+    job = {
+        "layers": layer,
+        "batch_size": _batch_size(batch),
+        "shard_size": shard_size,
+        "repeats": repeats.value,
+        "missing": missing.value,
+        "max_errors": max_errors,
+        "cluster": cluster,
+        "cluster_workers": cluster_workers,
+        "cluster_min_workers": cluster_min_workers,
+        "gpus_per_worker": gpus_per_worker,
+    }
+    check_job(output, **job)
     console.check_names(weights, architecture, preset, mean_image, layer)
     paths = find_images(photos, repeats=True)
     # Other machines have other caches: there a name is looked up where it is used.
@@ -180,31 +191,22 @@ def extract(
             paths,
             output,
             weights=file,
-            layers=layer,
             architecture=architecture,
             preset=preset,
             mean_image=mean_image,
-            batch_size=size,
             dtype=dtype.value,
             pool=pool.value,
-            shard_size=shard_size,
             workers=workers,
             fast_decode=fast_decode,
             crops=crops.value,
             engine=chosen,
             precision=precision.value,
-            repeats=repeats.value,
-            missing=missing.value,
-            max_errors=max_errors,
             retry_errors=retry_errors,
             force=force,
             add=add,
             discard_damaged=discard_damaged,
-            cluster=cluster,
-            cluster_workers=cluster_workers,
-            cluster_min_workers=cluster_min_workers,
-            gpus_per_worker=gpus_per_worker,
             progress=progress,
+            **job,
         )
     if report.absent:
         console.note(

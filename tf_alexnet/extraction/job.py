@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_alexnet.architectures import ALL
+from tf_alexnet.architectures import ALL, blob_names
 from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
@@ -223,23 +223,19 @@ def extract_features(
     ImageError
         If no photo at all, or too few of them, can be read.
     """
-    target = Target(output)
-    target.check()
+    plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
+    target = check_job(output, layers, batch_size, shard_size, repeats, missing, max_errors, *plan)
     spec = ExtractionSpec(
         *(weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode),
         precision,
     )
-    _check_sizes(batch_size, shard_size, spec.layers, target)
-    _check_listing(target, repeats, missing)
     lines = find_images(images, repeats=True)
     paths = list(dict.fromkeys(lines))
     listing = None
     if repeats == "keep" or missing == "nan":
         listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
     limit = _error_limit(max_errors, len(paths))
-    refuse_foreign(target, read_header(target.job))  # before weights are loaded
     engine = choose_engine(engine, len(paths), precision)
-    plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
     with (
         _crew(spec, batch_size, workers, engine, *plan) as crew,
         progress_callback(progress) as progress,
@@ -260,6 +256,42 @@ def extract_features(
     return replace(report, repeats=len(lines) - len(paths))
 
 
+def check_job(
+    output: str | os.PathLike,
+    layers: str | Sequence[str] = ("fc7",),
+    batch_size: int | str = "auto",
+    shard_size: int = SHARD_SIZE,
+    repeats: str = "drop",
+    missing: str = "drop",
+    max_errors: int | str | None = None,
+    cluster: str | None = None,
+    cluster_workers: int | None = None,
+    cluster_min_workers: int = 1,
+    gpus_per_worker: float | None = None,
+) -> Target:
+    """Refuse arguments of `extract_features` that can't work, before weights are looked for.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `extract_features`.
+    """
+    target = Target(output)
+    target.check()
+    _check_sizes(batch_size, shard_size, blob_names(layers), target)
+    _check_listing(target, repeats, missing)
+    _error_limit(max_errors, 0)
+    given = cluster_workers is not None or cluster_min_workers != 1 or gpus_per_worker is not None
+    if given and cluster is None:
+        raise UsageError(
+            "cluster_workers, cluster_min_workers, gpus_per_worker",
+            "they are settings of a cluster, and none is named",
+            "Name it: --cluster ray (cluster='ray') is one on this machine.",
+        )
+    refuse_foreign(target, read_header(target.job))
+    return target
+
+
 def _crew(spec, batch_size, workers, engine, cluster, places, fewest, gpus):
     """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
     if cluster is not None:
@@ -267,12 +299,6 @@ def _crew(spec, batch_size, workers, engine, cluster, places, fewest, gpus):
 
         make = functools.partial(Worker, spec, batch_size, engine=engine)
         return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
-    if places is not None or fewest != 1 or gpus is not None:
-        raise UsageError(
-            "cluster_workers, cluster_min_workers, gpus_per_worker",
-            "they are settings of a cluster, and none is named",
-            "Name it: --cluster ray (cluster='ray') is one on this machine.",
-        )
     return Worker(spec, batch_size, workers, engine)
 
 
