@@ -161,7 +161,7 @@ for layer in ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4"):
     extractor = ta.FeatureExtractor("torchvision-convs", layer, engine="tensorflow")
     assert set(extractor(x)) == {layer}
 if os.fork() == 0:
-    again = lambda: ta.FeatureExtractor("torchvision-convs", "conv1", engine="tensorflow")
+    again = lambda: ta.FeatureExtractor("torchvision-convs", "conv1", engine="tensorflow")(x)
     for use in (lambda: extractor(x), again):
         try:
             use()

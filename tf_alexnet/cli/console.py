@@ -75,12 +75,14 @@ def report_failures(failures: Sequence[tuple[str, str]]) -> int:
     return ImageError.exit_code if failures else 0
 
 
-def load_engine(engine: str, photos: int | None = None, precision: str = "float32") -> str:
-    """Choose the engine, name it where the choice was left to us, and import it if it is slow."""
+def load_engine(
+    engine: str, photos: int | None = None, precision: str = "float32", *, told: bool = True
+) -> str:
+    """Choose the engine, say which where the choice was left to us, and import it if it is slow."""
     from tf_alexnet.engines import choose_engine
 
     chosen = choose_engine(engine, photos, precision)
-    if engine == "auto":
+    if engine == "auto" and told:
         note(f"engine {chosen}")
     if chosen == "tensorflow":
         load_tensorflow()

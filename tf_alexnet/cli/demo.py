@@ -33,7 +33,7 @@ def demo(
     paths = find_images(photos) if photos else None
     if weights:
         console.find_weights(weights)
-    console.load_engine("auto")
+    console.load_engine("auto", told=False)
     from tf_alexnet.demo import example_photos, run_demo
 
     shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)
@@ -47,7 +47,8 @@ def demo(
     if shown.predictions is None and not embedded:
         console.note("these are not trained weights with classes: features only")
     print(f"weights: {os.path.basename(shown.extractor.weights_source)}", end="")
-    print(f" ({shown.extractor.trained_as or 'unknown'}), preset {shown.extractor.preset}\n")
+    print(f" ({shown.extractor.trained_as or 'unknown'}), preset {shown.extractor.preset}", end="")
+    print(f", engine {shown.extractor.engine}\n")
     for i in range(len(shown.paths)):
         _show(shown, i)
     print(f"contact sheet: {shown.sheet}")

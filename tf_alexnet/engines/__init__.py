@@ -53,7 +53,8 @@ def choose_engine(
     Raises
     ------
     UsageError
-        If there is no such engine or precision, or OpenVINO is named and not installed.
+        If there is no such engine or precision, the two don't go together, or OpenVINO is named and
+        not installed.
     """
     for name, value, choices in (
         ("engine", engine, ENGINES),
@@ -61,6 +62,12 @@ def choose_engine(
     ):
         if value not in choices:
             raise UsageError(f"{name} {value!r}", "unknown", f"Use one of {', '.join(choices)}.")
+    if precision != "float32" and engine == "tensorflow":
+        raise UsageError(
+            f"precision {precision!r} with engine 'tensorflow'",
+            "it computes in float32",
+            "Use --engine openvino (engine='openvino'), or leave one of the two out.",
+        )
     installed = importlib.util.find_spec("openvino") is not None
     if precision != "float32" and engine == "auto":
         engine = "openvino"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer
-from tf_alexnet.errors import AlexNetError, UsageError
+from tf_alexnet.errors import AlexNetError
 from tf_alexnet.layers import forward
 from tf_alexnet.weights import LayerArrays
 
@@ -46,12 +47,6 @@ def network(
       and XLA worse.
     """
     _check_process()
-    if precision != "float32":
-        raise UsageError(
-            f"precision {precision!r} with engine 'tensorflow'",
-            "it computes in float32",
-            "Use --engine openvino (engine='openvino'), or leave it out.",
-        )
     end = next(i for i, layer in enumerate(table.layers) if isinstance(layer, Dense | Dropout))
     body, head = table.layers[:end], table.layers[end:]
     names = {"data"} | {x.name for x in body} | {x.name + PREACT for x in body}
@@ -73,6 +68,7 @@ def network(
 
     batches = False  # such a job's last few photos need no graph of their own
 
+    @_full_precision()
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         nonlocal batches
         _check_process()
@@ -124,6 +120,18 @@ def _compiled(
         return traced.get_concrete_function(tf.TensorSpec(shape, tf.float32))
 
     return lambda x: graph()(x)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep newer GPUs from computing in TensorFloat-32, which has 10 bits, during a block."""
+    switch = tf.config.experimental
+    before = switch.tensor_float_32_execution_enabled()
+    switch.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        switch.enable_tensor_float_32_execution(before)
 
 
 def _check_process() -> None:

@@ -137,7 +137,7 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     InputError
         If `source` is something else, for example an array.
     UsageError
-        If it is a URL and a package for its scheme is not installed.
+        If it is a URL and a package for its scheme is not installed, or there is no such `depth`.
 
     Notes
     -----
