@@ -75,17 +75,13 @@ def report_failures(failures: Sequence[tuple[str, str]]) -> int:
     return ImageError.exit_code if failures else 0
 
 
-def load_engine(
-    engine: str, photos: int | None = None, precision: str = "float32", *, told: bool = True
-) -> str:
-    """Choose the engine, say which where the choice was left to us, and import it if it is slow."""
-    from tf_alexnet.engines import choose_engine
+def choose_engine(engine: str, photos: int | None = None, precision: str = "float32") -> str:
+    """The engine to use; where the choice was left to us a note says which."""
+    from tf_alexnet import engines
 
-    chosen = choose_engine(engine, photos, precision)
-    if engine == "auto" and told:
+    chosen = engines.choose_engine(engine, photos, precision)
+    if engine == "auto":
         note(f"engine {chosen}")
-    if chosen == "tensorflow":
-        load_tensorflow()
     return chosen
 
 

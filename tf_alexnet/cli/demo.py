@@ -25,6 +25,7 @@ def demo(
     ] = "demo-contact-sheet.png",
 ) -> None:
     """Run the main job on a few photos: classes, features, neighbours, a contact sheet."""
+    from tf_alexnet.engines import choose_engine
     from tf_alexnet.images import find_images
     from tf_alexnet.visualize import check_picture
 
@@ -33,7 +34,8 @@ def demo(
     paths = find_images(photos) if photos else None
     if weights:
         console.find_weights(weights)
-    console.load_engine("auto", told=False)
+    if choose_engine() == "tensorflow":
+        console.load_tensorflow()
     from tf_alexnet.demo import example_photos, run_demo
 
     shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)

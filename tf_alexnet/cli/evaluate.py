@@ -81,9 +81,11 @@ def evaluate(
     from tf_alexnet.evaluation.ground_truth import class_folders, read_ilsvrc_validation
 
     read_ilsvrc_validation(folder, ground_truth) if ground_truth else class_folders(folder)
+    chosen = console.choose_engine(engine.value, precision=precision.value)
     run = console.open_run(model)
     file = "imagenet" if run else console.find_weights(weights or "imagenet")
-    chosen = console.load_engine(engine.value, precision=precision.value)
+    if chosen == "tensorflow":
+        console.load_tensorflow()
     from tf_alexnet.evaluation.evaluate import evaluate_photos
 
     with console.progress("photos") as progress:

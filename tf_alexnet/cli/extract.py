@@ -179,9 +179,11 @@ def extract(
     check_job(output, **job)
     console.check_names(weights, architecture, preset, mean_image, layer)
     paths = find_images(photos, repeats=True)
+    chosen = console.choose_engine(engine.value, len(paths), precision.value)
     # Other machines have other caches: there a name is looked up where it is used.
     file = console.find_weights(weights) if cluster in (None, "ray") else weights
-    chosen = console.load_engine(engine.value, len(paths), precision.value)
+    if chosen == "tensorflow":
+        console.load_tensorflow()
     from tf_alexnet.extraction import extract_features
 
     # Ray prints pages about workers that died to stdout; what matters of them comes as a note.

@@ -74,9 +74,11 @@ def predict(
     names = read_labels(labels) if labels else None
     console.check_names(weights, architecture, preset, mean_image)
     paths = find_images(photos)
+    chosen = console.choose_engine(engine.value, len(paths), precision.value)
     run = console.open_run(model)
     file = run.arrays if run else console.find_weights(weights or "imagenet")
-    chosen = console.load_engine(engine.value, len(paths), precision.value)
+    if chosen == "tensorflow":
+        console.load_tensorflow()
     from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.predictions import predict_photos
 
