@@ -17,15 +17,16 @@ _path = None
 
 
 def _misbehave(path, name):
+    if name.endswith("-once.png"):
+        if Path(path + ".done").exists():
+            return
+        Path(path + ".done").touch()
     if name.startswith("exits"):
         os._exit(3)
     if name.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("crashes"):
         ctypes.string_at(0)
-    if name.startswith("dies-once") and not Path(path + ".died").exists():
-        Path(path + ".died").touch()
-        os._exit(3)
     if name.startswith("hungry"):
         np.ones(3 * 2**30, np.uint8)
     if name.startswith("sleeps"):

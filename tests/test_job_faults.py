@@ -230,15 +230,6 @@ def test_what_a_terminal_shows(photos):
     assert b"error: photos/0005.png" in shown.splitlines()[-2]
 
 
-def test_no_memory_for_photos(photos):
-    def limited():  # in bytes of any file; the memory that decoders write is one without a name
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
-
-    _, err = finish(start(0, "photos", "-o", "f.h5", preexec_fn=limited), 1)
-    assert err.startswith("error: memory for photos: there are not 1,204,224 bytes more (File too ")
-    assert os.listdir(".") == ["photos"]
-
-
 def test_no_folder_for_temporary_files():
     code = """
 import sys, tempfile

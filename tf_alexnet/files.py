@@ -50,7 +50,9 @@ def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Make new names in a folder survive a power cut."""
+    """Make new names in a folder survive a power cut (Windows opens no folders)."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder or ".", os.O_RDONLY)
     try:
         os.fsync(descriptor)

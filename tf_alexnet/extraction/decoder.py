@@ -4,26 +4,27 @@ A damaged photo can make a decoder written in C crash, loop for ever or ask for 
 is. Here that ends a process that holds nothing but one photo, and `PhotoReader` starts another. The
 program uses NumPy, Pillow and OpenCV; never TensorFlow.
 
-Standard input is a socket. Requests are lines of JSON: [offset of the row, path, 0] or [offset,
-null, number of bytes] and then the bytes of the photo. Two lines answer each: [stat, digest] once
-the photo has been read, and an `Answer` once it has been decoded. Pixels go straight into memory
-shared with the reader: a file without a name, whose descriptor is inherited.
+Standard input begins with a line of JSON, the settings, and the mean image's bytes, if there is
+one. Requests are lines of JSON: [path, 0] or [null, number of bytes] and then the photo's bytes.
+Two lines on standard output answer each: [stat, digest] once the photo has been read, and once it
+has been decoded [code, detail, shape], of which code is null if the pixels are in the file that is
+standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import hashlib
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ REASONS = (
     *("missing", "no_permission", "is_folder", "empty", "not_an_image", "damaged", "too_large"),
     *("unsupported", "bad_shape", "worker_died", "timed_out", "unreadable"),
 )
-READY = b"\0ready"  # the first answer; lines before it are the standard error of the start
+READY = b"\0ready\n"  # the first answer
 
 _RACY = 2.0
 _MEMORY = 3 * 2**29  # 50 megapixels take up to 1 GB (JPEG 2000), mostly half
@@ -64,15 +65,6 @@ class Failure(NamedTuple):
     place: str | None = None
 
 
-class Answer(NamedTuple):
-    """What became of a photo: a code of `REASONS`, or None and the size of its pixels."""
-
-    code: str | None
-    detail: str
-    height: int = 0
-    width: int = 0
-
-
 def stat_text(found: os.stat_result, now: float) -> str | None:
     """Size, mtime and ctime (nanoseconds) of a file that was read at `now`, seconds since 1970.
 
@@ -91,63 +83,83 @@ def digest_of(data: bytes) -> str:
 
 def main() -> None:
     """Decode until standard input ends, which it does when the reader dies, however it dies."""
-    settings = json.loads(sys.argv[2])
-    if settings["mean_image"]:
-        offset, shape = settings["mean_image"]
-        raw = os.pread(settings["rows"], 4 * math.prod(shape), offset)
+    requests, answers, pixels = sys.stdin.buffer, os.dup(1), os.dup(2)
+    settings = json.loads(requests.readline())
+    if shape := settings["mean_image"]:
+        raw = requests.read(4 * math.prod(shape))
         settings["mean_image"] = np.frombuffer(raw, np.float32).reshape(shape)
     _set_up()
-    requests = sys.stdin.buffer
-    with contextlib.suppress(ConnectionError):
-        os.write(0, b"\n" + READY + b"\n")
+
+    def send(*message: Any) -> None:
+        os.write(answers, json.dumps(message).encode() + b"\n")
+
+    with contextlib.suppress(ConnectionError), open(pixels, "wb", buffering=0) as file:
+        os.write(answers, b"\n" + READY)
         for line in requests:
-            offset, path, length = json.loads(line)
+            path, length = json.loads(line)
             fetched = requests.read(length)
-            # However the decoder hangs, the kernel ends it; even when no reader is left to.
-            signal.setitimer(signal.ITIMER_REAL, settings["alarm"])
-            answer = _decode(fetched if path is None else path, offset, settings)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(answer)
+            _limit(settings["timeout"], settings["stalled"])
+            answer = _decode(fetched if path is None else path, settings, send, file)
+            _limit(0, 0)
+            send(*answer)
 
 
 def _set_up() -> None:
-    """Limit what this process can do to the rest of the machine."""
+    """Limit what this process can do to the rest of the machine, as far as the platform can."""
+    faulthandler.cancel_dump_traceback_later()  # the limit on its start
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the reader's business
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    with contextlib.suppress(OSError, ValueError):  # if the limit is a lower one already
+    if hasattr(signal, "setitimer"):
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    with contextlib.suppress(ImportError, OSError, ValueError):  # or there is a lower limit
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, hard))  # beyond it: MemoryError
     # The network's threads wait for each other many times a batch. One that has to wait for a
     # decoder as well holds up all of them: 13 % of the photos a second, seen on two processors.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(AttributeError, OSError):
         os.nice(15)
     cv2.setNumThreads(1)  # there is a process for each core already
-    os.dup2(1, 2)  # what decoders print goes nowhere
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)  # what decoders print
 
 
-def _decode(source: str | bytes, offset: int, settings: dict[str, Any]) -> Answer:
-    """Decode a photo into its row of the shared memory."""
+def _limit(processor: float, wall: float) -> None:
+    """End this process after so many seconds, even if it hangs in C; 0 is no limit."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, processor)
+        signal.setitimer(signal.ITIMER_REAL, wall)
+    elif wall:
+        faulthandler.dump_traceback_later(wall, exit=True)
+    else:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _decode(
+    source: str | bytes, settings: dict[str, Any], send: Callable[..., None], file: BinaryIO
+) -> tuple[str | None, str, Sequence[int]]:
+    """Decode a photo to the file: a code of `REASONS` or None, what was found, pixels' shape."""
     try:
-        picture = decode_photo(_content(source), least=settings["least"], opencv=True)
+        picture = decode_photo(_content(source, send), least=settings["least"], opencv=True)
         pixels = preprocess_input(
             [picture],
             settings["preset"],
             mean_image=settings["mean_image"],
             crops=settings["crops"],
         )
-        if picture.nbytes > _LARGE:
+        if picture.nbytes > _LARGE and sys.platform == "linux":
             del picture
             # The next large picture would find free memory in pieces (glibc).
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
                 trim(0)
-        if pixels.nbytes <= settings["row"]:
-            rest = memoryview(pixels).cast("B")
-            while rest:
-                done = os.pwrite(settings["rows"], rest, offset)
-                rest, offset = rest[done:], offset + done
-            return Answer(None, "", *pixels.shape[1:3])
+        if pixels.size <= settings["values"]:
+            file.seek(0)
+            file.write(pixels)
+            return None, "", pixels.shape
         code, text = "bad_shape", f"it has {pixels.shape[2]}x{pixels.shape[1]} pixels, too many"
     except ImageError as error:
         code, text = error.code, error.found
@@ -157,10 +169,10 @@ def _decode(source: str | bytes, offset: int, settings: dict[str, Any]) -> Answe
         code, text = "too_large", "there is not enough memory to decode it"
     except Exception as error:
         code, text = "unreadable", f"{type(error).__name__}: {error}"
-    return Answer(code, text[:_LONGEST_TEXT])
+    return code, text[:_LONGEST_TEXT], ()
 
 
-def _content(source: str | bytes) -> bytes:
+def _content(source: str | bytes, send: Callable[..., None]) -> bytes:
     """The bytes of a photo; their stat and digest are sent, even if reading fails."""
     stat = digest = None
     try:
@@ -171,9 +183,4 @@ def _content(source: str | bytes) -> bytes:
         digest = digest_of(source)
         return source
     finally:
-        _send((stat, digest))
-
-
-def _send(message: Sequence) -> None:
-    """Send a line to the reader."""
-    os.write(0, json.dumps(message).encode() + b"\n")
+        send(stat, digest)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
-import mmap
+import math
 import os
 import queue
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from tf_alexnet.errors import AlexNetError, UsageError
-from tf_alexnet.extraction.decoder import READY, REASONS, Answer, Failure, Photo
+from tf_alexnet.errors import AlexNetError, ImageError, UsageError
+from tf_alexnet.extraction.decoder import READY, REASONS, Failure, Photo
 from tf_alexnet.images import preprocess_input, recorded_name, resolve
 from tf_alexnet.images.decode import read_url
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.images.presets import Preset
-from tf_alexnet.remote import filesystem, is_url
+from tf_alexnet.remote import Fetcher, is_url
 
 __all__ = ["REASONS", "Batch", "Failure", "Photo", "PhotoReader"]
 
@@ -36,10 +36,9 @@ PROGRAM = "tf_alexnet.extraction.decoder"
 # Not `python -m`: that would look for modules in the working folder first, which may be a folder
 # of somebody's photos. The process finds modules where this one does, and nowhere else.
 _START = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "import importlib; importlib.import_module(sys.argv[1]).main()"
+    "import sys, faulthandler; faulthandler.dump_traceback_later(120, exit=True); "
+    "sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
 )
-_READY_WITHIN = 120.0
 # Libraries built for many threads would start them, and reserve memory for each.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
@@ -51,9 +50,13 @@ _ENVIRONMENT = {
 
 _MIN_AHEAD = 32  # photos decoded ahead of the current batch, however small batches are
 _FETCHES = 16  # URLs fetched at once
-_TRIES = 2  # a process may be killed by others too; a photo that ends two is to blame
+_MIN_STALL = 60.0  # seconds that a photo may take however little processor time it uses
+_TRIES = 2  # a process may be killed or held up by others; a photo that ends two is to blame
 _RAW_SIDE = 512
-_MAX_BLOCKS = 64  # a caller who keeps more batches than this gets copies
+_OUT_OF_TIME = -getattr(signal, "SIGPROF", 1000)  # an exit code
+
+_Found = tuple[Photo | Failure, Sequence[int]]  # and the shape of its pixels
+_Waiting = tuple[np.ndarray, list[Future[_Found]]]  # a batch's rows, and what is found for each
 
 
 class Batch(NamedTuple):
@@ -79,21 +82,6 @@ class Batch(NamedTuple):
         return [photo.path for photo in self.photos]
 
 
-class _Task:
-    """A photo to be decoded: where its pixels go, and what became of it."""
-
-    def __init__(self, path: str, offset: int, block: np.ndarray):
-        self.path, self.offset = path, offset
-        self.block = block  # kept until the photo is done: nobody else may get this memory
-        self.remote = is_url(path)
-        # Absolute: the working folder may be another one when the photo is read.
-        self.file = None if self.remote else os.path.join(os.getcwd(), path)
-        self.fetched = b""
-        self.refusal: Answer | None = None
-        self.state: tuple[str | None, str | None] = None, None  # stat and digest
-        self.answer: Future[Answer] = Future()
-
-
 class PhotoReader:
     """Reads, decodes and preprocesses photos in processes of their own.
 
@@ -112,7 +100,8 @@ class PhotoReader:
     workers : int, optional
         Number of processes; by default one for each processor that this program may use.
     timeout : float
-        Seconds that one photo may take.
+        Seconds of processor time that one photo may take. Six times as long, and at least a
+        minute, may pass meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
     fast_decode : bool
         Decode JPEGs of more than four times the network's size at a half, a quarter or an eighth
         of theirs, whichever still is twice the network's. See Notes.
@@ -158,30 +147,27 @@ class PhotoReader:
             )
         self._shape: tuple[int, ...] | None = row.shape if record.size else None
         self._values = row.size if self._shape else _RAW_SIDE * _RAW_SIDE * 3
-        self._workers, self._timeout = workers, float(timeout)
-        self._rows = _SharedRows()
-        mean = None
-        if mean_image is not None:
-            offset, self._mean = self._rows.take(mean_image.size)
-            self._mean[:] = mean_image.ravel()
-            mean = offset, mean_image.shape
         self._settings = {
             "preset": self._preset,
-            "mean_image": mean,
+            "mean_image": None if mean_image is None else mean_image.shape,
             "crops": crops,
             # At just the side resized to, that would be 15 % faster and the features three times
             # as far off.
             "least": 2 * record.resized if fast_decode else None,
-            "rows": self._rows.file,
-            "row": 4 * self._values,
-            "alarm": 2 * self._timeout,
+            "values": self._values,
+            "timeout": float(timeout),
+            "stalled": max(6.0 * timeout, _MIN_STALL),
         }
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch photos")
-        self._fetched = threading.BoundedSemaphore(2 * _FETCHES)  # limits what is in memory
-        self._decoders: dict[threading.Thread, _Decoder] = {}
-        self._lock = threading.Lock()  # nothing is queued after `close`
-        self._closed = False
+        mean = b"" if mean_image is None else np.float32(mean_image).tobytes()
+        self._decoders = [_Decoder(self._settings, mean) for _ in range(workers)]
+        self._idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()  # few photos: few processes
+        for decoder in self._decoders:
+            self._idle.put(decoder)
+        # Each holds one photo: a URL is fetched while others are decoded.
+        self._threads = ThreadPoolExecutor(workers + _FETCHES, "photos")
+        self._local = threading.local()
+        self._closed = threading.Event()
+        atexit.register(self.close)
 
     def __enter__(self) -> PhotoReader:
         return self
@@ -191,18 +177,13 @@ class PhotoReader:
 
     def close(self) -> None:
         """End the processes; batches that were handed out stay as they are."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        for decoder in self._decoders.values():
+        atexit.unregister(self.close)
+        self._closed.set()
+        for decoder in self._decoders:
             decoder.close()
-        self._fetchers.shutdown()
-        for _ in self._decoders:
-            self._tasks.put(None)
-        for thread in self._decoders:
-            thread.join()
-        self._rows.close()
+        self._threads.shutdown(cancel_futures=True)
+        for decoder in self._decoders:
+            decoder.end()
 
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos in batches, in the order of the input.
@@ -233,158 +214,156 @@ class PhotoReader:
         if batch_size < 1:
             raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
         paths, ahead = iter(paths), 1 + -(-_MIN_AHEAD // batch_size)
-        waiting: deque[list[_Task]] = deque()
+        waiting: deque[_Waiting] = deque()
 
         def submit() -> None:
             while len(waiting) < ahead and (some := [*itertools.islice(paths, batch_size)]):
-                waiting.append(self._submit(some))
+                waiting.append(self._submit([os.fspath(path) for path in some]))
 
         submit()
         return self._read(waiting, submit)
 
-    def _read(self, waiting: deque[list[_Task]], submit: Callable[[], None]) -> Iterator[Batch]:
+    def _read(self, waiting: deque[_Waiting], submit: Callable[[], None]) -> Iterator[Batch]:
         """Yield batches as they are done, and submit the next."""
         try:
             while waiting:
-                yield self._collect(waiting.popleft())
+                yield self._collect(*waiting.popleft())
                 submit()
         finally:
-            for task in itertools.chain.from_iterable(waiting):
-                task.answer.cancel()
+            for _, futures in waiting:
+                for future in futures:
+                    future.cancel()
 
-    def _submit(self, paths: list[str]) -> list[_Task]:
-        """Queue photos for decoding; their pixels will lie side by side."""
-        schemes = {path.partition(":")[0]: path for path in paths if is_url(path)}
-        for url in schemes.values():
-            filesystem(url)  # raises if a package is missing, here rather than photo by photo
-        with self._lock:
-            self._check_open()
-            offset, block = self._rows.take(len(paths) * self._values)
-            tasks = [
-                _Task(os.fspath(path), offset + 4 * self._values * number, block)
-                for number, path in enumerate(paths)
-            ]
-            while len(self._decoders) < min(self._workers, len(tasks)):
-                decoder = _Decoder(self._settings, self._timeout)
-                thread = threading.Thread(target=self._serve, args=[decoder], daemon=True)
-                self._decoders[thread] = decoder
-                thread.start()
-            for task in tasks:
-                if task.remote:
-                    self._fetchers.submit(self._fetch, task)
-                else:
-                    self._tasks.put(task)
-        return tasks
-
-    def _check_open(self) -> None:
-        """Raise `UsageError` after `close`."""
-        if self._closed:
-            raise UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
-
-    def _fetch(self, task: _Task) -> None:
-        """Fetch a URL, then queue it for decoding."""
-        self._fetched.acquire()
+    def _submit(self, paths: list[str]) -> _Waiting:
+        """Begin to read photos; their pixels will lie side by side."""
+        if self._closed.is_set():
+            raise _closed()
         try:
-            if not (self._closed or task.answer.cancelled()):
-                task.fetched = read_url(task.path)
-        except AlexNetError as error:
-            task.refusal = Answer(getattr(error, "code", "unreadable"), error.found)
+            rows = np.empty((len(paths), self._values), np.float32)
+        except MemoryError as error:
+            raise AlexNetError(
+                "memory for photos",
+                f"there is not enough ({error})",
+                "Use a smaller batch, or raise the limits of this program (ulimit -a).",
+            ) from error
+        # Absolute: the working folder may be another one when the photo is read.
+        here = os.getcwd()
+        return rows, [
+            self._threads.submit(self._photo, path, here, row)
+            for path, row in zip(paths, rows, strict=True)
+        ]
+
+    def _photo(self, path: str, here: str, row: np.ndarray) -> _Found:
+        """Fetch and decode a photo into its row (in one of the threads)."""
+        file, fetched = os.path.join(here, path), b""
+        if is_url(path):
+            file = None
+            if not hasattr(self._local, "fetcher"):
+                self._local.fetcher = Fetcher(read_url)
+            try:
+                fetched = self._local.fetcher.fetch(path, self._closed)
+            except ImageError as error:
+                return Failure(path, error.code, error.found), ()
+        decoder = self._idle.get()
+        try:
+            return decoder.decode(path, file, fetched, row)
         finally:
-            self._tasks.put(task)
+            self._idle.put(decoder)
 
-    def _serve(self, decoder: _Decoder) -> None:
-        """Give photos to a decoder until the reader is closed (the work of one thread)."""
-        for task in iter(self._tasks.get, None):
-            if task.answer.set_running_or_notify_cancel():
-                try:
-                    self._check_open()
-                    answer = task.refusal or decoder.decode(task)
-                    self._check_open()  # closing kills the process, which is no photo's fault
-                    task.answer.set_result(answer)
-                except BaseException as error:
-                    task.answer.set_exception(error)
-            if task.remote:
-                task.fetched = b""
-                self._fetched.release()
-            del task  # or its block would be kept until the next one comes
-        decoder.end()
-
-    def _collect(self, tasks: list[_Task]) -> Batch:
+    def _collect(self, rows: np.ndarray, futures: list[Future[_Found]]) -> Batch:
         """Wait until all photos of a batch are done, and separate the readable from the others."""
         photos, failures, good = [], [], []
-        for number, task in enumerate(tasks):
-            answer = self._same_size(task.answer.result())
-            if answer.code:
-                failures.append(Failure(task.path, answer.code, answer.detail, *task.state))
+        for number, future in enumerate(futures):
+            with contextlib.suppress(CancelledError):
+                found = self._same_size(*future.result())
+            if self._closed.is_set():  # closing kills processes, which is no photo's fault
+                raise _closed()
+            if isinstance(found, Failure):
+                failures.append(found)
             else:
-                photos.append(Photo(task.path, *task.state))
+                photos.append(found)
                 good.append(number)
         crops, *picture = self._shape or (1, 0, 0, 3)
-        pixels = tasks[0].block.reshape(len(tasks), -1)[:, : crops * int(np.prod(picture))]
+        pixels = rows[:, : crops * math.prod(picture)]
         if failures:
             pixels = pixels[good]
-        elif self._rows.taken > _MAX_BLOCKS:
-            pixels = pixels.copy()
         return Batch(photos, pixels.reshape(len(good) * crops, *picture), failures)
 
-    def _same_size(self, answer: Answer) -> Answer:
+    def _same_size(self, found: Photo | Failure, shape: Sequence[int]) -> Photo | Failure:
         """Refuse a photo of another size than the first, in presets without a size ("raw")."""
-        size = answer.height, answer.width
-        if not answer.code:
-            self._shape = self._shape or (1, *size, 3)
-        if answer.code or self._shape[1:3] == size:
-            return answer
-        text = f"it has {size[1]}x{size[0]} pixels, those before {self._shape[2]}x"
+        self._shape = self._shape or tuple(shape)
+        if isinstance(found, Failure) or self._shape == tuple(shape):
+            return found
+        text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
         text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
-        return Answer("bad_shape", text)
+        return Failure(found.path, "bad_shape", text, found.stat, found.digest)
+
+
+def _closed() -> UsageError:
+    """What is raised after `close`."""
+    return UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
+
+
+def _unnamed_file() -> BinaryIO:
+    """A file in memory, where the platform has such; nothing of it can be left behind."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("tf-alexnet pixels"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 class _Decoder:
     """A process that runs `tf_alexnet.extraction.decoder`, replaced when it ends or hangs."""
 
-    def __init__(self, settings: dict[str, Any], timeout: float):
-        self._settings, self._timeout = settings, timeout
+    def __init__(self, settings: dict[str, Any], mean: bytes):
+        self._settings, self._mean = settings, mean
         self._process: subprocess.Popen | None = None
-        self._socket: socket.socket | None = None
+        self._pixels: BinaryIO | None = None
         self._closed = False
 
-    def decode(self, task: _Task) -> Answer:
-        """Decode a photo into its row of the shared memory."""
+    def decode(self, path: str, file: str | None, fetched: bytes, row: np.ndarray) -> _Found:
+        """Decode a file, or what was fetched, into a row."""
+        limit, longest = self._settings["timeout"], self._settings["stalled"]
         for _ in range(_TRIES):
+            if not self._process:
+                self._start()
+            began, state = time.monotonic(), (None, None)
             try:
-                if not self._process:
-                    self._start()
-                deadline = time.monotonic() + self._timeout
-                self._send(task)
-                task.state = tuple(json.loads(self._line(deadline)))
-                return Answer(*json.loads(self._line(deadline)))
+                self._send(json.dumps([file, len(fetched)]).encode() + b"\n" + fetched)
+                state = json.loads(self._line())
+                code, detail, shape = json.loads(self._line())
             except EOFError:
-                self.end()
-            except TimeoutError:
-                self.end()
-                return Answer("timed_out", f"it took more than {self._timeout:g} seconds")
-        return Answer("worker_died", "it ended the process that decoded it")
+                ended = self.end()
+                code, detail = "worker_died", "it ended the process that decoded it"
+                if ended == _OUT_OF_TIME:
+                    text = f"it took more than {limit:g} seconds of processor time"
+                    return Failure(path, "timed_out", text, *state), ()
+                if time.monotonic() - began >= longest:
+                    code, detail = "timed_out", f"reading it stalled for {longest:g} seconds"
+                continue
+            if code:
+                break
+            self._pixels.seek(0)
+            self._pixels.readinto(row[: math.prod(shape)])
+            return Photo(path, *state), shape
+        return Failure(path, code, detail, *state), ()
 
     def _start(self) -> None:
         """Start a process, up to three times: somebody may kill it meanwhile."""
         for _ in range(3):
-            if self._closed:
-                raise EOFError
-            last = b""
             try:
                 self._run()
-                if self._closed:  # `close` came too early to kill this process
-                    self._process.kill()
-                deadline = time.monotonic() + _READY_WITHIN
-                while (line := self._line(deadline)) != READY:
-                    last = line or last
+                while self._line() != READY:
+                    pass
                 return
-            except (EOFError, TimeoutError):
-                code = self.end()
-                reason = last.decode("utf-8", "replace") or f"exit code {code}"
+            except EOFError:
+                self._pixels.seek(0)
+                text = self._pixels.read().decode("utf-8", "replace").strip()
+                reason = text.rpartition("\n")[2] or f"exit code {self.end()}"
             except OSError as error:
-                self.end()
                 reason = error
+            self.end()
+            if self._closed:
+                raise _closed()
         raise AlexNetError(
             "decoder process",
             f"it did not start ({reason})",
@@ -392,42 +371,34 @@ class _Decoder:
         )
 
     def _run(self) -> None:
-        """Run the program, with a socket for its input and for the errors of its start."""
-        self._socket, theirs = socket.socketpair()
-        self._buffer = b""
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, PROGRAM, json.dumps(self._settings), *sys.path],
-                stdin=theirs,
-                stdout=subprocess.DEVNULL,
-                stderr=theirs,
-                pass_fds=[self._settings["rows"]],
-                env={**os.environ, **_ENVIRONMENT},
-            )
+        """Run the program. Its file takes pixels, and before those the errors of its start."""
+        self._pixels = _unnamed_file()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, PROGRAM, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._pixels,
+            env={**os.environ, **_ENVIRONMENT},
+        )
+        if self._closed:  # `close` came too early to kill this process
+            self._process.kill()
+        self._send(json.dumps(self._settings).encode() + b"\n" + self._mean)
 
-    def _send(self, task: _Task) -> None:
-        """Ask for a photo; `TimeoutError` if the process takes no request."""
-        request = json.dumps([task.offset, task.file, len(task.fetched)])
-        self._socket.settimeout(self._timeout)
-        with contextlib.suppress(ConnectionError):  # `_line` notices that the process has ended
-            self._socket.sendall(request.encode() + b"\n")
-            self._socket.sendall(task.fetched)
+    def _send(self, data: bytes) -> None:
+        """Send bytes; if the process has ended, `_line` notices."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
 
-    def _line(self, deadline: float) -> bytes:
-        """The next line that the process sends; `EOFError` or `TimeoutError` if there is none."""
-        while b"\n" not in self._buffer:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            more = b""
-            with contextlib.suppress(ConnectionError):
-                more = self._socket.recv(65536)
-            if not more:
-                raise EOFError
-            self._buffer += more
-        line, _, self._buffer = self._buffer.partition(b"\n")
+    def _line(self) -> bytes:
+        """The next line that the process sends; `EOFError` if it ends before."""
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
         return line
 
     def close(self) -> None:
-        """Kill the process, from another thread."""
+        """Kill the process, and start no other; may be called from another thread."""
         self._closed = True
         if process := self._process:
             process.kill()
@@ -435,67 +406,12 @@ class _Decoder:
     def end(self) -> int | None:
         """Kill the process if there is one, leave nothing of it behind and return its exit code."""
         process, self._process = self._process, None
-        if self._socket:
-            self._socket.close()
-        if process:
-            process.kill()
-        return process and process.wait()
-
-
-class _SharedRows:
-    """Memory that decoder processes write and the network reads, without a copy.
-
-    Blocks of float32 in a file without a name, so that nothing of it can be left behind. Once the
-    array of a block and all views of it are gone, its memory is used again.
-    """
-
-    def __init__(self):
-        if hasattr(os, "memfd_create"):
-            self.file = os.memfd_create("tf-alexnet pixels")
-        else:
-            with tempfile.TemporaryFile() as file:
-                self.file = os.dup(file.fileno())
-        self._end = self._blocks = 0
-        self._closed = False
-        self._free: list[tuple[int, mmap.mmap]] = []
-
-    def take(self, values: int) -> tuple[int, np.ndarray]:
-        """A block's offset in bytes, and the block; `AlexNetError` if there is no memory for it."""
-        for number, (_, block) in enumerate(self._free):
-            if len(block) >= 4 * values:
-                offset, block = self._free.pop(number)
-                break
-        else:
-            offset, length = self._end, -(-4 * values // mmap.PAGESIZE) * mmap.PAGESIZE
-            try:
-                os.ftruncate(self.file, offset + length)
-                block = mmap.mmap(self.file, length, offset=offset)
-            except OSError as error:
-                raise AlexNetError(
-                    "memory for photos",
-                    f"there are not {length:,} bytes more ({error.strerror})",
-                    "Use a smaller batch, or raise the limits of this program (ulimit -a).",
-                ) from error
-            self._end += length
-            self._blocks += 1
-        # All views of an array made from a foreign buffer have it for their base, so it lives as
-        # long as any of them does.
-        array = np.frombuffer(block, np.float32, values)
-        weakref.finalize(array, self._give_back, offset, block).atexit = False
-        return offset, array
-
-    @property
-    def taken(self) -> int:
-        """Blocks in use. Each has a file descriptor, so there should not be hundreds."""
-        return self._blocks - len(self._free)
-
-    def _give_back(self, offset: int, block: mmap.mmap) -> None:
-        """Let the next one who asks have this memory."""
-        if not self._closed:
-            self._free.append((offset, block))
-
-    def close(self) -> None:
-        """Close the file; arrays that were taken stay as they are."""
-        self._closed = True
-        self._free.clear()
-        os.close(self.file)
+        if self._pixels:
+            self._pixels.close()
+        if not process:
+            return None
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        return process.wait()

@@ -127,7 +127,8 @@ class Folder:
         if self.is_local:
             self._fs, self._root = LocalFileSystem(), self.location
         else:
-            self._fs, self._root = remote.filesystem(self.location)
+            with self._telling("reached"):
+                self._fs, self._root = remote.filesystem(self.location)
 
     def __str__(self) -> str:
         return self.location
@@ -368,7 +369,8 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
         path, holder = folder.at(".lock"), Path(folder.at(".holder"))
     else:
         digest = hashlib.sha256(folder.location.encode()).hexdigest()[:32]
-        path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{os.getuid()}-{digest}.lock")
+        user = getattr(os, "getuid", int)()  # on Windows each has a folder for such files
+        path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{user}-{digest}.lock")
         holder = Path(f"{path}-holder")
     lock = filelock.FileLock(path, thread_local=False)
     try:

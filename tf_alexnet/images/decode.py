@@ -246,7 +246,10 @@ def read_url(url: str) -> bytes:
     except AlexNetError:
         raise
     except Exception as error:  # every kind of storage has its own
-        raise _unreadable(error, url) from None
+        # To fsspec, whatever fails over HTTP is a file not found.
+        cause, status = error.__cause__, getattr(error.__cause__, "status", None)
+        foreign = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+        raise _unreadable(cause if foreign and status != 404 else error, url) from None
 
 
 def _read_open(file: BinaryIO, asked: str) -> bytes:
