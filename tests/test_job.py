@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -894,6 +895,20 @@ def test_files_behind_urls(output, extract, tmp_path, monkeypatch, memory):
     assert output.endswith("/") or not [x for x in memory.find("/bucket") if ".job" in x]
     with pytest.raises(UsageError, match=r"nosuch://x: it can't be reached"):
         extract("nosuch://x", "g.h5")
+
+
+def test_photos_in_an_archive_are_done_once(extract, tmp_path, monkeypatch):
+    from tf_alexnet.extraction.reader import PhotoReader
+
+    monkeypatch.setattr(worker, "PhotoReader", PhotoReader)
+    jobs.photos(tmp_path / "photos", 3)
+    shutil.make_archive("p", "zip", tmp_path / "photos")
+    for url in ("zip://*.png::p.zip", "zip://::p.zip"):
+        report = extract(url, "f.h5")
+        assert (report.rows, report.kept, report.unreadable) == (3, 0, 0)
+        report = extract(url, "f.h5")
+        assert (report.rows, report.kept, report.unreadable) == (3, 3, 0)
+        os.remove("f.h5")
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -1016,7 +1016,10 @@ class _Looker:
 
     def _behind_url(self, url: str) -> tuple[str | None, bool]:
         """From a listing of its folder: a request for each photo would take hours."""
-        folder = url.rpartition("/")[0]
+        # Of zip://photos/a.jpg::p.zip, the photos in the archive.
+        link, *archive = url.split("::") if "://" in url.partition("::")[0] else [url]
+        folder, slash, name = link.rpartition("/")
+        folder = "::".join([folder + slash, *archive])
         if folder not in self._folders:
             self._folders[folder] = {}
             with contextlib.suppress(Exception):  # each service has its own; reading it will tell
@@ -1025,10 +1028,10 @@ class _Looker:
                 self._folders[folder] = {
                     entry["name"].rpartition("/")[2]: entry for entry in files.ls(path, detail=True)
                 }
-        entry = self._folders[folder].get(url.rpartition("/")[2])
+        entry = self._folders[folder].get(name)
         if entry is None:
             return None, False
-        marks = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created")
+        marks = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created", "CRC")
         mark = next((str(entry[name]) for name in marks if entry.get(name)), None)
         return f"{entry.get('size')} {mark}", mark is not None
 

@@ -333,9 +333,10 @@ def _at_url(url: str, search: _Search) -> Iterator[str]:
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
+        fault = getattr(error, "strerror", None) or error or type(error).__name__
         raise ImageError(
             url,
-            f"it can't be listed ({error or type(error).__name__})",
+            f"it can't be listed ({fault})",
             "Check the address and your rights there.",
         ) from error
     shown = [x for x in found if not x.rpartition("/")[2].startswith(".")]
