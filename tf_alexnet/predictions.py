@@ -41,6 +41,7 @@ def predict_photos(
     *,
     top: int | None = 5,
     crops: str = "center",
+    depth: str = "auto",
     batch_size: int = 32,
     classes: Labels | None = None,
     progress: Callable[[int, int, int, int], None] | bool | None = None,
@@ -57,6 +58,8 @@ def predict_photos(
         How many classes; None for all.
     crops : {"center", "ten"}
         One centre crop, or the mean over four corners, the centre, and their mirror images.
+    depth : {"auto", "16", "12", "8"}
+        As in `load_image`.
     batch_size : int
         Photos that go through the network together.
     classes : sequence of str, mapping or path, optional
@@ -74,7 +77,9 @@ def predict_photos(
     paths = find_images(images)
     done = errors = 0
     with (
-        PhotoReader(extractor.preset, mean_image=extractor.mean_image, crops=crops) as reader,
+        PhotoReader(
+            extractor.preset, mean_image=extractor.mean_image, crops=crops, depth=depth
+        ) as reader,
         progress_callback(progress) as tell,
     ):
         if tell:

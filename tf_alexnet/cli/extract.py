@@ -14,6 +14,8 @@ from tf_alexnet.cli import console
 from tf_alexnet.cli.options import (
     Architecture,
     Crops,
+    Depth,
+    DepthName,
     Engine,
     EngineName,
     MeanImage,
@@ -108,6 +110,10 @@ def extract(
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of processor time for a photo.")
+    ] = 10.0,
+    depth: Depth = DepthName.auto,
     crops: Annotated[
         Crops, typer.Option(help="Centre crop, or the mean of the rows of ten crops.")
     ] = Crops.center,
@@ -199,6 +205,8 @@ def extract(
             dtype=dtype.value,
             pool=pool.value,
             workers=workers,
+            timeout=timeout,
+            depth=depth.value,
             fast_decode=fast_decode,
             crops=crops.value,
             engine=chosen,

@@ -43,6 +43,15 @@ Model = Annotated[
 ]
 
 
+class DepthName(str, Enum):
+    """Bits of deep grey pictures."""
+
+    auto = "auto"
+    sixteen = "16"
+    twelve = "12"
+    eight = "8"
+
+
 class EngineName(str, Enum):
     """What computes."""
 
@@ -58,6 +67,7 @@ class PrecisionName(str, Enum):
     bfloat16 = "bfloat16"
 
 
+Depth = Annotated[DepthName, typer.Option(help="Bits that pictures of 16-bit grey use.")]
 Engine = Annotated[
     EngineName,
     typer.Option(help="What computes; auto is OpenVINO where it is installed and quicker."),

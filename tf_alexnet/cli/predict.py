@@ -15,6 +15,8 @@ from tf_alexnet.cli import console
 from tf_alexnet.cli.options import (
     Architecture,
     Crops,
+    Depth,
+    DepthName,
     Engine,
     EngineName,
     MeanImage,
@@ -52,6 +54,7 @@ def predict(
     crops: Annotated[
         Crops, typer.Option(help="Centre crop, or the mean of ten crops.")
     ] = Crops.center,
+    depth: Depth = DepthName.auto,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     plot: Annotated[
@@ -101,7 +104,13 @@ def predict(
     silent = sys.stdout.isatty() and not as_json
     with contextlib.nullcontext() if silent else console.progress("photos") as progress:
         results = predict_photos(
-            paths, extractor, top=top, crops=crops.value, classes=names, progress=progress
+            paths,
+            extractor,
+            top=top,
+            crops=crops.value,
+            depth=depth.value,
+            classes=names,
+            progress=progress,
         )
         results = show(results, untrained)
     seen = [

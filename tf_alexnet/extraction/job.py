@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_alexnet import remote
 from tf_alexnet.architectures import ALL, blob_names
 from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import Output, data_writer, encoded, export, open_output
+from tf_alexnet.extraction.reader import TIMEOUT
 from tf_alexnet.extraction.shards import (
     BASE,
     HEADER,
@@ -120,6 +122,8 @@ def extract_features(
     pool: str = "none",
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
+    timeout: float = TIMEOUT,
+    depth: str = "auto",
     fast_decode: bool = False,
     crops: str = "center",
     engine: str = "auto",
@@ -131,6 +135,7 @@ def extract_features(
     discard_damaged: bool = False,
     repeats: str = "drop",
     missing: str = "drop",
+    storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     cluster: str | None = None,
     cluster_workers: int | None = None,
     cluster_min_workers: int = 1,
@@ -170,7 +175,7 @@ def extract_features(
         Convolutional blobs (height, width, channels) pooled to (channels,).
     shard_size : int
         Photos per shard: the most that is done twice after an interruption.
-    workers, fast_decode
+    workers, timeout, depth, fast_decode
         As in `PhotoReader`.
     crops : {"center", "ten"}
         The centre of a photo; or its corners, its centre and their mirror images, each of which
@@ -195,6 +200,9 @@ def extract_features(
     missing : {"drop", "nan"}
         A photo that can't be read has no row; or one of NaN, in the order of the inputs (as
         `repeats`; in ``.parquet`` failures are rows already).
+    storage_options : dict of dicts, optional
+        Options of fsspec's file systems by scheme, for inputs and output:
+        ``{"s3": {"endpoint_url": "http://localhost:9000", "key": ..., "secret": ...}}``.
     cluster : "ray", "auto" or address, optional
         Where shards run, instead of in this process: on workers of a Ray of their own on this
         machine, of the one that runs here, or of the one at an address
@@ -224,35 +232,41 @@ def extract_features(
         If no photo at all, or too few of them, can be read.
     """
     plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
-    target = check_job(output, layers, batch_size, shard_size, repeats, missing, max_errors, *plan)
-    spec = ExtractionSpec(
-        *(weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode),
-        precision,
-    )
-    lines = find_images(images, repeats=True)
-    paths = list(dict.fromkeys(lines))
-    listing = None
-    if repeats == "keep" or missing == "nan":
-        listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
-    limit = _error_limit(max_errors, len(paths))
-    engine = choose_engine(engine, len(paths), precision)
-    with (
-        _crew(spec, batch_size, workers, engine, *plan) as crew,
-        progress_callback(progress) as progress,
-    ):
-        report = run_job(
-            target,
-            paths,
-            crew,
-            shard_size=shard_size,
-            limit=limit,
-            retry_errors=retry_errors,
-            force=force,
-            add=add,
-            discard_damaged=discard_damaged,
-            listing=listing,
-            progress=progress,
+    with remote.storage_options(storage_options):
+        target = check_job(
+            output, layers, batch_size, shard_size, repeats, missing, max_errors, *plan
         )
+        spec = ExtractionSpec(
+            *(weights, layers, architecture, preset, mean_image, dtype, pool, crops),
+            *(fast_decode, precision, depth),
+        )
+        lines = find_images(images, repeats=True)
+        paths = list(dict.fromkeys(lines))
+        listing = None
+        if repeats == "keep" or missing == "nan":
+            listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
+        make = functools.partial(
+            Worker,
+            spec,
+            batch_size,
+            engine=choose_engine(engine, len(paths), precision),
+            timeout=timeout,
+            storage=storage_options,
+        )
+        with _crew(make, workers, *plan) as crew, progress_callback(progress) as progress:
+            report = run_job(
+                target,
+                paths,
+                crew,
+                shard_size=shard_size,
+                limit=_error_limit(max_errors, len(paths)),
+                retry_errors=retry_errors,
+                force=force,
+                add=add,
+                discard_damaged=discard_damaged,
+                listing=listing,
+                progress=progress,
+            )
     return replace(report, repeats=len(lines) - len(paths))
 
 
@@ -292,14 +306,13 @@ def check_job(
     return target
 
 
-def _crew(spec, batch_size, workers, engine, cluster, places, fewest, gpus):
+def _crew(make, workers, cluster, places, fewest, gpus):
     """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
     if cluster is not None:
         from tf_alexnet.extraction.ray_cluster import RayCrew
 
-        make = functools.partial(Worker, spec, batch_size, engine=engine)
         return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
-    return Worker(spec, batch_size, workers, engine)
+    return make(workers=workers)
 
 
 def _check_sizes(

@@ -15,6 +15,7 @@ from tf_alexnet.architectures import blob_names
 from tf_alexnet.engines import PRECISIONS
 from tf_alexnet.errors import InputError, UsageError
 from tf_alexnet.images import read_mean_image, recorded_name, resolve
+from tf_alexnet.images.decode import DEPTHS
 
 if TYPE_CHECKING:
     from tf_alexnet.images.mean_image import Mean
@@ -47,6 +48,8 @@ class ExtractionSpec:
         As in `PhotoReader`.
     precision : {"float32", "bfloat16"}
         As in `FeatureExtractor`.
+    depth : {"auto", "16", "12", "8"}
+        As in `load_image`.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class ExtractionSpec:
     crops: str = "center"
     fast_decode: bool = False
     precision: str = "float32"
+    depth: str = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "layers", blob_names(self.layers))
@@ -74,6 +78,7 @@ class ExtractionSpec:
             ("pool", tuple(POOLS)),
             ("crops", tuple(CROPS)),
             ("precision", PRECISIONS),
+            ("depth", DEPTHS),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -102,6 +107,7 @@ class ExtractionSpec:
             "crops": self.crops,
             "fast_decode": "yes" if self.fast_decode else "no",
             "precision": self.precision,
+            "depth": self.depth,
             "pipeline_version": str(PIPELINE_VERSION),
         }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import h5py
@@ -16,9 +17,10 @@ import PIL
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.extractor import FeatureExtractor
 from tf_alexnet.extraction.formats import data_writer, printable
-from tf_alexnet.extraction.reader import PhotoReader
+from tf_alexnet.extraction.reader import TIMEOUT, PhotoReader
 from tf_alexnet.extraction.shards import Store
 from tf_alexnet.extraction.spec import CROPS, ExtractionSpec
+from tf_alexnet.remote import storage_options
 from tf_alexnet.version import VERSION
 
 _BATCH, _GPU_BATCH = 64, 256
@@ -57,6 +59,10 @@ class Worker:
         Decoder processes, as in `PhotoReader`.
     engine : str
         As in `FeatureExtractor`.
+    timeout : float
+        As in `PhotoReader`.
+    storage : dict of dicts, optional
+        As `tf_alexnet.remote.storage_options` takes them.
 
     Attributes
     ----------
@@ -78,7 +84,12 @@ class Worker:
         batch_size: int | str = "auto",
         workers: int | None = None,
         engine: str = "auto",
+        timeout: float = TIMEOUT,
+        storage: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        # In a process of Ray's, too
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(storage_options(storage))
         self._extractor = extractor = FeatureExtractor(
             spec.weights,
             spec.layers,
@@ -115,6 +126,8 @@ class Worker:
             mean_image=extractor.mean_image,
             crops=spec.crops,
             workers=workers,
+            timeout=timeout,
+            depth=spec.depth,
             fast_decode=spec.fast_decode,
         )
 
@@ -123,6 +136,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
+        self._stack.close()
 
     def run(
         self, shards: Iterable[Shard], store: Store, tell: Tell

@@ -346,8 +346,8 @@ def _note_depth(highest: int, asked: str) -> None:
     """Say that a picture will be nearly black; one without any light is meant so."""
     bits = 8 if highest < 256 else 12
     if highest:
-        text = "%s: max value %d: looks like %d bits; depth=%d would use them"
-        _log.warning(text, one_line(asked), highest, bits, bits)
+        text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
+        _log.warning(text, one_line(asked), highest, bits, bits, bits)
 
 
 @contextlib.contextmanager
