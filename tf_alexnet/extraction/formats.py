@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,13 @@ import h5py
 import numpy as np
 from h5py import h5f, h5fd, h5g, h5p
 
+from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.storage import OutputFile, unbroken
 
 BLOCK_BYTES = 8 * 2**20  # rows that are in memory together
 _CHUNK_BYTES = 2**20  # of an HDF5 dataset: few enough to index, small enough to read one row
+_MAT_BYTES = 2**31 - 2**10  # of an array in a .mat, less its header
 _OK = "ok"
 
 Layers = dict[str, tuple[tuple[int, ...], np.dtype]]  # layer -> (shape of a row, dtype)
@@ -106,6 +109,8 @@ def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None
             _export_npz(file, content)
         elif suffix == ".npy":
             _export_npy(file, content, names)
+        elif suffix == ".mat":
+            _export_mat(file, content)
         else:
             with data_writer(suffix)(file, content.layers) as writer:
                 photos = iter(content.photos)
@@ -117,6 +122,18 @@ def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None
         file.check()  # the cause, where a library fails in words of its own
 
 
+def check_size(suffix: str, layers: Layers, rows: int) -> None:
+    """Refuse (UsageError) rows that a finished file can't hold: a ``.mat`` 2 GB of a layer."""
+    for name, (shape, _) in layers.items():
+        size = 4 * rows * math.prod(shape)
+        if suffix == ".mat" and size > _MAT_BYTES:
+            raise UsageError(
+                f"{name} of {rows:,} photos",
+                f"it takes {size / 1e9:.1f} GB, and an array in a .mat at most 2",
+                "Use .h5: h5read reads it in MATLAB, hdf5r in R; or pool the layer.",
+            )
+
+
 @contextlib.contextmanager
 def open_output(
     path: str | os.PathLike, names: str | os.PathLike | None = None
@@ -126,7 +143,7 @@ def open_output(
     Parameters
     ----------
     path : path
-        ``.h5``, ``.hdf5``, ``.npz``, ``.npy`` or ``.parquet``.
+        ``.h5``, ``.hdf5``, ``.npz``, ``.npy``, ``.mat`` or ``.parquet``.
     names : path, optional
         The JSON file that belongs to an ``.npy`` (default: `path` + ``.json``).
 
@@ -141,7 +158,7 @@ def open_output(
             if path.suffix.lower() == ".npy":
                 output = _read_npy(path, Path(names or f"{path}.json"))
             else:
-                readers = {".npz": _read_npz, ".parquet": _read_parquet}
+                readers = {".npz": _read_npz, ".parquet": _read_parquet, ".mat": _read_mat}
                 output = readers.get(path.suffix.lower(), _read_hdf5)(path, stack)
         yield output
 
@@ -501,3 +518,66 @@ def _read_npy(path: Path, names: Path) -> Output:
     rows = np.lib.format.open_memmap(path, mode="r")
     layers = {known["attributes"]["layers"]: (rows.shape, rows.dtype)}
     return _of_json(known, layers, lambda _, x, y: rows[x:y])
+
+
+def _export_mat(file: OutputFile, content: Any) -> None:
+    """A MATLAB file (version 5): an array per layer, a cell per column, a struct of attributes.
+
+    ``record`` has all text exactly as it is: the JSON of an ``.npy``, as bytes. There is no float16
+    in MATLAB. SciPy's `savemat` won't do: MATLAB opens no file where it wrote "ü".
+    """
+    check_size(".mat", content.layers, len(content.photos))
+    file.write(b"MATLAB 5.0 MAT-file, written by tf_alexnet".ljust(116) + bytes(8) + b"\0\1IM")
+    for name, texts in _columns(content).items():
+        file.write(_mat_array(1, (len(texts), 1), name, *map(_mat_text, texts)))
+    record = _json(content)
+    attributes = json.loads(record)["attributes"]
+    names = b"".join(name.encode().ljust(32, b"\0") for name in attributes)
+    fields = _mat_element(5, struct.pack("<i", 32)), _mat_element(1, names)
+    values = map(_mat_text, attributes.values())
+    file.write(_mat_array(2, (1, 1), "attributes", *fields, *values))
+    file.write(_mat_array(9, (1, len(record)), "record", _mat_element(2, record)))
+    for name, (shape, _) in content.layers.items():
+        rows, start = np.empty((len(content.photos), *shape), np.float32, order="F"), 0
+        for block in content.blocks([name]):
+            rows[start : start + len(block[name])] = block[name]
+            start += len(block[name])
+        tag, padding = struct.pack("<II", 7, rows.nbytes), bytes(rows.nbytes % 8)
+        file.write(_mat_array(7, rows.shape, name, tag, more=rows.nbytes + len(padding)))
+        file.write(rows.ravel("K"))
+        file.write(padding)
+        file.check()
+
+
+def _mat_array(kind: int, shape: Sequence[int], name: str, *parts: bytes, more: int = 0) -> bytes:
+    """An array of a class of MATLAB's; `more` bytes of it are to follow."""
+    flags, sizes = struct.pack("<II", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
+    head = _mat_element(6, flags) + _mat_element(5, sizes) + _mat_element(1, name.encode())
+    body = b"".join((head, *parts))
+    return struct.pack("<II", 14, len(body) + more) + body
+
+
+def _mat_element(kind: int, data: bytes) -> bytes:
+    """A tag and data; up to four bytes are part of the tag."""
+    if 0 < len(data) <= 4:
+        return struct.pack("<HH4s", kind, len(data), data)
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def _mat_text(text: str) -> bytes:
+    text = printable(text)
+    kind, data = (16, text.encode()) if text.isascii() else (17, text.encode("utf-16-le"))
+    length = len(data) // (kind - 15)
+    return _mat_array(4, (min(length, 1), length), "", _mat_element(kind, data))
+
+
+def _read_mat(path: Path, stack: contextlib.ExitStack) -> Output:
+    from scipy.io import loadmat, whosmat
+
+    file = stack.enter_context(path.open("rb"))
+    known = json.loads(loadmat(file, variable_names="record")["record"].tobytes())
+    kinds = {"single": np.dtype(np.float32)}
+    found = {name: (shape, kinds[kind]) for name, shape, kind in whosmat(file) if kind in kinds}
+    layers = {name: found[name] for name in known["attributes"]["layers"].split()}
+    whole = functools.cache(lambda name: loadmat(file, variable_names=name)[name])
+    return _of_json(known, layers, lambda name, x, y: whole(name)[x:y])

@@ -411,7 +411,7 @@ def token() -> str:
     return uuid.uuid4().hex[:16]
 
 
-SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".parquet")
+SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".mat", ".parquet")
 
 
 class Target:
