@@ -532,7 +532,7 @@ def _export_mat(file: OutputFile, content: Any) -> None:
         file.write(_mat_array(1, (len(texts), 1), name, *map(_mat_text, texts)))
     record = _json(content)
     attributes = json.loads(record)["attributes"]
-    names = b"".join(name.encode().ljust(32, b"\0") for name in attributes)
+    names = b"".join(name.encode()[:31].ljust(32, b"\0") for name in attributes)
     fields = _mat_element(5, struct.pack("<i", 32)), _mat_element(1, names)
     values = map(_mat_text, attributes.values())
     file.write(_mat_array(2, (1, 1), "attributes", *fields, *values))
@@ -550,7 +550,7 @@ def _export_mat(file: OutputFile, content: Any) -> None:
 
 
 def _mat_array(kind: int, shape: Sequence[int], name: str, *parts: bytes, more: int = 0) -> bytes:
-    """An array of a class of MATLAB's; `more` bytes of it are to follow."""
+    """An array: 1 a cell, 2 a struct, 4 char, 7 single, 9 uint8; `more` bytes of it follow."""
     flags, sizes = struct.pack("<II", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
     head = _mat_element(6, flags) + _mat_element(5, sizes) + _mat_element(1, name.encode())
     body = b"".join((head, *parts))
@@ -558,7 +558,7 @@ def _mat_array(kind: int, shape: Sequence[int], name: str, *parts: bytes, more: 
 
 
 def _mat_element(kind: int, data: bytes) -> bytes:
-    """A tag and data; up to four bytes are part of the tag."""
+    """Data of a kind (1 int8, 2 uint8, 5 int32, 6 uint32, 14 array, 16 and 17 text) and its tag."""
     if 0 < len(data) <= 4:
         return struct.pack("<HH4s", kind, len(data), data)
     return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
@@ -566,6 +566,7 @@ def _mat_element(kind: int, data: bytes) -> bytes:
 
 def _mat_text(text: str) -> bytes:
     text = printable(text)
+    # One unit a character, as MATLAB counts them: UTF-8 where it is ASCII, else UTF-16.
     kind, data = (16, text.encode()) if text.isascii() else (17, text.encode("utf-16-le"))
     length = len(data) // (kind - 15)
     return _mat_array(4, (min(length, 1), length), "", _mat_element(kind, data))

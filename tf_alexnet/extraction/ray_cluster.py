@@ -101,7 +101,9 @@ class RayCrew:
             self._made = self._ray.put(self._make)  # arrays in it: once on each machine
             for _ in range(self.places):
                 self._start()
-            self._wait_for_fewest()
+            until = time.monotonic() + _PLACE_SECONDS
+            while len(self._idle) < self._fewest:
+                self._next(until)
         except BaseException:
             self.__exit__()
             raise
@@ -158,23 +160,18 @@ class RayCrew:
         worker = self._actor.remote(*self._arguments)
         self._owed[worker.load.remote(self._made)] = worker, None
 
-    def _wait_for_fewest(self) -> None:
-        until = time.monotonic() + _PLACE_SECONDS
-        while len(self._idle) < self._fewest:
-            left = max(0.0, until - time.monotonic())
-            if not self._ray.wait(list(self._owed), timeout=left)[0]:
-                found = f"place for {len(self._idle)} of {self._fewest} in {_PLACE_SECONDS:.0f}"
-                raise UsageError(
-                    f"workers of {self._needs}",
-                    f"the cluster had {found} seconds",
-                    "Ask for more workers or fewer GPUs a worker, or see what ray status says.",
-                )
-            self._next()
-
-    def _next(self) -> tuple[Shard, Finished] | None:
+    def _next(self, until: float | None = None) -> tuple[Shard, Finished] | None:
         """Wait for what comes first: a shard; or None, for a worker that is ready, or ended."""
-        ((ref, *_), _) = self._ray.wait(list(self._owed))
-        worker, shard = self._owed[ref]
+        left = until and max(0.0, until - time.monotonic())
+        ready, _ = self._ray.wait(list(self._owed), timeout=left)
+        if not ready:
+            found = f"place for {len(self._idle)} of {self._fewest} in {_PLACE_SECONDS:.0f} seconds"
+            raise UsageError(
+                f"workers of {self._needs}",
+                f"the cluster had {found}",
+                "Ask for more workers or fewer GPUs a worker, or see what ray status says.",
+            )
+        worker, shard = self._owed[ref := ready[0]]
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:

@@ -113,12 +113,7 @@ class Folder:
     Parameters
     ----------
     location : str
-        Path or URL. Nothing is created.
-
-    Raises
-    ------
-    UsageError
-        If what the URL's scheme needs is not installed.
+        Path or URL (UsageError if what its scheme needs is not installed). Nothing is created.
     """
 
     def __init__(self, location: str):
