@@ -73,7 +73,7 @@ def extract(
             "--output",
             "--out",
             "-o",
-            help="A .h5, .npz, .npy or .parquet file; or a folder/ of .h5 shards "
+            help="A .h5, .npz, .npy, .mat or .parquet file; or a folder/ of .h5 shards "
             "(folder.parquet/: .parquet shards). Missing folders are made.",
         ),
     ],

@@ -21,11 +21,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_alexnet import remote
-from tf_alexnet.architectures import ALL, blob_names
+from tf_alexnet.architectures import ALL, ARCHITECTURES, PREACT, blob_names
 from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
-from tf_alexnet.extraction.formats import Output, data_writer, encoded, export, open_output
+from tf_alexnet.extraction.formats import (
+    Output,
+    check_size,
+    data_writer,
+    encoded,
+    export,
+    open_output,
+)
 from tf_alexnet.extraction.reader import TIMEOUT
 from tf_alexnet.extraction.shards import (
     BASE,
@@ -43,7 +50,7 @@ from tf_alexnet.extraction.shards import (
     read_header,
 )
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
-from tf_alexnet.extraction.storage import Target, locked, place_of, reading_of, token
+from tf_alexnet.extraction.storage import FIXED, Target, locked, place_of, reading_of, token
 from tf_alexnet.extraction.worker import Finished, Shard, Worker
 from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import read_file, read_url
@@ -158,7 +165,7 @@ def extract_features(
     output : path or URL
         ``.h5``: ``paths`` (N,), one (N, ...) array per layer, a group ``errors`` with ``paths``,
         ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
-        dtype, versions). ``.npz``: the same as arrays, ``errors_paths`` .. and ``attributes``
+        dtype, versions). ``.npz``, ``.mat`` (MATLAB, Octave): the same as arrays, ``errors_paths`` .. and ``attributes``
         (JSON). ``.npy``: the array of one layer, and the rest in ``<output>.json``. ``.parquet``:
         one row per photo, with path, status, detail, each layer a list of fixed size. All of them
         also hold what tells a photo that has changed: ``places``, ``stats`` and ``digests``.
@@ -400,6 +407,8 @@ def run_job(
                 "Name another output, or leave out --repeats keep and --missing nan.",
             )
         relisted = job.lists_others(listing)
+        if target.suffix == ".mat":
+            check_size(target.suffix, _shapes(crew.settings), plan.kept + len(plan.todo))
         if plan.todo or plan.doubtful or repair or relisted:
             job.begin(repair, crew.attributes)
             job.reread(plan)
@@ -410,6 +419,16 @@ def run_job(
             for shard, found in finished:
                 job.commit(shard, found, plan)
         return job.finish(plan, crew.attributes, listing)
+
+
+def _shapes(settings: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shapes and type of the rows that a job with these settings makes."""
+    table, shapes = ARCHITECTURES[settings["architecture"]], {}
+    blobs = {row.name: row.output_shape for row in table.rows()}
+    for name in settings["layers"].split():
+        shape = blobs.get(name.removesuffix(PREACT), blobs["fc8"])
+        shapes[name] = shape if settings["pool"] == "none" else shape[-1:], np.dtype("f4")
+    return shapes
 
 
 class _Listing(NamedTuple):
@@ -648,7 +667,7 @@ class _Job:
 
     @property
     def _can_grow(self) -> bool:
-        return self._target.suffix not in (".npz", ".npy")
+        return self._target.suffix not in FIXED
 
     def lists_others(self, listing: _Listing | None) -> bool:
         """Whether a finished file has rows in another order than is asked for."""
@@ -661,7 +680,7 @@ class _Job:
             found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
             raise UsageError(
                 str(target),
-                f"it is finished, and {found}; an {target.suffix} file can't grow",
+                f"it is finished, and {found}; {target.suffix} files don't grow",
                 "Name another output, use .h5, .parquet or a folder/, or pass --force to replace "
                 "it.",
             )

@@ -267,7 +267,7 @@ class Store:
     def publish(self, name: str) -> None:
         """Give a data file its final name."""
         if self.data.is_local:
-            self.job.publish(self._staged(name), self.data, name)
+            self.job.rename(self._staged(name), self.data, name, keep=False)
 
     def size(self, name: str) -> int | None:
         """Bytes of a data file that was written, published or not."""
