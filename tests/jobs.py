@@ -25,8 +25,8 @@ class Network:
     """What `extract_features` asks of a `FeatureExtractor`."""
 
     architecture, preset, trained_as = "torchvision", "torchvision", "torchvision"
-    weights_digest, weights_source = "sha256:0", "network.npy"
-    mean_image = None
+    weights_digest, weights_source, untrained = "sha256:0", "network.npy", False
+    mean_image, engine, on_gpu = None, "numpy", False
     seconds = 0.0
     log = os.environ.get("JOBS_LOG")  # a file that gets a byte a picture
 

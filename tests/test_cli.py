@@ -314,7 +314,7 @@ def test_bad_calls(run, tmp_path, monkeypatch):
         (("predict", "none", *convs), 2, "no image found"),
         (("predict", "nosuch.jpg", *convs), 5, "nosuch.jpg"),
         (("predict", "--json", "--csv", photo), 2, "two formats at once"),
-        (("extract", photo, "-o", "no/f.h5", *convs), 4, "there is no folder no"),
+        (("extract", photo, "-o", "file.txt/f.h5", *convs), 4, "file.txt is not a folder"),
         (("extract", photo, "-o", "f.csv", *convs), 2, "no format has the suffix"),
         (("predict", photo, *convs, "--plot", "p.txt"), 2, "not a name for a picture"),
         (("predict", photo, *convs), 3, "it holds the convolutions only"),

@@ -378,7 +378,7 @@ def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
         ((source, "old.npz", "--form", "list"), 2, "one form only"),
         ((source, "x.npy", "--form", "rows"), 2, "there is no such form"),
         (("page.npy", "old.npz"), 3, "an HTML"),
-        ((source, "no/x.npy"), 4, "it can't be written"),
+        ((source, "page.npy/x.npy"), 4, "it can't be written"),
         ((source, "folder.npy"), 4, "it can't be written"),
     ):
         code, out, err = run("convert", *arguments)

@@ -13,13 +13,15 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
 from tf_alexnet.errors import ImageError, InputError, UsageError
-from tf_alexnet.images import decode, load_image
+from tf_alexnet.extraction.reader import PhotoReader
+from tf_alexnet.images import decode, load_image, preprocess_input
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -57,12 +59,15 @@ def png(width, height, bits, colour, rows, *chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiff(tags, data):
-    """A one-strip little-endian TIFF written by hand, from {tag: short}."""
+def tiff(tags, data, order="<"):
+    """A one-strip TIFF written by hand, from {tag: short}."""
     offset = 8 + 2 + 12 * (len(tags) + 2) + 4
-    rows = {**{t: (3, v) for t, v in tags.items()}, 273: (4, offset), 279: (4, len(data))}
-    body = b"".join(struct.pack("<HHII", t, *(rows[t][0], 1, rows[t][1])) for t in sorted(rows))
-    return b"II*\0" + struct.pack("<IH", 8, len(rows)) + body + bytes(4) + data
+    shorts = {tag: struct.pack(order + "HIHxx", 3, 1, value) for tag, value in tags.items()}
+    longs = {273: offset, 279: len(data)}
+    rows = {**shorts, **{t: struct.pack(order + "HII", 4, 1, v) for t, v in longs.items()}}
+    body = b"".join(struct.pack(order + "H", tag) + rows[tag] for tag in sorted(rows))
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HIH", 42, 8, len(rows))
+    return head + body + bytes(4) + data
 
 
 def grey(*values):
@@ -185,6 +190,118 @@ def test_sixteen_bit_grey_keeps_the_high_byte(data):
     np.testing.assert_array_equal(load_image(data), SIXTEEN_EXPECTED)
 
 
+SAMPLES = np.array([[0, 255, 256, 0x1234, 0xFFFF], [1, 0x80FF, 0x7F00, 5, 0xFEDC]], np.uint16)
+
+
+def grey_tiff(order, white, bits, packed, predicted=False, samples=SAMPLES):
+    """A grey TIFF, or bytes of a whole number of bits a sample; `packed`: TIFF's compression."""
+    kind = np.dtype(f"{order}u{bits // 8}")
+    samples = samples >> 16 - bits
+    if predicted:
+        samples = np.diff(samples, axis=1, prepend=0)
+    data = samples.astype(kind).tobytes()
+    if packed == 8:
+        data = zlib.compress(data)
+    elif packed == 32773:
+        data = bytes([len(data) - 1]) + data
+    tags = {256: 5, 257: 2, 258: bits, 259: packed, 262: white, 277: 1, 278: 2}
+    return tiff({**tags, 317: 2} if predicted else tags, data, order)
+
+
+@pytest.mark.parametrize("packed", [1, 8, 32773, "predicted"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("white", [0, 1])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_grey_tiffs_are_opencvs(order, white, bits, packed):
+    predicted = packed == "predicted"
+    data = grey_tiff(order, white, bits, 8 if predicted else packed, predicted)
+    got = load_image(data)
+    np.testing.assert_array_equal(got, cv2.imdecode(np.frombuffer(data, np.uint8), 1))
+    high = (SAMPLES >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(got[..., 0], high if white else 255 - high)
+
+
+@pytest.mark.parametrize("kind", ["tiled", "BigTIFF", "PNG"])
+def test_deep_grey_of_other_shapes(kind):
+    noise = RNG.integers(0, 65536, (40, 50), dtype=np.uint16)
+    options = {"tiled": {"tiffinfo": {322: 16, 323: 16}}, "BigTIFF": {"big_tiff": True}}
+    data = saved(noise, "PNG" if kind == "PNG" else "TIFF", **options.get(kind, {}))
+    np.testing.assert_array_equal(
+        load_image(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    )
+
+
+def test_twelve_bits_a_sample():
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 277: 1, 278: 1}
+    data = tiff(tags, b"\xff\xf1\x23")
+    # OpenCV shifts them up to 16 bits.
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(deep, [[0xFFF0, 0x1230]])
+    np.testing.assert_array_equal(load_image(data), grey(0xFF, 0x12))
+
+
+@pytest.mark.parametrize(
+    ("values", "depth", "expected", "note"),
+    [
+        ([0, 256, 3071], "auto", [0, 1, 11], "max value 3071: looks like 12 bits; depth=12 would"),
+        ([0, 256, 3071], "12", [0, 16, 191], None),
+        ([0, 256, 3071], "16", [0, 1, 11], None),
+        ([0, 17, 250], "auto", [0, 0, 0], "max value 250: looks like 8 bits; depth=8 would use"),
+        ([0, 17, 250], "8", [0, 17, 250], None),
+        ([0, 17, 4096], "8", [0, 17, 255], None),
+        ([0, 17, 4096], "12", [0, 1, 255], None),
+        ([0, 17, 4096], "auto", [0, 0, 16], None),
+        ([0, 0, 0], "auto", [0, 0, 0], None),
+    ],
+)
+def test_depth_of_sixteen_bit_grey(values, depth, expected, note, caplog):
+    samples = np.array([values], np.uint16)
+    files = [saved(samples, "PNG"), saved(samples, "TIFF")]
+    tags = {256: 3, 257: 1, 258: 16, 259: 1, 262: 1, 277: 1, 278: 1}
+    files.append(tiff(tags, samples.astype(">u2").tobytes(), ">"))
+    for data in files:
+        np.testing.assert_array_equal(load_image(data, depth=depth), grey(*expected))
+        number = int(depth) if depth.isdigit() else depth
+        np.testing.assert_array_equal(decode.decode_photo(data, depth=number), grey(*expected))
+        inverted = tiff({**tags, 262: 0}, samples.astype("<u2").tobytes())
+        np.testing.assert_array_equal(
+            load_image(inverted, depth=depth), grey(*(255 - np.array(expected)))
+        )
+    notes = [record.getMessage() for record in caplog.records]
+    assert len(notes) == (9 if note else 0)
+    assert all(note in text for text in notes)
+    with pytest.raises(UsageError, match=r"depth='10': not a depth\. Use auto, 16, 12, 8\."):
+        load_image(files[0], depth="10")
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic(monkeypatch, tmp_path):
+    pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(np.kron(RGB, np.ones((16, 16, 1), np.uint8)), "HEIF", exif=exif.tobytes())
+    (tmp_path / "photo.heic").write_bytes(data)
+    got = load_image(tmp_path / "photo.heic")
+    assert got.shape == (7 * 16, 5 * 16, 3)
+    centres = got[8::16, 8::16].astype(int) - np.rot90(RGB, -1)
+    assert np.abs(centres).mean() < 30, "coded with loss"
+    with PhotoReader("caffe", workers=1) as reader:
+        (batch,) = reader.batches([str(tmp_path / "photo.heic")], 1)
+    expected = preprocess_input([got], "caffe")
+    np.testing.assert_array_equal(batch.pixels, expected)
+    with pytest.raises(ImageError):
+        load_image(data[: len(data) // 2])
+
+
+def test_heic_without_its_reader(monkeypatch):
+    formats = tuple(name for name in decode.FORMATS if name != "HEIF")
+    monkeypatch.setattr(decode, "FORMATS", formats)
+    with pytest.raises(ImageError, match=r"it is a HEIC photo\. .* pip install 'tf-alexnet\[heic"):
+        load_image(HEIC)
+
+
 def test_sixteen_bit_colour_keeps_the_high_byte():
     row = struct.pack(">6H", 0x00FF, 0x0100, 0xFFFF, 0x1234, 0x80FF, 0x7F00)
     np.testing.assert_array_equal(
@@ -257,12 +374,8 @@ def test_path_and_bytes_give_the_same_fresh_array(tmp_path):
         (saved(Image.new("I", (3, 3), 70000), "TIFF"), "32-bit or signed pixels"),
         (saved(Image.new("LAB", (3, 3)), "TIFF"), "Lab pixels"),
         (b"Pf\n1 1\n-1.0\n" + struct.pack("<f", 0.5), "floating-point pixels|no image of a kind"),
-        (
-            tiff({256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 277: 1, 278: 1}, b"\xff\xf0\x00"),
-            "12-bit samples",
-        ),
     ],
-    ids=["float", "int32", "lab", "pfm", "12-bit"],
+    ids=["float", "int32", "lab", "pfm"],
 )
 def test_pixels_without_an_obvious_range_are_refused(data, reason):
     with pytest.raises(ImageError, match=reason):
@@ -407,14 +520,18 @@ def test_no_permission(tmp_path, monkeypatch):
     path = tmp_path / "secret.jpg"
     path.write_bytes(saved(RGB, "JPEG"))
     path.chmod(0)
+
+    def deny(*args):
+        raise PermissionError(13, "Permission denied")
+
     if os.geteuid() == 0:  # root reads everything
-
-        def deny(*args):
-            raise PermissionError(13, "Permission denied")
-
         monkeypatch.setattr("builtins.open", deny)
     with pytest.raises(ImageError, match="no permission to read it") as caught:
         load_image(path)
+    assert caught.value.code == "no_permission"
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(ImageError, match="the folder can't be read") as caught:
+        load_image(tmp_path)
     assert caught.value.code == "no_permission"
 
 

@@ -245,7 +245,9 @@ def test_a_deep_folder(tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     with pytest.raises(ImageError, match=r"none\.jpg: there is no such file or folder\. Check"):
-        find_images([tmp_path, tmp_path / "none.jpg"])
+        find_images(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match=r"none\.jpg: there is no such file or folder\. Check"):
+        find_images([tmp_path, tmp_path / "none.jpg", tmp_path / "none.jpg"])
     with pytest.raises(ImageError, match="there is no such file"):
         find_images("nul\0character.jpg")
     with pytest.raises(UsageError, match=r"no image found\. Looked for files ending in .*\.jpeg"):
@@ -260,7 +262,7 @@ def test_refusals(tmp_path):
         find_images(tmp_path / "list.csv")
 
 
-def test_an_unreadable_folder_is_not_skipped_silently(tree, monkeypatch):
+def test_an_unreadable_folder_is_a_row(tree, monkeypatch):
     listdir = os.listdir
 
     def deny(path):
@@ -269,5 +271,7 @@ def test_an_unreadable_folder_is_not_skipped_silently(tree, monkeypatch):
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", deny)
+    rows = ["b/deep" if name.startswith("b/deep") else name for name in IN_ORDER]
+    assert find_images(tree) == below(tree, rows)
     with pytest.raises(ImageError, match=r"deep: the folder can't be read \(Permission denied\)"):
-        find_images(tree)
+        find_images(tree / "b" / "deep")

@@ -476,7 +476,11 @@ def test_predict_with_a_run(run, trained):
         (["evaluate", "data", "--model", "nowhere"], 2, "there is no such folder"),
         (["evaluate", "data", "-w", "torchvision-convs"], 3, "it has no fc8"),
         (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "not a name for a picture"),
-        (["evaluate", "data", "--model", "RUN", "--csv", "no/c.csv"], 4, "there is no folder no"),
+        (
+            ["evaluate", "data", "--model", "RUN", "--csv", "data/red/1.png/c.csv"],
+            4,
+            "not a folder",
+        ),
         (["evaluate", "data", "--model", "RUN", "--keep", "p.npz"], 2, "not the name of an .h5"),
         (["evaluate", "data/red", "--model", "RUN"], 2, "no class folder in it"),
     ],

@@ -6,11 +6,13 @@ import tracemalloc
 from dataclasses import replace
 
 import h5py
+import jobs
 import numpy as np
 import pytest
 import reference
 from conftest import model_of, weights_of
 from PIL import Image
+from scipy.io import loadmat
 
 import tf_alexnet as ta
 from tf_alexnet.errors import (
@@ -21,6 +23,7 @@ from tf_alexnet.errors import (
     PresetError,
     UsageError,
 )
+from tf_alexnet.extraction import decoder, worker
 from tf_alexnet.extraction.formats import data_writer, export, open_output
 from tf_alexnet.extraction.storage import Folder
 
@@ -297,6 +300,34 @@ def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
     assert peak(64) < peak(32) + 4e6  # 32 batches more: 34 MB of rows
 
 
+def test_mat_holds_the_same_and_is_done_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "FeatureExtractor", jobs.Network)
+    monkeypatch.setattr(worker, "PhotoReader", jobs.Reader)
+    photos = jobs.photos(tmp_path / "photos", 5)
+    (tmp_path / "photos" / "empty.png").touch()
+    monkeypatch.setattr(decoder, "_RACY", 0)  # files that were just written are believed
+    for suffix in (".npz", ".mat"):
+        report = ta.extract_features(
+            tmp_path / "photos", tmp_path / f"f{suffix}", weights="w.npy", layers=["conv5", "fc7"]
+        )
+    found = loadmat(tmp_path / "f.mat")
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["paths"].tolist() == photos
+        for name in ("conv5", "fc7"):
+            np.testing.assert_array_equal(found[name], file[name])
+        for name in ("paths", "stats", "digests", "places", "errors_paths", "errors_codes"):
+            assert ["".join(cell) for cell in found[name][:, 0]] == file[name].tolist()
+    attributes = {name: found["attributes"][name][0, 0][0] for name in report.attributes}
+    assert attributes == report.attributes
+    before = (tmp_path / "f.mat").read_bytes()
+    again = ta.extract_features(
+        tmp_path / "photos", tmp_path / "f.mat", weights="w.npy", layers=["conv5", "fc7"]
+    )
+    assert (again.kept, again.errors) == (6, report.errors)
+    assert (tmp_path / "f.mat").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.mat", "f.npz", "photos"]
+
+
 def test_no_readable_photo_at_all(tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(ImageError, match=r"1 photo: none could be read; the first: .*a\.jpg: "):
@@ -325,9 +356,10 @@ def test_calls_that_can_not_work(tmp_path, example_photos):
 
     with pytest.raises(UsageError, match=r"no format has the suffix '\.csv'"):
         run("f.csv")
-    with pytest.raises(OutputError, match=r"there is no folder .*none"):
-        run("none/f.h5")
     (tmp_path / "folder.h5").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is not a folder"):
+        run("file/new/f.h5")
     with pytest.raises(OutputError, match="it is a folder"):
         run("folder.h5")
     with pytest.raises(LayerError, match=r"layer 'fc9': .* Known are: data, conv1"):

@@ -1,14 +1,19 @@
 """FeatureExtractor as an object: photos to arrays, pickling, parity with the plain model."""
 
+import io
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
+import tensorflow as tf
 from conftest import model_of, weights_of
+from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
@@ -27,13 +32,75 @@ def test_paths_and_arrays_give_the_same_rows_in_order(example_photos):
             assert reference.relative_error(found[name], blob) < (5e-6 if batch_size < 5 else 1e-9)
 
 
-def test_from_images_refuses_what_is_no_list_of_photos(tmp_path):
-    extractor = ta.FeatureExtractor("torchvision-convs", ["pool5"])
-    for images in ("photo.jpg", [], tmp_path):
-        with pytest.raises(InputError, match="is no sequence of photos"):
-            extractor.from_images(images)
-    with pytest.raises(ImageError, match=r"nosuch\.jpg: there is no such file"):
-        extractor.from_images([tmp_path / "nosuch.jpg"])
+def test_from_images_takes_photos_of_any_kind_from_any_container(example_photos):
+    extractor = ta.FeatureExtractor("torchvision-convs", "pool5")
+    paths = [str(path) for path in example_photos[:3]]
+    pixels = [ta.load_image(path) for path in paths]
+    expected = extractor.from_images(pixels)["pool5"]
+    square = np.stack([x[:100, :100] for x in pixels])
+    of_square = extractor.from_images(list(square))["pool5"]
+    files = [open(path, "rb") for path in paths]  # noqa: SIM115
+    for images, wanted in (
+        (paths, expected),
+        (paths[0], expected[:1]),
+        (pixels[0], expected[:1]),
+        ((path for path in paths), expected),
+        (pd.Series(paths, index=[5, 1, 9]), expected),
+        (pd.Index(paths), expected),
+        (pd.DataFrame({"path": paths}), expected),
+        (np.array(paths), expected),
+        (set(paths), expected),  # sorted
+        ([Path(paths[0]), pixels[1], Image.open(paths[2])], expected),
+        ([Path(path).read_bytes() for path in paths], expected),
+        ([io.BytesIO(Path(path).read_bytes()) for path in paths], expected),
+        (files, expected),
+        ([f"file://{os.path.abspath(path)}" for path in paths], expected),
+        (square, of_square),
+        (tf.constant(square), of_square),
+        (list(tf.constant(square)), of_square),
+        (Tensor(square), of_square),
+    ):
+        found = extractor.from_images(images)["pool5"]
+        assert reference.relative_error(found, wanted) < 5e-6, type(images)  # observed 1e-6
+    for file in files:
+        file.close()
+
+
+class Tensor:
+    """What `torch.Tensor` has that is used; it may be on a GPU."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self._values
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "line"),
+    [
+        ([], InputError, "it got no photo"),
+        (["PHOTO", None], InputError, r"images\[1\]: "),
+        (["PHOTO", float("nan")], InputError, r"images\[1\]: "),
+        (["PHOTO", 7], InputError, r"images\[1\]: "),
+        ([["PHOTO"]], InputError, r"images\[0\]: "),
+        ({"a": "PHOTO"}, InputError, "a dictionary"),
+        (np.zeros((2, 3)), InputError, "neither paths nor pixels"),
+        (["PHOTO", np.full((9, 9, 3), 0.5)], InputError, r"images\[1\]: got float64"),
+        (["PHOTO", np.zeros((3, 9, 9), np.uint8)], InputError, r"images\[1\]: .* Channels come"),
+        (["PHOTO", "nosuch.jpg"], ImageError, r"nosuch\.jpg: there is no such file"),
+        (b"no image", ImageError, "not an image format we read"),
+    ],
+)
+def test_from_images_names_what_is_not_a_photo(images, error, line, example_photos):
+    extractor = ta.FeatureExtractor("torchvision-convs", ["conv1"])
+    if isinstance(images, list):
+        images = [example_photos[0] if isinstance(x, str) and x == "PHOTO" else x for x in images]
+    with pytest.raises(error, match=line):
+        extractor.from_images(images)
 
 
 def test_a_pickled_extractor_is_small_and_gives_the_same_rows(alexnet_file, example_photos):
@@ -47,14 +114,20 @@ def test_a_pickled_extractor_is_small_and_gives_the_same_rows(alexnet_file, exam
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_fast_path_equals_the_plain_model_blob_by_blob(name, example_photos):
+def test_both_engines_equal_the_plain_model_blob_by_blob(name, example_photos):
     table = ARCHITECTURES[name]
     names = [*table.blobs, *table.preacts]
-    extractor = ta.FeatureExtractor(weights_of(name), names)
-    x = extractor.preprocess([ta.load_image(path) for path in example_photos])
-    plain = ta.features(model_of(name), names).predict(x, verbose=0)
-    for blob, ours in extractor(x).items():
-        assert reference.relative_error(ours, plain[blob]) < 1e-5, blob  # observed 2e-6
+    x = plain = None
+    for engine in ("tensorflow", "openvino"):
+        extractor = ta.FeatureExtractor(weights_of(name), names, engine=engine)
+        if plain is None:
+            x = extractor.preprocess([ta.load_image(path) for path in example_photos])
+            plain = ta.features(model_of(name), names).predict(x, verbose=0)
+        assert extractor.engine == engine
+        for count in (1, len(x)):
+            for blob, ours in extractor(x[:count]).items():
+                error = reference.relative_error(ours, plain[blob][:count])
+                assert error < 1e-5, (engine, blob)  # observed 3e-6
 
 
 @pytest.mark.parametrize("onednn", ["0", "1"])
@@ -66,7 +139,7 @@ from tf_alexnet.testing import synthetic_weights
 weights = synthetic_weights("bvlc_alexnet")
 x = np.random.default_rng(0).uniform(-120, 130, (3, 227, 227, 3)).astype(np.float32)
 plain = ta.AlexNet(weights, feature_extract=True).predict(x, verbose=0)
-extractor = ta.FeatureExtractor(weights, ["fc7"])
+extractor = ta.FeatureExtractor(weights, ["fc7"], engine="tensorflow")
 for n in (1, 3):
     print(np.abs(extractor(x[:n])["fc7"] - plain[:n]).max() / np.abs(plain).max())
 """
@@ -77,3 +150,32 @@ for n in (1, 3):
     errors = [float(line) for line in run.stdout.split()]
     assert len(errors) == 2
     assert max(errors) < 1e-5  # observed 2e-6
+
+
+def test_a_fork_is_noticed_and_loops_are_quiet():
+    code = """
+import os, numpy as np, tf_alexnet as ta
+from tf_alexnet.errors import AlexNetError
+x = np.zeros((1, 224, 224, 3), np.float32)
+for layer in ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4"):
+    extractor = ta.FeatureExtractor("torchvision-convs", layer, engine="tensorflow")
+    assert set(extractor(x)) == {layer}
+if os.fork() == 0:
+    again = lambda: ta.FeatureExtractor("torchvision-convs", "conv1", engine="tensorflow")(x)
+    for use in (lambda: extractor(x), again):
+        try:
+            use()
+        except AlexNetError as error:
+            print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        **{"env": environment, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert "retracing" not in run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2, run.stderr
+    assert all("TensorFlow was used before the fork" in line for line in lines)

@@ -30,7 +30,10 @@ WRITERS = [
     *[("TIFF", {"compression": name}) for name in ("raw", "tiff_lzw", "jpeg", "tiff_deflate")],
     *[("WEBP", options) for options in ({}, {"lossless": True})],
     *[(name, {}) for name in ("PNG", "GIF", "BMP", "DIB", "PPM", "PCX", "TGA", "ICO", "MPO")],
-    *[(name, {}) for name in ("JPEG2000", "AVIF", "SGI", "DDS", "PDF", "EPS", "MSP", "XBM")],
+    *[
+        (name, {})
+        for name in ("JPEG2000", "AVIF", "HEIF", "SGI", "DDS", "PDF", "EPS", "MSP", "XBM")
+    ],
 ]
 MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16", "I", "F", "LAB", "YCbCr", "HSV")
 NAMES = (

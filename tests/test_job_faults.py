@@ -218,14 +218,14 @@ def test_what_a_terminal_shows(photos):
                 shown += more
         os.close(screen)
     assert process.returncode == 5
-    figures = r"(\d+)/22, (\d+) photos/s, ([\d.]+ bytes|[\d.]+ kB), "
-    figures += r"(\d) errors?, (0:00:\d\d|-) left"
+    figures = r"(\d+)/22 photos, (\d+)/s,(?: ([\d.]+ bytes|[\d.]+ kB),)? "
+    figures += r"(\d) errors?, (0:\d\d|-) left"
     steps = re.findall(figures, shown.decode())
     done, rates, sizes, errors, _ = zip(*steps, strict=True)
     assert done[0] == "0"
     assert [int(x) for x in done] == sorted(int(x) for x in done)
     assert 1 <= int(rates[-1]) <= 10
-    assert {"0 bytes", "256 bytes", "512 bytes"} <= set(sizes), "32 floats a photo"
+    assert {"", "256 bytes", "512 bytes"} <= set(sizes), "32 floats a photo"
     assert errors[-1] in "12"
     assert b"error: photos/0005.png" in shown.splitlines()[-2]
 

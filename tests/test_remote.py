@@ -17,6 +17,7 @@ from tf_alexnet import remote
 from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction import PhotoReader, extract_features
 from tf_alexnet.images import find_images
+from tf_alexnet.images.discovery import _full_url
 
 SETTINGS = {"weights": "torchvision-convs", "layers": ["pool5"], "pool": "avg"}
 
@@ -51,7 +52,7 @@ def test_urls_of_what_is_listed(listed, name, url):
         _get_kwargs_from_urls=kind._get_kwargs_from_urls,
         unstrip_protocol=lambda name: kind.unstrip_protocol(kind, name),
     )
-    assert remote.url_of(name, listed, files, kind._strip_protocol(link)) == url
+    assert _full_url(listed, kind._strip_protocol(link), name, files) == url
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ FORBIDDEN = {
         *TENSORFLOW,
         *("PIL", "cv2", "tf_alexnet.images", "tf_alexnet.model", "tf_alexnet.cli"),
     ),
-    "layers": ("tf_alexnet.architectures", "tf_alexnet.model", "tf_alexnet.weights", "pathlib"),
+    "layers": ("tf_alexnet.model", "tf_alexnet.weights", "pathlib"),
     "blobs": ("PIL", "cv2", "h5py", "os", "tf_alexnet.images", "tf_alexnet.extraction"),
     "loading": ("PIL", "cv2", "tf_alexnet.images", "tf_alexnet.extraction"),
     "lazy": (*TENSORFLOW, "numpy"),

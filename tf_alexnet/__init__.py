@@ -5,6 +5,7 @@ do not wait for TensorFlow. Once Keras is imported, our layers are registered wi
 """
 # ruff: noqa: F401
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -29,6 +30,9 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing a
         read_weights,
         write_weights,
     )
+
+# Without a handler, Python prints a library's warnings to stderr.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # oneDNN's kernels are a fifth faster for this network. TensorFlow uses them by default on some
 # processors only, and reads this when it is first imported. A value that is set already stays.

@@ -11,9 +11,10 @@ parallelizing convolutional neural networks".
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +25,7 @@ HEAD_LAYERS = ("pool5", "fc6", "fc7")  # layers that a new classifier can be tra
 _PRESET_LAYER = "preset_"
 _PRESET_NODE = re.compile(rf"(?:^|/){_PRESET_LAYER}([a-z0-9.-]+)")  # TensorFlow may append _1
 _PRESET_SIZE = re.compile(r"\.(?:size\d+|anysize)\b")
+ALL = "all"  # every blob but the input
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ class Architecture:
         if name not in known:
             raise LayerError(
                 f"layer {name!r}",
-                f"{self.name} has no such blob",
+                f"{self.name} has no such blob{_hint(name, known)}",
                 f"Known are: {', '.join(known)}.",
             )
         return name
@@ -434,6 +436,77 @@ COMPACT = Architecture(
 )
 
 ARCHITECTURES = {a.name: a for a in (BVLC_ALEXNET, CAFFENET, TORCHVISION, COMPACT)}
+
+
+def blob_names(
+    layers: str | Iterable[str],
+    table: Architecture | None = None,
+    weights: Collection[str] | None = None,
+) -> tuple[str, ...]:
+    """Split layers as people write them into names, each of them once.
+
+    Parameters
+    ----------
+    layers : str or iterable of str
+        Names; each may be several with commas between them (``"fc7,pool5"``), or ``"all"``.
+    table : Architecture, optional
+        Network whose blobs, except `data`, replace ``"all"``. Without it ``"all"`` stays.
+    weights : collection of str, optional
+        Layers that have weights: ``"all"`` ends before the first that has none.
+
+    Raises
+    ------
+    LayerError
+        If there is no name, or something that is not text.
+    """
+    given = [layers] if isinstance(layers, str) else list(layers)
+    if strange := [x for x in given if not isinstance(x, str)]:
+        raise LayerError(f"layer {strange[0]!r}", "not a name", 'Pass names: ["fc7", "pool5"].')
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    if not names:
+        raise LayerError(f"layers {layers!r}", "there is no name in it", 'Pass a name: "fc7".')
+    if table is not None and ALL in names:
+        weighted = {x.name for x in table.weighted}
+        absent = weighted.difference(weighted if weights is None else weights)
+        every = [*itertools.takewhile(lambda blob: blob not in absent, table.blobs[1:])]
+        names = [x for name in names for x in (every if name == ALL else [name])]
+    return tuple(dict.fromkeys(names))
+
+
+# Names in other programs, without marks and capitals -> our blob, and whose they are. Only a hint:
+# a name can mean the values before the ReLU there and those after it here.
+_FEATURES = (
+    *("conv1_preact", "conv1", "pool1", "conv2_preact", "conv2", "pool2", "conv3_preact"),
+    *("conv3", "conv4_preact", "conv4", "conv5_preact", "conv5", "pool5"),
+)
+_CLASSIFIER = ("pool5", "fc6_preact", "fc6", "fc6", "fc7_preact", "fc7", "fc8")
+_RELUS = {f"relu{x[-1]}": x for x in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")}
+_FOREIGN = {
+    **{f"features.{i}": (x, "torch's ") for i, x in enumerate(_FEATURES)},
+    **{f"classifier.{i}": (x, "torch's ") for i, x in enumerate(_CLASSIFIER)},
+    **{name: (x, "Caffe's ") for name, x in (_RELUS | {"drop6": "fc6", "drop7": "fc7"}).items()},
+    **{f"{x}relu": (x, "") for x in _RELUS.values()},
+    **dict.fromkeys(("features", "avgpool", "flatten"), ("pool5", "")),
+    **{"fc1": ("fc6", ""), "fc2": ("fc7", ""), "fc3": ("fc8", "")},
+    **dict.fromkeys(("ip", "dense", "linear", "fc"), ("fc6, fc7 or fc8", "")),
+    **dict.fromkeys(("classifier", "logits", "presoftmax", "fc8presoftmax"), ("fc8", "")),
+    **dict.fromkeys(("softmax", "predictions", "probs", "output"), ("prob", "")),
+    "penultimate": ("fc7", ""),
+    "fc8preact": ("fc8", ""),
+}
+
+
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    """Which of `known` a name of another program means, as the end of a phrase."""
+    plain = re.sub(r"[^a-z0-9.]", "", name.lower().rpartition("/")[2])
+    plain = re.sub(r"^.*\.(?=(features|classifier)\.)", "", plain)
+    blob, whose = _FOREIGN.get(plain, ("", ""))
+    blob = next((x for x in known if x.replace("_", "") == plain), blob)
+    if blob.partition(",")[0] in known:
+        place = ", before the ReLU" if blob.endswith(PREACT) else ""
+        return f"; {whose}{name} is {blob} here{place}"
+    others = [a.name for a in ARCHITECTURES.values() if name in (*a.blobs, *a.preacts)]
+    return f", but {' and '.join(others)} have" if others else ""
 
 
 def preset_layer(preset: str) -> str:

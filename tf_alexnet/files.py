@@ -8,24 +8,33 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tf_alexnet.errors import OutputError
+from tf_alexnet.errors import OutputError, UsageError
 
 
-def check_folder(path: str | os.PathLike) -> None:
-    """Refuse a path that no file could be written to.
+def check_folder(path: str | os.PathLike, suffix: str = "") -> None:
+    """Refuse a path that no file could be written to. Missing folders are made when it is written.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    suffix : str
+        How its name must end.
 
     Raises
     ------
+    UsageError
+        If the name ends otherwise.
     OutputError
-        If its folder is missing or not writable, or if the path itself is a folder.
+        If the path is a folder, or its folder is not writable or can't be made.
     """
-    folder = Path(path).parent
+    if not os.fspath(path).endswith(suffix):
+        raise UsageError(os.fspath(path), f"not the name of an {suffix}", f"End it in {suffix}.")
     if Path(path).is_dir():
         raise OutputError(os.fspath(path), "it is a folder", "Name a file in it.")
+    folder = next(x for x in Path(path).parents if os.path.lexists(x))
     if not folder.is_dir():
-        raise OutputError(
-            os.fspath(path), f"there is no folder {folder}", f"Create it: mkdir -p {folder}."
-        )
+        raise OutputError(os.fspath(path), f"{folder} is not a folder", "Choose another place.")
     if not os.access(folder, os.W_OK):
         raise OutputError(
             os.fspath(path), f"the folder {folder} can't be written to", "Choose another folder."
@@ -55,7 +64,8 @@ def sync_folder(folder: str | os.PathLike) -> None:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it once the block ends well.
 
-    A reader of `path` sees the old file or the new one, never half of one.
+    Missing folders are made. A reader of `path` sees the old file or the new one, never half of
+    one.
 
     Raises
     ------
@@ -65,6 +75,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".tf-alexnet-{uuid.uuid4().hex}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         publish(temporary, path)
     except OSError as error:

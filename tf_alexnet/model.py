@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -31,15 +29,7 @@ from tf_alexnet.architectures import (
 from tf_alexnet.blobs import architecture_of, arrays_of, features, preset_of
 from tf_alexnet.errors import InputError, UsageError, WeightsError
 from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization
-from tf_alexnet.weights import (
-    WeightArrays,
-    check_arrays,
-    find_weights,
-    read_weights,
-    table_for,
-    with_classifier,
-)
-from tf_alexnet.weights.prototxt import resolve_architecture
+from tf_alexnet.weights import WeightArrays, resolve
 
 __all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
 
@@ -69,7 +59,9 @@ def AlexNet(
     ----------
     weights : str, path, WeightArrays, keras.Model or None
         A weight file, a catalogue name (``"imagenet"`` is ``"bvlc_alexnet"``), arrays from
-        `read_weights`, a model to copy the weights of, or None for random weights.
+        `read_weights`, a model to copy the weights of, or ``"random:SEED"`` for an untrained
+        control, the same everywhere (``"random"`` is ``"random:0"``). None starts a training:
+        random weights from Keras's initializers.
     architecture : str or path, optional
         ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``, or a ``.prototxt`` file that
         describes one of them. Needed only if the weights don't tell: bvlc_alexnet and caffenet have
@@ -124,7 +116,7 @@ def AlexNet(
         table = table.until("fc7")
     elif classifier_activation is None:
         table = table.until("fc8")
-    fitted = {} if arrays is None else _fitted(arrays, table, own, classes)
+    fitted = {} if arrays is None else resolve.fitted_layers(arrays, table, own, classes)
     if input_tensor is not None:
         input_shape = _tensor_shape(input_tensor, input_shape)
     shape = _checked_shape(table, input_shape, arrays is not None, allow_resize)
@@ -161,39 +153,7 @@ def resolve_weights(
     architecture: str | None = None,
     classifier: str | None = None,
 ) -> tuple[WeightArrays | None, Architecture]:
-    """The arrays that the arguments of `AlexNet` name, and the table they belong to."""
-    _check_kind(weights)
-    declared = resolve_architecture(architecture)
-    if isinstance(weights, keras.Model):
-        weights = arrays_of(weights)
-    elif isinstance(weights, str | os.PathLike):
-        weights = read_weights(find_weights(weights))
-    if weights is not None:
-        weights = with_classifier(weights, classifier or declared.classifier)
-    table = table_for(weights, declared.architecture)
-    if declared.classes and weights is None:
-        table = table.with_classes(declared.classes)
-    elif declared.classes and weights.classes not in (None, declared.classes):
-        raise WeightsError(
-            f"{weights.source} as {architecture}",
-            f"it has {weights.classes} classes, and the prototxt {declared.classes}",
-            "Use the prototxt that belongs to these weights.",
-        )
-    if declared.input_size not in (None, table.input_size):
-        raise InputError(
-            str(architecture),
-            f"its input has {declared.input_size} pixels a side, {table.name} has "
-            f"{table.input_size}",
-            f"Pass architecture={table.name!r}, input_shape and allow_resize=True to AlexNet.",
-        )
-    if declared.preset:
-        table = replace(table, preset=declared.preset)
-        if weights is not None:
-            weights = replace(weights, metadata={**weights.metadata, "preset": declared.preset})
-    return weights, table
-
-
-def _check_kind(weights: Any) -> None:
+    """As `tf_alexnet.weights.resolve.resolve_weights`; also of a Keras model."""
     if isinstance(weights, bool):
         raise UsageError(
             f"AlexNet({weights})",
@@ -206,41 +166,9 @@ def _check_kind(weights: Any) -> None:
             "weights come first, not a tensor",
             "Pass input_tensor=tensor, or call the model: AlexNet()(tensor).",
         )
-    if not (weights is None or isinstance(weights, str | os.PathLike | WeightArrays | keras.Model)):
-        raise UsageError(
-            "weights",
-            f"{type(weights).__name__} is not a kind of weights",
-            "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
-        )
-
-
-def _fitted(
-    weights: WeightArrays, table: Architecture, own: Architecture, classes: int | None
-) -> dict:
-    """The layers of `weights`, whose own table is `own`, that `table` takes, all checked."""
-    needed, notes = [layer.name for layer in table.weighted], []
-    dense = {layer.name for layer in table.weighted if isinstance(layer, Dense)}
-    if dense and dense == set(needed) - set(weights.layers):
-        raise WeightsError(
-            weights.source,
-            "it holds the convolutions only, no dense layers",
-            "Pass include_top=False and take pool5 or any layer before it.",
-        )
-    last = own.weighted[-1].name
-    if last in needed and classes and weights.classes != classes:
-        found = f"is for {weights.classes} classes" if weights.classes else "is missing"
-        notes.append(
-            f"{last} {found}, and {classes} classes were asked for: {last} starts untrained."
-        )
-        needed.remove(last)
-    check_arrays(weights, own, needed)
-    if "differs" in weights.metadata:
-        notes.append(f"not quite {own.name}: {weights.metadata['differs']}.")
-    if weights.set_aside:
-        notes.append(f"{own.name} has no layer {', '.join(weights.set_aside)}; left out.")
-    for note in notes:
-        warnings.warn(f"{weights.source}: {note}", stacklevel=3)
-    return {name: weights.layers[name] for name in needed}
+    if isinstance(weights, keras.Model):
+        weights = arrays_of(weights)
+    return resolve.resolve_weights(weights, architecture, classifier)
 
 
 def _tensor_shape(tensor: Any, input_shape: tuple | None) -> tuple:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.extraction.spec import CROPS
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Labels, Prediction, decode_predictions, read_labels
+from tf_alexnet.progress import progress_callback
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ def predict_photos(
     *,
     top: int | None = 5,
     crops: str = "center",
+    depth: str = "auto",
     batch_size: int = 32,
     classes: Labels | None = None,
+    progress: Callable[[int, int, int, int], None] | bool | None = None,
 ) -> Iterator[PhotoPrediction]:
     """Predict photos, batch by batch.
 
@@ -55,11 +58,15 @@ def predict_photos(
         How many classes; None for all.
     crops : {"center", "ten"}
         One centre crop, or the mean over four corners, the centre, and their mirror images.
+    depth : {"auto", "16", "12", "8"}
+        As in `load_image`.
     batch_size : int
         Photos that go through the network together.
     classes : sequence of str, mapping or path, optional
         Names of the classes, as `labels` of `decode_predictions`. By default those of ImageNet, or
         where the network has another number of them, their indices.
+    progress : callable or bool, optional
+        As in `extract_features`; without bytes written.
 
     Yields
     ------
@@ -67,15 +74,27 @@ def predict_photos(
         In the order of the photos within a batch, those that could not be read after the others.
     """
     classes = None if classes is None else read_labels(classes)
-    paths = find_images(images if isinstance(images, list | tuple) else [images])
-    with PhotoReader(extractor.preset, mean_image=extractor.mean_image, crops=crops) as reader:
+    paths = find_images(images)
+    done = errors = 0
+    with (
+        PhotoReader(
+            extractor.preset, mean_image=extractor.mean_image, crops=crops, depth=depth
+        ) as reader,
+        progress_callback(progress) as tell,
+    ):
+        if tell:
+            tell(0, len(paths), 0, 0)
         for batch in reader.batches(paths, batch_size):
+            done += len(batch.paths) + len(batch.failures)
+            errors += len(batch.failures)
             if batch.paths:
                 found = _decode(extractor(batch.pixels)["prob"], crops, top, classes)
                 for path, predictions in zip(batch.paths, found, strict=True):
                     yield PhotoPrediction(path, tuple(predictions))
             for failure in batch.failures:
                 yield PhotoPrediction(failure.path, error=failure.detail)
+            if tell:
+                tell(done, len(paths), errors, 0)
 
 
 def _decode(

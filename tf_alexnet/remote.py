@@ -50,33 +50,6 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise UsageError(url, f"it can't be reached ({error})", "Check the scheme.") from None
 
 
-def url_of(name: str, url: str, files: Any, path: str) -> str:
-    """The URL of what a file system lists as `name`, with the archive or host that `url` names.
-
-    Parameters
-    ----------
-    name : str
-        A name from a listing of `path`.
-    url : str
-        What was listed: a folder or a pattern.
-    files, path
-        What `filesystem` makes of `url`.
-    """
-    links = url.split("::")
-    number = next(number for number, link in enumerate(links) if "://" in link)
-    scheme, _, place = links[number].partition("://")
-    place, tail = place.rstrip("/"), path.strip("/")
-    if "://" in name:
-        links[number] = name
-    elif len(links) == 1 and not (files._get_kwargs_from_urls(url) and place.endswith(tail)):
-        return files.unstrip_protocol(name)
-    else:
-        head = place.removesuffix(tail)
-        slash = "/" if head and not head.endswith("/") else ""
-        links[number] = f"{scheme}://{head}{slash}{name.lstrip('/')}"
-    return "::".join(links)
-
-
 @contextlib.contextmanager
 def storage_options(options: Mapping[str, Mapping[str, Any]] | None) -> Iterator[None]:
     """Use options for fsspec's file systems, in this process and for the time of the block.

@@ -115,9 +115,8 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of paths, or of ndarray of uint8, (H, W, 3)
-            Photo files, or RGB arrays of any sizes: a list, an array of strings, (N, H, W, 3)
-            uint8, a pandas Series or a table of one column.
+        X : container of photos
+            As `FeatureExtractor.from_images` takes them; also a table of one column.
 
         Returns
         -------
@@ -136,12 +135,16 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
             raise UsageError(
                 f"batch_size={self.batch_size!r}", "nothing would be done", "Use 1 or more."
             )
+        from tf_alexnet.images.lists import as_sequence
+
         network = self._network()
-        images, parts = _images(X), []
+        images, parts = as_sequence(X, "X"), []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             blob = network.from_images(batch, self.batch_size)[self.layer]
             parts.append(_rows(blob, self.pool))  # pooled early: memory holds rows, not blobs
+        if not parts:
+            raise InputError("X", "it holds no photo", "Give at least one.")
         return np.concatenate(parts)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -168,13 +171,14 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
                 "every clone and pickle of a pipeline would copy them",
                 "Write them to a file (write_weights) and give its path.",
             )
-        from tf_alexnet.weights import find_weights
+        from tf_alexnet.weights import find_weights, random_seed
 
         mean = self.mean_image
         if not isinstance(mean, str | os.PathLike | None):
             mean = ",".join(map(str, mean))
         with _loading:
-            file = _stamp(find_weights(self.weights))
+            known = random_seed(self.weights) is not None
+            file = _stamp(self.weights if known else find_weights(self.weights))
             means = mean and _stamp(mean)
             return _loaded(file, self.layer, self.architecture, self.preset, means)
 
@@ -226,24 +230,3 @@ def _rows(blob: np.ndarray, pool: str) -> np.ndarray:
     if _POOLS[pool] and blob.ndim == 4:
         return _POOLS[pool](blob, axis=(1, 2))
     return blob.reshape(len(blob), -1)
-
-
-def _images(given: Any) -> list:
-    """Photos from any of the containers that scikit-learn's users keep them in."""
-    shape, kind = getattr(given, "shape", None), getattr(given, "dtype", type(given).__name__)
-    if hasattr(given, "iloc"):
-        given = np.asarray(given, dtype=object)
-    if isinstance(given, np.ndarray):
-        if given.ndim == 2 and given.shape[1] == 1:
-            given = given[:, 0]
-        paths = given.ndim == 1 and given.dtype.kind in "OUS"
-        usable = paths or (given.ndim == 4 and given.dtype == np.uint8)
-    else:
-        usable = hasattr(given, "__len__") and not isinstance(given, str | bytes | os.PathLike)
-    if usable and len(given):
-        return list(given)
-    raise InputError(
-        f"photos of type {kind}" + (f" and shape {shape}" if shape is not None else ""),
-        "neither a sequence of paths nor of RGB arrays, uint8 (H, W, 3)",
-        'Give ["a.jpg", "b.jpg"], or an array of (N, H, W, 3) uint8.',
-    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import logging
 import os
 import sys
 import tempfile
-import time
-from collections import deque
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,51 @@ from tf_alexnet.errors import ImageError, OutputError, UsageError, one_line
 if TYPE_CHECKING:
     from tf_alexnet.training import Run
 
-_PACE_SECONDS = 60
+_quiet = False
+
+
+def be_quiet(wanted: bool) -> bool:
+    """Print neither notes nor progress, if that is wanted: what `--quiet` does."""
+    global _quiet
+    _quiet = _quiet or wanted
+    return wanted
 
 
 def note(text: str) -> None:
-    """A line for the user that is no result."""
-    print(f"note: {one_line(text)}", file=sys.stderr)
+    """Print a line that is neither a result nor an error."""
+    if not _quiet:
+        print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+class _Notes(logging.Handler):
+    """Prints what the library logs, each text once."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._seen:
+            self._seen.add(text)
+            note(text)
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Print warnings and the library's log as notes, until the end of the block."""
+    global _quiet
+    _quiet = False
+    log, handler = logging.getLogger("tf_alexnet"), _Notes()
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    warnings.showwarning = lambda message, *_, **__: note(str(message))
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def error(text: str) -> None:
@@ -35,6 +73,16 @@ def report_failures(failures: Sequence[tuple[str, str]]) -> int:
     for path, reason in failures:
         error(f"{path}: {reason}. Skipped.")
     return ImageError.exit_code if failures else 0
+
+
+def choose_engine(engine: str, photos: int | None = None, precision: str = "float32") -> str:
+    """The engine to use; where the choice was left to us a note says which."""
+    from tf_alexnet import engines
+
+    chosen = engines.choose_engine(engine, photos, precision)
+    if engine == "auto":
+        note(f"engine {chosen}")
+    return chosen
 
 
 def load_tensorflow() -> None:
@@ -92,12 +140,43 @@ def _captured_stderr() -> Iterator[None]:
             os.close(kept)
 
 
+def progress(unit: str, every: int | None = None) -> contextlib.AbstractContextManager:
+    """`progress_callback` of a command: nothing with `--quiet`."""
+    from tf_alexnet.progress import progress_callback
+
+    return progress_callback(not _quiet, unit, every)
+
+
 def find_weights(name: str) -> str:
     """The path of a weight file, downloaded with a progress bar if need be."""
     from tf_alexnet import weights
 
-    with progress_bar("bytes") as progress:
-        return str(weights.find_weights(name, progress))
+    if weights.random_seed(name) is not None:
+        return name
+    with progress("bytes") as told:
+        return str(weights.find_weights(name, told))
+
+
+def check_names(
+    weights: str | None = None,
+    architecture: str | None = None,
+    preset: str | None = None,
+    mean_image: str | None = None,
+    layers: Sequence[str] = (),
+) -> None:
+    """Find misspelt names before TensorFlow and weights are loaded, which takes long."""
+    from tf_alexnet.images import read_mean_image, resolve
+    from tf_alexnet.weights import check_layers, random_seed, resolve_architecture
+
+    resolve_architecture(architecture)
+    if preset is not None:
+        resolve(preset, mean_image)
+    elif mean_image is not None:
+        read_mean_image(mean_image)
+    if weights is not None:
+        random_seed(weights)
+    if layers:
+        check_layers(layers, weights, architecture)
 
 
 def check_model(model: str | None, weights: str | None, architecture: str | None) -> None:
@@ -120,72 +199,10 @@ def open_run(folder: str | None) -> Run | None:
 
 def unknown_weights_note(extractor) -> None:
     """Say so where the numbers may mean nothing."""
-    if extractor.trained_as is None:
+    if extractor.weights_source.endswith("(untrained)"):
+        note(f"{extractor.weights_source}: a control, its classes mean nothing")
+    elif extractor.trained_as is None:
         note(
             f"{extractor.weights_source} are not the weights of a known trained network: "
             "these numbers are only as good as the weights"
         )
-
-
-@contextlib.contextmanager
-def progress_bar(unit: str) -> Iterator:
-    """A bar on a terminal's stderr, elsewhere None.
-
-    Yields
-    ------
-    callable or None
-        For ``bytes`` it takes (done, total); for ``photos`` also errors, and bytes written.
-    """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich import filesize
-    from rich import progress as rich
-    from rich.console import Console
-    from rich.table import Column
-
-    if unit == "bytes":
-        figures = (rich.DownloadColumn(), rich.TransferSpeedColumn(), rich.TimeRemainingColumn())
-    else:
-        figures = (rich.TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),)
-    screen = Console(stderr=True)
-    screen.width -= 3  # where the terminal writes ^C; in the next line it would be in the way
-    bar = rich.Progress(
-        rich.BarColumn(None, table_column=Column(ratio=1)),
-        *figures,
-        console=screen,
-        transient=True,
-        expand=True,
-    )
-    pace = _Pace()
-
-    def update(done: int, total: int | None, errors: int = 0, written: int = 0) -> None:
-        rate = pace(done)
-        left = f"{datetime.timedelta(seconds=round((total - done) / rate))}" if rate else "-"
-        text = (
-            f"{done:,}/{total:,}, {rate:,.0f} photos/s, {filesize.decimal(written)}, "
-            f"{errors:,} error{'s' * (errors != 1)}, {left} left"
-        )
-        bar.update(task, completed=done, total=total, figures=text, visible=True)
-
-    def update_bytes(done: int, total: int | None) -> None:
-        bar.update(task, completed=done, total=total, visible=True)
-
-    with bar:
-        task = bar.add_task("", total=None, figures="", visible=False)
-        yield update_bytes if unit == "bytes" else update
-
-
-class _Pace:
-    """Things done a second, in the last minute or since the last two reports."""
-
-    def __init__(self):
-        self._reports: deque[tuple[float, int]] = deque()
-
-    def __call__(self, done: int) -> float:
-        now = time.monotonic()
-        self._reports.append((now, done))
-        while len(self._reports) > 2 and now - self._reports[1][0] > _PACE_SECONDS:
-            self._reports.popleft()
-        then, before = self._reports[0]
-        return (done - before) / (now - then) if now > then else 0.0

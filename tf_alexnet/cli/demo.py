@@ -15,22 +15,30 @@ if TYPE_CHECKING:
 
 def demo(
     photos: Annotated[
-        list[str] | None, typer.Argument(help="Photos or folders; by default the examples.")
+        list[str] | None, typer.Argument(help="Photos or folders (default: the examples).")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="By default the best at hand.")
+        str | None, typer.Option("--weights", "-w", help="Default: the best on this machine.")
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="The contact sheet.")
+        str, typer.Option("--output", "--out", "-o", help="The contact sheet.")
     ] = "demo-contact-sheet.png",
 ) -> None:
     """Run the main job on a few photos: classes, features, neighbours, a contact sheet."""
-    console.load_tensorflow()
-    from tf_alexnet.demo import example_photos, run_demo
+    from tf_alexnet.engines import choose_engine
+    from tf_alexnet.images import find_images
     from tf_alexnet.visualize import check_picture
 
     check_picture(output)
-    shown = run_demo(photos or [example_photos()], output, weights, console.find_weights)
+    console.check_names(weights)
+    paths = find_images(photos) if photos else None
+    if weights:
+        console.find_weights(weights)
+    if choose_engine() == "tensorflow":
+        console.load_tensorflow()
+    from tf_alexnet.demo import example_photos, run_demo
+
+    shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)
     embedded = shown.layer == "pool5"
     if shown.missing:
         used = "the embedded ImageNet-trained convolutions, and no classes"
@@ -41,7 +49,8 @@ def demo(
     if shown.predictions is None and not embedded:
         console.note("these are not trained weights with classes: features only")
     print(f"weights: {os.path.basename(shown.extractor.weights_source)}", end="")
-    print(f" ({shown.extractor.trained_as or 'unknown'}), preset {shown.extractor.preset}\n")
+    print(f" ({shown.extractor.trained_as or 'unknown'}), preset {shown.extractor.preset}", end="")
+    print(f", engine {shown.extractor.engine}\n")
     for i in range(len(shown.paths)):
         _show(shown, i)
     print(f"contact sheet: {shown.sheet}")

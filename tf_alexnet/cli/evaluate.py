@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Model, OwnWeights, Preset
+from tf_alexnet.cli.options import (
+    Architecture,
+    Crops,
+    Engine,
+    EngineName,
+    MeanImage,
+    Model,
+    OwnWeights,
+    Precision,
+    PrecisionName,
+    Preset,
+    Quiet,
+)
 from tf_alexnet.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -22,7 +34,9 @@ _ALL, _WORST = 30, 10  # classes up to which all are shown, and how many of more
 def evaluate(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="A folder with a folder a class; or val/ with such."),
+        typer.Argument(
+            metavar="DATA", help="Folder with one folder per class, or with val/ of such."
+        ),
     ] = None,
     model: Model = None,
     weights: OwnWeights = None,
@@ -32,10 +46,12 @@ def evaluate(
     ] = None,
     ground_truth: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Their classes, as Caffe's val.txt or a list of ids."),
+        typer.Option(
+            metavar="FILE", help="Their classes: Caffe's val.txt or a list of synset ids."
+        ),
     ] = None,
     crops: Annotated[
-        Crops, typer.Option(help="The centre, or the mean of ten crops.")
+        Crops, typer.Option(help="Centre crop, or the mean of ten crops.")
     ] = Crops.center,
     architecture: Architecture = None,
     preset: Preset = None,
@@ -48,33 +64,42 @@ def evaluate(
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(metavar="FILE.h5", help="Keep every photo's probabilities; used again."),
+        typer.Option(
+            metavar="FILE.h5", help="Keep all probabilities in this file, and reuse those in it."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure top-1 and top-5, class by class; the same command goes on where it was stopped."""
+    """Measure top-1 and top-5, class by class; the same command resumes an interrupted one."""
     folder = _folder(data, imagenet_val, ground_truth)
     console.check_model(model, weights, architecture)
-    console.load_tensorflow()
-    from tf_alexnet.evaluation.evaluate import evaluate_photos
-    from tf_alexnet.files import check_folder
-    from tf_alexnet.visualize import check_picture
+    _check_outputs(csv, plot, keep)
+    console.check_names(weights, architecture, preset, mean_image)
+    from tf_alexnet.evaluation.ground_truth import class_folders, read_ilsvrc_validation
 
-    if csv:
-        check_folder(csv)
-    if plot:
-        check_picture(plot)
-    file = console.find_weights(weights or "imagenet") if model is None else "imagenet"
-    with console.progress_bar("photos") as progress:
+    read_ilsvrc_validation(folder, ground_truth) if ground_truth else class_folders(folder)
+    chosen = console.choose_engine(engine.value, precision=precision.value)
+    run = console.open_run(model)
+    file = "imagenet" if run else console.find_weights(weights or "imagenet")
+    if chosen == "tensorflow":
+        console.load_tensorflow()
+    from tf_alexnet.evaluation.evaluate import evaluate_photos
+
+    with console.progress("photos") as progress:
         found = evaluate_photos(
             folder,
             file,
-            model=model,
+            model=run,
             ground_truth=ground_truth,
             architecture=architecture,
             preset=preset,
             mean_image=mean_image,
             crops=crops.value,
+            engine=chosen,
+            precision=precision.value,
             keep=keep,
             progress=progress,
         )
@@ -92,6 +117,19 @@ def evaluate(
     raise typer.Exit(code)
 
 
+def _check_outputs(csv: str | None, plot: str | None, keep: str | None) -> None:
+    from tf_alexnet.files import check_folder
+
+    if csv:
+        check_folder(csv)
+    if keep:
+        check_folder(keep, ".h5")
+    if plot:
+        from tf_alexnet.training.report import check_confusion
+
+        check_confusion(plot)
+
+
 def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None) -> str:
     """What to evaluate, of two ways to say it."""
     if data is not None and imagenet_val is None and ground_truth is None:
@@ -103,7 +141,7 @@ def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None
     raise UsageError(
         "evaluate",
         f"given is {names}" if names else "nothing to evaluate is given",
-        "Name a folder with a folder a class, or --imagenet-val DIR --ground-truth FILE.",
+        "Name a folder with one folder per class, or --imagenet-val DIR --ground-truth FILE.",
     )
 
 

@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, Crops, MeanImage, Preset, Weights
+from tf_alexnet.cli.options import (
+    Architecture,
+    Crops,
+    Depth,
+    DepthName,
+    Engine,
+    EngineName,
+    MeanImage,
+    Precision,
+    PrecisionName,
+    Preset,
+    Quiet,
+    Weights,
+)
 from tf_alexnet.errors import UsageError, one_line
 
 _SHOWN = 20  # bad photos that are named on the screen; all are in the output
@@ -25,11 +38,25 @@ class RowType(str, Enum):
 
 
 class Pool(str, Enum):
-    """What becomes of the places of a convolutional blob."""
+    """Pooling of convolutional blobs."""
 
     none = "none"
     avg = "avg"
     max = "max"
+
+
+class Repeats(str, Enum):
+    """What becomes of lines that name a photo again."""
+
+    drop = "drop"
+    keep = "keep"
+
+
+class Missing(str, Enum):
+    """What becomes of photos that can't be read."""
+
+    drop = "drop"
+    nan = "nan"
 
 
 def extract(
@@ -44,109 +71,152 @@ def extract(
         str,
         typer.Option(
             "--output",
+            "--out",
             "-o",
-            help="A .h5, .npz, .npy or .parquet; or a folder/ of .h5 shards (folder.parquet/: of "
-            ".parquet).",
+            help="A .h5, .npz, .npy, .mat or .parquet file; or a folder/ of .h5 shards "
+            "(folder.parquet/: .parquet shards). Missing folders are made.",
         ),
     ],
     layer: Annotated[
-        list[str], typer.Option("--layer", "-l", help="A blob, or <name>_preact; may be repeated.")
+        list[str],
+        typer.Option(
+            "--layer",
+            "--layers",
+            "-l",
+            help="Blobs, such as fc7,pool5; <name>_preact for values before the ReLU; or all. "
+            "May be repeated.",
+        ),
     ] = ["fc7"],  # noqa: B006 (typer copies it)
     weights: Weights = "imagenet",
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
-    batch: Annotated[str, typer.Option(metavar="N|auto", help="Photos in one pass.")] = "auto",
+    batch: Annotated[
+        str, typer.Option("--batch", "--batch-size", metavar="N|auto", help="Photos per batch.")
+    ] = "auto",
     dtype: Annotated[RowType, typer.Option(help="Type of the rows.")] = RowType.float32,
     pool: Annotated[
-        Pool, typer.Option(help="Reduce convolutional blobs to a number a channel.")
+        Pool, typer.Option(help="Pool convolutional blobs to one number per channel.")
     ] = Pool.none,
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Photos that are written, and kept, together.")
+        int,
+        typer.Option(
+            min=1, help="Photos per shard: the most that is done twice after an interruption."
+        ),
     ] = 4096,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoding processes; by default one a processor.")
+        int | None, typer.Option(min=1, help="Decoder processes (default: one per processor).")
     ] = None,
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of processor time for a photo.")
+    ] = 10.0,
+    depth: Depth = DepthName.auto,
     crops: Annotated[
-        Crops, typer.Option(help="The centre, or the mean of the rows of ten crops.")
+        Crops, typer.Option(help="Centre crop, or the mean of the rows of ten crops.")
     ] = Crops.center,
+    repeats: Annotated[
+        Repeats,
+        typer.Option(help="One row per photo, or one for each line of a list, in its order."),
+    ] = Repeats.drop,
+    missing: Annotated[
+        Missing,
+        typer.Option(help="No row for a photo that can't be read, or one of NaN, in the order."),
+    ] = Missing.drop,
     max_errors: Annotated[
         str | None,
         typer.Option(metavar="N|P%", help="Stop when more photos than this can't be read."),
     ] = None,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Try those again that could not be read.")
+        bool, typer.Option("--retry-errors", help="Retry photos that could not be read.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Begin anew, and replace what is there.")
+        bool, typer.Option("--force", help="Start over, and replace what is there.")
     ] = False,
     add: Annotated[
-        bool, typer.Option("--add", help="Add INPUTS to an output that knows none of them.")
+        bool, typer.Option("--add", help="Add INPUTS to an output that has none of them.")
     ] = False,
     discard_damaged: Annotated[
         bool,
         typer.Option(
             "--discard-damaged",
-            help="Let rows go whose file is missing or damaged and whose photos are not in INPUTS.",
+            help="Drop rows whose file is missing or damaged and whose photos are not in INPUTS.",
         ),
     ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
             metavar="ray|auto|ADDRESS",
-            help="Run the shards on Ray: one on this machine for the time of the job, the one that "
-            "runs here, or the one at HOST:PORT.",
+            help="Run shards on Ray: a new cluster on this machine, the one that runs here, or the "
+            "one at HOST:PORT.",
         ),
     ] = None,
     cluster_workers: Annotated[
-        int | None, typer.Option(min=1, help="Most copies of the network on the cluster.")
+        int | None, typer.Option(min=1, help="Most workers on the cluster.")
     ] = None,
     cluster_min_workers: Annotated[
-        int, typer.Option(min=1, help="Copies that must be ready before the first photo.")
+        int, typer.Option(min=1, help="Workers that must be ready before the first photo.")
     ] = 1,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="GPUs for each of them, also a part of one.")
+        float | None, typer.Option(min=0, help="GPUs per worker, also a fraction.")
     ] = None,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
+    quiet: Quiet = False,
 ) -> None:
-    """Write features of photos, with their paths; the same command again goes on where it ended."""
-    size = _batch_size(batch)
-    console.load_tensorflow()
-    from tf_alexnet.extraction import check_output, extract_features
+    """Write features of photos, with their paths; the same command resumes an interrupted one."""
+    from tf_alexnet.extraction import check_job
+    from tf_alexnet.images import find_images
 
-    check_output(output)  # before a download that may take minutes
+    job = {
+        "layers": layer,
+        "batch_size": _batch_size(batch),
+        "shard_size": shard_size,
+        "repeats": repeats.value,
+        "missing": missing.value,
+        "max_errors": max_errors,
+        "cluster": cluster,
+        "cluster_workers": cluster_workers,
+        "cluster_min_workers": cluster_min_workers,
+        "gpus_per_worker": gpus_per_worker,
+    }
+    check_job(output, **job)
+    console.check_names(weights, architecture, preset, mean_image, layer)
+    paths = find_images(photos, repeats=True)
+    chosen = console.choose_engine(engine.value, len(paths), precision.value)
     # Other machines have other caches: there a name is looked up where it is used.
     file = console.find_weights(weights) if cluster in (None, "ray") else weights
+    if chosen == "tensorflow":
+        console.load_tensorflow()
+    from tf_alexnet.extraction import extract_features
+
     # Ray prints pages about workers that died to stdout; what matters of them comes as a note.
-    quiet = contextlib.redirect_stdout(io.StringIO() if cluster else sys.stdout)
-    with console.progress_bar("photos") as progress, quiet:
+    silent = contextlib.redirect_stdout(io.StringIO() if cluster else sys.stdout)
+    with console.progress("photos", shard_size) as progress, silent:
         report = extract_features(
-            photos,
+            paths,
             output,
             weights=file,
-            layers=layer,
             architecture=architecture,
             preset=preset,
             mean_image=mean_image,
-            batch_size=size,
             dtype=dtype.value,
             pool=pool.value,
-            shard_size=shard_size,
             workers=workers,
+            timeout=timeout,
+            depth=depth.value,
             fast_decode=fast_decode,
             crops=crops.value,
-            max_errors=max_errors,
+            engine=chosen,
+            precision=precision.value,
             retry_errors=retry_errors,
             force=force,
             add=add,
             discard_damaged=discard_damaged,
-            cluster=cluster,
-            cluster_workers=cluster_workers,
-            cluster_min_workers=cluster_min_workers,
-            gpus_per_worker=gpus_per_worker,
             progress=progress,
+            **job,
         )
     if report.absent:
         console.note(
@@ -158,17 +228,22 @@ def extract(
     if len(report.errors) > _SHOWN:
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
     happened = f"; {report.kept} of them done before" if report.kept else ""
+    if report.repeats:
+        happened += f"; {report.repeats} lines named a photo again"
     if report.changed == 1:
         happened += "; 1 photo changed and was done again"
     elif report.changed:
         happened += f"; {report.changed} photos changed and were done again"
     if report.unreadable:
         happened += f"; {report.unreadable} unreadable now, their rows kept"
-    print(
-        f"{one_line(report.output)}: {report.rows} rows + {len(report.errors)} errors = "
-        f"{report.inputs} photos; {shapes} {dtype.value}{happened}"
-    )
-    # Who says how many photos may fail is content when no more do.
+    counted = f"{report.rows} rows + {len(report.errors)} errors = {report.inputs} photos"
+    if repeats is Repeats.keep or missing is Missing.nan:
+        counted = f"{report.rows} rows"
+        counted += f", {report.nan} of them NaN," if missing is Missing.nan else ""
+        counted += f" in the order of the inputs; {report.inputs} photos, {len(report.errors)} of "
+        counted += "them unreadable"
+    print(f"{one_line(report.output)}: {counted}; {shapes} {dtype.value}{happened}")
+    # Whoever says how many photos may fail is content when no more do.
     raise typer.Exit(0 if max_errors is not None else code)
 
 

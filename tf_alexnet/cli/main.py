@@ -6,12 +6,12 @@ import atexit
 import os
 import signal
 import sys
-import warnings
 from typing import Annotated, NoReturn
 
 import typer
 
 from tf_alexnet.cli import console, demo, evaluate, extract, predict, summary, train, weights
+from tf_alexnet.cli.options import Quiet
 from tf_alexnet.errors import AlexNetError, OutputError
 from tf_alexnet.version import VERSION
 
@@ -46,6 +46,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Caffe's AlexNet in TensorFlow: verified weights, fc7 or any layer, top-5."""
 
@@ -54,9 +55,9 @@ def main() -> None:
     """Run a command; a user's mistake ends in one line and an exit code, never in a traceback."""
     # A clean end also when a scheduler asks for it: temporary files are removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    warnings.showwarning = lambda message, *_, **__: console.note(str(message))
     try:
-        app()
+        with console.notes():
+            app()
     except AlexNetError as problem:
         console.error(str(problem))
         sys.exit(problem.exit_code)

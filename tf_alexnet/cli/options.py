@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from tf_alexnet.cli import console
+
 
 class Crops(str, Enum):
-    """What is looked at."""
+    """Crops of each photo."""
 
     center = "center"
     ten = "ten"
@@ -19,19 +21,70 @@ Photos = Annotated[
     list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
 ]
 Weights = Annotated[
-    str, typer.Option("--weights", "-w", help="A weight file or a name of the catalogue.")
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weight file, name in the catalogue, or random:SEED for an untrained control.",
+    ),
 ]
 OwnWeights = Annotated[
     str | None,
-    typer.Option("--weights", "-w", help="A weight file or a name; by default BVLC's weights."),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weight file, name in the catalogue (default: imagenet), or random:SEED for an "
+        "untrained control.",
+    ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="RUN", help="What `tf-alexnet train` made, instead."),
+    typer.Option("--model", "-m", metavar="RUN", help="Use this RUN instead of --weights."),
+]
+
+
+class DepthName(str, Enum):
+    """Bits of deep grey pictures."""
+
+    auto = "auto"
+    sixteen = "16"
+    twelve = "12"
+    eight = "8"
+
+
+class EngineName(str, Enum):
+    """What computes."""
+
+    auto = "auto"
+    tensorflow = "tensorflow"
+    openvino = "openvino"
+
+
+class PrecisionName(str, Enum):
+    """Type of the network's products."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Depth = Annotated[DepthName, typer.Option(help="Bits that pictures of 16-bit grey use.")]
+Engine = Annotated[
+    EngineName,
+    typer.Option(help="What computes; auto is OpenVINO where it is installed and quicker."),
+]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(help="Type of the network's products; bfloat16 is OpenVINO's, quick with AMX."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=console.be_quiet, help="Print no notes and no progress."
+    ),
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the file can't tell."),
+    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the weights don't tell."),
 ]
 Preset = Annotated[
     str | None,

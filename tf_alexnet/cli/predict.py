@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -14,11 +15,18 @@ from tf_alexnet.cli import console
 from tf_alexnet.cli.options import (
     Architecture,
     Crops,
+    Depth,
+    DepthName,
+    Engine,
+    EngineName,
     MeanImage,
     Model,
     OwnWeights,
     Photos,
+    Precision,
+    PrecisionName,
     Preset,
+    Quiet,
 )
 from tf_alexnet.errors import ImageError, UsageError, one_line
 
@@ -37,49 +45,81 @@ def predict(
     preset: Preset = None,
     mean_image: MeanImage = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="How many classes; by default 5, of a RUN all.")
+        int | None, typer.Option(min=1, help="How many classes (default: 5; all with --model).")
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Names of the classes: lines of text, or JSON."),
+        typer.Option(metavar="FILE", help="Class names: text with one per line, or JSON."),
     ] = None,
     crops: Annotated[
-        Crops, typer.Option(help="The centre, or the mean of ten crops.")
+        Crops, typer.Option(help="Centre crop, or the mean of ten crops.")
     ] = Crops.center,
+    depth: Depth = DepthName.auto,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
-    plot: Annotated[str | None, typer.Option(help="Draw photos and classes into this PNG.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw photos and classes into this PNG.")
+    ] = None,
+    engine: Engine = EngineName.auto,
+    precision: Precision = PrecisionName.float32,
+    quiet: Quiet = False,
 ) -> None:
     """Name the classes in photos: probability, synset id, name."""
     if as_json and as_csv:
         raise UsageError("--json --csv", "two formats at once", "Choose one.")
     console.check_model(model, weights, architecture)
-    console.load_tensorflow()
-    from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.images import find_images
     from tf_alexnet.labels import read_labels
-    from tf_alexnet.predictions import predict_photos
     from tf_alexnet.visualize import check_picture, predictions_sheet, save_picture
 
     if plot:
         check_picture(plot)
     names = read_labels(labels) if labels else None
+    console.check_names(weights, architecture, preset, mean_image)
     paths = find_images(photos)
+    chosen = console.choose_engine(engine.value, len(paths), precision.value)
     run = console.open_run(model)
+    file = run.arrays if run else console.find_weights(weights or "imagenet")
+    if chosen == "tensorflow":
+        console.load_tensorflow()
+    from tf_alexnet.extraction import FeatureExtractor
+    from tf_alexnet.predictions import predict_photos
+
     extractor = FeatureExtractor(
-        run.arrays if run else console.find_weights(weights or "imagenet"),
+        file,
         ("prob",),
         architecture=architecture,
         preset=preset,
         mean_image=mean_image,
+        engine=chosen,
+        precision=precision.value,
     )
     if run is None:
         console.unknown_weights_note(extractor)
+    untrained = extractor.weights_source if extractor.untrained else ""
     show = _show_json if as_json else _show_csv if as_csv else _show_table
     names = names or (run.record.classes if run else None)
     top = top or (None if run else _TOP)
-    results = show(predict_photos(paths, extractor, top=top, crops=crops.value, classes=names))
-    seen = [(x.path, [(p.label, p.probability) for p in x.predictions[:_DRAWN]]) for x in results]
+    # A table on a terminal is its own progress.
+    silent = sys.stdout.isatty() and not as_json
+    with contextlib.nullcontext() if silent else console.progress("photos") as progress:
+        results = predict_photos(
+            paths,
+            extractor,
+            top=top,
+            crops=crops.value,
+            depth=depth.value,
+            classes=names,
+            progress=progress,
+        )
+        results = show(results, untrained)
+    seen = [
+        (
+            x.path,
+            [(f"{p.label} {untrained}".rstrip(), p.probability) for p in x.predictions[:_DRAWN]],
+        )
+        for x in results
+    ]
     drawn = [(path, classes) for path, classes in seen if classes]
     if plot and drawn:
         save_picture(predictions_sheet(drawn, titled=run is not None), plot)
@@ -98,33 +138,36 @@ def _noted(results: Iterable[PhotoPrediction], seen: list) -> Iterable[PhotoPred
             yield result
 
 
-def _show_table(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
+def _show_table(results: Iterable[PhotoPrediction], untrained: str) -> list[PhotoPrediction]:
     seen: list[PhotoPrediction] = []
     for result in _noted(results, seen):
-        print(one_line(result.path))
+        print(one_line(result.path) + (f"  {untrained}" if untrained else ""))
         for p in result.predictions:
             synset = f"{p.synset}  " if p.synset else ""
             print(f"  {p.probability:.4f}  {synset}{one_line(p.label)}")
     return seen
 
 
-def _show_csv(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
+def _show_csv(results: Iterable[PhotoPrediction], untrained: str) -> list[PhotoPrediction]:
     seen: list[PhotoPrediction] = []
     table = csv.writer(sys.stdout)
-    table.writerow(["path", "rank", "probability", "synset", "label", "index"])
+    title, mark = (["weights"], [untrained]) if untrained else ([], [])
+    table.writerow(["path", "rank", "probability", "synset", "label", "index", *title])
     for result in _noted(results, seen):
         for rank, p in enumerate(result.predictions, 1):
-            table.writerow([result.path, rank, p.probability, p.synset, p.label, p.index])
+            row = [result.path, rank, p.probability, p.synset, p.label, p.index]
+            table.writerow(row + mark)
     return seen
 
 
-def _show_json(results: Iterable[PhotoPrediction]) -> list[PhotoPrediction]:
+def _show_json(results: Iterable[PhotoPrediction], untrained: str) -> list[PhotoPrediction]:
     seen: list[PhotoPrediction] = []
     list(_noted(results, seen))
+    mark = {"weights": untrained} if untrained else {}
     rows = [
         {"path": x.path, "error": x.error}
         if x.error
-        else {"path": x.path, "predictions": [p.as_dict() for p in x.predictions]}
+        else {"path": x.path, **mark, "predictions": [p.as_dict() for p in x.predictions]}
         for x in seen
     ]
     json.dump(rows, sys.stdout, indent=1)

@@ -55,7 +55,7 @@ def fetch(
     from tf_alexnet.weights import fetch_weights, known_weights
 
     record = known_weights(name)
-    with console.progress_bar("bytes") as progress:
+    with console.progress("bytes") as progress:
         path = fetch_weights(name, to, progress)
     source = next(x for x in record.sources if x.file_name == path.name)
     print(one_line(path))

@@ -27,13 +27,14 @@ from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.extraction.spec import ExtractionSpec
 from tf_alexnet.extraction.storage import place_of
+from tf_alexnet.files import check_folder
 from tf_alexnet.images import recorded_name, resolve
 from tf_alexnet.labels import Label, imagenet_labels
-from tf_alexnet.model import resolve_weights
 from tf_alexnet.training import Run
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
 from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
+from tf_alexnet.weights.resolve import resolve_weights
 
 _SHARD = 512  # photos that are computed again after an interruption at most
 
@@ -48,10 +49,12 @@ def evaluate_photos(
     preset: str | None = None,
     mean_image: np.ndarray | str | os.PathLike | None = None,
     crops: str = "center",
+    engine: str = "auto",
+    precision: str = "float32",
     keep: str | os.PathLike | None = None,
     batch_size: int | str = "auto",
     workers: int | None = None,
-    progress: Callable[[int, int, int, int], None] | None = None,
+    progress: Callable[[int, int, int, int], None] | bool | None = None,
 ) -> Evaluation:
     """Compare predictions with the true classes of photos.
 
@@ -74,6 +77,8 @@ def evaluate_photos(
         As in `FeatureExtractor`.
     crops : {"center", "ten"}
         One crop per photo, or the mean of the probabilities of ten.
+    engine, precision : str
+        As in `extract_features`.
     keep : path, optional
         An ``.h5`` file to keep every photo's probabilities in, as from
         ``extract_features(layers=["prob"])``. Photos that it already has are not computed again.
@@ -111,6 +116,7 @@ def evaluate_photos(
         "preset": recorded_name(record),
         "mean_image": mean_image,
         "crops": crops,
+        "precision": precision,
     }
     job = ExtractionSpec(arrays, **settings).fingerprint(arrays.digest)
     real = functools.cache(os.path.realpath)
@@ -123,6 +129,7 @@ def evaluate_photos(
             file,
             weights=arrays,
             **settings,
+            engine=engine,
             batch_size=batch_size,
             workers=workers,
             shard_size=_SHARD,
@@ -216,8 +223,7 @@ def _kept(
     contents, so only the same call finds it again; it is removed when that call succeeds.
     """
     if keep is not None:
-        if not os.fspath(keep).endswith(".h5"):
-            raise UsageError(f"keep {os.fspath(keep)}", "not the name of an .h5", "End it in .h5.")
+        check_folder(keep, ".h5")
         yield os.fspath(keep)
         return
     sha = hashlib.sha256(json.dumps([os.getcwd(), job, truth.paths]).encode())

@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.images import find_images
-from tf_alexnet.images.discovery import subfolders
+from tf_alexnet.images.discovery import find_by_class, subfolders
 from tf_alexnet.labels import Label, imagenet_labels
 
 ILSVRC_PHOTOS = 50_000  # of the validation set
@@ -69,6 +69,29 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     ImageError
         If the folder is missing or can't be read.
     """
+    folder, folders, notes = class_folders(data)
+    indices = _matched(folder, list(folders), classes)
+    paths, labels, empty = [], [], []
+    for name, found in find_by_class(folders).items():
+        if not found:
+            empty.append(name)
+        paths += found
+        labels += [indices[name]] * len(found)
+    if not paths:
+        raise UsageError(folder, "not a photo in its class folders", "Put photos there.")
+    if empty:
+        notes.append(f"no photo in {_listed(empty)}")
+    return GroundTruth(tuple(paths), np.array(labels, np.int64), tuple(notes))
+
+
+def class_folders(data: str | os.PathLike) -> tuple[str, dict[str, str], list[str]]:
+    """The folder that is evaluated, name -> path of its class folders, and notes.
+
+    Raises
+    ------
+    UsageError, ImageError
+        As `read_class_folders`.
+    """
     folder = os.fspath(data)
     folders, notes = subfolders(folder), []
     if {"train", "val"} <= folders.keys():
@@ -81,21 +104,7 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
             "Put the photos of each class into a folder of its name; ILSVRC's validation photos "
             "go with a list: --imagenet-val DIR --ground-truth FILE.",
         )
-    indices = _matched(folder, list(folders), classes)
-    paths, labels, empty = [], [], []
-    for name, below in folders.items():
-        try:
-            found = find_images([below])
-        except UsageError:
-            empty.append(name)
-            continue
-        paths += found
-        labels += [indices[name]] * len(found)
-    if not paths:
-        raise UsageError(folder, "not a photo in its class folders", "Put photos there.")
-    if empty:
-        notes.append(f"no photo in {_listed(empty)}")
-    return GroundTruth(tuple(paths), np.array(labels, np.int64), tuple(notes))
+    return folder, folders, notes
 
 
 def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:

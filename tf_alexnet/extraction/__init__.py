@@ -11,6 +11,7 @@ _HOMES = {
     "ExtractionReport": "tf_alexnet.extraction.job",
     "FeatureExtractor": "tf_alexnet.extraction.extractor",
     "PhotoReader": "tf_alexnet.extraction.reader",
+    "check_job": "tf_alexnet.extraction.job",
     "check_output": "tf_alexnet.extraction.storage",
     "extract_features": "tf_alexnet.extraction.job",
 }

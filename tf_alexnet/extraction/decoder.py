@@ -18,6 +18,7 @@ import ctypes
 import faulthandler
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -42,6 +43,7 @@ READY = b"\0ready\n"  # the first answer
 _RACY = 2.0
 _MEMORY = 3 * 2**29  # 50 megapixels take up to 1 GB (JPEG 2000), mostly half
 _LARGE = 3 * 20_000_000
+_notes: list[str] = []  # logged by the decoding of a photo
 _LONGEST_TEXT = 1000  # Pillow's messages may quote the whole file
 
 
@@ -122,6 +124,10 @@ def _set_up() -> None:
     # decoder as well holds up all of them: 13 % of the photos a second, seen on two processors.
     with contextlib.suppress(AttributeError, OSError):
         os.nice(15)
+    handler = logging.Handler()
+    # Without the name, which is none here: the reader knows it.
+    handler.emit = lambda record: _notes.append(record.getMessage().partition(": ")[2])
+    logging.getLogger("tf_alexnet").addHandler(handler)
     cv2.setNumThreads(1)  # there is a process for each core already
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -142,9 +148,14 @@ def _limit(processor: float, wall: float) -> None:
 def _decode(
     source: str | bytes, settings: dict[str, Any], send: Callable[..., None], file: BinaryIO
 ) -> tuple[str | None, str, Sequence[int]]:
-    """Decode a photo to the file: a code of `REASONS` or None, what was found, pixels' shape."""
+    """Decode a photo to the file: a code of `REASONS` or None, what was found, pixels' shape.
+
+    What is found of a readable photo is the note that its decoding logged.
+    """
     try:
-        picture = decode_photo(_content(source, send), least=settings["least"], opencv=True)
+        _notes.clear()
+        how = {name: settings[name] for name in ("depth", "least")}
+        picture = decode_photo(_content(source, send), **how, opencv=True)
         pixels = preprocess_input(
             [picture],
             settings["preset"],
@@ -159,7 +170,7 @@ def _decode(
         if pixels.size <= settings["values"]:
             file.seek(0)
             file.write(pixels)
-            return None, "", pixels.shape
+            return None, _notes[0] if _notes else "", pixels.shape
         code, text = "bad_shape", f"it has {pixels.shape[2]}x{pixels.shape[1]} pixels, too many"
     except ImageError as error:
         code, text = error.code, error.found

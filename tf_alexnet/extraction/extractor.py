@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from tf_alexnet.architectures import (
-    LRN,
-    PREACT,
-    Architecture,
-    Conv,
-    Dense,
-    Dropout,
-    Layer,
-    MaxPool,
-)
+from tf_alexnet.architectures import PREACT, blob_names
+from tf_alexnet.engines import choose_engine, import_engine, load_network
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
     Preset,
@@ -31,16 +24,14 @@ from tf_alexnet.images import (
     recorded_name,
     resolve,
 )
+from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
-from tf_alexnet.layers import groups_are_native, normalize
-from tf_alexnet.model import AlexNet, arrays_of, resolve_weights
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
+from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
 
-_SINGLE, _PARTS = 4, 8
-_ROWS = 64  # XLA compiles a product for each number of rows
-# Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
-# which matters less to who has large batches.
-_CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
+if TYPE_CHECKING:
+    import keras
 
 
 class FeatureExtractor:
@@ -50,18 +41,24 @@ class FeatureExtractor:
     ----------
     weights : str, path, WeightArrays or keras.Model
         As in `AlexNet`; a model's weights are copied.
-    layers : sequence of str
-        Blob names, or ``"<name>_preact"`` for values before the ReLU. `fc8` may also be called by
-        its name in the weight file.
+    layers : str or sequence of str
+        Blob names, ``"<name>_preact"`` for values before the ReLU, or ``"all"``. `fc8` may
+        also be called by its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
     preset : str or Preset, optional
         Preprocessing; by default the one the weights were trained with.
     mean_image : array, path or three numbers, optional
         As in `preprocess_input`.
+    engine : {"auto", "tensorflow", "openvino"}
+        What computes: `tf_alexnet.engines.choose_engine`.
+    precision : {"float32", "bfloat16"}
+        Type of the products; bfloat16 needs OpenVINO, and pays on processors with AMX only.
 
     Attributes
     ----------
+    engine, precision : str
+        The engine in use, and the type of its products.
     layers : tuple of str
         The layers wanted.
     architecture, preset : str
@@ -72,6 +69,8 @@ class FeatureExtractor:
         ``sha256:...`` over the arrays, the same in every file format.
     weights_source : str
         Where the weights came from.
+    untrained : bool
+        Whether they are random numbers, as a control (``"random:SEED"``).
     trained_as : str or None
         Catalogue name of the trained network these weights are known to be; None where they are
         not known, and what comes out may mean nothing.
@@ -85,21 +84,37 @@ class FeatureExtractor:
     def __init__(
         self,
         weights: str | os.PathLike | WeightArrays | keras.Model = "imagenet",
-        layers: Sequence[str] = ("fc7",),
+        layers: str | Sequence[str] = ("fc7",),
         *,
         architecture: str | None = None,
         preset: str | Preset | None = None,
         mean_image: Mean = None,
+        engine: str = "auto",
+        precision: str = "float32",
     ):
-        if isinstance(weights, keras.Model):
+        self.engine, self.precision = choose_engine(engine, precision=precision), precision
+        if "keras" in sys.modules and isinstance(weights, sys.modules["keras"].Model):
+            from tf_alexnet.blobs import arrays_of
+
             weights = arrays_of(weights)
         # What another process needs to make the same; a path stays a path there.
-        self._arguments = (weights, tuple(layers), architecture, preset, mean_image)
+        self._arguments = {
+            "weights": weights,
+            "layers": blob_names(layers),
+            "architecture": architecture,
+            "preset": preset,
+            "mean_image": mean_image,
+            "engine": engine,
+            "precision": precision,
+        }
         if weights is None:
             raise UsageError("FeatureExtractor(None)", "it needs weights", "Pass a weight file.")
+        pool = ThreadPoolExecutor(2)
+        pool.submit(import_engine, self.engine)  # while the weights are read
         weights, table = resolve_weights(weights, architecture)
         own = {weights.classifier: "fc8"}
-        self._blobs = {name: table.check_blob(own.get(name, name)) for name in layers}
+        wanted = blob_names(layers, table, weights.layers)
+        self._blobs = {name: table.check_blob(own.get(name, name)) for name in wanted}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
         trained = as_preset(weights.metadata.get("preset") or table.preset)
@@ -114,18 +129,27 @@ class FeatureExtractor:
             )
         if preset is not None and misfit(record, trained):
             warnings.warn(misfit(record, trained), stacklevel=2)
-        self.weights_source = weights.source
+        self.weights_source, self.untrained = weights.source, weights.untrained
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
         # A file without the layers behind those wanted will do.
-        depth = {"include_top": deepest > names.index("pool5")}
-        if depth["include_top"] and "fc7" in names and deepest <= names.index("fc7"):
-            depth["feature_extract"] = True
-        with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the model
-            known = pool.submit(identify_weights, weights)
-            model = AlexNet(weights, architecture=table.name, **depth)
-            self.trained_as, self.weights_digest = known.result().name, weights.digest
-        self._run = _fast_network(table, model, blobs)
+        needed = table
+        if deepest <= names.index("pool5"):
+            needed = table.until("pool5")
+        elif "fc7" in names and deepest <= names.index("fc7"):
+            needed = table.until("fc7")
+        arrays = fitted_layers(weights, needed, table, None)
+        # While the network is set up, photos can be read.
+        self._network = pool.submit(load_network, self.engine, table, arrays, blobs, precision)
+        pool.shutdown(wait=False)
+        self.trained_as, self.weights_digest = identify_weights(weights).name, weights.digest
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network computes on a GPU."""
+        if self.engine != "tensorflow":
+            return False
+        return bool(import_engine(self.engine).tf.config.list_physical_devices("GPU"))
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a preprocessed batch.
@@ -146,55 +170,68 @@ class FeatureExtractor:
         ------
         InputError
             If the batch is of another dtype or shape, or its values were not preprocessed.
+        AlexNetError
+            In a process forked from one that has used TensorFlow.
         """
         batch = np.asarray(batch)
         self._check(batch)
-        found = self._run(batch)
+        found = self._network.result()(batch)
         return {name: found[blob] for name, blob in self._blobs.items()}
 
     def from_images(
-        self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 64
+        self, images: Any, batch_size: int = 64, progress: Callable | bool | None = None
     ) -> dict[str, np.ndarray]:
         """Features of photos that fit into memory; for more of them there is `extract_features`.
 
         Parameters
         ----------
-        images : sequence of paths or of ndarray of uint8, (H, W, 3)
-            Photo files, RGB arrays of any sizes, or both.
+        images : container of photos
+            Paths, URLs, bytes or binary files, images of Pillow's, and pixels, RGB of uint8,
+            (H, W, 3), of any sizes, in a list, generator, pandas column, array or tensor (NumPy,
+            TensorFlow, PyTorch; also (N, H, W, 3)); or one of them.
         batch_size : int
             Photos that go through the network together.
+        progress : callable or bool, optional
+            As in `extract_features`.
 
         Returns
         -------
         dict of str to ndarray
-            Layer -> float32 values, a row a photo in the order given.
+            Layer -> float32 values, one row per photo in the order given.
 
         Raises
         ------
         ImageError
             If a photo can't be read.
         InputError
-            If there is none, or an array is no photo.
+            If there is none, or an entry is not a photo.
         """
-        if isinstance(images, str | os.PathLike) or not len(images):
-            raise InputError(
-                "from_images", f"{images!r} is no sequence of photos", 'Give ["a.jpg", "b.jpg"].'
-            )
+        entries = as_sequence(images)
+        if not entries:
+            raise InputError("from_images", "it got no photo", "Give at least one.")
 
-        def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
-            array = image if isinstance(image, np.ndarray) else load_image(image)
-            return self.preprocess([array])
+        def read(number: int) -> np.ndarray:
+            entry = entries[number]
+            array = entry if isinstance(entry, np.ndarray) else load_image(entry)
+            try:
+                return self.preprocess([array])
+            except InputError as error:
+                raise InputError(f"images[{number}]", error.found, error.advice) from None
 
         parts = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(images), batch_size):
-                batch = list(pool.map(read, images[start : start + batch_size]))
-                parts.append(self(np.concatenate(batch)))
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress_callback(progress) as tell:
+            if tell:
+                tell(0, len(entries), 0, 0)
+            for start in range(0, len(entries), batch_size):
+                numbers = range(start, min(start + batch_size, len(entries)))
+                parts.append(self(np.concatenate(list(pool.map(read, numbers)))))
+                if tell:
+                    tell(numbers.stop, len(entries), 0, 0)
         return {name: np.concatenate([part[name] for part in parts]) for name in self.layers}
 
     def __reduce__(self):
         """Pickle how it was made, not the network; weights given as arrays go along."""
-        return _remade, self._arguments
+        return functools.partial(FeatureExtractor, **self._arguments), ()
 
     def preprocess(self, images: Sequence[np.ndarray], crops: str = "center") -> np.ndarray:
         """What this network takes of photos: `preprocess_input` with its preset.
@@ -238,132 +275,3 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
         if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
-
-
-def _remade(weights, layers, architecture, preset, mean_image) -> FeatureExtractor:
-    return FeatureExtractor(
-        weights, layers, architecture=architecture, preset=preset, mean_image=mean_image
-    )
-
-
-def _fast_network(
-    table: Architecture, model: keras.Model, layers: Sequence[str]
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A compiled function that computes blobs of a model, in the order a processor likes.
-
-    The sums are the Keras model's, whose variables are used. Each difference was kept because a
-    measurement (``benchmarks/extraction.py``) asked for it; parity with the model is tested:
-
-    - Response normalisation as five shifted slices, compiled by XLA: the stock kernel takes a
-      quarter of the whole network's time on a processor.
-    - Convolutions in groups by TensorFlow's own kernels where it has them (oneDNN's).
-    - For fewer than four photos, kernels of convolutions are constants: oneDNN keeps them in the
-      order it works in. TensorFlow copies a graph many times over, so that these 9 MB take 100:
-      more than they are worth to batches.
-    - Convolutions over 32 photos or so at a time, dense layers over the whole batch, by XLA and in
-      multiples of 64 rows: where a processor has no AVX-512, oneDNN's product takes 1.9 times as
-      long for 64 rows, 2.2 times for 128.
-    - For up to 32 photos a dense layer is eight partial sums, which oneDNN does better than one,
-      and XLA worse.
-    """
-    end = next(i for i, layer in enumerate(table.layers) if isinstance(layer, Dense | Dropout))
-    body, head = table.layers[:end], table.layers[end:]
-    names = {"data"} | {x.name for x in body} | {x.name + PREACT for x in body}
-    early = [name for name in layers if name in names]
-    late = [name for name in layers if name not in names]
-    last = body[-1].name
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    shape = (None, table.input_size, table.input_size, 3)
-    rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
-    together = _compiled(table.layers, model, layers, shape, parts=_PARTS)
-    single = _compiled(table.layers, model, layers, shape, parts=_PARTS, fixed=True)
-    convolve = _compiled(body, model, dict.fromkeys([*early, *([last] if late else [])]), shape)
-    classify = _compiled(head, model, late, (None, rows), jit_compile=True)
-
-    batches = False  # such a job's last few photos need no graph of their own
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        nonlocal batches
-        count = len(batch)
-        batches = batches or count >= _SINGLE
-        if count <= _CHUNK:
-            found = (together if batches else single)(tf.constant(batch))
-            return {name: found[name].numpy() for name in layers}
-        chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
-        starts = range(0, count, chunk)
-        parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
-        blobs = {name: np.concatenate([part[name] for part in parts]) for name in early}
-        if late:
-            flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
-            found = classify(tf.pad(flat, [[0, -count % _ROWS], [0, 0]]))
-            blobs |= {name: blob.numpy()[:count] for name, blob in found.items()}
-        return {name: blobs[name] for name in layers}
-
-    return run
-
-
-def _compiled(
-    steps: Sequence[Layer],
-    model: keras.Model,
-    wanted: Sequence[str],
-    shape: tuple,
-    *,
-    parts: int = 1,
-    fixed: bool = False,
-    jit_compile: bool | None = None,
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A graph of `steps`, as far as `wanted` asks, from a tensor of `shape`.
-
-    Dense layers add in so many `parts`; kernels of convolutions are `fixed` as they are now.
-    """
-
-    def forward(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        blobs = {"data": x}
-        for layer in steps:
-            if set(wanted) <= set(blobs):
-                break
-            if isinstance(layer, Dropout):
-                continue
-            if isinstance(layer, Conv | Dense):
-                built = model.get_layer(layer.name)
-                if isinstance(layer, Conv):
-                    x = _convolved(layer, built, x, fixed)
-                else:
-                    x = _multiplied(built, x, parts)
-                blobs[layer.name + PREACT] = x
-                x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
-            elif isinstance(layer, LRN):
-                x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
-            elif isinstance(layer, MaxPool):
-                x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
-            else:
-                x = tf.nn.softmax(x)
-            blobs[layer.name] = x
-        return {name: blobs[name] for name in wanted}
-
-    signature = [tf.TensorSpec(shape, tf.float32)]
-    return tf.function(forward, input_signature=signature, autograph=False, jit_compile=jit_compile)
-
-
-def _convolved(layer: Conv, built: keras.layers.Layer, x: tf.Tensor, fixed: bool) -> tf.Tensor:
-    kernel, bias = built.kernel.value, built.bias.value
-    if fixed:
-        with tf.init_scope():
-            values = kernel.numpy()
-        kernel = tf.constant(values)
-    pad = [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]]
-    groups = 1 if layer.groups == 1 or groups_are_native() else layer.groups
-    pairs = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    products = [tf.nn.conv2d(some, part, layer.stride, pad) for some, part in pairs]
-    return tf.nn.bias_add(products[0] if groups == 1 else tf.concat(products, -1), bias)
-
-
-def _multiplied(built: keras.layers.Layer, x: tf.Tensor, parts: int) -> tf.Tensor:
-    kernel, bias = built.kernel.value, built.bias.value
-    inputs, units = kernel.shape
-    x = tf.reshape(x, (-1, inputs))
-    if parts == 1 or inputs % parts:
-        return tf.nn.bias_add(tf.matmul(x, kernel), bias)
-    folded = tf.transpose(tf.reshape(x, (-1, parts, inputs // parts)), (1, 0, 2))
-    products = tf.matmul(folded, tf.reshape(kernel, (parts, inputs // parts, units)))
-    return tf.nn.bias_add(tf.reduce_sum(products, axis=0), bias)

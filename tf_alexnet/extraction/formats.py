@@ -2,7 +2,8 @@
 
 A job's data files hold paths and rows, and grow batch by batch (`data_writer`). A finished file
 (`export`) also holds the state in which every photo was read, the failures and attributes.
-`open_output` reads both.
+`open_output` reads both. Columns of text have the same names everywhere: the fields of `Photo`
+(``paths``, ``stats``, ...) and of `Failure` (``errors_paths``, ``errors_codes``, ...).
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import bisect
 import contextlib
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,17 +26,18 @@ import h5py
 import numpy as np
 from h5py import h5f, h5fd, h5g, h5p
 
+from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.storage import OutputFile, unbroken
 
 BLOCK_BYTES = 8 * 2**20  # rows that are in memory together
 _CHUNK_BYTES = 2**20  # of an HDF5 dataset: few enough to index, small enough to read one row
+_MAT_BYTES = 2**31 - 2**10  # of an array in a .mat, less its header
 _OK = "ok"
 
 Layers = dict[str, tuple[tuple[int, ...], np.dtype]]  # layer -> (shape of a row, dtype)
 Rows = Mapping[str, np.ndarray]
 _Texts = Callable[[str], "list[str] | None"]  # name of a column -> its values, if there is one
-_Take = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 
 
 class Output:
@@ -43,8 +45,8 @@ class Output:
 
     Attributes
     ----------
-    paths : list of str
-        Written name of each row's photo.
+    paths, count : list of str, int
+        Written name of each row's photo, and how many there are.
     failures : list of Failure
         Photos that could not be read.
     layers : dict of str to (tuple of int, dtype)
@@ -57,17 +59,18 @@ class Output:
         self,
         texts: _Texts,
         layers: Layers,
-        failures: list[Failure],
         attributes: dict[str, str],
-        opened: Callable[[str, contextlib.ExitStack], _Take],
+        take: Callable[[str, int, int], np.ndarray],  # (layer, start, stop) -> rows
     ):
-        self._texts, self._opened = texts, opened
-        self.paths, self.failures, self.attributes = texts("paths"), failures, attributes
+        self._texts, self._take, self.attributes = texts, take, attributes
+        self.paths = texts("paths")
+        self.count = len(self.paths)
+        self.failures = _records(Failure, lambda x: texts(f"errors_{x}"))
         self.layers = {name: (shape[1:], dtype) for name, (shape, dtype) in layers.items()}
         if not all(isinstance(path, str) for path in self.paths):
             raise ValueError("a path is not text")
         for name, (shape, dtype) in layers.items():
-            if dtype.kind != "f" or shape[0] != len(self.paths):
+            if dtype.kind != "f" or shape[0] != self.count:
                 raise ValueError(f"{name} is not one row of numbers per path")
 
     @functools.cached_property
@@ -76,27 +79,18 @@ class Output:
         with _value_errors():
             return _records(Photo, lambda x: self.paths if x == "paths" else self._texts(x))
 
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return len(self.paths)
-
     def blocks(self, layers: Sequence[str], rows: Sequence[int] | None = None) -> Iterator[Rows]:
         """Some layers' rows, about `BLOCK_BYTES` at a time: all, or those of ascending indices."""
         wanted = np.arange(self.count) if rows is None else np.asarray(rows, np.int64)
         if len(wanted) and (np.diff(wanted, prepend=0, append=self.count - 1) < 0).any():
             raise ValueError(f"not ascending indices of {self.count} rows")
         step = _fitting(BLOCK_BYTES, [self.layers[name] for name in layers])
-        with _value_errors(), contextlib.ExitStack() as stack:
-            takes = {name: self._opened(name, stack) for name in layers}
-            for start in range(0, self.count, step):
-                some = wanted[slice(*np.searchsorted(wanted, (start, start + step)))]
-                if not len(some):
-                    continue
+        for start in range(0, self.count, step):
+            some = wanted[slice(*np.searchsorted(wanted, (start, start + step)))]
+            if len(some):
                 first, end = int(some[0]), int(some[-1]) + 1
-                block = {name: take(first, end) for name, take in takes.items()}
-                if rows is not None:
-                    block = {name: values[some - first] for name, values in block.items()}
+                with _value_errors():
+                    block = {x: self._take(x, first, end)[some - first] for x in layers}
                 yield block
 
 
@@ -105,25 +99,39 @@ def data_writer(suffix: str) -> type[Hdf5Writer] | type[ParquetWriter]:
     return ParquetWriter if suffix == ".parquet" else Hdf5Writer
 
 
-def export(
-    suffix: str, file: OutputFile, content: Any, names_file: OutputFile | None = None
-) -> None:
+def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None = None) -> None:
     """Write a finished file of what an `Output`, or a thing with its attributes, holds.
 
-    `names_file` is the JSON file that belongs to an ``.npy``.
+    `names` is the JSON file that belongs to an ``.npy``.
     """
-    if suffix == ".npz":
-        _export_npz(file, content)
-    elif suffix == ".npy":
-        _export_npy(file, content, names_file)
-    else:
-        with data_writer(suffix)(file, content.layers) as writer:
-            photos = iter(content.photos)
-            for rows in content.blocks(list(content.layers)):
-                count = len(next(iter(rows.values())))
-                writer.add(list(itertools.islice(photos, count)), rows)
-            writer.finish(content.attributes, content.failures)
-    file.check()
+    try:
+        if suffix == ".npz":
+            _export_npz(file, content)
+        elif suffix == ".npy":
+            _export_npy(file, content, names)
+        elif suffix == ".mat":
+            _export_mat(file, content)
+        else:
+            with data_writer(suffix)(file, content.layers) as writer:
+                photos = iter(content.photos)
+                for rows in content.blocks(list(content.layers)):
+                    count = len(next(iter(rows.values())))
+                    writer.add(list(itertools.islice(photos, count)), rows)
+                writer.finish(content.attributes, content.failures)
+    finally:
+        file.check()  # the cause, where a library fails in words of its own
+
+
+def check_size(suffix: str, layers: Layers, rows: int) -> None:
+    """Refuse (UsageError) rows that a finished file can't hold: a ``.mat`` 2 GB of a layer."""
+    for name, (shape, _) in layers.items():
+        size = 4 * rows * math.prod(shape)
+        if suffix == ".mat" and size > _MAT_BYTES:
+            raise UsageError(
+                f"{name} of {rows:,} photos",
+                f"it takes {size / 1e9:.1f} GB, and an array in a .mat at most 2",
+                "Use .h5: h5read reads it in MATLAB, hdf5r in R; or pool the layer.",
+            )
 
 
 @contextlib.contextmanager
@@ -135,7 +143,7 @@ def open_output(
     Parameters
     ----------
     path : path
-        ``.h5``, ``.hdf5``, ``.npz``, ``.npy`` or ``.parquet``.
+        ``.h5``, ``.hdf5``, ``.npz``, ``.npy``, ``.mat`` or ``.parquet``.
     names : path, optional
         The JSON file that belongs to an ``.npy`` (default: `path` + ``.json``).
 
@@ -150,14 +158,14 @@ def open_output(
             if path.suffix.lower() == ".npy":
                 output = _read_npy(path, Path(names or f"{path}.json"))
             else:
-                readers = {".npz": _read_npz, ".parquet": _read_parquet}
+                readers = {".npz": _read_npz, ".parquet": _read_parquet, ".mat": _read_mat}
                 output = readers.get(path.suffix.lower(), _read_hdf5)(path, stack)
         yield output
 
 
 def printable(text: str) -> str:
     """`text` with bytes that are not UTF-8 shown as ``\\xff``."""
-    return _encoded(text).decode("utf-8", "backslashreplace")
+    return encoded(text).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
@@ -171,7 +179,7 @@ def _value_errors() -> Iterator[None]:
         raise ValueError(f"not a file of features ({type(error).__name__}: {error})") from error
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
     """The bytes of a name on disk, without NUL; a text that can't be such a name is escaped."""
     try:
         raw = text.encode("utf-8", "surrogateescape")
@@ -180,9 +188,19 @@ def _encoded(text: str) -> bytes:
     return raw.replace(b"\0", b"\\0")
 
 
+def _columns(content: Any) -> dict[str, list[str]]:
+    """All text of a finished file by column; None is an empty text."""
+    columns = {f"{x}s": [getattr(y, x) or "" for y in content.photos] for x in Photo._fields}
+    for x in Failure._fields:
+        columns[f"errors_{x}s"] = [getattr(y, x) or "" for y in content.failures]
+    return columns
+
+
 def _records(kind: type, texts: _Texts) -> list:
-    """Photos or failures from columns; an empty stat, digest or place is None."""
+    """Photos or failures from columns, with None for an empty stat, digest or place."""
     columns = {field: texts(f"{field}s") for field in kind._fields}
+    if not columns["path"]:
+        return []
     for field in kind._field_defaults:
         columns[field] = [x or None for x in columns[field] or [""] * len(columns["path"])]
     return [kind(*row) for row in zip(*columns.values(), strict=True)]
@@ -203,7 +221,8 @@ class _Writer(contextlib.AbstractContextManager):
     def __init__(self, file: OutputFile, layers: Layers | None = None):
         self._raw, self._finished, self._layers = file, layers is not None, layers
         self._file: Any = None
-        self._waiting: list[tuple[Sequence[Photo], Rows]] = []
+        self._photos: list[Photo] = []  # that wait, and the parts of their rows
+        self._parts: dict[str, list[np.ndarray]] = {}
 
     @unbroken()
     def __exit__(self, *_: object) -> None:
@@ -215,51 +234,47 @@ class _Writer(contextlib.AbstractContextManager):
         """Append one row per path to every layer."""
         if self._layers is None:
             self._layers = {name: (x.shape[1:], x.dtype) for name, x in rows.items()}
-        photos = paths if self._finished else [Photo(path) for path in paths]
-        self._waiting.append((photos, rows))
-        self._flush(final=False)
+        self._photos += paths if self._finished else map(Photo, paths)
+        for name in self._layers:
+            self._parts.setdefault(name, []).append(rows[name])
+        step = _fitting(BLOCK_BYTES, self._layers.values())
+        self._flush(len(self._photos) // step * step, step)
 
     @unbroken()
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
         """Write what waits, the failures and the attributes."""
-        self._flush(final=True)
+        self._flush(len(self._photos), len(self._photos))
         for start in range(0, len(failures), 4096):
             self._write(failures[start : start + 4096], {})
             self._raw.check()
         self._end({**attributes, "layers": " ".join(self._layers)})
         self._raw.check()
 
-    def _flush(self, final: bool) -> None:
-        """Write the rows that wait: all, or whole steps."""
-        self._raw.check()
+    def _flush(self, end: int, step: int) -> None:
+        """Write the first `end` rows that wait, in steps."""
         if self._file is None:
             self._create()
-        step = _fitting(BLOCK_BYTES, self._layers.values())
-        count = sum(len(photos) for photos, _ in self._waiting)
-        if count < (1 if final else step):
-            return
-        photos = list(itertools.chain.from_iterable(some for some, _ in self._waiting))
-        rows = {x: np.concatenate([some[x] for _, some in self._waiting]) for x in self._layers}
-        done = 0
-        while done + (0 if final else step - 1) < count:
-            part = slice(done, done + step)
-            self._write(photos[part], {name: values[part] for name, values in rows.items()})
-            self._raw.check()
-            done += step
-        self._waiting = [(photos[done:], {name: values[done:] for name, values in rows.items()})]
+        if end:
+            photos, rows = self._photos, {x: np.concatenate(y) for x, y in self._parts.items()}
+            for start in range(0, end, step):
+                some = slice(start, start + step)
+                self._write(photos[some], {name: values[some] for name, values in rows.items()})
+                self._raw.check()
+            self._photos, self._parts = photos[end:], {x: [y[end:]] for x, y in rows.items()}
 
 
 class Hdf5Writer(_Writer):
-    """An HDF5 file: a dataset per layer, ``paths`` and attributes.
+    """An HDF5 file: a dataset per layer and column (of failures: in ``errors``), and attributes.
 
-    A finished file has ``stats``, ``digests``, ``places`` and a group ``errors`` too. HDF5 checks
-    rows, and (since its format 1.10) its own structures, by checksums. It has none for text, whose
-    digest is an attribute.
+    HDF5 checks rows, and (since its format 1.10) its own structures, by checksums. It has none for
+    text, whose digest is an attribute.
     """
 
     def _create(self) -> None:
-        creation, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
+        kinds = h5p.FILE_CREATE, h5p.GROUP_CREATE, h5p.FILE_ACCESS
+        creation, group, access = map(h5p.create, kinds)
         creation.set_obj_track_times(False)
+        group.set_obj_track_times(False)
         access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
         access.set_fclose_degree(h5f.CLOSE_STRONG)
         access.set_fileobj_driver(h5fd.fileobj_driver, self._raw)
@@ -272,8 +287,6 @@ class Hdf5Writer(_Writer):
             data.attrs["layer"] = name
         names = ["paths"]
         if self._finished:
-            group = h5p.create(h5p.GROUP_CREATE)
-            group.set_obj_track_times(False)
             h5g.create(self._file.id, b"errors", gcpl=group)
             names = [f"{field}s" for field in Photo._fields]
             names += [f"errors/{field}s" for field in Failure._fields]
@@ -286,11 +299,10 @@ class Hdf5Writer(_Writer):
         """Make the datasets longer."""
         columns = dict(rows)
         group = "errors/" if isinstance(records[0], Failure) else ""
-        for field in records[0]._fields:
-            if (name := f"{group}{field}s") in self._digests:
-                texts = [_encoded(getattr(record, field) or "") for record in records]
-                self._digests[name].update(b"".join(text + b"\0" for text in texts))
-                columns[name] = np.array(texts, object)
+        for x in records[0]._fields:
+            if (name := f"{group}{x}s") in self._digests:
+                columns[name] = np.array([encoded(getattr(y, x) or "") for y in records], object)
+                self._digests[name].update(b"".join(text + b"\0" for text in columns[name]))
         for name, values in columns.items():
             data = self._file[name]
             start = len(data)
@@ -320,24 +332,20 @@ def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
         return found
 
     def texts(name: str) -> list[str] | None:
+        name = name.replace("errors_", "errors/")
         if name not in file:
             return None
         data = dataset(name)
         raw = data[:].tolist()
-        digest = hashlib.blake2b(b"".join(text + b"\0" for text in raw), digest_size=16)
-        if data.attrs.get("blake2b", digest.hexdigest()) != digest.hexdigest():
+        digest = hashlib.blake2b(b"".join(text + b"\0" for text in raw), digest_size=16).hexdigest()
+        if data.attrs.get("blake2b", digest) != digest:
             raise ValueError(f"{name} is damaged")
         return [text.decode("utf-8", "surrogateescape") for text in raw]
 
-    def opened(layer: str, _: contextlib.ExitStack) -> _Take:
-        data = dataset(layer)
-        return lambda start, stop: data[start:stop]
-
     attributes = {name: value for name, value in file.attrs.items() if isinstance(value, str)}
-    datasets = {name: dataset(name) for name in attributes["layers"].split()}
-    layers = {name: (data.shape, data.dtype) for name, data in datasets.items()}
-    failures = _records(Failure, lambda x: texts(f"errors/{x}")) if "errors" in file else []
-    return Output(texts, layers, failures, attributes, opened)
+    rows = {name: dataset(name) for name in attributes["layers"].split()}
+    layers = {name: (data.shape, data.dtype) for name, data in rows.items()}
+    return Output(texts, layers, attributes, lambda name, x, y: rows[name][x:y])
 
 
 class ParquetWriter(_Writer):
@@ -353,10 +361,10 @@ class ParquetWriter(_Writer):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        fields = [pa.field("path", pa.string()), pa.field("path_bytes", pa.binary())]
+        fields = [("path", pa.string()), ("path_bytes", pa.binary())]
         if self._finished:
-            fields.append(pa.field("place", pa.binary()))
-            fields += [pa.field(x, pa.string()) for x in ("stat", "digest", "status", "detail")]
+            fields.append(("place", pa.binary()))
+            fields += [(name, pa.string()) for name in ("stat", "digest", "status", "detail")]
         for name, (shape, dtype) in self._layers.items():
             kind = pa.list_(pa.from_numpy_dtype(dtype), math.prod(shape))
             fields.append(pa.field(name, kind, metadata={"shape": " ".join(map(str, shape))}))
@@ -373,26 +381,21 @@ class ParquetWriter(_Writer):
         """Append a row group."""
         import pyarrow as pa
 
-        shown = [printable(x.path) for x in records]
-        raw = [_encoded(x.path) for x in records]
-        columns = {
-            "path": shown,
-            "path_bytes": [None if x.encode() == y else y for x, y in zip(shown, raw, strict=True)],
-            "place": [x.place and _encoded(x.place) for x in records],
-            "stat": [x.stat for x in records],
-            "digest": [x.digest for x in records],
-            "status": [getattr(x, "code", _OK) for x in records],
-            "detail": [printable(x.detail) if isinstance(x, Failure) else None for x in records],
+        paths, failed = [x.path for x in records], isinstance(records[0], Failure)
+        columns: dict[str, Any] = {name: [None] * len(records) for name in self._layers}
+        columns |= {name: [getattr(x, name) for x in records] for name in ("stat", "digest")}
+        columns |= {
+            "path": list(map(printable, paths)),
+            "path_bytes": [None if printable(x) == x else encoded(x) for x in paths],
+            "place": [x.place and encoded(x.place) for x in records],
+            "status": [x.code if failed else _OK for x in records],
+            "detail": [printable(x.detail) if failed else None for x in records],
         }
-        arrays = []
-        for field in self._file.schema:
-            if field.name in rows:
-                flat = pa.array(np.ascontiguousarray(rows[field.name]).ravel())
-                arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
-            else:  # of a layer: photos that failed
-                values = columns.get(field.name) or [None] * len(records)
-                arrays.append(pa.array(values, field.type))
-        self._file.write_table(pa.Table.from_arrays(arrays, schema=self._file.schema))
+        for name, values in rows.items():
+            flat = pa.array(np.ascontiguousarray(values).ravel())
+            kind = self._file.schema.field(name).type
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+        self._file.write_table(pa.Table.from_pydict(columns, schema=self._file.schema))
 
     def _end(self, attributes: Mapping[str, str]) -> None:
         self._file.add_key_value_metadata(attributes)
@@ -406,131 +409,176 @@ def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
     raw = stack.enter_context(pa.OSFile(os.fsencode(path)))
     file = stack.enter_context(pq.ParquetFile(raw, page_checksum_verification=True))
 
-    def texts(name: str, first: int = 0, end: int | None = None) -> list[str] | None:
-        name = "status" if name == "codes" else name.removesuffix("s")
+    def texts(name: str) -> list[str] | None:
+        part = slice(rows, None) if name.startswith("errors_") else slice(rows)
+        name = name.removeprefix("errors_").removesuffix("s").replace("code", "status")
         if name not in file.schema_arrow.names:
             return None
         columns = ["path", "path_bytes"] if name == "path" else [name]
-        table = file.read(columns=columns)[first : rows if end is None else end]
+        table = file.read(columns=columns)[part]
         found = zip(*(table[column].to_pylist() for column in columns), strict=True)
         found = [some[0] if some[-1] is None else some[-1] for some in found]
         return [x.decode("utf-8", "surrogateescape") if isinstance(x, bytes) else x for x in found]
 
-    def opened(layer: str, _: contextlib.ExitStack) -> _Take:
-        def take(start: int, stop: int) -> np.ndarray:
-            groups = range(bisect.bisect(starts, start) - 1, bisect.bisect_left(starts, stop))
-            lists = file.read_row_groups(groups, columns=[layer])[layer].combine_chunks()
-            flat = lists.slice(start - starts[groups[0]], stop - start).flatten().to_numpy()
-            return flat.reshape(stop - start, *layers[layer][0][1:])
-
-        return take
+    def take(layer: str, start: int, stop: int) -> np.ndarray:
+        groups = range(bisect.bisect(starts, start) - 1, bisect.bisect_left(starts, stop))
+        lists = file.read_row_groups(groups, columns=[layer])[layer].combine_chunks()
+        flat = lists.slice(start - starts[groups[0]], stop - start).flatten().to_numpy()
+        return flat.reshape(stop - start, *layers[layer][0][1:])
 
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    *starts, total = [0, *itertools.accumulate(sizes)]
-    codes = texts("codes", 0, total) or [_OK] * total
-    rows = codes.count(_OK)
-    if _OK in codes[rows:]:
-        raise ValueError("rows stand behind failures")
+    *starts, rows = [0, *itertools.accumulate(sizes)]
+    if codes := texts("codes"):
+        rows = codes.count(_OK)
+        if _OK in codes[rows:]:
+            raise ValueError("rows stand behind failures")
     layers = {}
     for field in file.schema_arrow:
         if field.metadata and b"shape" in field.metadata:
             shape = tuple(map(int, field.metadata[b"shape"].split()))
             layers[field.name] = (rows, *shape), np.dtype(field.type.value_type.to_pandas_dtype())
-    failures = _records(Failure, lambda x: texts(x, rows, total)) if rows < total else []
-    known = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
-    known.pop("ARROW:schema", None)
-    return Output(texts, layers, failures, known, opened)
+    attributes = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
+    attributes.pop("ARROW:schema", None)
+    return Output(texts, layers, attributes, take)
 
 
 def _export_npz(file: OutputFile, content: Any) -> None:
     """An archive of NumPy arrays, not compressed: a layer or column each, ``attributes`` (JSON)."""
-    columns = {f"{x}s": (content.photos, x) for x in Photo._fields}
-    columns |= {f"errors_{x}s": (content.failures, x) for x in Failure._fields}
     attributes = json.dumps({**content.attributes, "layers": " ".join(content.layers)})
-    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-
-        def write(name: str, *array: Any) -> None:
+    columns = _columns(content)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, values in {**columns, "attributes": attributes, **content.layers}.items():
             # A name would get the time of day from Python 3.14 on, and no two files would be equal.
             member = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(member, "w", force_zip64=True) as target:
-                _write_array(target, file, *array)
-
-        for name, (records, field) in columns.items():
-            texts = [getattr(record, field) or "" for record in records]
-            dtype = np.dtype(f"<U{max(map(len, texts), default=0) or 1}")
-            parts = (np.array(texts[i : i + 1024], dtype) for i in range(0, len(texts), 1024))
-            write(name, (len(texts),), dtype, parts)
-        write("attributes", (), np.dtype(f"<U{len(attributes)}"), [np.array(attributes)])
-        for name, (shape, dtype) in content.layers.items():
-            blocks = (rows[name] for rows in content.blocks([name]))
-            write(name, (len(content.photos), *shape), dtype, blocks)
+                if name in content.layers:
+                    _write_rows(target, file, content, name)
+                else:
+                    np.lib.format.write_array(target, np.array(values, "U"), allow_pickle=False)
 
 
-def _write_array(target: Any, file: OutputFile, shape: tuple, dtype: np.dtype, parts: Any) -> None:
-    """Write a NumPy array part by part."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+def _write_rows(target: Any, file: OutputFile, content: Any, layer: str) -> None:
+    """Write a layer as a NumPy array, block by block."""
+    shape, dtype = content.layers[layer]
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    header["shape"] = (len(content.photos), *shape)
     np.lib.format.write_array_header_1_0(target, header)
-    for part in parts:
-        target.write(part.tobytes())
+    for rows in content.blocks([layer]):
+        target.write(rows[layer].tobytes())
         file.check()
 
 
 def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
     archive = stack.enter_context(zipfile.ZipFile(path))
 
-    def header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
-        version = np.lib.format.read_magic(member)
-        shape, in_columns, dtype = np.lib.format.read_array_header_1_0(member)
-        if version != (1, 0) or in_columns:
-            raise ValueError("an array was not written by this package")
-        return shape, dtype
+    def array(name: str) -> np.ndarray:
+        try:
+            with archive.open(f"{name}.npy") as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+        except MemoryError as error:  # mostly of a header that is not true
+            raise ValueError(str(error)) from None
 
     def texts(name: str) -> Any:
-        if f"{name}.npy" not in archive.namelist():
-            return None
-        with archive.open(f"{name}.npy") as member:
-            shape, dtype = header(member)
-            return np.frombuffer(member.read(), dtype).reshape(shape).tolist()
-
-    def opened(layer: str, members: contextlib.ExitStack) -> _Take:
-        member = members.enter_context(archive.open(f"{layer}.npy"))
-        (_, *shape), dtype = header(member)
-        first, size = member.tell(), math.prod(shape) * dtype.itemsize
-
-        def take(start: int, stop: int) -> np.ndarray:
-            if skipped := first + start * size - member.tell():
-                member.seek(skipped, os.SEEK_CUR)  # only then: no checksum is compared after it
-            data = member.read(size * (stop - start))
-            return np.frombuffer(data, dtype).reshape(stop - start, *shape)
-
-        return take
+        return array(name).tolist() if f"{name}.npy" in archive.namelist() else None
 
     attributes = json.loads(texts("attributes"))
     layers = {}
     for name in attributes["layers"].split():
         with archive.open(f"{name}.npy") as member:
-            layers[name] = header(member)
-    failures = _records(Failure, lambda name: texts(f"errors_{name}"))
-    return Output(texts, layers, failures, attributes, opened)
+            np.lib.format.read_magic(member)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            layers[name] = shape, dtype
+    whole = functools.cache(array)  # read to its end, its checksum is compared
+    return Output(texts, layers, attributes, lambda name, x, y: whole(name)[x:y])
 
 
-def _export_npy(file: OutputFile, content: Any, names_file: OutputFile) -> None:
+def _export_npy(file: OutputFile, content: Any, names: OutputFile) -> None:
     """The rows of the only layer, and everything else as JSON."""
-    ((layer, (shape, dtype)),) = content.layers.items()
-    blocks = (rows[layer] for rows in content.blocks([layer]))
-    _write_array(file, file, (len(content.photos), *shape), dtype, blocks)
-    known = {f"{x}s": [getattr(photo, x) for photo in content.photos] for x in Photo._fields}
+    (layer,) = content.layers
+    _write_rows(file, file, content, layer)
+    names.write(_json(content))
+    names.check()
+
+
+def _json(content: Any) -> bytes:
+    """Everything but rows."""
+    known = {f"{x}s": [getattr(y, x) for y in content.photos] for x in Photo._fields}
     known["errors"] = [failure._asdict() for failure in content.failures]
-    known["attributes"] = {**content.attributes, "layers": layer}
-    text = io.TextIOWrapper(names_file, "ascii")
-    json.dump(known, text, indent=0)
-    text.detach()
-    names_file.check()
+    known["attributes"] = {**content.attributes, "layers": " ".join(content.layers)}
+    return json.dumps(known, indent=0).encode()
+
+
+def _of_json(known: Any, layers: Layers, take: Callable) -> Output:
+    errors = {f"errors_{x}s": [y.get(x) for y in known["errors"]] for x in Failure._fields}
+    return Output({**known, **errors}.get, layers, known["attributes"], take)
 
 
 def _read_npy(path: Path, names: Path) -> Output:
     known = json.loads(names.read_text(encoding="utf-8"))
     rows = np.lib.format.open_memmap(path, mode="r")
-    attributes, failures = known["attributes"], [Failure(**x) for x in known["errors"]]
-    layers = {attributes["layers"]: (rows.shape, rows.dtype)}
-    return Output(known.get, layers, failures, attributes, lambda *_: lambda x, y: rows[x:y])
+    layers = {known["attributes"]["layers"]: (rows.shape, rows.dtype)}
+    return _of_json(known, layers, lambda _, x, y: rows[x:y])
+
+
+def _export_mat(file: OutputFile, content: Any) -> None:
+    """A MATLAB file (version 5): an array per layer, a cell per column, a struct of attributes.
+
+    ``record`` has all text exactly as it is: the JSON of an ``.npy``, as bytes. There is no float16
+    in MATLAB. SciPy's `savemat` won't do: MATLAB opens no file where it wrote "ü".
+    """
+    check_size(".mat", content.layers, len(content.photos))
+    file.write(b"MATLAB 5.0 MAT-file, written by tf_alexnet".ljust(116) + bytes(8) + b"\0\1IM")
+    for name, texts in _columns(content).items():
+        file.write(_mat_array(1, (len(texts), 1), name, *map(_mat_text, texts)))
+    record = _json(content)
+    attributes = json.loads(record)["attributes"]
+    names = b"".join(name.encode()[:31].ljust(32, b"\0") for name in attributes)
+    fields = _mat_element(5, struct.pack("<i", 32)), _mat_element(1, names)
+    values = map(_mat_text, attributes.values())
+    file.write(_mat_array(2, (1, 1), "attributes", *fields, *values))
+    file.write(_mat_array(9, (1, len(record)), "record", _mat_element(2, record)))
+    for name, (shape, _) in content.layers.items():
+        rows, start = np.empty((len(content.photos), *shape), np.float32, order="F"), 0
+        for block in content.blocks([name]):
+            rows[start : start + len(block[name])] = block[name]
+            start += len(block[name])
+        tag, padding = struct.pack("<II", 7, rows.nbytes), bytes(rows.nbytes % 8)
+        file.write(_mat_array(7, rows.shape, name, tag, more=rows.nbytes + len(padding)))
+        file.write(rows.ravel("K"))
+        file.write(padding)
+        file.check()
+
+
+def _mat_array(kind: int, shape: Sequence[int], name: str, *parts: bytes, more: int = 0) -> bytes:
+    """An array: 1 a cell, 2 a struct, 4 char, 7 single, 9 uint8; `more` bytes of it follow."""
+    flags, sizes = struct.pack("<II", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
+    head = _mat_element(6, flags) + _mat_element(5, sizes) + _mat_element(1, name.encode())
+    body = b"".join((head, *parts))
+    return struct.pack("<II", 14, len(body) + more) + body
+
+
+def _mat_element(kind: int, data: bytes) -> bytes:
+    """Data of a kind (1 int8, 2 uint8, 5 int32, 6 uint32, 14 array, 16 and 17 text) and its tag."""
+    if 0 < len(data) <= 4:
+        return struct.pack("<HH4s", kind, len(data), data)
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def _mat_text(text: str) -> bytes:
+    text = printable(text)
+    # One unit a character, as MATLAB counts them: UTF-8 where it is ASCII, else UTF-16.
+    kind, data = (16, text.encode()) if text.isascii() else (17, text.encode("utf-16-le"))
+    length = len(data) // (kind - 15)
+    return _mat_array(4, (min(length, 1), length), "", _mat_element(kind, data))
+
+
+def _read_mat(path: Path, stack: contextlib.ExitStack) -> Output:
+    from scipy.io import loadmat, whosmat
+
+    file = stack.enter_context(path.open("rb"))
+    known = json.loads(loadmat(file, variable_names="record")["record"].tobytes())
+    kinds = {"single": np.dtype(np.float32)}
+    found = {name: (shape, kinds[kind]) for name, shape, kind in whosmat(file) if kind in kinds}
+    layers = {name: found[name] for name in known["attributes"]["layers"].split()}
+    whole = functools.cache(lambda name: loadmat(file, variable_names=name)[name])
+    return _of_json(known, layers, lambda name, x, y: whole(name)[x:y])

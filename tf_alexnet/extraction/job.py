@@ -11,17 +11,29 @@ import math
 import os
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_alexnet import remote
+from tf_alexnet.architectures import ALL, ARCHITECTURES, PREACT, blob_names
+from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
-from tf_alexnet.extraction.formats import Output, data_writer, export, open_output
+from tf_alexnet.extraction.formats import (
+    Output,
+    check_size,
+    data_writer,
+    encoded,
+    export,
+    open_output,
+)
+from tf_alexnet.extraction.reader import TIMEOUT
 from tf_alexnet.extraction.shards import (
     BASE,
     HEADER,
@@ -38,17 +50,19 @@ from tf_alexnet.extraction.shards import (
     read_header,
 )
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
-from tf_alexnet.extraction.storage import Target, locked, place_of, reading_of, token
+from tf_alexnet.extraction.storage import FIXED, Target, locked, place_of, reading_of, token
 from tf_alexnet.extraction.worker import Finished, Shard, Worker
 from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import read_file, read_url
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.images.presets import Preset
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.remote import filesystem, is_url
 from tf_alexnet.weights import WeightArrays
 
 SHARD_SIZE = 4096
 ERRORS = "_errors.csv"
+_LISTED_BYTES = 2**26  # rows in memory, where they follow a list
 _ROUNDS = 4  # shards per worker: the slowest keeps the others waiting for part of its last one
 # What opening a file that is not ours, or is damaged, may end in.
 _UNREADABLE = (
@@ -59,7 +73,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What there is now; `rows` + `len(errors)` = `inputs`.
+    """What there is now; `rows` + `len(errors)` = `inputs`, unless rows follow the list.
 
     Attributes
     ----------
@@ -81,6 +95,10 @@ class ExtractionReport:
         Photos whose content was another one than before, and which were done again.
     unreadable : int
         Photos that can't be read now, and whose rows of earlier runs stay.
+    repeats : int
+        Lines of this run's inputs that name a photo again.
+    nan : int
+        Rows of NaN, one for each line whose photo could not be read.
     """
 
     output: str
@@ -93,6 +111,8 @@ class ExtractionReport:
     absent: int = 0
     changed: int = 0
     unreadable: int = 0
+    repeats: int = 0
+    nan: int = 0
 
 
 def extract_features(
@@ -109,18 +129,25 @@ def extract_features(
     pool: str = "none",
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
+    timeout: float = TIMEOUT,
+    depth: str = "auto",
     fast_decode: bool = False,
     crops: str = "center",
+    engine: str = "auto",
+    precision: str = "float32",
     max_errors: int | str | None = None,
     retry_errors: bool = False,
     force: bool = False,
     add: bool = False,
     discard_damaged: bool = False,
+    repeats: str = "drop",
+    missing: str = "drop",
+    storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     cluster: str | None = None,
     cluster_workers: int | None = None,
     cluster_min_workers: int = 1,
     gpus_per_worker: float | None = None,
-    progress: Callable[[int, int, int, int], None] | None = None,
+    progress: Callable[[int, int, int, int], None] | bool | None = None,
 ) -> ExtractionReport:
     """Extract features of photos into a file, or a folder of files, with paths and rows together.
 
@@ -138,7 +165,7 @@ def extract_features(
     output : path or URL
         ``.h5``: ``paths`` (N,), one (N, ...) array per layer, a group ``errors`` with ``paths``,
         ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
-        dtype, versions). ``.npz``: the same as arrays, ``errors_paths`` .. and ``attributes``
+        dtype, versions). ``.npz``, ``.mat`` (MATLAB, Octave): the same as arrays, ``errors_paths`` .. and ``attributes``
         (JSON). ``.npy``: the array of one layer, and the rest in ``<output>.json``. ``.parquet``:
         one row per photo, with path, status, detail, each layer a list of fixed size. All of them
         also hold what tells a photo that has changed: ``places``, ``stats`` and ``digests``.
@@ -155,11 +182,15 @@ def extract_features(
         Convolutional blobs (height, width, channels) pooled to (channels,).
     shard_size : int
         Photos per shard: the most that is done twice after an interruption.
-    workers, fast_decode
+    workers, timeout, depth, fast_decode
         As in `PhotoReader`.
     crops : {"center", "ten"}
         The centre of a photo; or its corners, its centre and their mirror images, each of which
         goes through the network (and is pooled): the row is the mean of the ten.
+    engine, precision : str
+        As in `FeatureExtractor`; "auto" goes by the number of photos, too. Rows of the two engines
+        differ by rounding, at most 1e-5 of a blob's maximum, and may be mixed; those of the two
+        precisions may not.
     max_errors : int or "P%", optional
         Stop when more of the inputs than this, or than this share of them, can't be read.
     retry_errors : bool
@@ -170,15 +201,25 @@ def extract_features(
         Add the inputs to an output that knows none of them.
     discard_damaged : bool
         Let rows go whose file is missing or damaged, and whose photos are not among the inputs.
+    repeats : {"drop", "keep"}
+        A photo that is named more than once has one row; or one for each line, in the order of
+        the inputs (files only, which then hold exactly these inputs).
+    missing : {"drop", "nan"}
+        A photo that can't be read has no row; or one of NaN, in the order of the inputs (as
+        `repeats`; in ``.parquet`` failures are rows already).
+    storage_options : dict of dicts, optional
+        Options of fsspec's file systems by scheme, for inputs and output:
+        ``{"s3": {"endpoint_url": "http://localhost:9000", "key": ..., "secret": ...}}``.
     cluster : "ray", "auto" or address, optional
         Where shards run, instead of in this process: on workers of a Ray of their own on this
         machine, of the one that runs here, or of the one at an address
         (`tf_alexnet.extraction.ray_cluster`). Rows, files and what is kept are the same.
     cluster_workers, cluster_min_workers, gpus_per_worker
         `places`, `fewest` and `gpus` of a `RayCrew`.
-    progress : callable, optional
-        Progress callback, called with (photos done, photos to do, errors, bytes of rows written)
-        of this run: at its beginning and after every batch; on a cluster, after every shard.
+    progress : callable or bool, optional
+        True shows a progress bar. A callable is called with (photos done, photos to do, errors,
+        bytes of rows written) of this run: at its beginning and after every batch; on a cluster,
+        after every shard.
 
     Returns
     -------
@@ -197,46 +238,88 @@ def extract_features(
     ImageError
         If no photo at all, or too few of them, can be read.
     """
+    plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
+    with remote.storage_options(storage_options):
+        target = check_job(
+            output, layers, batch_size, shard_size, repeats, missing, max_errors, *plan
+        )
+        spec = ExtractionSpec(
+            *(weights, layers, architecture, preset, mean_image, dtype, pool, crops),
+            *(fast_decode, precision, depth),
+        )
+        lines = find_images(images, repeats=True)
+        paths = list(dict.fromkeys(lines))
+        listing = None
+        if repeats == "keep" or missing == "nan":
+            listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
+        make = functools.partial(
+            Worker,
+            spec,
+            batch_size,
+            engine=choose_engine(engine, len(paths), precision),
+            timeout=timeout,
+            storage=storage_options,
+        )
+        with _crew(make, workers, *plan) as crew, progress_callback(progress) as progress:
+            report = run_job(
+                target,
+                paths,
+                crew,
+                shard_size=shard_size,
+                limit=_error_limit(max_errors, len(paths)),
+                retry_errors=retry_errors,
+                force=force,
+                add=add,
+                discard_damaged=discard_damaged,
+                listing=listing,
+                progress=progress,
+            )
+    return replace(report, repeats=len(lines) - len(paths))
+
+
+def check_job(
+    output: str | os.PathLike,
+    layers: str | Sequence[str] = ("fc7",),
+    batch_size: int | str = "auto",
+    shard_size: int = SHARD_SIZE,
+    repeats: str = "drop",
+    missing: str = "drop",
+    max_errors: int | str | None = None,
+    cluster: str | None = None,
+    cluster_workers: int | None = None,
+    cluster_min_workers: int = 1,
+    gpus_per_worker: float | None = None,
+) -> Target:
+    """Refuse arguments of `extract_features` that can't work, before weights are looked for.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `extract_features`.
+    """
     target = Target(output)
     target.check()
-    spec = ExtractionSpec(
-        weights, layers, architecture, preset, mean_image, dtype, pool, crops, fast_decode
-    )
-    _check_sizes(batch_size, shard_size, spec.layers, target)
-    paths = find_images(images if isinstance(images, list | tuple) else [images])
-    limit = _error_limit(max_errors, len(paths))
-    refuse_foreign(target, read_header(target.job))  # before weights are loaded
-    with _crew(
-        spec, batch_size, workers, cluster, cluster_workers, cluster_min_workers, gpus_per_worker
-    ) as crew:
-        return run_job(
-            target,
-            paths,
-            crew,
-            shard_size=shard_size,
-            limit=limit,
-            retry_errors=retry_errors,
-            force=force,
-            add=add,
-            discard_damaged=discard_damaged,
-            progress=progress,
-        )
-
-
-def _crew(spec, batch_size, workers, cluster, places, fewest, gpus):
-    """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
-    if cluster is not None:
-        from tf_alexnet.extraction.ray_cluster import RayCrew
-
-        make = functools.partial(Worker, spec, batch_size)
-        return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
-    if places is not None or fewest != 1 or gpus is not None:
+    _check_sizes(batch_size, shard_size, blob_names(layers), target)
+    _check_listing(target, repeats, missing)
+    _error_limit(max_errors, 0)
+    given = cluster_workers is not None or cluster_min_workers != 1 or gpus_per_worker is not None
+    if given and cluster is None:
         raise UsageError(
             "cluster_workers, cluster_min_workers, gpus_per_worker",
             "they are settings of a cluster, and none is named",
             "Name it: --cluster ray (cluster='ray') is one on this machine.",
         )
-    return Worker(spec, batch_size, workers)
+    refuse_foreign(target, read_header(target.job))
+    return target
+
+
+def _crew(make, workers, cluster, places, fewest, gpus):
+    """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
+    if cluster is not None:
+        from tf_alexnet.extraction.ray_cluster import RayCrew
+
+        return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
+    return make(workers=workers)
 
 
 def _check_sizes(
@@ -246,11 +329,32 @@ def _check_sizes(
         raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or more, auto.")
     if shard_size < 1:
         raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
-    if target.suffix == ".npy" and len(set(layers)) > 1:
+    if target.suffix == ".npy" and (len(set(layers)) > 1 or ALL in layers):
         raise UsageError(
             f"{' '.join(layers)} in {target}",
             "an .npy holds one array",
             "Choose one layer, or another format.",
+        )
+
+
+def _check_listing(target: Target, repeats: str, missing: str) -> None:
+    for name, value, choices in (
+        ("repeats", repeats, ("drop", "keep")),
+        ("missing", missing, ("drop", "nan")),
+    ):
+        if value not in choices:
+            raise UsageError(f"{name} {value!r}", "no such choice", f"Use {' or '.join(choices)}.")
+        if value != "drop" and target.is_folder:
+            raise UsageError(
+                f"{name} {value} with {target}",
+                "a folder of shards has one row per photo",
+                "Name a file, for example features.h5.",
+            )
+    if missing == "nan" and target.suffix == ".parquet":
+        raise UsageError(
+            f"missing nan with {target}",
+            "photos that can't be read are rows of a .parquet file already, with status and nulls",
+            "Leave it out, or name a .h5, .npz, .npy or .mat.",
         )
 
 
@@ -280,6 +384,7 @@ def run_job(
     force: bool = False,
     add: bool = False,
     discard_damaged: bool = False,
+    listing: _Listing | None = None,
     progress: Callable[[int, int, int, int], None] | None = None,
 ) -> ExtractionReport:
     """Extract with a `Worker`, or several behind a `RayCrew`; as `extract_features` otherwise."""
@@ -294,48 +399,67 @@ def run_job(
                 "moved?",
                 "Pass --add (add=True) to add them all.",
             )
-        if plan.todo or plan.doubtful or repair:
+        if listing and plan.absent:
+            raise UsageError(
+                str(target),
+                f"it has {plan.absent:,} photos that are not among these inputs, and rows are to "
+                "follow the inputs",
+                "Name another output, or leave out --repeats keep and --missing nan.",
+            )
+        relisted = job.lists_others(listing)
+        if target.suffix == ".mat":
+            check_size(target.suffix, _shapes(crew.settings), plan.kept + len(plan.todo))
+        if plan.todo or plan.doubtful or repair or relisted:
             job.begin(repair, crew.attributes)
             job.reread(plan)
-        job.check_growth(plan)
+        job.check_growth(plan, relisted)
         tell = _Tell(plan, limit, progress)
         size = fair_size(shard_size, len(plan.todo), crew.places, crew.batch_size)
         with contextlib.closing(crew.run(job.shards(plan, size), job.store, tell)) as finished:
             for shard, found in finished:
                 job.commit(shard, found, plan)
-        return job.finish(plan, crew.attributes)
+        return job.finish(plan, crew.attributes, listing)
+
+
+def _shapes(settings: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shapes and type of the rows that a job with these settings makes."""
+    table, shapes = ARCHITECTURES[settings["architecture"]], {}
+    blobs = {row.name: row.output_shape for row in table.rows()}
+    for name in settings["layers"].split():
+        shape = blobs.get(name.removesuffix(PREACT), blobs["fc8"])
+        shapes[name] = shape if settings["pool"] == "none" else shape[-1:], np.dtype("f4")
+    return shapes
+
+
+class _Listing(NamedTuple):
+    """Whose rows an output has, in order, where that is not each photo's once."""
+
+    lines: Sequence[str]
+    nan: bool  # whether photos that failed have rows
+
+    @property
+    def mark(self) -> str:
+        """What an output says of it."""
+        text = "\0".join(self.lines).encode("utf-8", "surrogateescape")
+        return digest_of(text) + "+nan" * self.nan
 
 
 @dataclass
 class _Plan:
-    """What a run has to do.
+    """What a run has to do."""
 
-    Attributes
-    ----------
-    places : dict of str to str
-        Inputs, and where they lie.
-    todo : dict of str to (str or None, bool)
-        Photos to be done, what they looked like, and whether to believe it.
-    doubtful : dict of str to Entry
-        Those of them that are known, but look different; they are read to see whether they are.
-    names : dict of str to str
-        Known names of photos that the inputs call otherwise.
-    known, failed, kept, absent, changed, unreadable : int
-        Inputs that are known; that failed before and are not tried again; photos that are left as
-        they are; those that are not among the inputs; inputs whose content changed; inputs that
-        can't be read now.
-    """
-
-    places: dict[str, str]
+    places: dict[str, str]  # inputs, and where they lie
+    # Photos to be done, what they looked like, and whether to believe it
     todo: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    # Those that are known but look different; they are read to see whether they are
     doubtful: dict[str, Entry] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    known: int = 0
-    failed: int = 0
-    kept: int = 0
-    absent: int = 0
-    changed: int = 0
-    unreadable: int = 0
+    names: dict[str, str] = field(default_factory=dict)  # known names of inputs called otherwise
+    known: int = 0  # inputs of earlier runs
+    failed: int = 0  # inputs that failed before and are not tried again
+    kept: int = 0  # photos left as they are
+    absent: int = 0  # those of them that are not inputs
+    changed: int = 0  # inputs whose content changed
+    unreadable: int = 0  # inputs that can't be read now
 
 
 class _Job:
@@ -376,6 +500,7 @@ class _Job:
     def _open(self, header: dict, base: Record | None) -> None:
         target = self._target
         self._base_number = base.number if base else None
+        self._base_mark = base.info["settings"].get("listing") if base else None
         self.store = Store(target.job, target.data, header["id"], target.shard_suffix)
         self.records = Records(self.store, header, base)
         self.fold = self.records.fold
@@ -542,16 +667,20 @@ class _Job:
 
     @property
     def _can_grow(self) -> bool:
-        return self._target.suffix not in (".npz", ".npy")
+        return self._target.suffix not in FIXED
 
-    def check_growth(self, plan: _Plan) -> None:
-        """Refuse to add to a finished file that can't grow."""
+    def lists_others(self, listing: _Listing | None) -> bool:
+        """Whether a finished file has rows in another order than is asked for."""
+        return bool(self._finished) and self._base_mark != (listing and listing.mark)
+
+    def check_growth(self, plan: _Plan, relisted: bool) -> None:
+        """Refuse to change a finished file that can't grow."""
         target = self._target
-        if plan.todo and self._finished and not self._can_grow:
+        if (plan.todo or relisted) and self._finished and not self._can_grow:
+            found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
             raise UsageError(
                 str(target),
-                f"it is finished, and {_counted(len(plan.todo))} new or changed; an "
-                f"{target.suffix} file can't grow",
+                f"it is finished, and {found}; {target.suffix} files don't grow",
                 "Name another output, use .h5, .parquet or a folder/, or pass --force to replace "
                 "it.",
             )
@@ -592,7 +721,9 @@ class _Job:
         with contextlib.suppress(OutputError):
             self.records.dissolve()
 
-    def finish(self, plan: _Plan, attributes: Mapping[str, str]) -> ExtractionReport:
+    def finish(
+        self, plan: _Plan, attributes: Mapping[str, str], listing: _Listing | None
+    ) -> ExtractionReport:
         """Complete the output, unless it is; what it holds.
 
         Raises
@@ -610,11 +741,18 @@ class _Job:
                 f"none could be read; the first: {first.path}: {first.detail}",
                 "Check the files.",
             )
-        complete = self._settle if self._target.is_folder else self._export
-        content = complete(attributes)
+        if self._target.is_folder:
+            content = self._settle(attributes)
+        elif listing:
+            names = (plan.names.get(line, line) for line in listing.lines)
+            entries = [self.fold.by_path[name] for name in names]
+            listed = [entry for entry in entries if listing.nan or entry.lives]
+            content = self._export({**attributes, "listing": listing.mark}, listed)
+        else:
+            content = self._export(attributes)
         return ExtractionReport(
             str(self._target),
-            content.count + len(content.failures),
+            content.inputs,
             content.count,
             tuple(content.failures),
             {name: (content.count, *shape) for name, (shape, _) in content.layers.items()},
@@ -623,6 +761,7 @@ class _Job:
             plan.absent,
             plan.changed,
             plan.unreadable,
+            nan=content.nan,
         )
 
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
@@ -644,9 +783,10 @@ class _Job:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("path", "code", "detail"))
-        writer.writerows(failure[:3] for failure in content.failures)
+        for path, code, detail, *_ in content.failures:
+            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+            file.write(encoded(table.getvalue()))
         if records.newer():  # another job's snapshot is the one that counts
             return content
         shards = [
@@ -691,15 +831,17 @@ class _Job:
             replaces=(record.number, *record.replaces),
         )
 
-    def _export(self, attributes: Mapping[str, str]) -> _Content:
+    def _export(
+        self, attributes: Mapping[str, str], listed: Sequence[Entry] | None = None
+    ) -> _Content:
         """Put the finished file together, and delete the job."""
         target, records, store = self._target, self.records, self.store
         if self._finished and records.highest == self._base_number:
-            content = self._content(attributes)
+            content = self._content(attributes, listed=listed)
             self._dissolve()
             return content
         records.commit()
-        content = self._content(attributes)
+        content = self._content(attributes, listed=listed)
         try:
             with contextlib.ExitStack() as stack:
                 # The names of an .npy come last: without them it counts as being written.
@@ -721,14 +863,19 @@ class _Job:
         self._dissolve()
         return content
 
-    def _content(self, attributes: Mapping[str, str], layers: Mapping | None = None) -> _Content:
+    def _content(
+        self,
+        attributes: Mapping[str, str],
+        layers: Mapping | None = None,
+        listed: Sequence[Entry] | None = None,
+    ) -> _Content:
         known = {**self.records.header["settings"], **attributes}
         known |= {"id": self.store.id, "record": str(self.records.highest)}
-        return _Content(self.fold, self.store, self._finished, known, layers)
+        return _Content(self.fold, self.store, self._finished, known, layers, listed)
 
 
 class _Content:
-    """All living rows in the order of the output, as one `formats.Output`."""
+    """All living rows in the order of the output, or of a list, as one `formats.Output`."""
 
     def __init__(
         self,
@@ -737,18 +884,21 @@ class _Content:
         base: Sequence[Path],
         attributes: dict[str, str],
         layers: Mapping | None,
+        listed: Sequence[Entry] | None,
     ):
-        self._store, self._base = store, base
+        self._store, self._base, self._listed = store, base, listed
         self._rows = fold.rows()
         self.parts = sorted(
             ((number, fold.records[number]) for number in self._rows),
             key=lambda part: (part[1].place, part[0]),
         )
-        self.photos = [entry.photo for number, _ in self.parts for entry in self._rows[number]]
+        entries = [entry for number, _ in self.parts for entry in self._rows[number]]
         self.failures = fold.failures()
+        self.inputs = len(entries) + len(self.failures)
+        self.photos = [entry.photo for entry in (entries if listed is None else listed)]
         self.count = len(self.photos)
-        rows, errors = self.count, len(self.failures)
-        self.totals = {"inputs": rows + errors, "rows": rows, "errors": errors}
+        self.nan = sum(not entry.lives for entry in listed or ())
+        self.totals = {"inputs": self.inputs, "rows": self.count, "errors": len(self.failures)}
         self.attributes = attributes | {name: str(value) for name, value in self.totals.items()}
         if layers:
             self.layers = {name: (tuple(x), np.dtype(y)) for name, (x, y) in layers.items()}
@@ -758,11 +908,39 @@ class _Content:
 
     def blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Rows of some layers, in order."""
+        if self._listed is not None:
+            yield from self._listed_blocks(layers)
+            return
         for number, record in self.parts:
             entries = self._rows[number]
             wanted = None if len(entries) == record.rows else [entry.row for entry in entries]
             with self._part(record) as output:
                 yield from output.blocks(layers, wanted)
+
+    def _listed_blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Rows in the order of the list; they may be anywhere."""
+        records = dict(self.parts)
+        row_size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layers.values())
+        step = max(1, _LISTED_BYTES // row_size)
+        with contextlib.ExitStack() as stack:
+            part = functools.cache(lambda n: stack.enter_context(self._part(records[n])))
+            for start in range(0, len(self._listed), step):
+                some = self._listed[start : start + step]
+                rows = {}
+                for name in layers:
+                    shape, dtype = self.layers[name]
+                    rows[name] = np.full((len(some), *shape), np.nan, dtype)
+                wanted: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+                for i, entry in enumerate(some):
+                    if entry.lives:
+                        wanted[entry.record][entry.row].append(i)
+                for number, places in wanted.items():
+                    order = iter(sorted(places))
+                    for block in part(number).blocks(layers, sorted(places)):
+                        for *values, row in zip(*block.values(), order, strict=False):
+                            for name, value in zip(block, values, strict=True):
+                                rows[name][places[row]] = value
+                yield rows
 
     @contextlib.contextmanager
     def _part(self, record: Record) -> Iterator[Output]:

@@ -2,11 +2,8 @@
 
 Workers hand over finished data files on storage that all machines see; the job's own process
 records them, so what a worker writes late, or twice, is never part of the output. These are Ray's
-plain actors and `ray.wait`, not ``ray.data.map_batches``: that one repeats the work of lost actors
-without end, and would carry paths and rows through blocks of its own.
-
-All workers are asked for at once, and those that find no place wait for it, which is what an
-autoscaling cluster goes by; none is kept longer than there are shards for it.
+plain actors, not ``ray.data.map_batches``, which repeats the work of lost actors without end. All
+are asked for at once, which is what an autoscaling cluster goes by, and none is kept without work.
 """
 
 from __future__ import annotations
@@ -47,32 +44,28 @@ _QUIET = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 class RayCrew:
     """Workers on a Ray cluster; use as a context manager.
 
+    `settings`, `attributes`, `batch_size` and `places` are as those of a `Worker`.
+
     Parameters
     ----------
     address : str
         ``ray`` for a Ray of its own on this machine, ``auto`` for the one that runs here or that
         ``RAY_ADDRESS`` names, or an address (``host:6379``, ``ray://host:10001``). A program that
-        has connected to Ray already keeps its connection, whatever is given here.
+        has connected to Ray already keeps its connection.
     make : callable
         Makes a `Worker` from the keyword ``workers``, in each process.
-    places : int, optional
-        Workers at most; by default one for each GPU, or for every 4 processors of a machine.
-    fewest : int, optional
-        Workers that must be ready before the first shard is begun.
+    places, fewest : int, optional
+        Workers at most (default: one for each GPU, or for every 4 processors of a machine), and
+        workers that must be ready before the first shard is begun.
     gpus : float, optional
-        GPUs a worker, also a part of one; by default one, or as much as `places` leaves.
+        GPUs a worker, also a part of one (default: one, or as much as `places` leaves).
     decoders : int, optional
-        Decoding processes of each worker; by default one for each of its processors.
-
-    Attributes
-    ----------
-    settings, attributes, batch_size, places
-        As of a `Worker`.
+        Decoding processes of each worker (default: one for each of its processors).
 
     Raises
     ------
     UsageError
-        If Ray is not installed, not to be reached, or has no place for a worker.
+        If Ray is not installed, can't be reached, or has no place for a worker.
     """
 
     def __init__(
@@ -88,9 +81,8 @@ class RayCrew:
         if places is not None and places < 1:
             raise UsageError(f"{places} workers", "nothing would be done", "Use 1 or more.")
         if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
-            raise UsageError(
-                f"{gpus} GPUs a worker", "no such part", "Use a whole number, or less than 1."
-            )
+            advice = "Use a whole number, or less than 1."
+            raise UsageError(f"{gpus} GPUs a worker", "no such part", advice)
         self._address, self._make, self._decoders = address, make, decoders
         self._wishes, self._fewest = (places, gpus), fewest
         self._idle: list[Any] = []
@@ -109,7 +101,9 @@ class RayCrew:
             self._made = self._ray.put(self._make)  # arrays in it: once on each machine
             for _ in range(self.places):
                 self._start()
-            self._wait_for_fewest()
+            until = time.monotonic() + _PLACE_SECONDS
+            while len(self._idle) < self._fewest:
+                self._next(until)
         except BaseException:
             self.__exit__()
             raise
@@ -123,13 +117,7 @@ class RayCrew:
     def run(
         self, shards: Iterable[Shard], store: Store, tell: Tell
     ) -> Iterator[tuple[Shard, Finished]]:
-        """As `Worker.run`; shards come back in the order in which they are finished.
-
-        Raises
-        ------
-        AlexNetError
-            What a worker met; or if workers keep dying.
-        """
+        """As `Worker.run`; shards come back in the order in which they are finished."""
         planned, again = iter(shards), self._again
         try:
             while True:
@@ -137,7 +125,7 @@ class RayCrew:
                     worker = self._idle.pop()
                     self._owed[worker.run_shard.remote(shard, store)] = worker, shard
                 if self._idle:  # and no shard for them; should one come back, another is started
-                    self._end([*self._idle, *(x for x, shard in self._owed.values() if not shard)])
+                    self._end(*self._idle, *(x for x, shard in self._owed.values() if not shard))
                 if not self._owed:
                     return
                 if done := self._next():
@@ -172,23 +160,18 @@ class RayCrew:
         worker = self._actor.remote(*self._arguments)
         self._owed[worker.load.remote(self._made)] = worker, None
 
-    def _wait_for_fewest(self) -> None:
-        until = time.monotonic() + _PLACE_SECONDS
-        while len(self._idle) < self._fewest:
-            left = max(0.0, until - time.monotonic())
-            if not self._ray.wait(list(self._owed), timeout=left)[0]:
-                raise UsageError(
-                    f"workers of {self._needs}",
-                    f"the cluster had place for {len(self._idle)} of {self._fewest} in "
-                    f"{_PLACE_SECONDS:.0f} seconds",
-                    "Ask for more workers or fewer GPUs a worker, or see what ray status says.",
-                )
-            self._next()
-
-    def _next(self) -> tuple[Shard, Finished] | None:
+    def _next(self, until: float | None = None) -> tuple[Shard, Finished] | None:
         """Wait for what comes first: a shard; or None, for a worker that is ready, or ended."""
-        ((ref, *_), _) = self._ray.wait(list(self._owed))
-        worker, shard = self._owed[ref]
+        left = until and max(0.0, until - time.monotonic())
+        ready, _ = self._ray.wait(list(self._owed), timeout=left)
+        if not ready:
+            found = f"place for {len(self._idle)} of {self._fewest} in {_PLACE_SECONDS:.0f} seconds"
+            raise UsageError(
+                f"workers of {self._needs}",
+                f"the cluster had {found}",
+                "Ask for more workers or fewer GPUs a worker, or see what ray status says.",
+            )
+        worker, shard = self._owed[ref := ready[0]]
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -196,8 +179,8 @@ class RayCrew:
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayError as error:
-            self._end([worker])
-            self._mourn(shard, error)
+            self._end(worker)
+            self._do_again(shard, error)
             self._start()
             return None
         del self._owed[ref]
@@ -207,9 +190,8 @@ class RayCrew:
             return None
         return shard, answer
 
-    def _mourn(self, shard: Shard | None, error: Exception) -> None:
-        """Have the shard of a worker that ended done again, unless it ends every worker."""
-        place = None if shard is None else shard.place
+    def _do_again(self, shard: Shard | None, error: Exception) -> None:
+        place = shard and shard.place
         self._deaths[place] += 1
         if self._deaths[place] == _TRIES:
             raise AlexNetError(
@@ -236,14 +218,13 @@ class RayCrew:
         self.batch_size = min(self.batch_size, batch)
         self._deaths[None] = 0
 
-    def _end(self, workers: Sequence[Any] | None = None) -> None:
-        if workers is None:
-            workers = [*self._idle, *(worker for worker, _ in self._owed.values())]
-        for worker in workers:
+    def _end(self, *workers: Any) -> None:
+        """End some workers; by default all."""
+        for worker in workers or (*self._idle, *(x for x, _ in self._owed.values())):
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
-        self._idle = [worker for worker in self._idle if worker not in workers]
-        self._owed = {ref: owed for ref, owed in self._owed.items() if owed[0] not in workers}
+            self._idle = [x for x in self._idle if x is not worker]
+            self._owed = {ref: owed for ref, owed in self._owed.items() if owed[0] is not worker}
 
 
 class _Worker:
@@ -273,25 +254,22 @@ class _Worker:
 def shares(
     machines: Sequence[Mapping[str, float]], places: int | None, gpus: float | None
 ) -> tuple[int, int, float]:
-    """How many workers there are on machines with so many ``CPU`` and ``GPU``, and what one takes.
+    """Workers, processors and GPUs of each, on machines with so many ``CPU`` and ``GPU``.
 
-    Asked for are `places` and `gpus`, as in `RayCrew`. Of processors a worker has as many as leave
-    room for all of them, at least 1.
+    `places` and `gpus` are as in `RayCrew`. A worker has as many processors as leave room for all
+    workers, at least 1.
     """
     cpus_of = [int(machine.get("CPU", 0)) for machine in machines]
     there = int(sum(machine.get("GPU", 0) for machine in machines))
     if gpus is None:
         gpus = 1 / math.ceil((places or there) / there) if there else 0
-    if places is None and gpus:
-        places = max(1, int(there / gpus))
     if places is None:
-        places = max(1, sum(-(-cpus // _CPUS) for cpus in cpus_of))
-    fitting = (
-        cpus
-        for cpus in range(max(cpus_of, default=1), 1, -1)
-        if sum(there // cpus for there in cpus_of) >= places
-    )
-    return places, next(fitting, 1), gpus
+        share = there / gpus if gpus else sum(-(-cpus // _CPUS) for cpus in cpus_of)
+        places = max(1, int(share))
+    for cpus in range(max(cpus_of, default=1), 1, -1):
+        if sum(there // cpus for there in cpus_of) >= places:
+            return places, cpus, gpus
+    return places, 1, gpus
 
 
 def _connected(address: str) -> tuple[Any, bool]:
@@ -301,11 +279,8 @@ def _connected(address: str) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError:
-        raise UsageError(
-            f"cluster {address}",
-            "Ray is not installed",
-            "Install it: pip install 'tf-alexnet[ray]'.",
-        ) from None
+        advice = "Install it: pip install 'tf-alexnet[ray]'."
+        raise UsageError(f"cluster {address}", "Ray is not installed", advice) from None
     if ray.is_initialized():
         return ray, False
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -326,20 +301,17 @@ def _connected(address: str) -> tuple[Any, bool]:
 def _check_address(address: str) -> None:
     """Connect from another process: Ray itself tries for minutes, and heeds no signal then."""
     code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
-    reason = "no Ray answers there"
+    command = [sys.executable, "-c", code, address]
     try:
-        found = subprocess.run(
-            [sys.executable, "-c", code, address],
-            capture_output=True,
-            timeout=_CONNECT_SECONDS,
-            check=False,
-        )
+        found = subprocess.run(command, capture_output=True, timeout=_CONNECT_SECONDS, check=False)
         if not found.returncode:
             return
-        said, pattern = found.stderr, r"^[\w.]*(?:Error|Exception): (.+?)(?:\. .*|\.?)$"
+        said, reason = found.stderr, "no Ray answers there"
     except subprocess.TimeoutExpired as error:
-        said, pattern = error.stderr or b"", r"GCS server: (.+)"  # that it wants a token, say
-        reason += f" within {_CONNECT_SECONDS:.0f} seconds"
+        said = error.stderr or b""
+        reason = f"no Ray answers there within {_CONNECT_SECONDS:.0f} seconds"
+    # The exception, or what the server answers: that it wants a token, say.
+    pattern = r"(?:^[\w.]*(?:Error|Exception)|GCS server): (.+?)(?:\. .*|\.?)$"
     reasons = re.findall(pattern, said.decode(errors="replace"), re.MULTILINE)
     raise UsageError(
         f"cluster {address}",

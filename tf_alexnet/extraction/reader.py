@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import itertools
 import json
+import logging
 import math
 import os
 import queue
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from tf_alexnet.errors import AlexNetError, ImageError, UsageError
+from tf_alexnet.errors import AlexNetError, ImageError, UsageError, one_line
 from tf_alexnet.extraction.decoder import READY, REASONS, Failure, Photo
 from tf_alexnet.images import preprocess_input, recorded_name, resolve
 from tf_alexnet.images.decode import read_url
@@ -48,12 +49,15 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
 }
 
+TIMEOUT = 10.0  # seconds of processor time for a photo
 _MIN_AHEAD = 32  # photos decoded ahead of the current batch, however small batches are
 _FETCHES = 16  # URLs fetched at once
 _MIN_STALL = 60.0  # seconds that a photo may take however little processor time it uses
 _TRIES = 2  # a process may be killed or held up by others; a photo that ends two is to blame
 _RAW_SIDE = 512
 _OUT_OF_TIME = -getattr(signal, "SIGPROF", 1000)  # an exit code
+
+_log = logging.getLogger(__name__)
 
 _Found = tuple[Photo | Failure, Sequence[int]]  # and the shape of its pixels
 _Waiting = tuple[np.ndarray, list[Future[_Found]]]  # a batch's rows, and what is found for each
@@ -102,6 +106,8 @@ class PhotoReader:
     timeout : float
         Seconds of processor time that one photo may take. Six times as long, and at least a
         minute, may pass meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
+    depth : {"auto", "16", "12", "8"}
+        As in `load_image`; its warning is logged for the first photo only.
     fast_decode : bool
         Decode JPEGs of more than four times the network's size at a half, a quarter or an eighth
         of theirs, whichever still is twice the network's. See Notes.
@@ -128,7 +134,8 @@ class PhotoReader:
         mean_image: Mean = None,
         crops: str = "center",
         workers: int | None = None,
-        timeout: float = 10.0,
+        timeout: float = TIMEOUT,
+        depth: str = "auto",
         fast_decode: bool = False,
     ):
         record, mean_image = resolve(preset, mean_image)
@@ -151,6 +158,7 @@ class PhotoReader:
             "preset": self._preset,
             "mean_image": None if mean_image is None else mean_image.shape,
             "crops": crops,
+            "depth": depth,
             # At just the side resized to, that would be 15 % faster and the features three times
             # as far off.
             "least": 2 * record.resized if fast_decode else None,
@@ -344,6 +352,9 @@ class _Decoder:
                 break
             self._pixels.seek(0)
             self._pixels.readinto(row[: math.prod(shape)])
+            if detail and not self._settings.get("noted"):
+                self._settings["noted"] = True  # all decoders have these settings
+                _log.warning("%s: %s", one_line(path), detail)
             return Photo(path, *state), shape
         return Failure(path, code, detail, *state), ()
 

@@ -36,38 +36,19 @@ _TEMPORARY = re.compile(rf"tmp-({_ID})-.+")
 
 @dataclass(frozen=True)
 class Record:
-    """One step of a job.
+    """One step of a job."""
 
-    Attributes
-    ----------
-    number : int
-        Its place in the order of steps.
-    data, size, place : str, int and int, or None
-        Data file, its bytes, and its place in the order of the output.
-    photos : sequence of Photo
-        Those whose rows are in the data file, in the order of its rows.
-    failures : sequence of Failure
-        Photos that could not be read.
-    seen : sequence of Photo
-        Known photos found with another stat, or at another place, and the same bytes.
-    replaces : tuple of int
-        Records that no longer count, and all that they replaced.
-    info : mapping
-        Who wrote it, with which versions.
-    rows : int
-        Rows of the data file, where `photos` are not kept.
-    """
-
-    number: int
-    data: str | None = None
-    size: int | None = None
-    place: int | None = None
-    photos: Sequence[Photo] = ()
+    number: int  # in the order of steps
+    data: str | None = None  # data file
+    size: int | None = None  # its bytes
+    place: int | None = None  # of the data file in the order of the output
+    photos: Sequence[Photo] = ()  # one for each row of the data file
     failures: Sequence[Failure] = ()
+    # Known photos found with another stat, or at another place, and the same bytes
     seen: Sequence[Photo] = ()
-    replaces: tuple[int, ...] = ()
-    info: Mapping[str, Any] = field(default_factory=dict)
-    rows: int = 0
+    replaces: tuple[int, ...] = ()  # records that no longer count, and all that they replaced
+    info: Mapping[str, Any] = field(default_factory=dict)  # who wrote it, with which versions
+    rows: int = 0  # of the data file, where `photos` are not kept
 
     def encoded(self, job: str, settings: str) -> bytes:
         """The record as JSON."""
@@ -149,7 +130,9 @@ class Entry:
 
     @property
     def photo(self) -> Photo:
-        """The photo as it is known now."""
+        """The photo as it is known now; without a row, its name and place only."""
+        if not self.lives:
+            return Photo(self.path, place=self.place)
         return Photo(self.path, self.stat, self.digest, self.place)
 
 
@@ -172,8 +155,13 @@ class Fold:
         # The entries know the photos: a million of them need not be in memory twice.
         count = len(record.photos)
         self.records[record.number] = replace(record, rows=count, photos=(), failures=(), seen=())
+        failed = {failure.path for failure in record.failures}
         for row, photo in enumerate(record.photos):
+            if photo.path in failed:  # a finished file may have rows of NaN
+                continue
             entry = self._claim(photo.path, photo.place)
+            if entry.record == record.number:  # or a row for each line of a list
+                continue
             entry.stat, entry.digest, entry.failure = photo.stat, photo.digest, None
             entry.record, entry.row = record.number, row
         for failure in record.failures:
@@ -254,22 +242,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class Store:
-    """Where a job's files go; can be pickled.
+    """Where a job's files go; can be pickled."""
 
-    Attributes
-    ----------
-    job, data : Folder
-        Where records and temporary files lie, and where data files lie.
-    id : str
-        The job's.
-    suffix : {".h5", ".parquet"}
-        Kind of the data files.
-    """
-
-    job: Folder
-    data: Folder
-    id: str
-    suffix: str
+    job: Folder  # records and temporary files
+    data: Folder  # data files
+    id: str  # of the job
+    suffix: str  # of the data files: .h5 or .parquet
 
     def temporary(self) -> str:
         """A new name for a temporary file in `job`."""
@@ -289,7 +267,7 @@ class Store:
     def publish(self, name: str) -> None:
         """Give a data file its final name."""
         if self.data.is_local:
-            self.job.publish(self._staged(name), self.data, name)
+            self.job.rename(self._staged(name), self.data, name, keep=False)
 
     def size(self, name: str) -> int | None:
         """Bytes of a data file that was written, published or not."""

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tf_alexnet.architectures import blob_names
+from tf_alexnet.engines import PRECISIONS
 from tf_alexnet.errors import InputError, UsageError
 from tf_alexnet.images import read_mean_image, recorded_name, resolve
+from tf_alexnet.images.decode import DEPTHS
 
 if TYPE_CHECKING:
     from tf_alexnet.images.mean_image import Mean
@@ -43,6 +46,10 @@ class ExtractionSpec:
         The centre crop; or the mean of the rows of corners, centre and their mirror images.
     fast_decode : bool
         As in `PhotoReader`.
+    precision : {"float32", "bfloat16"}
+        As in `FeatureExtractor`.
+    depth : {"auto", "16", "12", "8"}
+        As in `load_image`.
 
     Raises
     ------
@@ -51,7 +58,7 @@ class ExtractionSpec:
     """
 
     weights: str | os.PathLike | WeightArrays = "imagenet"
-    layers: Sequence[str] = ("fc7",)
+    layers: str | Sequence[str] = ("fc7",)
     architecture: str | None = None
     preset: str | Preset | None = None
     mean_image: Mean = None
@@ -59,15 +66,19 @@ class ExtractionSpec:
     pool: str = "none"
     crops: str = "center"
     fast_decode: bool = False
+    precision: str = "float32"
+    depth: str = "auto"
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", blob_names(self.layers))
         if isinstance(self.mean_image, str | os.PathLike):
             object.__setattr__(self, "mean_image", read_mean_image(self.mean_image))
         for name, choices in (
             ("dtype", ("float32", "float16")),
             ("pool", tuple(POOLS)),
             ("crops", tuple(CROPS)),
+            ("precision", PRECISIONS),
+            ("depth", DEPTHS),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -95,6 +106,8 @@ class ExtractionSpec:
             "pool": self.pool,
             "crops": self.crops,
             "fast_decode": "yes" if self.fast_decode else "no",
+            "precision": self.precision,
+            "depth": self.depth,
             "pipeline_version": str(PIPELINE_VERSION),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import io
 import os
 import signal
@@ -29,9 +30,9 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EM
 
 @contextlib.contextmanager
 def reading_of(place: str) -> Iterator[None]:
-    """Part a file that can't be read at the moment from one that is damaged, or gone.
+    """Tell a file that can't be read at the moment from one that is damaged, or gone.
 
-    Only the operating system numbers its errors; the libraries say of damage what they like.
+    Only the operating system numbers its errors; libraries describe damage in words of their own.
     """
     try:
         yield
@@ -45,16 +46,15 @@ def reading_of(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unbroken() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the end of the block, or of the function that this adorns.
+    """Let SIGINT and SIGTERM wait until the end of the block, or of the decorated function.
 
-    A handler that raises while HDF5 or Arrow write through a Python file raises in the middle of
-    their code: the exception is lost, and so may be what was to be written. Handlers run in the
-    first thread only.
+    An exception that a handler raises while HDF5 or Arrow write through a Python file gets lost in
+    their code, and so may what was to be written. Handlers run in the main thread only.
     """
-    waiting, handlers = [], {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    waiting, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    handlers = {x: handler for x in numbers if callable(handler := signal.getsignal(x))}
     try:
         for number in handlers:
             signal.signal(number, lambda *arguments: waiting.append(arguments))
@@ -69,8 +69,8 @@ def unbroken() -> Iterator[None]:
 class OutputFile(io.FileIO):
     """A file being written, whose first failure is kept and raised by `check`.
 
-    The HDF5 library can't be told of a failed write without it complaining again, from places
-    where nobody can catch it, whenever one of its objects goes. So writes seem to succeed here.
+    If HDF5 hears of a failed write, it complains again whenever one of its objects is freed, where
+    nobody can catch it. So writes seem to succeed here.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -113,12 +113,7 @@ class Folder:
     Parameters
     ----------
     location : str
-        Path or URL. Nothing is created.
-
-    Raises
-    ------
-    UsageError
-        If what the URL's scheme needs is not installed.
+        Path or URL (UsageError if what its scheme needs is not installed). Nothing is created.
     """
 
     def __init__(self, location: str):
@@ -158,12 +153,9 @@ class Folder:
                 found = self._fs.ls(self._root, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-        return {
-            entry["name"].rstrip("/").rpartition("/")[2]: entry["size"]
-            if entry["type"] == "file"
-            else None
-            for entry in found
-        }
+        names = [x["name"].rstrip("/").rpartition("/")[2] for x in found]
+        sizes = [x["size"] if x["type"] == "file" else None for x in found]
+        return dict(zip(names, sizes, strict=True))
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or folder of this name."""
@@ -197,15 +189,14 @@ class Folder:
         Behind a URL it is written here first, and appears whole.
         """
         with contextlib.ExitStack() as stack:
-            if self.is_local:
-                place = self.at(name)
-            else:
+            place = self.at(name)
+            if not self.is_local:
                 here = tempfile.TemporaryDirectory(prefix="tf-alexnet-")
                 place = os.path.join(stack.enter_context(here), "file")
             try:
                 with self._telling("written", name):
                     file = OutputFile(place)
-                with contextlib.closing(file):
+                with file:
                     try:
                         yield file
                     finally:
@@ -220,51 +211,34 @@ class Folder:
                     os.unlink(place)
                 raise
 
-    def rename(self, name: str, to: Folder, new: str, *, exclusive: bool = False) -> None:
+    def rename(
+        self, name: str, to: Folder, new: str, *, exclusive: bool = False, keep: bool = True
+    ) -> None:
         """Give a file another name, durably; behind a URL it is copied and deleted.
 
-        Raises
-        ------
-        FileExistsError
-            If `exclusive` (on a disk) and the name is taken.
-        OutputError
-            If it can't be renamed.
+        With `exclusive` (on a disk), a name that is taken is refused (FileExistsError). Without
+        `keep`, nothing is left of a file that can't be renamed.
         """
         source, target = self.at(name), to.at(new)
-        with to._telling("written", new):
-            if not self.is_local:
-                self._fs.copy(source, target)
-                self._fs.rm_file(source)
-                return
-            if exclusive:
-                _move_exclusively(source, target)
-            else:
-                os.replace(source, target)
-            sync_folder(os.path.dirname(target))
-
-    def publish(self, name: str, to: Folder, new: str, *, exclusive: bool = False) -> None:
-        """As `rename`, for a file that is worth nothing under its old name."""
         try:
-            self.rename(name, to, new, exclusive=exclusive)
+            with to._telling("written", new):
+                if not self.is_local:
+                    self._fs.copy(source, target)
+                    self._fs.rm_file(source)
+                    return
+                _move_exclusively(source, target) if exclusive else os.replace(source, target)
+                sync_folder(os.path.dirname(target))
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(self.at(name))
+            if not keep and self.is_local:
+                with contextlib.suppress(OSError):
+                    os.unlink(source)
             raise
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
-        """Write a small file that must not exist, whole or not at all.
-
-        Raises
-        ------
-        FileExistsError
-            If the name is taken.
-        OutputError
-            If it can't be written.
-        """
+        """Write a small file whole, or raise FileExistsError where the name is taken."""
         if self.is_local:
-            with self.writing(temporary) as file:
+            with self.replacing(name, self, temporary, exclusive=True) as file:
                 file.write(data)
-            self.publish(temporary, self, name, exclusive=True)
         else:
             with self._telling("written", name):
                 self._fs.pipe_file(self.at(name), data, mode="create")
@@ -275,19 +249,13 @@ class Folder:
     ) -> Iterator[OutputFile]:
         """A file that appears when the block ends well; readers see the old or the new one.
 
-        Parameters
-        ----------
-        name : str
-            Its name.
-        via, temporary : Folder and str
-            Where it is written until it is whole, if the folder is on a disk.
-        exclusive : bool
-            Whether to refuse a name that is taken (FileExistsError).
+        On a disk it has the name `temporary` in the folder `via` until it is whole. With
+        `exclusive`, a name that is taken is refused (FileExistsError).
         """
         if self.is_local:
             with via.writing(temporary) as file:
                 yield file
-            via.publish(temporary, self, name, exclusive=exclusive)
+            via.rename(temporary, self, name, exclusive=exclusive, keep=False)
         else:
             if exclusive and self.exists(name):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
@@ -307,29 +275,27 @@ class Folder:
 
     @contextlib.contextmanager
     def _telling(self, verb: str, name: str = "") -> Iterator[None]:
+        """Turn what the disk or a service raises into an OutputError."""
         try:
             yield
         except (FileExistsError, AlexNetError):
             raise
-        except OSError as error:
-            gone = error.errno == errno.ENOENT or isinstance(error, FileNotFoundError)
-            if verb == "read" and (gone or (self.is_local and error.errno is None)):
-                raise
-            raise self._error(verb, name, error.strerror or error) from error
         except Exception as error:  # every service has errors of its own kind
+            reason, check = str(error) or type(error).__name__, "Check the address and your rights"
             if self.is_local:
+                check = "Check the disk"
+            if isinstance(error, OSError):
+                reason = error.strerror or reason
+                gone = error.errno == errno.ENOENT or isinstance(error, FileNotFoundError)
+                if verb == "read" and (gone or (self.is_local and error.errno is None)):
+                    raise
+            elif self.is_local:
                 raise
-            raise self._error(verb, name, error or type(error).__name__) from error
-
-    def _error(self, verb: str, name: str, reason: object) -> OutputError:
-        what = f"{self.location}/{name}" if name else self.location
-        if self.is_local:
-            return OutputError(what, f"it can't be {verb} ({reason})", f"Check the disk; {_AGAIN}")
-        return OutputError(
-            what,
-            f"it can't be {verb} ({reason})",
-            f"Check the address and your rights there; {_AGAIN}",
-        )
+            raise OutputError(
+                f"{self.location}/{name}" if name else self.location,
+                f"it can't be {verb} ({reason})",
+                f"{check}; {_AGAIN}",
+            ) from error
 
 
 def _size(entry: os.DirEntry) -> int | None:
@@ -357,13 +323,9 @@ def _move_exclusively(source: str, target: str) -> None:
 def locked(folder: Folder, what: str) -> Iterator[None]:
     """Keep other jobs on this machine out of a folder for the time of the block.
 
-    A courtesy: what is written is safe without it. The kernel releases the lock of a process that
-    ends, however it ends. A folder behind a URL is locked for this machine's user only.
-
-    Raises
-    ------
-    OutputError
-        If another job holds the lock.
+    Another job's lock is an OutputError. A courtesy: what is written is safe without it. The kernel
+    releases the lock of a process that ends, however it ends. A folder behind a URL is locked for
+    this machine's user only.
     """
     if folder.is_local:
         path, holder = folder.at(".lock"), Path(folder.at(".holder"))
@@ -379,16 +341,12 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
         who = "another process"
         with contextlib.suppress(OSError):
             who = holder.read_text(errors="replace")[:200]
-        raise OutputError(
-            what,
-            f"another job is writing it ({who})",
-            "Wait for it to end, or name another output.",
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, PermissionError):
-            raise OutputError(
-                path, "it can't be locked (Permission denied)", "Check the folder's permissions."
-            ) from None
+        found, advice = f"another job is writing it ({who})", "Wait for it to end, or name another"
+        raise OutputError(what, found, f"{advice} output.") from None
+    except PermissionError:
+        found, advice = "it can't be locked (Permission denied)", "Check the folder's permissions."
+        raise OutputError(path, found, advice) from None
+    except (OSError, NotImplementedError):
         yield  # a file system without locks
         return
     try:
@@ -413,7 +371,8 @@ def token() -> str:
     return uuid.uuid4().hex[:16]
 
 
-SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".parquet")
+FIXED = (".npz", ".npy", ".mat")  # once finished, they don't grow
+SUFFIXES = (".h5", ".hdf5", *FIXED, ".parquet")
 
 
 class Target:
@@ -427,22 +386,14 @@ class Target:
 
     Attributes
     ----------
-    location : str
-        The file or the folder.
-    is_folder : bool
-        Whether shards are the result.
-    suffix : str
-        Kind of the file, or of the shards, in lower case.
-    parent : Folder
-        The folder that the output lies in.
-    name : str
-        Its name there.
-    data, job : Folder
-        Where shards lie, and where the records lie.
-    shard_suffix : str
-        Kind of the shards.
+    location, parent, name : str, Folder, str
+        The file or the folder, the folder it lies in, and its name there.
     names : tuple of str
         The file, and the JSON that belongs to an ``.npy``.
+    is_folder, suffix : bool, str
+        Whether shards are the result; kind of the file, or of the shards, in lower case.
+    data, job, shard_suffix : Folder, Folder, str
+        Where shards lie, where records lie, and the kind of the shards.
     """
 
     def __init__(self, output: str | os.PathLike):
@@ -477,34 +428,18 @@ class Target:
     def check(self) -> None:
         """Refuse an output that could not be written, before any work is done for it.
 
-        Raises
-        ------
-        UsageError
-            If pyarrow is needed and not installed.
-        OutputError
-            If the folder is missing or not writable, or a file is a folder or the other way round.
+        UsageError if pyarrow is needed and not installed; OutputError if the folder is missing or
+        not writable, or a file is a folder or the other way round.
         """
-        if self.suffix == ".parquet":
-            try:
-                import pyarrow  # noqa: F401
-            except ImportError:
-                raise UsageError(
-                    self.location,
-                    "pyarrow is not installed",
-                    "Install it: pip install 'tf-alexnet[parquet]'.",
-                ) from None
+        if self.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+            advice = "Install it: pip install 'tf-alexnet[parquet]'."
+            raise UsageError(self.location, "pyarrow is not installed", advice)
         if not self.parent.is_local:
             return
-        if not self.is_folder and os.path.isdir(self.location):
-            raise OutputError(
-                self.location, "it is a folder", "Name a file in it, or end the name in /."
-            )
-        if self.is_folder and os.path.isdir(self.location):
-            check_folder(os.path.join(self.location, "x"))
-        elif self.is_folder and os.path.lexists(self.location):
+        inside = self.is_folder and os.path.isdir(self.location)
+        if self.is_folder and not inside and os.path.lexists(self.location):
             raise OutputError(self.location, "it is a file", "Name a folder, or give it a suffix.")
-        else:
-            check_folder(self.location)
+        check_folder(f"{self.location}/x" if inside else self.location)
 
 
 def check_output(path: str | os.PathLike) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import cv2
 import h5py
 import numpy as np
 import PIL
-import tensorflow as tf
 
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.extractor import FeatureExtractor
 from tf_alexnet.extraction.formats import data_writer, printable
-from tf_alexnet.extraction.reader import PhotoReader
+from tf_alexnet.extraction.reader import TIMEOUT, PhotoReader
 from tf_alexnet.extraction.shards import Store
 from tf_alexnet.extraction.spec import CROPS, ExtractionSpec
+from tf_alexnet.remote import storage_options
 from tf_alexnet.version import VERSION
 
 _BATCH, _GPU_BATCH = 64, 256
@@ -36,24 +38,12 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a shard; until it is recorded the shard counts as not done.
+    """What became of a shard; until it is recorded the shard counts as not done."""
 
-    Attributes
-    ----------
-    data : str or None
-        Its data file, written and not yet published; None if no photo gave a row.
-    photos : list of Photo
-        One per row.
-    failures : list of Failure
-        Photos that could not be read.
-    size : int
-        Bytes of the rows.
-    """
-
-    data: str | None
-    photos: list[Photo]
+    data: str | None  # its data file, written and not yet published; None without rows
+    photos: list[Photo]  # one per row
     failures: list[Failure]
-    size: int
+    size: int  # bytes of the rows
 
 
 class Worker:
@@ -67,6 +57,12 @@ class Worker:
         Photos that go through the network together.
     workers : int, optional
         Decoder processes, as in `PhotoReader`.
+    engine : str
+        As in `FeatureExtractor`.
+    timeout : float
+        As in `PhotoReader`.
+    storage : dict of dicts, optional
+        As `tf_alexnet.remote.storage_options` takes them.
 
     Attributes
     ----------
@@ -83,14 +79,25 @@ class Worker:
     places = 1
 
     def __init__(
-        self, spec: ExtractionSpec, batch_size: int | str = "auto", workers: int | None = None
+        self,
+        spec: ExtractionSpec,
+        batch_size: int | str = "auto",
+        workers: int | None = None,
+        engine: str = "auto",
+        timeout: float = TIMEOUT,
+        storage: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        # In a process of Ray's, too
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(storage_options(storage))
         self._extractor = extractor = FeatureExtractor(
             spec.weights,
             spec.layers,
             architecture=spec.architecture,
             preset=spec.preset,
             mean_image=spec.mean_image,
+            engine=engine,
+            precision=spec.precision,
         )
         self._spec = replace(
             spec,
@@ -102,15 +109,16 @@ class Worker:
         self.settings = self._spec.fingerprint(extractor.weights_digest)
         self.attributes = {
             "weights_source": printable(extractor.weights_source.rpartition("/")[2]),
+            **({"untrained": "yes"} if extractor.untrained else {}),
             "tf_alexnet_version": VERSION,
-            "tensorflow_version": tf.__version__,
+            "engine": f"{extractor.engine} {import_module(extractor.engine).__version__}",
             "numpy_version": np.__version__,
             "h5py_version": h5py.__version__,
             "pillow_version": PIL.__version__,
             "opencv_version": cv2.__version__,
         }
         if batch_size == "auto":
-            pictures = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _BATCH
+            pictures = _GPU_BATCH if extractor.on_gpu else _BATCH
             batch_size = pictures // CROPS[spec.crops]  # memory goes by pictures
         self.batch_size = batch_size
         self._reader = PhotoReader(
@@ -118,6 +126,8 @@ class Worker:
             mean_image=extractor.mean_image,
             crops=spec.crops,
             workers=workers,
+            timeout=timeout,
+            depth=spec.depth,
             fast_decode=spec.fast_decode,
         )
 
@@ -126,6 +136,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
+        self._stack.close()
 
     def run(
         self, shards: Iterable[Shard], store: Store, tell: Tell

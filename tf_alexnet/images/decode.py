@@ -17,23 +17,30 @@ from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from tf_alexnet.errors import AlexNetError, ImageError, InputError
+from tf_alexnet.errors import AlexNetError, ImageError, InputError, UsageError, one_line
 from tf_alexnet.images import jpeg
 from tf_alexnet.remote import filesystem, is_url
+
+with contextlib.suppress(ImportError):  # an extra; 5 ms
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
 _READINGS = 3  # of a file that changes meanwhile
 _STRIP = 2**18  # pixels
+DEPTHS = ("auto", "16", "12", "8")
 
 # Pillow opens many more. EPS would start Ghostscript, others (PSD, FITS, WMF, ...) are no photos.
 # TGA has no signature, so it is tried last.
 _WANTED = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
-    *("PPM", "JPEG2000", "AVIF", "ICO", "PCX", "TGA"),
+    *("PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "PCX", "TGA"),
 )
+_HEIC = b"heic", b"heix", b"hevc"  # brands in the first box of such a file
 
 # Pillow registers its decoders on demand; done here once, no two threads race for it.
 Image.init()
@@ -42,6 +49,13 @@ SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if n
 
 # Without a handler, Python prints a library's log to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# 16-bit grey where 0 is white: of either byte order Pillow can read it, but it lists one only.
+_WHITE_IS_0 = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
+TiffImagePlugin.OPEN_INFO.setdefault(_WHITE_IS_0, ("I;16B", "I;16B"))
+_PHOTOMETRIC, _BITS = 262, 258  # tags
+
+_log = logging.getLogger(__name__)
 
 _ORIENTATION = 0x0112
 _TURNS = {  # EXIF 2.32, table 4
@@ -94,7 +108,7 @@ _switches = _PillowSwitches()
 Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
 
-def load_image(source: Photo) -> np.ndarray:
+def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     """Read a photo.
 
     Parameters
@@ -103,14 +117,17 @@ def load_image(source: Photo) -> np.ndarray:
         A file's path or URL (``s3://``, ``https://``, ...), what such a file holds, a file open for
         reading (also `io.BytesIO`, from its beginning), or an image of Pillow's. The format is
         found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000,
-        AVIF, ICO, TGA, PCX.
+        AVIF, ICO, TGA, PCX; with pillow-heif installed (extra ``heic``) also HEIC.
+    depth : {"auto", "16", "12", "8"}
+        Bits that 16-bit grey uses: the highest eight of them are kept, larger values become white.
+        "auto" is what the file says; if no value reaches 4096, a warning is logged.
 
     Returns
     -------
     ndarray of uint8, (height, width, 3)
-        RGB, 0..255, turned upright as EXIF says, transparency laid over white. 16-bit grey is
-        divided by 256, rounding down; CMYK is converted as Pillow does, without a colour
-        profile. Of an animation or a multi-page file, the first picture.
+        RGB, 0..255, turned upright as EXIF says, transparency laid over white. CMYK is converted
+        as Pillow does, without a colour profile. Of an animation or a multi-page file, the first
+        picture.
 
     Raises
     ------
@@ -120,42 +137,37 @@ def load_image(source: Photo) -> np.ndarray:
     InputError
         If `source` is something else, for example an array.
     UsageError
-        If it is a URL and a package for its scheme is not installed.
+        If it is a URL and a package for its scheme is not installed, or there is no such `depth`.
 
     Notes
     -----
     May be called from many threads at once.
     """
-    return decode_photo(source)
+    return decode_photo(source, depth=depth)
 
 
-def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = False) -> np.ndarray:
+def decode_photo(
+    source: Photo, *, depth: str = "auto", least: int | None = None, opencv: bool = False
+) -> np.ndarray:
     """`load_image`, with what a decoder process may do besides.
 
     Parameters
     ----------
-    source : path, URL, bytes-like, binary file or PIL image
-        As in `load_image`.
+    source, depth
+        As in `load_image`, which see for what is returned and raised, too.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
         so many pixels. JPEG's own averages take the place of pixels then.
     opencv : bool
         Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
-
-    Returns
-    -------
-    ndarray of uint8, (height, width, 3)
-        As of `load_image`.
-
-    Raises
-    ------
-    ImageError, InputError, UsageError
-        As of `load_image`.
     """
+    depth = str(depth)
+    if depth not in DEPTHS:
+        raise UsageError(f"depth={depth!r}", "not a depth", f"Use {', '.join(DEPTHS)}.")
     if isinstance(source, Image.Image):
         asked = f"PIL image of {source.width}x{source.height} pixels"
         with _one_error(asked):
-            return _photo(source, None, asked, None, False)
+            return _photo(source, None, asked, depth, None, False)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         asked = f"image of {len(data)} bytes"
@@ -175,8 +187,11 @@ def decode_photo(source: Photo, *, least: int | None = None, opencv: bool = Fals
         )
     if not data:
         raise _refusal("empty", asked, "it is empty", _ANOTHER)
+    if "HEIF" not in FORMATS and any(brand in data[8:40] for brand in _HEIC):
+        advice = "Install its reader: pip install 'tf-alexnet[heic]'; or save it as JPEG."
+        raise _refusal("unsupported", asked, "it is a HEIC photo", advice)
     with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
-        return _photo(image, data, asked, least, opencv)
+        return _photo(image, data, asked, depth, least, opencv)
 
 
 def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
@@ -277,6 +292,11 @@ def _unreadable(error: Exception, asked: str) -> ImageError:
 def _check_file(path: str, status: os.stat_result) -> None:
     """Refuse what is not a regular file of a sensible size."""
     if stat.S_ISDIR(status.st_mode):
+        try:
+            os.scandir(path).close()
+        except PermissionError:
+            advice = "Make it readable, or move it."
+            raise _refusal("no_permission", path, "the folder can't be read", advice) from None
         raise _refusal("is_folder", path, "it is a folder", _FOLDER)
     if not stat.S_ISREG(status.st_mode):
         advice = "Copy its content to a file."
@@ -287,7 +307,12 @@ def _check_file(path: str, status: os.stat_result) -> None:
 
 
 def _photo(
-    image: Image.Image, data: bytes | None, asked: str, least: int | None, opencv: bool
+    image: Image.Image,
+    data: bytes | None,
+    asked: str,
+    depth: str,
+    least: int | None,
+    opencv: bool,
 ) -> np.ndarray:
     """Pixels of an image of Pillow's; `data` is its file, or None if the image is the caller's."""
     _check_size(image, asked)
@@ -303,11 +328,26 @@ def _photo(
     # An icon's directory may understate the picture inside.
     _check_size(image, asked)
     upright = _upright(image)
-    if upright.mode == "I;16" and _bits(image) == 12:
-        raise _refusal("unsupported", asked, "it holds 12-bit samples", _CONVERT)
     if data is None and upright is image:
         upright = image.copy()  # what follows takes its `info` apart
-    return _to_rgb(upright, key, asked, image.format)
+    deep = upright.mode.startswith("I")
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if depth == "auto" and tags.get(_BITS) == (12,):
+        depth = "12"
+    shift = {"8": 0, "12": 4}.get(depth, 8)
+    rgb = _to_rgb(upright, key, asked, image.format, shift)
+    if deep and depth == "auto" and rgb.max() < 16:
+        _note_depth(int(np.asarray(upright).max()), asked)
+    # Where 0 is white: Pillow itself inverts what has 8 bits.
+    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
+
+
+def _note_depth(highest: int, asked: str) -> None:
+    """Say that a picture will be nearly black; one without any light is meant so."""
+    bits = 8 if highest < 256 else 12
+    if highest:
+        text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
+        _log.warning(text, one_line(asked), highest, bits, bits, bits)
 
 
 @contextlib.contextmanager
@@ -350,11 +390,6 @@ def _check_size(image: Image.Image, asked: str) -> None:
         )
 
 
-def _bits(image: Image.Image) -> int | None:
-    """Bits a sample of a TIFF, which Pillow does not scale to the mode's range."""
-    return image.tag_v2.get(258, (None,))[0] if image.format == "TIFF" else None
-
-
 def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
     """The one colour that a PNG's tRNS chunk or a grey GIF declares transparent.
 
@@ -391,8 +426,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str) -> np.ndarray:
-    """uint8 RGB of a decoded picture in any of Pillow's modes."""
+def _to_rgb(
+    image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str, shift: int
+) -> np.ndarray:
+    """uint8 RGB of a decoded picture in any of Pillow's modes, deep samples shifted right."""
     if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and kind not in ("PNG", "PPM")):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
         fault = f"it holds {what} pixels, which have no fixed range"
@@ -400,18 +437,18 @@ def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: s
     # Some rows at a time: a large picture would else be there five times over.
     height = max(1, _STRIP // image.width)
     if height >= image.height:
-        return _strip_to_rgb(image, key)
+        return _strip_to_rgb(image, key, shift)
     rgb = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
-        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key)
+        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key, shift)
     return rgb
 
 
-def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None) -> np.ndarray:
+def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None, shift: int) -> np.ndarray:
     if image.mode.startswith("I"):
         samples = np.asarray(image)[..., None]
-        rgb = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
+        rgb = np.repeat(np.minimum(samples >> shift, 255).astype(np.uint8), 3, axis=2)
     elif key is None and image.has_transparency_data:
         alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

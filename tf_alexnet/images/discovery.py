@@ -2,80 +2,207 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
+import logging
 import os
-import sys
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from os import PathLike
-from typing import TextIO
+from typing import Any
 
-from tf_alexnet.errors import AlexNetError, ImageError, UsageError
+from tf_alexnet.errors import AlexNetError, ImageError, InputError, UsageError, one_line
 from tf_alexnet.images.decode import SUFFIXES
-from tf_alexnet.remote import filesystem, is_url, url_of
-
-LISTS = (".txt", ".csv")
+from tf_alexnet.images.lists import LISTS, as_sequence, has_image_suffix, read_list
+from tf_alexnet.remote import filesystem, is_url
 
 Path = str | bytes | PathLike
 
+# What storage, backups and other programs leave in folders of photos, in lower case.
+FOREIGN = {
+    *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx"),
+    *("$recycle.bin", "system volume information", "lost+found"),
+}
+# Nobody means these as photos.
+_COMPANIONS = {
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".log", ".ini"),
+    *(".db", ".htm", ".html", ".xmp", ".aae", ".lnk", ".url", ".parquet", ".py"),
+}
+_KINDS = 8  # of files that a note counts one by one
 
-def find_images(inputs: Path | Iterable[Path]) -> list[str]:
+# How a file's name ends, what it is instead of a photo, and what to do.
+_NOT_PHOTOS = (
+    (
+        (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"),
+        "an archive",
+        "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern.",
+    ),
+    ((".tgz", ".rar", ".7z"), "an archive", "Unpack it and name its folder."),
+    (
+        (".npy", ".npz", ".mat", ".h5", ".hdf5"),
+        "a file of arrays",
+        "Load the pixels and give them to FeatureExtractor.from_images: uint8 (N, H, W, 3).",
+    ),
+    (
+        (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather"),
+        "a table of a kind not read here",
+        "Save it as .csv with a column `path`.",
+    ),
+)
+# Schemes, place, and what that is in: zip://photos/*.jpg::archive.zip
+_URL = re.compile(r"((?:[\w+.-]+::)*[\w+.-]+://)(.*?)(::.*)?", re.DOTALL)
+
+_log = logging.getLogger(__name__)
+
+
+class ImagePaths(list):
+    """What `find_images` found: asked for again, it is taken as it is."""
+
+
+def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list[str]:
     """Paths of all photos that `inputs` name.
 
     Parameters
     ----------
-    inputs : path, or iterable of paths
-        A file: taken whatever its suffix. A folder: all below it that have an image's suffix in
-        any case, hidden names left out, links followed; also an empty folder with such a name,
-        which whoever reads it reports. A ``.txt`` list: a path a line. A ``.csv`` list: its column
-        `path`, or without such a column the first one, whose first row counts as
-        the header unless it has an image's suffix. Paths in a list are relative to the list's
-        folder, and taken as they stand: whether they exist shows when they are read. ``-`` is a
-        list on standard input, relative to the current folder. A pattern (``*``, ``?``, ``[...]``,
-        ``**``) that is no file's name: what it matches, as if all that were named. A URL
-        (``s3://...``): the same by fsspec; entries of a list may be URLs too.
+    inputs : path, or container of paths
+        A list, generator, set (sorted), pandas column, array or tensor of strings
+        (`tf_alexnet.images.lists.as_sequence`) of these:
+
+        - A file: taken whatever its suffix.
+        - A folder: all below it that have an image's suffix in any case, links followed; also a
+          folder with such a name that is empty, or one that can't be read, which whoever reads it
+          reports. Hidden names are left out, and what other programs leave (`FOREIGN`).
+        - A list, ``.txt``: a path per line, also with a class behind it (``a.jpg 7``).
+        - A table, ``.csv``, ``.tsv`` or ``.parquet``: its column `path`; else the one called image,
+          img, file, filename, stimulus or the like, or whose cells look like photos; else the
+          first. The first row is a header unless it has an image's suffix there. The separator may
+          be comma, semicolon or tab.
+        - ``-``: a list on standard input, relative to the current folder.
+        - A pattern (``*``, ``?``, ``[...]``, ``**``) that is no file's name: what it matches.
+        - A URL (``s3://...``, ``zip://*.jpg::photos.zip``): the same by fsspec.
+
+        Lists are UTF-8, or UTF-16 with a byte-order mark. Their entries are relative to the list's
+        folder, and may be URLs; whether they exist shows when they are read. Blanks and quotes
+        around an entry go, and backslashes become slashes, unless a file has just that name.
+    repeats : bool
+        Return a photo as often as it is named, under its first name, rather than once.
 
     Returns
     -------
     list of str
         In the order of `inputs`; the contents of a folder sorted by name, byte by byte, level by
         level. A file that is named twice is there once, where it came first. Bytes of a name that
-        are not UTF-8 are kept as surrogates (`os.fsencode` gives them back).
+        are not UTF-8 are kept as surrogates (`os.fsencode` gives them back). One of several inputs
+        that doesn't exist is there too, for whoever reads it to report.
 
     Raises
     ------
     ImageError
-        If an input is missing, or a folder or list can't be read.
+        If the only input is missing, or all are, or a list can't be read.
+    InputError
+        If an entry is no path.
     UsageError
-        If there is no image at all.
+        If there is no image at all, or an input is an archive or a file of arrays.
+
+    Notes
+    -----
+    Logs one warning of what it left out in folders: files by suffix, except for text, metadata and
+    what other programs write, and foreign folders. Logs which column of a table was read.
     """
-    named = [inputs] if isinstance(inputs, str | bytes | PathLike) else list(inputs)
+    if isinstance(inputs, ImagePaths):
+        return inputs if repeats else ImagePaths(dict.fromkeys(inputs))
+    named = [_path(x, f"images[{i}]") for i, x in enumerate(as_sequence(inputs))]
+    search = _Search()
     places: dict[str, str] = {}
+    mentions: list[str] = []
     real_folders: dict[str, str] = {}
     first_names: dict[str, str] = {}  # of real folders
-    for path in (os.fsdecode(name) for name in named):
-        for image in _expanded(path):
-            folder, name = os.path.split(image)
-            if folder not in real_folders:
-                real = folder if is_url(folder) else os.path.realpath(folder)
-                real_folders[folder] = first_names.setdefault(real, folder)
-            # By far the most often that is `image` itself, and no second string is kept.
-            first = real_folders[folder]
-            place = image if first == folder else os.path.join(first, name)
-            places.setdefault(place, image)
+    for image in chain.from_iterable(_photos(path, search) for path in named):
+        folder, name = os.path.split(image)
+        if folder not in real_folders:
+            real = folder if is_url(folder) else os.path.realpath(folder)
+            real_folders[folder] = first_names.setdefault(real, folder)
+        # By far the most often that is `image` itself, and no second string is kept.
+        first = real_folders[folder]
+        place = image if first == folder else os.path.join(first, name)
+        image = places.setdefault(place, image)
+        if repeats:
+            mentions.append(image)
+    if search.missing and all(image in search.missing for image in places.values()):
+        raise next(iter(search.missing.values()))
     if not places:
-        asked = ", ".join(os.fsdecode(name) for name in named) or "no input at all"
         raise UsageError(
-            asked, "no image found", f"Looked for files ending in {' '.join(sorted(SUFFIXES))}."
+            ", ".join(named) or "no input at all",
+            "; ".join(filter(None, ["no image found", str(search)])),
+            f"Looked for files ending in {' '.join(sorted(SUFFIXES))}.",
         )
-    return list(places.values())
+    search.log()
+    return ImagePaths(mentions or places.values())
+
+
+def _path(entry: Any, what: str) -> str:
+    if (isinstance(entry, bytes) and b"\0" in entry) or not isinstance(entry, Path):
+        advice = "Give paths here, and pixels to FeatureExtractor.from_images."
+        kind = "bytes of an image" if isinstance(entry, bytes) else type(entry).__name__
+        raise InputError(what, f"{kind}, not a path", advice)
+    if not (path := str(os.fsdecode(entry))):  # not NumPy's str_
+        raise InputError(what, "an empty string", "Give paths of photos, or leave it out.")
+    return path
+
+
+class _Search:
+    """What a search leaves out, for one note, and inputs and folders that it can't read."""
+
+    def __init__(self):
+        self.missing: dict[str, ImageError] = {}
+        self._suffixes: Counter[str] = Counter()
+        self._folders: dict[str, str] = {}  # path -> name
+
+    def wants_folder(self, path: str, name: str) -> bool:
+        """Whether to look into a folder."""
+        if name.lower() in FOREIGN:
+            self._folders[path] = name
+        return name.lower() not in FOREIGN and not name.startswith(".")
+
+    def wants_file(self, name: str) -> bool:
+        """Whether a file in a folder is a photo by its name."""
+        if name.startswith(".") or has_image_suffix(name):
+            return not name.startswith(".")
+        stem, suffix = os.path.splitext(name.lower())
+        if suffix not in _COMPANIONS and stem not in ("readme", "license", "makefile"):
+            known = suffix if len(suffix) <= 12 and suffix.isprintable() else "of other kinds"
+            self._suffixes[known or "without"] += 1
+        return False
+
+    def __str__(self) -> str:
+        parts = []
+        if self._suffixes:
+            parts.append(f"left out by suffix: {_counted(self._suffixes)}")
+            if self._suffixes.keys() & {".heic", ".heif"}:
+                parts[0] += " (pip install 'tf-alexnet[heic]' reads .heic)"
+        if self._folders:
+            parts.append(f"skipped {_counted(Counter(self._folders.values()))}")
+        return "; ".join(parts)
+
+    def log(self) -> None:
+        """Log the note, if there is anything to say."""
+        if text := str(self):
+            _log.warning("%s", one_line(text))
+
+
+def _counted(counts: Counter[str]) -> str:
+    """Names with how many there are of them, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda x: (-x[1], x[0]))
+    more = sum(count for _, count in ordered[_KINDS:])
+    parts = [f"{count} {name}" for name, count in ordered[:_KINDS]]
+    return ", ".join([*parts, f"{more} more"] if more else parts)
 
 
 def subfolders(folder: str) -> dict[str, str]:
     """Name -> path of the folders in a folder, by the order of their names' bytes.
 
-    Hidden ones are left out.
+    Hidden and foreign ones are left out.
 
     Raises
     ------
@@ -87,45 +214,76 @@ def subfolders(folder: str) -> dict[str, str]:
     try:
         names = sorted(os.listdir(folder), key=os.fsencode)
     except OSError as error:
-        raise ImageError(
-            folder, f"the folder can't be read ({error.strerror})", "Make it readable."
-        ) from None
-    paths = {name: os.path.join(folder, name) for name in names if not name.startswith(".")}
-    return {name: path for name, path in paths.items() if os.path.isdir(path)}
+        raise _unreadable(folder, error) from None
+    search = _Search()
+    paths = {name: os.path.join(folder, name) for name in names}
+    paths = {n: p for n, p in paths.items() if os.path.isdir(p) and search.wants_folder(p, n)}
+    search.log()
+    return paths
 
 
-def has_image_suffix(name: str) -> bool:
-    """Whether a name ends like a kind of image that `load_image` reads."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def find_by_class(folders: Mapping[str, str]) -> dict[str, list[str]]:
+    """Class -> photos, from class -> folder; one note says what is left out of all of them.
+
+    Raises
+    ------
+    ImageError
+        If a folder can't be read.
+    """
+    search = _Search()
+    found = {name: list(_in_folder(folder, search)) for name, folder in folders.items()}
+    for folder in folders.values():
+        if folder in search.missing:
+            raise search.missing[folder]
+    search.log()
+    return found
 
 
-def _expanded(path: str) -> Iterator[str]:
+def _unreadable(folder: str, error: OSError) -> ImageError:
+    fault = f"the folder can't be read ({error.strerror})"
+    return ImageError(folder, fault, "Make it readable, or move it.")
+
+
+def _photos(path: str, search: _Search) -> Iterator[str]:
+    """The photos that one input names."""
     if is_url(path):
-        return _at_url(path)
+        return _at_url(path, search)
     if path == "-":
         return _in_list(path, ".txt")
     if os.path.isdir(path):
-        return _in_folder(path)
+        return _in_folder(path, search)
     if not os.path.lexists(path):
-        return _matching(path)
-    suffix = os.path.splitext(path)[1].lower()
-    return _in_list(path, suffix) if suffix in LISTS else iter([path])
+        return _matching(path, search)
+    return _in_file(path, path)
 
 
-def _matching(pattern: str) -> Iterator[str]:
+def _in_file(path: str, name: str) -> Iterator[str]:
+    """The photo that a file is, or those a list names; `name` shows its suffix."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in LISTS:
+        return _in_list(path, suffix)
+    for ends, what, advice in _NOT_PHOTOS:
+        if name.lower().endswith(ends):
+            scheme = "zip" if suffix == ".zip" else "tar"
+            raise UsageError(path, f"{what}, not a photo", advice.format(path, scheme))
+    return iter([path])
+
+
+def _matching(pattern: str, search: _Search) -> Iterator[str]:
     """What a shell would have put in the place of a pattern."""
     found = []
     if glob.has_magic(pattern) and "\0" not in pattern:
         found = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
     if not found:
-        raise ImageError(
+        search.missing[pattern] = ImageError(
             pattern, "there is no such file or folder", "Check the name and the current folder."
         )
+        yield pattern
     for path in found:
-        yield from _expanded(path)
+        yield from _photos(path, search)
 
 
-def _in_folder(top: str) -> Iterator[str]:
+def _in_folder(top: str, search: _Search) -> Iterator[str]:
     """Images below a folder, depth first; a folder that links lead to again is entered once."""
     seen = set()
     stack = [top]
@@ -138,37 +296,40 @@ def _in_folder(top: str) -> Iterator[str]:
             status = os.stat(path)
             names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
         except OSError as error:
-            raise ImageError(
-                path,
-                f"the folder can't be read ({error.strerror})",
-                "Make it readable, or move it.",
-            ) from None
+            search.missing[path] = _unreadable(path, error)
+            yield path  # whoever decodes it says so
+            continue
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        below = [
-            place
-            for name in names
-            if not name.startswith(".")
-            and (os.path.isdir(place := os.path.join(path, name)) or has_image_suffix(name))
-        ]
+        below = []
+        for name in names:
+            place = os.path.join(path, name)
+            folder = os.path.isdir(place)
+            if search.wants_folder(place, name) if folder else search.wants_file(name):
+                below.append(place)
         if not below and path != top and has_image_suffix(path):
-            yield path  # a folder in a photo's place: whoever decodes it says so
+            yield path  # a folder in a photo's place: the same
         stack += below
 
 
-def _at_url(url: str) -> Iterator[str]:
+def _at_url(url: str, search: _Search) -> Iterator[str]:
     """Images that a URL names, sorted as those of a folder are."""
     try:
         files, path = filesystem(url)
         if glob.has_magic(path) and not files.exists(path):
-            found = files.glob(path)
+            found = {
+                x: y.get("type") == "directory" for x, y in files.glob(path, detail=True).items()
+            }
         elif files.isdir(path):
-            found = [x for x in files.find(path) if _is_wanted(x[len(path.rstrip("/")) :])]
-        elif os.path.splitext(path)[1].lower() in LISTS:
-            return _in_list(url, os.path.splitext(path)[1].lower())
+            found = {path: True}
         else:
-            return iter([url])
+            return _in_file(url, path)
+        for top in [top for top, is_folder in found.items() if is_folder]:
+            del found[top]
+            skipped = len(top.rstrip("/"))
+            below = files.find(top)
+            found.update((x, False) for x in below if _is_wanted(x, x[skipped:].strip("/"), search))
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
@@ -178,58 +339,35 @@ def _at_url(url: str) -> Iterator[str]:
             f"it can't be listed ({fault})",
             "Check the address and your rights there.",
         ) from error
-    found.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
-    return iter([url_of(x, url, files, path) for x in found])
+    shown = [x for x in found if not x.rpartition("/")[2].startswith(".")]
+    shown.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
+    return iter([_full_url(url, path, x, files) for x in shown])
 
 
-def _is_wanted(below: str) -> bool:
-    return has_image_suffix(below) and not any(x.startswith(".") for x in below.split("/"))
+def _is_wanted(path: str, below: str, search: _Search) -> bool:
+    *folders, name = below.split("/")
+    top = path.removesuffix(below)
+    for depth, folder in enumerate(folders, 1):
+        if not search.wants_folder(top + "/".join(folders[:depth]), folder):
+            return False
+    return search.wants_file(name)
+
+
+def _full_url(url: str, path: str, found: str, files: Any) -> str:
+    """The URL of a file that the listing of `url` found; its host or archive stays."""
+    scheme, place, inside = _URL.fullmatch(url).groups("")
+    if "://" in found:
+        return found + inside
+    place, path = place.rstrip("/"), path.strip("/")
+    host = place.removesuffix(path).rstrip("/") if place.endswith(path) else ""
+    if not host and "::" not in scheme + inside:
+        return files.unstrip_protocol(found)
+    return scheme + (f"{host}/" if host else "") + found.lstrip("/") + inside
 
 
 def _in_list(path: str, suffix: str) -> Iterator[str]:
-    folder = "" if path == "-" else os.path.dirname(path)
-    try:
-        with _opened(path, suffix) as file:
-            # One by one: a list of a million photos need not be in memory three times.
-            for entry in _csv_cells(file) if suffix == ".csv" else _lines(file):
-                if "\0" in entry:
-                    raise ValueError("it holds NUL characters")
-                if entry.strip():
-                    yield entry if is_url(entry) else os.path.join(folder, entry)
-    except AlexNetError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        fault = getattr(error, "strerror", None) or str(error)
-        raise ImageError(
-            path, f"the list can't be read ({fault})", "Give a text file with a path a line."
-        ) from None
-
-
-def _opened(path: str, suffix: str) -> TextIO:
-    """A list as text; bytes that are not UTF-8 become surrogates, as in the names of files."""
-    # A name may hold any other character that Python or the csv module would end a line at.
-    kind = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-    if suffix == ".csv":
-        kind["newline"] = ""
-    if path == "-":
-        return io.TextIOWrapper(io.BytesIO(sys.stdin.buffer.read()), **kind)
-    if is_url(path):
-        files, place = filesystem(path)
-        return io.TextIOWrapper(io.BytesIO(files.cat_file(place)), **kind)
-    return open(path, **kind)
-
-
-def _lines(file: Iterable[str]) -> Iterator[str]:
-    return (line.removesuffix("\n").removesuffix("\r") for line in file)
-
-
-def _csv_cells(file: Iterable[str]) -> Iterator[str]:
-    rows = (row for row in csv.reader(file) if row)
-    first = next(rows, [""])
-    titles = [cell.strip().lower() for cell in first]
-    column = titles.index("path") if "path" in titles else 0
-    if "path" not in titles and has_image_suffix(first[0]):
-        yield first[0]
-    for row in rows:
-        if column < len(row):
-            yield row[column]
+    scheme, place, inside = _URL.fullmatch(path).groups("") if is_url(path) else ("", path, "")
+    base = scheme + os.path.dirname(place)
+    exists = (lambda _: False) if scheme else lambda x: os.path.lexists(os.path.join(base, x))
+    for entry in read_list(path, suffix, exists):
+        yield entry if is_url(entry) else os.path.join(base, entry) + inside

@@ -43,6 +43,12 @@ _ROTATIONS = {
     8: cv2.ROTATE_90_COUNTERCLOCKWISE,
 }
 
+# Modes, and Pillow's options, of the JPEGs that both decoders are compared by.
+_COMPARED = (
+    *(("RGB", {"subsampling": s, "progressive": p}) for s in (0, 1, 2) for p in (False, True)),
+    *(("L", {}), ("RGB", {"quality": 30}), ("RGB", {"quality": 98, "restart_marker_blocks": 2})),
+)
+
 # Before OpenCV 4.11 there is BGR only, which Pillow's pixels are never equal to.
 _READ = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
 
@@ -114,24 +120,12 @@ def _opencv_agrees() -> bool:
     smooth = cv2.resize(noise[:5, :7], (51, 37), interpolation=cv2.INTER_CUBIC)
     for pixels in (noise, smooth):
         picture = Image.fromarray(pixels)
-        for options in _compared():
+        for mode, options in _COMPARED:
             file = BytesIO()
-            source = picture.convert("L") if options.pop("grey", False) else picture
-            source.save(file, "JPEG", **options)
+            picture.convert(mode).save(file, "JPEG", **options)
             data = file.getvalue()
             wanted = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
             got = _by_opencv(data)
             if got is None or not np.array_equal(got, wanted):
                 return False
     return True
-
-
-def _compared() -> list[dict]:
-    """Pillow's options for the JPEGs that are compared."""
-    kinds = [
-        {"subsampling": subsampling, "progressive": progressive}
-        for subsampling in (0, 1, 2)
-        for progressive in (False, True)
-    ]
-    kinds += [{"grey": True}, {"quality": 30}, {"quality": 98, "restart_marker_blocks": 2}]
-    return kinds

@@ -17,6 +17,25 @@ from tf_alexnet.training.run import RECORD, Run, read_record, write_text
 SETTINGS = "settings.json"  # what a training was begun with
 
 
+def check_run(folder: str | os.PathLike, *, resume: bool = False) -> None:
+    """Refuse a folder that `working_in` refuses, before any work is done for it.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `working_in`, except that another training may hold it.
+    """
+    path = Path(folder)
+    begun = any((path / name).is_file() for name in (SETTINGS, RECORD))
+    if resume and not begun:
+        raise UsageError(str(path), "no training was begun there", "Leave --resume out.")
+    Target(f"{path}/").check()
+    if path.is_dir() and not begun and _is_foreign(path):
+        raise OutputError(
+            str(path), "it holds other things, and no training", "Name a new folder for the RUN."
+        )
+
+
 @contextlib.contextmanager
 def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[Path]:
     """The RUN's folder, made if need be, and held: one training at a time.
@@ -28,16 +47,9 @@ def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[P
     OutputError
         If the folder can't be made or written to, holds other things, or another training holds it.
     """
+    check_run(folder, resume=resume)
     path = Path(folder)
-    begun = any((path / name).is_file() for name in (SETTINGS, RECORD))
-    if resume and not begun:
-        raise UsageError(str(path), "no training was begun there", "Leave --resume out.")
     target = Target(f"{path}/")
-    target.check()
-    if path.is_dir() and not begun and _is_foreign(path):
-        raise OutputError(
-            str(path), "it holds other things, and no training", "Name a new folder for the RUN."
-        )
     target.data.make()
     with locked(target.data, str(target)):
         for left in path.glob(".tf-alexnet-*"):  # what a killed training left half written

@@ -17,6 +17,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.batches import BatchReader, Examined, examine_photos
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.checkpoint import CHECKPOINT, State, read_checkpoint, write_checkpoint
@@ -54,7 +55,7 @@ def train_network(
     tensorboard: str | os.PathLike | None = None,
     resume: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     note: Callable[[str], None] | None = None,
 ) -> TrainingReport:
     """Train a network on folders of photos: fine-tune a pretrained one, or begin from scratch.
@@ -106,12 +107,13 @@ def train_network(
     tensorboard : path, optional
         Folder for TensorBoard's event files.
     resume : bool
-        Insist on a training that was begun.
+        Fail unless `run` holds a training.
     force : bool
         Begin anew whatever is there.
-    progress : callable, optional
-        Called with (stage, done, total, figures): stage "photos" with ``errors``; stage "epoch N/M"
-        with ``loss`` and ``accuracy`` so far, and once it is over ``val_loss``, ``val_accuracy``.
+    progress : callable or bool, optional
+        True shows a progress bar. A callable is called with (stage, done, total, figures): stage
+        "photos" with ``errors``; stage "epoch N/M" with ``loss`` and ``accuracy`` so far, and at
+        its end with ``val_loss`` and ``val_accuracy``.
     note : callable, optional
         Called with sentences for the user as soon as they are known.
 
@@ -136,7 +138,10 @@ def train_network(
     settings = settings_of(plan, photos, val_split)
     first = first_weights(plan.table, plan.seed, plan.base)  # complains before a RUN is begun
     first = replace(first, metadata={"preset": plan.preset.name, "head": plan.layer})
-    with working_in(run, resume=resume) as folder:
+    with (
+        working_in(run, resume=resume) as folder,
+        progress_callback(progress, "training") as progress,
+    ):
         if force:
             (folder / CHECKPOINT).unlink(missing_ok=True)
         done = begin_run(folder, settings, force=force)
@@ -326,6 +331,7 @@ class _Training:
             self._settings, split_record(self._photos, skipped), metrics,
         )  # fmt: skip
         metadata = dict(plan.base.metadata) if plan.base is not None else {}
+        metadata.pop("untrained", None)
         layers: dict[str, LayerArrays] = self._trainer.weights()
         run = write_run(
             self._folder,

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
-from tf_alexnet.images import find_images
-from tf_alexnet.images.discovery import subfolders
+from tf_alexnet.images.discovery import find_by_class, subfolders
 
 _SHOWN = 3  # pairs of duplicates that a note names
 
@@ -139,18 +138,15 @@ def _photos_of_classes(folder: str) -> dict[str, list[str]]:
             f"one class only ({next(iter(paths))})" if paths else "no class folder in it",
             "Make a folder for each of two classes or more, and put their photos there.",
         )
-    return {name: _photos(path) for name, path in paths.items()}
-
-
-def _photos(folder: str) -> list[str]:
-    try:
-        return find_images(folder)
-    except UsageError:
-        raise UsageError(
-            folder,
-            "a class folder without a photo",
-            "Put photos of the class there, or remove the folder.",
-        ) from None
+    photos = find_by_class(paths)
+    for name, found in photos.items():
+        if not found:
+            raise UsageError(
+                paths[name],
+                "a class folder without a photo",
+                "Put photos of the class there, or remove the folder.",
+            )
+    return photos
 
 
 def _refuse_half(folder: str, given: list[str]) -> None:

@@ -16,7 +16,8 @@ from tf_alexnet.extraction import extract_features
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name
-from tf_alexnet.model import AlexNet, resolve_weights
+from tf_alexnet.model import AlexNet
+from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_folders
 from tf_alexnet.training.record import RunRecord, split_record
@@ -34,6 +35,7 @@ from tf_alexnet.training.softmax import (
 )
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays
+from tf_alexnet.weights.resolve import resolve_weights
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted
@@ -57,7 +59,7 @@ def train_head(
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     note: Callable[[str], None] | None = None,
 ) -> TrainingReport:
     """Train a linear softmax classifier on features of a pretrained network.
@@ -88,12 +90,12 @@ def train_head(
     workers : int, optional
         Decoding processes, as in `extract_features`.
     resume : bool
-        Insist on a training that was begun.
+        Fail unless `run` holds a training.
     force : bool
         Begin anew whatever is there; features that fit are kept.
-    progress : callable, optional
-        Called with (stage, done, total, figures): stage "photos" with ``errors``, stage "fits" with
-        the fields of a `Step`.
+    progress : callable or bool, optional
+        True shows a progress bar. A callable is called with (stage, done, total, figures): stage
+        "photos" with ``errors``, stage "fits" with the fields of a `Step`.
     note : callable, optional
         Called with sentences for the user as soon as they are known.
 
@@ -128,7 +130,10 @@ def train_head(
         "seed": seed if photos.split else None,
         "tf_alexnet_version": VERSION,
     }
-    with working_in(run, resume=resume) as folder:
+    with (
+        working_in(run, resume=resume) as folder,
+        progress_callback(progress, "training") as progress,
+    ):
         done = begin_run(folder, settings, force=force)
         if done is not None:
             return TrainingReport(done, photos.notes, finished_before=True)

@@ -1,22 +1,21 @@
-"""The network while it is trained: the sums of the Keras model, written for gradients.
+"""The network while it is trained: `tf_alexnet.layers.forward`, with dropout and frozen layers.
 
 The Keras model of `AlexNet` holds the variables; this computes with them. What differs, and why:
 
 - Layers before the first that is trained get no gradient and are never part of its graph.
 - Dropout is a function of a seed that the caller gives, so that a resumed training draws what an
   unbroken one would have; no generator's state is to be kept.
-- Groups and response normalisation as in `tf_alexnet.layers`, where those are faster.
 - Mixed precision: products in bfloat16, everything else and all variables in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tf_alexnet.architectures import LRN, Architecture, Conv, Dense, Dropout, MaxPool
-from tf_alexnet.layers import groups_are_native, normalize
+from tf_alexnet.architectures import Architecture, Dropout, Layer, Softmax
+from tf_alexnet.layers import forward, groups_are_native
 
 Variables = Mapping[str, tuple[tf.Variable, tf.Variable]]
 
@@ -43,10 +42,14 @@ class Network:
         trained_from: str,
         dtype: tf.DType = tf.float32,
     ):
-        self._layers, self._variables = table.layers, variables
-        self._trained_from, self._dtype = trained_from, dtype
+        self._variables, self._dtype = variables, dtype
+        names = [layer.name for layer in table.layers]
+        self._places = {name: place for place, name in enumerate(names)}
+        start = self._places[trained_from]
+        self._frozen, self._trained = table.layers[:start], table.layers[start:]
+        self._last = [x.name for x in table.layers if not isinstance(x, Softmax)][-1]
         # Asked here, not in the midst of a graph, where a replica's thread might be asking.
-        self._native = any(x.groups > 1 for x in table.convolutions) and groups_are_native()
+        groups_are_native()
 
     def logits(
         self, pictures: tf.Tensor, seed: tf.Tensor | None = None, first: tf.Tensor | int = 0
@@ -67,46 +70,21 @@ class Network:
         -------
         tensor of float32, (N, classes)
         """
+
+        def drop(layer: Dropout, x: tf.Tensor) -> tf.Tensor:
+            if seed is None:
+                return x
+            place = self._places[layer.name]
+            return dropped(x, layer.rate, tf.stack([seed[0] + place, seed[1]]), first)
+
+        def run(steps: Sequence[Layer], x: tf.Tensor, blob: str) -> tf.Tensor:
+            found = forward(steps, self._variables, x, [blob], dtype=self._dtype, drop=drop)
+            return found[blob]
+
         x = pictures
-        for place, layer in enumerate(self._layers):
-            if layer.name == self._trained_from:
-                x = tf.stop_gradient(x)
-            if isinstance(layer, Conv):
-                x = self._convolved(layer, x)
-            elif isinstance(layer, Dense):
-                x = self._multiplied(layer, x)
-            elif isinstance(layer, LRN):
-                x = tf.cast(x, tf.float32)
-                x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
-            elif isinstance(layer, MaxPool):
-                x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
-            elif isinstance(layer, Dropout) and seed is not None:
-                x = dropped(x, layer.rate, tf.stack([seed[0] + place, seed[1]]), first)
-        return tf.cast(x, tf.float32)
-
-    def _convolved(self, layer: Conv, x: tf.Tensor) -> tf.Tensor:
-        kernel, bias = (tf.cast(v, self._dtype) for v in self._variables[layer.name])
-        x, padding = tf.cast(x, self._dtype), "VALID"
-        # Explicit padding in the convolution itself has slow gradients: oneDNN does not know it.
-        if layer.pad and layer.stride == 1 and 2 * layer.pad == layer.kernel - 1:
-            padding = "SAME"
-        elif layer.pad:
-            x = tf.pad(x, [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]])
-        if layer.groups == 1 or (self._native and self._dtype == tf.float32):
-            product = tf.nn.conv2d(x, kernel, layer.stride, padding)
-        else:
-            parts = zip(
-                tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True
-            )
-            products = [tf.nn.conv2d(some, part, layer.stride, padding) for some, part in parts]
-            product = tf.concat(products, -1)
-        return tf.nn.relu(tf.nn.bias_add(product, bias))
-
-    def _multiplied(self, layer: Dense, x: tf.Tensor) -> tf.Tensor:
-        kernel, bias = (tf.cast(v, self._dtype) for v in self._variables[layer.name])
-        x = tf.cast(tf.reshape(x, (-1, kernel.shape[0])), self._dtype)
-        x = tf.nn.bias_add(tf.matmul(x, kernel), bias)
-        return tf.nn.relu(x) if layer.relu else x
+        if self._frozen:
+            x = tf.stop_gradient(run(self._frozen, x, self._frozen[-1].name))
+        return run(self._trained, x, self._last)
 
 
 def dropped(x: tf.Tensor, rate: float, seed: tf.Tensor, first: tf.Tensor | int) -> tf.Tensor:

@@ -12,13 +12,12 @@ import keras
 from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import UsageError
 from tf_alexnet.images.presets import Preset
-from tf_alexnet.model import resolve_weights
 from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.folders import PhotoSet
-from tf_alexnet.training.initial import fresh_layers
 from tf_alexnet.training.optimizer import CaffeSGD
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights import WeightArrays, check_arrays
+from tf_alexnet.weights import WeightArrays, check_arrays, fresh_layers
+from tf_alexnet.weights.resolve import resolve_weights
 
 BODY = 0.1  # of the head's learning rate
 DECAY, MOMENTUM = 5e-4, 0.9

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from tf_alexnet.errors import UsageError, one_line
 from tf_alexnet.files import replacing
+from tf_alexnet.visualize import check_picture
 
 if TYPE_CHECKING:
     from tf_alexnet.extraction.reader import Failure
@@ -159,6 +161,25 @@ def draw(
     return []
 
 
+def check_confusion(path: str | os.PathLike) -> None:
+    """Refuse a picture that `save_confusion` could not draw or write.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is not that of a picture, or matplotlib is not installed.
+    OutputError
+        If it could not be written.
+    """
+    check_picture(path)
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            f"picture {os.fspath(path)}",
+            "matplotlib is not installed",
+            "Install it: pip install 'tf-alexnet[plot]'.",
+        )
+
+
 def save_confusion(
     path: str | os.PathLike, classes: Sequence[str], confusion: np.ndarray, title: str
 ) -> None:
@@ -182,14 +203,9 @@ def save_confusion(
     OutputError
         If the file can't be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            f"picture {os.fspath(path)}",
-            "matplotlib is not installed",
-            "Install it: pip install 'tf-alexnet[plot]'.",
-        ) from None
+    check_confusion(path)
+    from matplotlib.figure import Figure
+
     _save(_matrix(Figure, classes, confusion, title), Path(path))
 
 

@@ -22,8 +22,10 @@ from tf_alexnet.weights.catalog import (
     published_accuracy,
 )
 from tf_alexnet.weights.download import cache_folder, fetch_weights, find_weights, local_file
+from tf_alexnet.weights.fresh import fresh_layers, fresh_weights, random_seed
 from tf_alexnet.weights.identify import Identification, identify_weights
-from tf_alexnet.weights.io import convert_weights, read_weights, write_weights
+from tf_alexnet.weights.io import check_layers, convert_weights, read_weights, write_weights
+from tf_alexnet.weights.prototxt import resolve_architecture
 from tf_alexnet.weights.verify import Check, Inspection, inspect_weights, verify_weights
 
 __all__ = [
@@ -38,18 +40,23 @@ __all__ = [
     "cache_folder",
     "catalog",
     "check_arrays",
+    "check_layers",
     "convert_weights",
     "faults",
     "fetch_weights",
     "find_weights",
     "fitting_architectures",
+    "fresh_layers",
+    "fresh_weights",
     "identify_weights",
     "inspect_weights",
     "known_weights",
     "local_file",
     "own_table",
     "published_accuracy",
+    "random_seed",
     "read_weights",
+    "resolve_architecture",
     "table_for",
     "verify_weights",
     "with_classifier",

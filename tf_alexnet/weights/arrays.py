@@ -89,6 +89,11 @@ class WeightArrays:
         return None if layer is None else int(layer.bias.shape[0])
 
     @property
+    def untrained(self) -> bool:
+        """Whether they are known to be random numbers, as a control."""
+        return "untrained" in self.metadata
+
+    @property
     def set_aside(self) -> tuple[str, ...]:
         """Names of the layers that no network of ours has, such as a second classifier."""
         return tuple(name for name in self.layers if name not in LAYER_ORDER)

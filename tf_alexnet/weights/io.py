@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
+from tf_alexnet.architectures import ALL, ARCHITECTURES, BVLC_ALEXNET, blob_names
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.weights.arrays import WeightArrays, table_for, with_classifier
-from tf_alexnet.weights.catalog import KnownWeights, published_file
+from tf_alexnet.weights.catalog import KnownWeights, known_weights, names, published_file
 from tf_alexnet.weights.download import expected_record, find_weights
 from tf_alexnet.weights.identify import FOUND_ANEW, Identification, read_identified
 from tf_alexnet.weights.prototxt import Declared, resolve_architecture
@@ -61,6 +63,36 @@ def read_weights(path: str | os.PathLike, classifier: str | None = None) -> Weig
     return replace(
         arrays, architecture=known.architecture or arrays.architecture, metadata=metadata
     )
+
+
+def check_layers(
+    layers: str | Sequence[str], weights: str | None = None, architecture: str | None = None
+) -> None:
+    """Refuse layers that a network won't have, before its weights are downloaded or loaded.
+
+    A file is read only where a name is unknown, since its classifier may be called so. Names that
+    begin with ``fc8`` pass for the same reason.
+
+    Raises
+    ------
+    LayerError
+        If there is no such blob; the message lists the known ones.
+    """
+    file = weights is not None and os.path.isfile(weights)
+    table = ARCHITECTURES.get(resolve_architecture(architecture).architecture)
+    if table is None and weights in names():
+        table = ARCHITECTURES[known_weights(weights).architecture]
+    tables = [table] if table else ARCHITECTURES.values()
+    known = {ALL, *(x for one in tables for x in (*one.blobs, *one.preacts))}
+    for name in blob_names(layers):
+        if name in known or name.startswith("fc8"):
+            continue
+        if file:
+            arrays = read_weights(weights)
+            table = table or table_for(arrays)
+            known.add(arrays.classifier)
+        if name not in known:
+            (table or BVLC_ALEXNET).check_blob(name)
 
 
 def _other_network(known: Identification, expected: KnownWeights | None) -> str | None:

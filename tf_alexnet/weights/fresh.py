@@ -1,4 +1,4 @@
-"""Fresh weights: the first values of a network that is trained from scratch, and of a new head."""
+"""Fresh weights: the first values of a network or a new head, and untrained controls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,34 @@ from collections.abc import Iterable
 import numpy as np
 
 from tf_alexnet.architectures import Architecture, Conv, Dense, Gaussian, KaimingNormal
-from tf_alexnet.weights import LayerArrays
+from tf_alexnet.errors import UsageError
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
+
+_NAME = "random"
+
+
+def random_seed(name: object) -> int | None:
+    """The seed that ``random`` (0) or ``random:SEED`` names; None for other weights.
+
+    Raises
+    ------
+    UsageError
+        If what follows ``random:`` is not a seed.
+    """
+    if not isinstance(name, str) or name.partition(":")[0] != _NAME:
+        return None
+    text = name.partition(":")[2] if ":" in name else "0"
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 32):
+        raise UsageError(
+            f"weights {name!r}", "not a seed", "Use random, or random:0 to random:4294967295."
+        )
+    return int(text)
+
+
+def fresh_weights(table: Architecture, seed: int) -> WeightArrays:
+    """A whole network of `fresh_layers`, an untrained control, whose source and metadata say so."""
+    source = f"{_NAME}:{seed} (untrained)"
+    return WeightArrays(fresh_layers(table, seed), table.name, source, {"untrained": "yes"})
 
 
 def fresh_layers(

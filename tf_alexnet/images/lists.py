@@ -1,0 +1,281 @@
+"""Lists of photos: containers in memory, text files and tables."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from tf_alexnet.errors import AlexNetError, ImageError, InputError, UsageError, one_line
+from tf_alexnet.images.decode import SUFFIXES
+from tf_alexnet.remote import filesystem, is_url
+
+LISTS = (".txt", ".csv", ".tsv", ".parquet")
+# Titles of a column of paths. `path` is taken as it is, the others if nothing looks better.
+_TITLES = (
+    *("image", "img", "image_path", "img_path", "file", "filename", "file_name", "filepath"),
+    *("file_path", "stimulus", "stimuli", "photo", "picture"),
+)
+_ROWS = 20  # of a table that are looked at
+_LABEL = re.compile(r"(.*\S)[\s,;]+(?:-?\d+|n\d{8})", re.DOTALL)  # a path and a class behind it
+_LONGEST = 5000  # characters of a path
+
+_log = logging.getLogger(__name__)
+
+
+def as_sequence(images: Any, what: str = "images") -> list:
+    """The photos in whatever container they are kept, as a list.
+
+    Parameters
+    ----------
+    images : container of photos, or a single photo
+        A photo is a path, an image's bytes, an open file, an image of Pillow's, or pixels. A
+        container is a list, tuple, generator or other iterable; a set, which is sorted; a pandas
+        or polars column, or a table of one; an array or tensor (NumPy, TensorFlow, PyTorch) of
+        paths, of shape (N,) or (N, 1), or of pixels, (N, H, W, 3); (H, W, 3) is a single photo.
+    what : str
+        What errors call it.
+
+    Returns
+    -------
+    list
+        Paths as they are, pixels as ndarray of any dtype and shape.
+
+    Raises
+    ------
+    InputError
+        If it is no such container, or an entry (``images[3]``) is no photo: None, NaN, a number,
+        a list.
+    """
+    if _is_photo(images):
+        return [images]
+    if isinstance(images, Mapping):
+        raise InputError(what, "a dictionary, whose order means nothing", "Give list(x.values()).")
+    array = _as_array(images, what)
+    if array is not None:
+        entries = _entries_of(array, what)
+    elif hasattr(images, "__iter__"):
+        entries = list(images)
+    else:
+        raise _no_photo(images, what)
+    entries = [_entry(entry, f"{what}[{number}]") for number, entry in enumerate(entries)]
+    if isinstance(images, set | frozenset):
+        entries.sort(key=lambda x: os.fsencode(x) if isinstance(x, str | os.PathLike) else b"")
+    return entries
+
+
+def _is_photo(entry: Any) -> bool:
+    kinds = str | bytes | bytearray | memoryview | os.PathLike | Image.Image
+    return isinstance(entry, kinds) or hasattr(entry, "read")
+
+
+def _as_array(given: Any, what: str) -> np.ndarray | None:
+    """An array, tensor or column as ndarray; None if it is something else."""
+    try:
+        if hasattr(given, "detach"):  # PyTorch, perhaps on a GPU
+            given = given.detach().cpu()
+        return np.asarray(given) if hasattr(given, "__array__") else None
+    except Exception:  # symbolic, sparse, ...: every library has errors of its own kind
+        raise _no_photo(given, what) from None
+
+
+def _entries_of(array: np.ndarray, what: str) -> list:
+    if array.ndim == 0:
+        return [array]
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if (array.dtype.kind in "OUST" and array.ndim == 1) or array.ndim == 4:
+        return list(array)
+    if array.ndim == 3:
+        return [array]
+    raise InputError(
+        what,
+        f"an array of {array.dtype} of shape {array.shape}, neither paths nor pixels",
+        "Give one column of paths, or uint8 RGB of shape (N, H, W, 3).",
+    )
+
+
+def _entry(entry: Any, what: str) -> Any:
+    if _is_photo(entry):
+        return entry
+    array = _as_array(entry, what)
+    if array is not None and array.ndim == 0 and isinstance(array.item(), str | bytes):
+        return array.item()
+    if array is None or array.ndim == 0:
+        raise _no_photo(entry, what)
+    return array
+
+
+def _no_photo(entry: Any, what: str) -> InputError:
+    text = repr(entry)
+    found = text if len(text) < 40 else f"a value of type {type(entry).__name__}"
+    return InputError(
+        what, f"{found} is not a photo", "Give paths, or uint8 RGB pixels of shape (H, W, 3)."
+    )
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a name ends like a kind of image that `load_image` reads."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator[str]:
+    """Entries of a list or table, one by one: a million of them need not be in memory.
+
+    Parameters
+    ----------
+    path : str
+        A file, a URL, or ``-`` for standard input.
+    suffix : str
+        One of `LISTS`: what kind of list it is.
+    exists : callable
+        Whether there is a file of that name, as it stands in the list.
+
+    Raises
+    ------
+    ImageError
+        If it can't be read.
+    UsageError
+        If no column holds paths, or pyarrow is missing.
+    """
+    try:
+        with _opened(path, suffix) as file:
+            if suffix == ".parquet":
+                cells = _parquet_cells(file, path)
+            elif suffix == ".txt":
+                cells = (line.removesuffix("\n").removesuffix("\r") for line in file)
+            else:
+                cells = _cells(file, path, suffix)
+            for cell in cells:
+                if "\0" in cell:
+                    raise ValueError("it holds NUL characters")
+                if cell.strip():
+                    yield _as_meant(cell, exists)
+    except AlexNetError:
+        raise
+    except Exception as error:  # every service has errors of its own kind
+        fault = getattr(error, "strerror", None) or str(error)
+        advice = "Give text with one path per line, or a table with a column `path`."
+        raise ImageError(path, f"the list can't be read ({fault})", advice) from None
+
+
+def _opened(path: str, suffix: str) -> IO:
+    """A table's bytes, or a list's text, where bytes that are not UTF-8 become surrogates."""
+    if path == "-":
+        raw = io.BytesIO(sys.stdin.buffer.read())
+    elif is_url(path):
+        files, place = filesystem(path)
+        raw = io.BytesIO(files.cat_file(place))
+    else:
+        raw = io.FileIO(path)
+    file = io.BufferedReader(raw)
+    if suffix == ".parquet":
+        return file
+    # A name may hold any other character that Python or the csv module would end a line at.
+    newline = "\n" if suffix == ".txt" else ""
+    if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return io.TextIOWrapper(file, "utf-16", newline=newline)
+    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
+
+
+def _as_meant(entry: str, exists: Callable[[str], bool]) -> str:
+    r"""An entry without blanks, quotes and classes around it, and with ``/`` for ``\``.
+
+    As it stands, if a file has that very name.
+    """
+    meant = entry.strip()
+    if len(meant) > 1 and meant[0] == meant[-1] == '"':
+        meant = meant[1:-1]
+    if len(meant) < _LONGEST and not has_image_suffix(meant):
+        path = meant
+        while not has_image_suffix(path) and (match := _LABEL.fullmatch(path)):
+            path = match[1]
+        meant = path if has_image_suffix(path) else meant
+    if os.sep == "/" and "/" not in meant:
+        meant = meant.replace("\\", "/")
+    return entry if meant == entry or exists(entry) else meant
+
+
+def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
+    """The column of paths in a table of text."""
+    lines = iter(lines)
+    first = next((line for line in lines if line.strip()), "")
+    separator = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
+    if match := re.fullmatch(r"sep=(.)\s*", first):  # Excel's
+        separator, first = match[1], ""
+    rows = (row for row in csv.reader(chain([first], lines), delimiter=separator) if row)
+    head = [*islice(rows, _ROWS)]
+    titles = head[0] if head else [""]
+    column = _column(titles, head) or 0
+    if len(titles) > 1:
+        name = titles[column] if not has_image_suffix(titles[column]) else column + 1
+        _log.info("%s: reading column %r", one_line(path), name)
+    for number, row in enumerate(chain(head, rows)):
+        if column < len(row) and (number or has_image_suffix(row[column])):
+            yield row[column]
+
+
+def _column(titles: list[str], rows: list[list[str]]) -> int | None:
+    """Which column holds paths, by its title or its cells; None if none seems to."""
+    titles = [title.strip().lower() for title in titles]
+    if "path" in titles:
+        return titles.index("path")
+    like = []
+    for column in range(len(titles)):
+        cells = [row[column].strip() for row in rows if column < len(row) and row[column].strip()]
+        if cells and 2 * sum(map(has_image_suffix, cells)) >= len(cells):
+            like.append(column)
+    named = [titles.index(title) for title in _TITLES if title in titles]
+    return next(iter([x for x in named if x in like] or like or named), None)
+
+
+def _parquet_cells(file: IO, path: str) -> Iterator[str]:
+    """The column of paths in a Parquet table."""
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UsageError(
+            path, "pyarrow is not installed", "Install it: pip install 'tf-alexnet[parquet]'."
+        ) from None
+    table = ParquetFile(file)
+    names = table.schema_arrow.names
+    head = [row for batch in islice(table.iter_batches(_ROWS), 1) for row in batch.to_pylist()]
+    rows = [[_path_in(row[name]) for name in names] for row in head]
+    titles = [name if any(row[i] for row in rows) else "" for i, name in enumerate(names)]
+    column = _column(titles, rows)
+    if column is None:
+        raise _no_paths(path, head)
+    _log.info("%s: reading column %r", one_line(path), names[column])
+    for batch in table.iter_batches(columns=[names[column]]):
+        yield from map(_path_in, batch.column(0).to_pylist())
+
+
+def _path_in(value: Any) -> str:
+    """The path in a cell: text, or a Hugging Face image that is a file of its own."""
+    if isinstance(value, dict) and not value.get("bytes"):
+        value = value.get("path")
+    return value if isinstance(value, str) else ""
+
+
+def _no_paths(path: str, rows: list[dict]) -> UsageError:
+    for name, value in rows[0].items() if rows else ():
+        part = '["bytes"]' if isinstance(value, dict) else ""
+        if isinstance(value.get("bytes") if part else value, bytes):
+            return UsageError(
+                path,
+                f"column {name!r} holds the photos themselves, not paths",
+                "Give them to from_images: [x" + part + " for x in pyarrow.parquet.read_table("
+                f'"{os.path.basename(path)}")["{name}"].to_pylist()].',
+            )
+    columns = ", ".join(rows[0]) if rows else "none"
+    return UsageError(path, f"no column of paths ({columns})", "Call the column of paths `path`.")

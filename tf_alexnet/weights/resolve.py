@@ -1,0 +1,101 @@
+"""What the arguments `weights` and `architecture` mean, for every engine."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+
+from tf_alexnet.architectures import Architecture, Dense
+from tf_alexnet.errors import InputError, UsageError, WeightsError
+from tf_alexnet.weights.arrays import (
+    LayerArrays,
+    WeightArrays,
+    check_arrays,
+    table_for,
+    with_classifier,
+)
+from tf_alexnet.weights.download import find_weights
+from tf_alexnet.weights.fresh import fresh_weights, random_seed
+from tf_alexnet.weights.io import read_weights
+from tf_alexnet.weights.prototxt import resolve_architecture
+
+
+def resolve_weights(
+    weights: str | os.PathLike | WeightArrays | None,
+    architecture: str | None = None,
+    classifier: str | None = None,
+) -> tuple[WeightArrays | None, Architecture]:
+    """The arrays that the arguments of `AlexNet` name, and the table they belong to.
+
+    Raises
+    ------
+    WeightsError
+        If the weights can't be found or read, or don't tell which network they are.
+    UsageError, InputError
+        If they are of a kind that is not known, or contradict `architecture`.
+    """
+    if not (weights is None or isinstance(weights, str | os.PathLike | WeightArrays)):
+        raise UsageError(
+            "weights",
+            f"{type(weights).__name__} is not a kind of weights",
+            "Pass a path, a catalogue name, WeightArrays, a Keras model or None.",
+        )
+    declared = resolve_architecture(architecture)
+    if (seed := random_seed(weights)) is not None:
+        table = table_for(None, declared.architecture)
+        weights = fresh_weights(table.with_classes(declared.classes or table.classes), seed)
+    elif weights is not None:
+        if isinstance(weights, str | os.PathLike):
+            weights = read_weights(find_weights(weights))
+        weights = with_classifier(weights, classifier or declared.classifier)
+    table = table_for(weights, declared.architecture)
+    if declared.classes and weights is None:
+        table = table.with_classes(declared.classes)
+    elif declared.classes and weights.classes not in (None, declared.classes):
+        raise WeightsError(
+            f"{weights.source} as {architecture}",
+            f"it has {weights.classes} classes, and the prototxt {declared.classes}",
+            "Use the prototxt that belongs to these weights.",
+        )
+    if declared.input_size not in (None, table.input_size):
+        raise InputError(
+            str(architecture),
+            f"its input has {declared.input_size} pixels a side, {table.name} has "
+            f"{table.input_size}",
+            f"Pass architecture={table.name!r}, input_shape and allow_resize=True to AlexNet.",
+        )
+    if declared.preset:
+        table = replace(table, preset=declared.preset)
+        if weights is not None:
+            weights = replace(weights, metadata={**weights.metadata, "preset": declared.preset})
+    return weights, table
+
+
+def fitted_layers(
+    weights: WeightArrays, table: Architecture, own: Architecture, classes: int | None
+) -> dict[str, LayerArrays]:
+    """The layers of `weights`, whose own table is `own`, that `table` takes, all checked."""
+    needed, notes = [layer.name for layer in table.weighted], []
+    dense = {layer.name for layer in table.weighted if isinstance(layer, Dense)}
+    if dense and dense == set(needed) - set(weights.layers):
+        raise WeightsError(
+            weights.source,
+            "it holds the convolutions only, no dense layers",
+            "Pass include_top=False and take pool5 or any layer before it.",
+        )
+    last = own.weighted[-1].name
+    if last in needed and classes and weights.classes != classes:
+        found = f"is for {weights.classes} classes" if weights.classes else "is missing"
+        notes.append(
+            f"{last} {found}, and {classes} classes were asked for: {last} starts untrained."
+        )
+        needed.remove(last)
+    check_arrays(weights, own, needed)
+    if "differs" in weights.metadata:
+        notes.append(f"not quite {own.name}: {weights.metadata['differs']}.")
+    if weights.set_aside:
+        notes.append(f"{own.name} has no layer {', '.join(weights.set_aside)}; left out.")
+    for note in notes:
+        warnings.warn(f"{weights.source}: {note}", stacklevel=4)
+    return {name: weights.layers[name] for name in needed}
