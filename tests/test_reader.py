@@ -313,7 +313,10 @@ def test_memory_does_not_grow(photos):
             tracemalloc.reset_peak()
             for batch in reader.batches(photos * 20, 1):
                 assert len(batch.paths) == 1
-            assert tracemalloc.get_traced_memory()[1] < 36 * row
+            assert tracemalloc.get_traced_memory()[1] < (3.1 * 33 + 36) * row
+            for batch in reader.batches(photos * 9, 33):
+                assert batch.pixels.shape == (33, 227, 227, 3)
+            assert tracemalloc.get_traced_memory()[1] < (3.1 * 33 + 36) * row, "the same again"
         finally:
             tracemalloc.stop()
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -144,10 +145,9 @@ class PhotoReader:
         row = preprocess_input(
             [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
         )
-        if workers is None and hasattr(os, "sched_getaffinity"):
-            workers = len(os.sched_getaffinity(0))
-        elif workers is None:
-            workers = os.cpu_count() or 1
+        if workers is None:
+            mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+            workers = len(mine(0))
         if workers < 1 or not timeout > 0:
             raise UsageError(
                 f"{workers} workers, timeout {timeout}", "nothing could be read", "Use more."
@@ -174,6 +174,7 @@ class PhotoReader:
         # Each holds one photo: a URL is fetched while others are decoded.
         self._threads = ThreadPoolExecutor(workers + _FETCHES, "photos")
         self._local = threading.local()
+        self._free: deque[np.ndarray] = deque(maxlen=4)
         self._closed = threading.Event()
         atexit.register(self.close)
 
@@ -247,7 +248,7 @@ class PhotoReader:
         if self._closed.is_set():
             raise _closed()
         try:
-            rows = np.empty((len(paths), self._values), np.float32)
+            rows = self._rows(len(paths))
         except MemoryError as error:
             raise AlexNetError(
                 "memory for photos",
@@ -260,6 +261,21 @@ class PhotoReader:
             self._threads.submit(self._photo, path, here, row)
             for path, row in zip(paths, rows, strict=True)
         ]
+
+    def _rows(self, count: int) -> np.ndarray:
+        """Memory for photos. Once nobody has a view of it any more, it is used again.
+
+        The system clears new memory page by page, which takes longer than copying pixels there.
+        """
+        size, block = count * self._values, None
+        with contextlib.suppress(IndexError):
+            block = self._free.pop()
+        if block is None or block.size < size:
+            block = np.empty(size, np.float32)
+        # All views of an array that stands on a memoryview have this array for their base.
+        rows = np.frombuffer(memoryview(block), np.float32, size)
+        weakref.finalize(rows, self._free.append, block).atexit = False
+        return rows.reshape(count, -1)
 
     def _photo(self, path: str, here: str, row: np.ndarray) -> _Found:
         """Fetch and decode a photo into its row (in one of the threads)."""
