@@ -35,7 +35,7 @@ from tf_alexnet.extraction.worker import Finished
 
 NAMES = [f"p/{letter}.jpg" for letter in "abcdefgh"]
 ERROR = b"error"
-KINDS = ("f/", "f.h5", "f.parquet/", "f.parquet", "f/", "f.npz", "f.npy")
+KINDS = ("f/", "f.h5", "f.parquet/", "f.parquet", "f/", "f.npz", "f.npy", "f.mat")
 
 
 NAME = st.sampled_from(NAMES)
@@ -104,6 +104,7 @@ class Crew:
     def __init__(self, world, setting="a"):
         self._world = world
         self.settings = {"weights_digest": "sha256:0", "layers": "fc7", "dtype": setting}
+        self.settings |= {"architecture": "bvlc_alexnet", "pool": "none"}
 
     def run(self, shards, store, tell):
         for shard in shards:
@@ -291,7 +292,7 @@ class Histories(RuleBasedStateMachine):
             fs.pseudo_dirs[:] = [""]
             fs.makedirs("/histories")
         self.output = f"{self.root}/{kind}"
-        self.can_grow = "np" not in kind
+        self.can_grow = kind not in ("f.npz", "f.npy", "f.mat")
 
     def teardown(self):
         self.stack.close()

@@ -356,7 +356,7 @@ def test_an_untrained_control_is_marked_in_every_output(run, folder):
         assert file.attrs["weights_source"] == "random:7 (untrained)"
         assert file.attrs["untrained"] == "yes"
         rows = file["fc7"][:]
-    model = ta.AlexNet("random:7", architecture="compact")
+    model = ta.AlexNet("random", architecture="compact", seed=7)
     x = ta.preprocess_input([ta.load_image("data/a/0.png")], model)
     expected = ta.features(model, ["fc7"]).predict(x, verbose=0)["fc7"][0]
     np.testing.assert_allclose(rows[0], expected, atol=1e-5 * np.abs(expected).max())

@@ -20,6 +20,7 @@ import jobs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.io import loadmat
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
@@ -29,7 +30,7 @@ from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
 from tf_alexnet.extraction.storage import Folder, Target
 
-OUTPUTS = ["f.h5", "f.npz", "f.npy", "f.parquet", "f/", "f.parquet/"]
+OUTPUTS = ["f.h5", "f.npz", "f.npy", "f.mat", "f.parquet", "f/", "f.parquet/"]
 GROWING = ["f.h5", "f.parquet", "f/", "f.parquet/"]
 
 
@@ -105,7 +106,20 @@ def read_parquet(path, layer):
     return rows, failed
 
 
-READERS = {".h5": read_h5, ".npz": read_npz, ".npy": read_npy, ".parquet": read_parquet}
+def read_mat(path, layer):
+    found = loadmat(path, variable_names=["record", layer])
+    known = json.loads(found["record"].tobytes())
+    failed = {failure["path"]: failure["code"] for failure in known["errors"]}
+    return dict(zip(known["paths"], found[layer], strict=True)), failed
+
+
+READERS = {
+    ".h5": read_h5,
+    ".npz": read_npz,
+    ".npy": read_npy,
+    ".mat": read_mat,
+    ".parquet": read_parquet,
+}
 
 
 def expected(paths):
@@ -330,14 +344,16 @@ def test_an_output_grows_by_new_photos_and_repaired_ones(output, extract, tmp_pa
     assert not glob.glob("f*.job"), "a finished job leaves no working folder"
 
 
-@pytest.mark.parametrize("output", ["f.npz", "f.npy"])
+@pytest.mark.parametrize("output", ["f.npz", "f.npy", "f.mat"])
 def test_finished_archives_do_not_grow(output, extract, tmp_path):
     paths = jobs.photos(tmp_path / "photos", 5)
     extract(paths, output)
     before = files_below(".")
     assert extract(paths[1:], output).kept == 5
     jobs.photos(tmp_path / "photos", 1, start=7)
-    with pytest.raises(UsageError, match=r"1 photo is new or changed; \.np. files don't grow"):
+    with pytest.raises(
+        UsageError, match=r"1 photo is new or changed; \.(np.|mat) files don't grow"
+    ):
         extract("photos", output, add=True)
     os.unlink("photos/0007.png")
     assert files_below(".") == before
@@ -981,7 +997,7 @@ def test_every_line_of_a_list_may_have_its_row(extract, tmp_path, output):
         assert listed(output)[0] == lines
 
 
-@pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy"])
+@pytest.mark.parametrize("output", ["f.h5", "f.npz", "f.npy", "f.mat"])
 def test_photos_that_cannot_be_read_may_have_rows_of_nan(extract, tmp_path, output):
     paths = jobs.photos(tmp_path / "p", 5)
     (tmp_path / "p" / "0001.png").write_bytes(b"not a photo")

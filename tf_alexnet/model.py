@@ -88,7 +88,7 @@ def AlexNet(
     classifier_activation : str or None
         Activation after `fc8`, in the layer `prob`. None ends the model at `fc8`.
     seed : int, optional
-        Random seed of layers that start untrained.
+        Random seed of layers that start untrained; with ``weights="random"`` of all.
     name : str, optional
         Name of the model (default: that of the architecture).
 
@@ -108,6 +108,8 @@ def AlexNet(
         If the arguments contradict each other.
     """
     _check_arguments(feature_extract, include_top, pooling, classes, seed)
+    if isinstance(weights, str) and weights == "random" and seed is not None:
+        weights = f"random:{seed}"
     arrays, own = resolve_weights(weights, architecture, classifier)
     table = own.with_classes(classes or own.classes)
     if not include_top:

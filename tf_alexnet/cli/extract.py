@@ -228,7 +228,9 @@ def extract(
     if len(report.errors) > _SHOWN:
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
     happened = f"; {report.kept} of them done before" if report.kept else ""
-    if report.repeats:
+    if report.repeats == 1:
+        happened += "; 1 line named a photo again"
+    elif report.repeats:
         happened += f"; {report.repeats} lines named a photo again"
     if report.changed == 1:
         happened += "; 1 photo changed and was done again"

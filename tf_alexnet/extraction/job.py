@@ -165,13 +165,13 @@ def extract_features(
     output : path or URL
         ``.h5``: ``paths`` (N,), one (N, ...) array per layer, a group ``errors`` with ``paths``,
         ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
-        dtype, versions). ``.npz``, ``.mat`` (MATLAB, Octave): the same as arrays, ``errors_paths`` .. and ``attributes``
-        (JSON). ``.npy``: the array of one layer, and the rest in ``<output>.json``. ``.parquet``:
-        one row per photo, with path, status, detail, each layer a list of fixed size. All of them
-        also hold what tells a photo that has changed: ``places``, ``stats`` and ``digests``.
-        A name that ends in a slash or has no suffix: a folder of ``*.h5`` (``*.parquet`` if it ends
-        in ``.parquet/``) with rows, ``_errors.csv`` and ``_manifest.json``. Files and folders grow
-        by new photos; finished ``.npz`` and ``.npy`` files can't.
+        dtype, versions). ``.npz``, ``.mat`` (for MATLAB): the same as arrays, ``errors_paths`` ..
+        and ``attributes``. ``.npy``: the array of one layer, and the rest in ``<output>.json``.
+        ``.parquet``: one row per photo, with path, status, detail, each layer a list of fixed size.
+        All of them also hold ``places``, ``stats`` and ``digests``, which tell a photo that has
+        changed. A name that ends in a slash or has no suffix: a folder of ``*.h5`` (``*.parquet``
+        if it ends in ``.parquet/``) with rows, ``_errors.csv`` and ``_manifest.json``. Files and
+        folders grow by new photos; finished ``.npz``, ``.npy`` and ``.mat`` don't.
     weights, layers, architecture, preset, mean_image
         As in `FeatureExtractor`.
     batch_size : int or "auto"
