@@ -33,7 +33,7 @@ def start(seconds, *arguments, **kwargs):
     The real network, if `seconds` is None.
     """
     command = [*JOB, str(seconds), "extract", "-w", "network.npy"] if seconds is not None else REAL
-    command = [*command, *arguments, "--shard-size", "4", "--batch", "2", "--workers", "1"]
+    command = [*command, *arguments, "--quiet", "--shard-size", "4", "--batch", "2", "--workers", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes, **kwargs)
 
@@ -230,13 +230,14 @@ def test_what_a_terminal_shows(photos):
     assert b"error: photos/0005.png" in shown.splitlines()[-2]
 
 
-def test_no_folder_for_temporary_files():
+def test_no_folder_for_temporary_files(photos):
     code = """
 import sys, tempfile
 def nowhere():
     raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 tempfile._get_default_tempdir = nowhere
-sys.argv = ["tf-alexnet", "extract", "photos", "-o", "f.h5"]
+sys.argv = "tf-alexnet -q extract photos -w torchvision-convs -l pool5 -o f.h5".split()
+sys.argv += ["--engine", "tensorflow"]
 from tf_alexnet.cli.main import main
 main()
 """
