@@ -19,7 +19,6 @@ from dataclasses import replace
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import UsageError
 from tf_alexnet.weights.arrays import (
     LAYER_ORDER,
     WeightArrays,
@@ -238,19 +237,9 @@ def write(
 
     Raises
     ------
-    UsageError
-        If an option is none of these.
     WeightsError
         If nothing tells how the rows of a dense layer are ordered.
     """
-    for option, value, known in (
-        ("layers", layers, ("new", "v1")),
-        ("blobs", blobs, ("shaped", "legacy")),
-    ):
-        if value not in known:
-            raise UsageError(
-                f"{option}={value!r}", "there is no such form", f"Use {' or '.join(known)}."
-            )
     title = arrays.metadata.get("net", arrays.architecture)
     record = metadata_text(arrays)
     arrays = with_own_names(arrays)
