@@ -370,7 +370,8 @@ def write_file(
     for name, value in options.items():
         values = chosen.options.get(name, ())
         if value not in values:
-            one = f"that format has one {name} only", "Leave it out."
+            found = "one form only" if name == "form" else f"no option {name}"
+            one = f"that format has {found}", "Leave it out."
             several = f"there is no such {name}", f"Use one of {', '.join(map(str, values))}."
             raise UsageError(f"{name}={value!r} for {path}", *(several if values else one))
     with replacing(path) as temporary:
