@@ -240,7 +240,7 @@ def test_other_engines_compute_what_caffe_defines(tmp_path, name, end, lrn):
         for count in (3, 1):
             found, values = compute(x[:count])
             assert found == last
-            assert reference.relative_error(values, expected[:count]) < 1e-5  # observed 2e-6
+            assert reference.relative_error(values, expected[:count]) < 1e-5  # observed 4e-6
 
     again = read_weights(path)
     assert (again.digest, again.architecture) == (arrays.digest, name)
