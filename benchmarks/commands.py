@@ -1,14 +1,16 @@
 """What whole commands cost: a cold prediction, memory, two workers on Ray.
 
     pip install '.[bench,ray]'
-    python benchmarks/commands.py predict PHOTO [--rounds 7]
+    python benchmarks/commands.py predict PHOTO [--rounds 5]
     python benchmarks/commands.py memory FOLDER [--counts 2000 20000]
     python benchmarks/commands.py ray FOLDER [--count 5000] [--rounds 3]
 
-Commands take turns in one process tree; medians of whole processes. Full-size synthetic weights.
+Commands and their engines take turns in one process tree; medians of whole processes. Full-size
+synthetic weights. With --isa avx2 all engines do without AVX-512 and AMX.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from extraction import linked
+from extraction import OURS, add_isa, jpegs, linked, prepare, ratio
 
 COMMAND = [sys.executable, "-m", "tf_alexnet"]
 
@@ -43,53 +45,56 @@ def timed(command):
 
 def predict(weights, photo, rounds):
     """Print what a prediction of one photo takes beside importing TensorFlow."""
-    found = {"tf-alexnet predict": [*COMMAND, "predict", photo, "-w", weights]}
+    command = [*COMMAND, "predict", photo, "-w", weights, "--engine"]
+    found = {f"predict, {engine}": [*command, engine] for engine in OURS}
     found["import tensorflow"] = [sys.executable, "-c", "import tensorflow"]
     # Keras imports these where they are installed.
     bare = "import sys; sys.modules.update(sklearn=None, matplotlib=None, pandas=None)"
     found["import tensorflow, bare"] = [sys.executable, "-c", f"{bare}; import tensorflow"]
-    seconds = {name: [] for name in found}
+    runs = {name: [] for name in found}
     for _ in range(rounds):
         for name, command in found.items():
-            seconds[name].append(timed(command)[0])
-    for name, taken in seconds.items():
-        over = [ours - it for ours, it in zip(seconds["tf-alexnet predict"], taken, strict=True)]
-        print(f"{name:24} {statistics.median(taken):5.2f} s, predict over it", end=" ")
-        print(f"{statistics.median(over):+.2f} s")
+            runs[name].append(timed(command))
+    over = [run[0] for run in runs["import tensorflow, bare"]]
+    for name, taken in runs.items():
+        seconds, peak = map(statistics.median, zip(*taken, strict=True))
+        more = statistics.median(a - b for (a, _), b in zip(taken, over, strict=True))
+        print(f"{name:24} {seconds:5.2f} s, {peak:5.0f} MB, {more:+.2f} s to the bare import")
 
 
 def memory(weights, folder, counts):
     """Print the peak memory of extractions of different lengths."""
-    files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
+    files = jpegs(folder)
     with tempfile.TemporaryDirectory() as place:
-        for count in counts:
+        for count, engine in itertools.product(counts, OURS):
             photos = Path(place, f"{count}.txt")
             photos.write_text("\n".join(linked(files, count, place)))
             output = Path(place, f"{count}.h5")
-            seconds, peak = timed([*COMMAND, "extract", photos, "-o", output, "-w", weights])
-            print(f"{count} photos: peak {peak:.0f} MB, {count / seconds:.1f} photos/s whole")
+            command = [*COMMAND, "extract", photos, "-o", output, "-w", weights]
+            seconds, peak = timed([*command, "--engine", engine])
+            print(f"{engine:10} {count} photos: peak {peak:.0f} MB", end="")
+            print(f", {count / seconds:.1f} photos/s whole")
             output.unlink()
 
 
 def ray(weights, folder, count, rounds):
     """Print the speed of two workers on Ray beside that of a local run."""
-    files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
+    files = jpegs(folder)
     with tempfile.TemporaryDirectory() as place:
         photos = Path(place, "photos.txt")
         photos.write_text("\n".join(linked(files, count, place)))
-        seconds = {"local": [], "ray": []}
-        for number in range(rounds):
-            for name in seconds:
-                command = [*COMMAND, "extract", photos, "-o", Path(place, f"{name}{number}.h5")]
-                command += ["-w", weights]
-                if name == "ray":
-                    command += ["--cluster", "ray", "--cluster-workers", "2"]
-                seconds[name].append(timed(command)[0])
-                Path(place, f"{name}{number}.h5").unlink()
-        for name, taken in seconds.items():
-            print(f"{name:6} {count / statistics.median(taken):6.1f} photos/s, whole process")
-        pairs = zip(seconds["local"], seconds["ray"], strict=True)
-        print(f"ray / local: {statistics.median(a / b for a, b in pairs):.2f}")
+        seconds = {(name, engine): [] for engine in OURS for name in ("local", "ray")}
+        for _, (name, engine) in itertools.product(range(rounds), seconds):
+            output = Path(place, "features.h5")
+            command = [*COMMAND, "extract", photos, "-o", output, "-w", weights]
+            command += ["--engine", engine]
+            if name == "ray":
+                command += ["--cluster", "ray", "--cluster-workers", "2"]
+            seconds[name, engine].append(timed(command)[0])
+            output.unlink()
+    for (name, engine), taken in seconds.items():
+        print(f"{name:6} {engine:10} {count / statistics.median(taken):6.1f} photos/s", end="")
+        print(f", {ratio(seconds['local', engine], taken):.2f} x local, whole process")
 
 
 def main():
@@ -97,7 +102,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     cold = commands.add_parser("predict")
     cold.add_argument("photo")
-    cold.add_argument("--rounds", type=int, default=7)
+    cold.add_argument("--rounds", type=int, default=5)
     most = commands.add_parser("memory")
     most.add_argument("folder")
     most.add_argument("--counts", type=int, nargs="+", default=[2000, 20000])
@@ -105,7 +110,10 @@ def main():
     cluster.add_argument("folder")
     cluster.add_argument("--count", type=int, default=5000)
     cluster.add_argument("--rounds", type=int, default=3)
+    for each in (cold, most, cluster):
+        add_isa(each)
     arguments = vars(parser.parse_args())
+    prepare(arguments.pop("isa"))
     import tf_alexnet as ta
     from tf_alexnet.testing import synthetic_weights
 

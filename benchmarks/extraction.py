@@ -1,16 +1,18 @@
 """How fast features come: the network alone, and photos to a file, beside other engines.
 
     pip install '.[bench]'
-    python benchmarks/extraction.py network [--batches 1 32 64 128 256] [--rounds 7]
+    python benchmarks/extraction.py network [--batches 1 8 32 64 128 256] [--rounds 5]
     python benchmarks/extraction.py photos FOLDER [--count 2000] [--rounds 5] [--fast-decode]
 
-Engines take turns in one process tree; printed are medians of images a second, and the ratio to
-OpenVINO round by round. The limit is that of the network's multiply-adds at the speed of one large
-matrix product in the same round. Full-size synthetic weights.
+Engines take turns in one process tree; printed are medians of images a second, and medians of the
+ratios round by round: to OpenVINO called directly and to the plain Keras graph, or to the script.
+The limit is that of the network's multiply-adds at the speed of one large matrix product in the
+same round. Full-size synthetic weights. With --isa avx2 all engines do without AVX-512 and AMX.
 """
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,7 +25,33 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from tf_alexnet.architectures import BVLC_ALEXNET
+from tf_alexnet.engines import processor_features
 from tf_alexnet.testing import synthetic_weights
+
+BARE, PLAIN, SCRIPT_NAME = "OpenVINO called directly", "plain Keras graph", "script"
+OURS = ("tensorflow", "openvino")
+
+
+def add_isa(parser):
+    """Offer --isa."""
+    parser.add_argument("--isa", choices=["avx2"], help="emulate a processor with nothing newer")
+
+
+def prepare(isa):
+    """Limit the instruction sets, before any engine is imported, and print those there are."""
+    found = [x for x in sorted(processor_features()) if re.match("avx|amx|fma|sse4", x)]
+    print(f"{os.cpu_count()} processors with {' '.join(found) or 'unknown instruction sets'}")
+    if isa:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa={isa.upper()}"
+        os.environ.update(ONEDNN_MAX_CPU_ISA=isa.upper(), XLA_FLAGS=flags.strip())
+        print(f"limited to {isa.upper()}")
+
+
+def jpegs(folder):
+    """Paths of the JPEG files in a folder."""
+    kinds = (".jpg", ".jpeg")
+    files = [x for x in Path(folder).rglob("*") if x.suffix.lower() in kinds and x.is_file()]
+    return sorted(map(str, files)) or sys.exit(f"{folder}: no JPEG files in it")
 
 
 def product_limit(size=2048):
@@ -44,12 +72,15 @@ def engines(weights):
 
     import tf_alexnet as ta
 
-    extractor = ta.FeatureExtractor(weights, ["fc7"])
+    def ours(engine):
+        extractor = ta.FeatureExtractor(weights, ["fc7"], engine=engine)
+        return lambda x: extractor(x)["fc7"]
+
     plain = tf.function(ta.AlexNet(weights, feature_extract=True))
     return {
-        "FeatureExtractor": lambda x: extractor(x)["fc7"],
-        "OpenVINO": openvino_network(BVLC_ALEXNET, weights),
-        "plain Keras graph": lambda x: plain(x).numpy(),
+        **{f'FeatureExtractor(engine="{engine}")': ours(engine) for engine in OURS},
+        BARE: openvino_network(BVLC_ALEXNET, weights),
+        PLAIN: lambda x: plain(x).numpy(),
     }
 
 
@@ -74,11 +105,15 @@ def network(batches, rounds):
         print(f"batch {batch}: limit {limit:.0f} images/s")
         for name, taken in seconds.items():
             speed = batch / statistics.median(taken)
-            pairs = zip(seconds["OpenVINO"], taken, strict=True)
-            ratio = statistics.median(theirs / ours for theirs, ours in pairs)
-            print(
-                f"  {name:18} {speed:6.1f} images/s  {ratio:5.2f} x OpenVINO  {speed / limit:.2f}"
-            )
+            print(f"  {name:38} {speed:6.1f} images/s, {speed / limit:.2f} of the limit", end="")
+            for peer in (BARE, PLAIN):
+                print(f", {ratio(seconds[peer], taken):.2f} x {peer}", end="")
+            print()
+
+
+def ratio(theirs, ours):
+    """Median of how many times as fast `ours` was, round by round."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 SCRIPT = """
@@ -97,36 +132,37 @@ def photos(folder, count, rounds, fast_decode):
     """Print photos a second, whole process and steady state, of the command and of the script."""
     import tf_alexnet as ta
 
-    files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
+    files = jpegs(folder)
+    extra = ["--fast-decode"] if fast_decode else []
     with tempfile.TemporaryDirectory() as place:
         weights = Path(place, "bvlc_alexnet.npy")
         ta.write_weights(synthetic_weights("bvlc_alexnet"), weights)
-        seconds = {(name, n): [] for name in ("tf-alexnet extract", "script") for n in (64, count)}
+        code = SCRIPT.format(here=str(Path(__file__).parent))
+        extract = [sys.executable, "-m", "tf_alexnet", "extract", "-w", weights, *extra]
+        seconds = {(name, n): [] for name in (*OURS, SCRIPT_NAME) for n in (64, count)}
         for _ in range(rounds):
             for name, n in seconds:
                 paths = Path(place, f"{n}.txt")
                 paths.write_text("\n".join(linked(files, n, place)))
-                output = str(Path(place, f"{time.time_ns()}.h5"))
-                command = [sys.executable, "-m", "tf_alexnet", "extract", paths, "-o", output]
-                command += ["-w", weights, *(["--fast-decode"] if fast_decode else [])]
-                if name == "script":
-                    code = SCRIPT.format(here=str(Path(__file__).parent))
+                output = Path(place, f"{time.time_ns()}.h5")
+                command = [*extract, "--engine", name, paths, "-o", output]
+                if name == SCRIPT_NAME:
                     command = [sys.executable, "-c", code, paths, weights, output]
                 start = time.perf_counter()
                 subprocess.run(list(map(str, command)), check=True, capture_output=True)
                 seconds[name, n].append(time.perf_counter() - start)
-                Path(output).unlink()
-        steady = {}
-        for name in ("tf-alexnet extract", "script"):
-            whole, short = (statistics.median(seconds[name, n]) for n in (count, 64))
-            steady[name] = (count - 64) / (whole - short)
-            print(
-                f"{name:20} {count / whole:6.1f} photos/s whole, {steady[name]:6.1f} steady", end=""
-            )
-            print(f", {short:.1f} s for the first 64")
-        pairs = zip(seconds["script", count], seconds["tf-alexnet extract", count], strict=True)
-        print(f"{count} photos: whole {statistics.median(t / o for t, o in pairs):.2f} x", end=", ")
-        print(f"steady {steady['tf-alexnet extract'] / steady['script']:.2f} x the script")
+                output.unlink()
+    steady = {}
+    for name in (*OURS, SCRIPT_NAME):
+        steady[name] = [b - a for a, b in zip(seconds[name, 64], seconds[name, count], strict=True)]
+        whole, short = (statistics.median(seconds[name, n]) for n in (count, 64))
+        speed = (count - 64) / (whole - short)
+        print(f"{name:10} {count / whole:6.1f} photos/s whole, {speed:6.1f} steady", end="")
+        print(f", {short:.1f} s for the first 64")
+    for name in OURS:
+        whole = ratio(seconds[SCRIPT_NAME, count], seconds[name, count])
+        print(f"{name}: whole {whole:.2f} x, steady", end=" ")
+        print(f"{ratio(steady[SCRIPT_NAME], steady[name]):.2f} x the script, {count} photos")
 
 
 def linked(files, count, place):
@@ -147,14 +183,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     alone = commands.add_parser("network")
-    alone.add_argument("--batches", type=int, nargs="+", default=[1, 32, 64, 128, 256])
-    alone.add_argument("--rounds", type=int, default=7)
+    alone.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
+    alone.add_argument("--rounds", type=int, default=5)
     whole = commands.add_parser("photos")
     whole.add_argument("folder")
     whole.add_argument("--count", type=int, default=2000)
     whole.add_argument("--rounds", type=int, default=5)
     whole.add_argument("--fast-decode", action="store_true")
+    add_isa(alone), add_isa(whole)
     arguments = vars(parser.parse_args())
+    prepare(arguments.pop("isa"))
     {"network": network, "photos": photos}[arguments.pop("command")](**arguments)
 
 

@@ -12,7 +12,7 @@ from tf_alexnet.architectures import BVLC_ALEXNET
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import LayerArrays, WeightArrays
-from tf_alexnet.weights.formats import caffemodel, npy
+from tf_alexnet.weights.formats import caffemodel, npy, write_file
 from tf_alexnet.weights.graph import Told
 
 ARRAYS = small_arrays()
@@ -306,8 +306,8 @@ def test_damage_and_strangers_are_named(tmp_path, raw, found):
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"layers='v2'.* Use new or v1\.$"):
-        caffemodel.write(ARRAYS, tmp_path / "x", layers="v2")
+    with pytest.raises(UsageError, match=r"layers='v2'.* Use one of new, v1\.$"):
+        write_file(ARRAYS, tmp_path / "x.caffemodel", layers="v2")
     alone = WeightArrays({"fc7": ARRAYS.layers["fc7"]})
     with pytest.raises(WeightsError, match="fc7 has 10 inputs, and nothing tells"):
         caffemodel.write(alone, tmp_path / "x")

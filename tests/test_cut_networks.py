@@ -70,7 +70,7 @@ def test_a_cut_network_equals_the_reference_and_the_fast_path(name, layer, examp
 
 
 @pytest.mark.parametrize("layer", ["pool5", "fc6"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".npz"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".npz", ".onnx"])
 def test_a_cut_network_is_an_ordinary_weight_file(layer, suffix, tmp_path):
     arrays = cut_weights(COMPACT, layer)
     path = tmp_path / f"w{suffix}"

@@ -1,18 +1,24 @@
-"""The ONNX reader against files made by the onnx package, which is not needed to read them."""
+"""ONNX files of the onnx package, read; and ours, computed by ONNX Runtime and OpenVINO."""
 
 import dataclasses
 
 import numpy as np
+import onnx
+import onnxruntime
+import openvino
 import pytest
+import reference
 from conftest import weights_of
 from onnx import TensorProto, helper, numpy_helper
 from onnx_seeds import export, torch, zoo
 from weight_seeds import channels_first
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import WeightsError
-from tf_alexnet.weights import read_weights, write_weights
-from tf_alexnet.weights.formats import read_file
+from tf_alexnet.cli.main import main
+from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.testing import synthetic_weights
+from tf_alexnet.weights import convert_weights, own_table, read_weights, write_weights
+from tf_alexnet.weights.formats import read_file, write_file
 
 
 def nameless(name):
@@ -186,3 +192,123 @@ def test_a_product_of_two_blobs_is_not_a_layer(tmp_path):
     product.input[1] = "nothing"
     with pytest.raises(WeightsError, match="residual connections"):
         read_file(save(tmp_path / "x.onnx", model))
+
+
+def engines(path):
+    """Two engines that are not ours: functions of a batch that return (name, values)."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.get_outputs()
+    yield lambda x: (output.name, session.run(None, {"data": x})[0])
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", hints)
+    yield lambda x: (compiled.output(0).any_name, compiled(x)[0])
+
+
+def convolutions(arrays):
+    layers = {name: x for name, x in arrays.layers.items() if name.startswith("conv")}
+    return dataclasses.replace(arrays, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "lrn"),
+    [
+        ("bvlc_alexnet", None, "operator"),
+        ("bvlc_alexnet", None, "ops"),
+        ("caffenet", "convolutions", "ops"),
+        ("compact", "convolutions", "operator"),
+        ("compact", "fc8 on pool5", "operator"),
+        ("compact", None, None),
+    ],
+)
+def test_other_engines_compute_what_caffe_defines(tmp_path, name, end, lrn):
+    table = ARCHITECTURES[name]
+    if end == "fc8 on pool5":
+        arrays = synthetic_weights(table.with_head("pool5", 5))
+    else:
+        arrays = convolutions(weights_of(name)) if end else weights_of(name)
+    path = tmp_path / "x.onnx"
+    write_weights(arrays, path, lrn=lrn)
+
+    table = table.until("pool5") if end == "convolutions" else own_table(arrays, table)
+    limit = 120 if table.channels == "BGR" else 2
+    shape = (3, table.input_size, table.input_size, 3)
+    x = np.random.default_rng(0).uniform(-limit, limit, shape).astype("f4")
+    last = table.layers[-1].name
+    expected = reference.forward(table, arrays, x.transpose(0, 3, 1, 2))[last]
+    expected = expected.transpose(0, 2, 3, 1) if expected.ndim == 4 else expected
+    for compute in engines(path):
+        for count in (3, 1):
+            found, values = compute(x[:count])
+            assert found == last
+            assert reference.relative_error(values, expected[:count]) < 1e-5  # observed 4e-6
+
+    again = read_weights(path)
+    assert (again.digest, again.architecture) == (arrays.digest, name)
+    assert again.metadata["preset"] == table.preset
+    assert not again.metadata.keys() & {"differs", "digest"}
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    assert {x.name for x in model.graph.node} >= {*table.blobs[1:], *table.preacts}
+
+
+def test_a_converted_file_says_what_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = "tf-alexnet weights convert torchvision-convs x.onnx --lrn ops"
+    monkeypatch.setattr("sys.argv", words.split())
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "5 layers, read back equal" in capsys.readouterr().out
+    model = onnx.load("x.onnx")
+    found = read_weights("x.onnx")
+    assert {x.key: x.value for x in model.metadata_props} == {
+        **{"architecture": "torchvision", "preset": "torchvision", "digest": found.digest},
+        **{key: found.metadata[key] for key in ("name", "origin", "origin_digest", "licence")},
+        "layout": "TensorFlow",
+    }
+    pixels = "RGB, 0 to 1, minus the mean, divided by the standard deviation"
+    assert f"preset torchvision ({pixels})" in model.doc_string
+    back = convert_weights("x.onnx", "x.npz")
+    assert (back.digest, back.metadata) == (found.digest, found.metadata)
+
+
+def test_what_has_no_place_in_a_network_is_not_written(tmp_path):
+    arrays = synthetic_weights("compact")
+    kernel, bias = arrays.layers["fc8"]
+    holed = kernel.copy()
+    holed[3, 4] = np.nan
+    convs = dataclasses.replace(convolutions(weights_of("bvlc_alexnet")), architecture=None)
+    for layers, options, error, found in (
+        ({**arrays.layers, "fc9": (kernel, bias)}, {}, WeightsError, "fc9 has no place in the"),
+        ({**arrays.layers, "fc8": (holed, bias)}, {}, WeightsError, "1 of 2048000 values are NaN"),
+        ({"conv1": arrays.layers["conv1"]}, {}, WeightsError, "conv2 is missing"),
+        (convs.layers, {"architecture": None}, WeightsError, "fit bvlc_alexnet and caffenet alike"),
+        (arrays.layers, {"lrn": "both"}, UsageError, r"no such lrn\. Use one of operator, ops"),
+        (arrays.layers, {"form": "list"}, UsageError, "that format has one form only"),
+        (arrays.layers, {"metadata": {"note": "x" * 40000}}, UsageError, "characters of it"),
+    ):
+        changes = {k: options.pop(k) for k in ("architecture", "metadata") if k in options}
+        with pytest.raises(error, match=found):
+            write_file(
+                dataclasses.replace(arrays, layers=layers, **changes),
+                tmp_path / "x.onnx",
+                **options,
+            )
+    with pytest.raises(UsageError, match="that format has no option lrn"):
+        write_weights(arrays, tmp_path / "x.npz", lrn="ops")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda kernel: kernel * np.float32(2), "layer 'norm1' has alpha 0.000199"),
+        (lambda kernel: kernel[::-1].copy(), "layer 'norm1' is Div where bvlc_alexnet has LRN"),
+    ],
+)
+def test_only_response_normalisation_is_taken_for_it(tmp_path, change, found):
+    arrays = convolutions(weights_of("bvlc_alexnet"))
+    write_weights(arrays, tmp_path / "x.onnx", lrn="ops")
+    model = onnx.load(tmp_path / "x.onnx")
+    window = next(x for x in model.graph.initializer if x.name == "norm1/window")
+    window.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(window)), window.name))
+    assert found in read_file(save(tmp_path / "y.onnx", model)).metadata["differs"]

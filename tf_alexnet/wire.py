@@ -1,4 +1,4 @@
-"""Protobuf messages, read field by field: what Caffe models, mean images and ONNX files share.
+"""Protobuf messages, field by field: what Caffe models, mean images and ONNX files share.
 
 The wire format is described on protobuf's page "Encoding"; BlobProto in BVLC/caffe
 ``src/caffe/proto/caffe.proto`` and, for its raw form, in NVIDIA/caffe's. Packed floats are views of
@@ -189,6 +189,28 @@ def numbers(raw: memoryview, form: str) -> np.ndarray:
     if len(raw) % np.dtype(form).itemsize:
         raise WireError("an array cut off within a number")
     return np.frombuffer(raw, form)
+
+
+def field_bytes(number: int, value: int | bytes | str) -> bytes:
+    """A field as it is written: a VARINT, or bytes behind their length."""
+    if isinstance(value, int):
+        return varint_bytes(number << 3 | VARINT) + varint_bytes(value)
+    value = value.encode() if isinstance(value, str) else value
+    return field_opening(number, len(value)) + value
+
+
+def field_opening(number: int, length: int) -> bytes:
+    """What stands before this many bytes of a field."""
+    return varint_bytes(number << 3 | LENGTH) + varint_bytes(length)
+
+
+def varint_bytes(value: int) -> bytes:
+    """An unsigned number as it is written."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
 
 
 def _content(field: Field, wire: int = LENGTH) -> memoryview:

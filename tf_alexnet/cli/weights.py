@@ -143,13 +143,17 @@ def convert(
     classifier: Annotated[
         str | None, typer.Option(help="Layer to use as fc8, where there are several.")
     ] = None,
+    lrn: Annotated[
+        str | None,
+        typer.Option(help="Response normalisation in .onnx: operator, or ops (faster)."),
+    ] = None,
 ) -> None:
     """Write the same weights in another format, bit for bit."""
     from tf_alexnet.weights import convert_weights
     from tf_alexnet.weights.identify import FOUND_ANEW
 
     source = console.find_weights(source)
-    written = convert_weights(source, target, form, architecture, classifier)
+    written = convert_weights(source, target, form, architecture, classifier, lrn=lrn)
     print(f"{one_line(target)}: {len(written.layers)} layers, read back equal, {written.digest}")
     recorded = {"architecture": written.architecture, **written.metadata}
     rows = [(k, v) for k, v in recorded.items() if v and k not in FOUND_ANEW]

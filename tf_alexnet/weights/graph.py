@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from tf_alexnet.architectures import ARCHITECTURES, LRN, Architecture, Conv, Den
 from tf_alexnet.wire import last
 
 MAX_LAYERS = 1000
+_TABLES = ARCHITECTURES.values()
 # Layer types, by Caffe's names, that hand on the values of their input, or only rectify them.
 PASSING = frozenset(
     (
@@ -109,8 +110,8 @@ class Told:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def told_by(nodes: Iterable[Node]) -> Told:
-    """Compare a graph with every table."""
+def told_by(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -> Told:
+    """Compare a graph with each of `tables`."""
     steps = list(_steps(nodes))
     dense = [step for step in steps if step.node.kind == "InnerProduct"]
     channels = {x.node.name: x.before.channels for x in dense if x.before}
@@ -119,7 +120,7 @@ def told_by(nodes: Iterable[Node]) -> Told:
     ends = [x for x in dense if x not in read]
     ends = ends or [x for x in steps if x.node.kind == "Convolution"][-1:]
     chains = [step.chain() for step in ends]
-    found = [(*_difference(chain, x), x, chain) for chain in chains for x in ARCHITECTURES.values()]
+    found = [(*_difference(chain, x), x, chain) for chain in chains for x in tables]
     whole = [(table, chain) for _, text, table, chain in found if text is None]
     if whole:
         table, chain = whole[0]
@@ -187,7 +188,7 @@ def _expected(table: Architecture) -> list[tuple[str, dict]]:
         for known, kind, implied in _KINDS
         if isinstance(layer, known)
     ]
-    del rows[-1][1]["units"]  # any number of classes
+    rows[-1][1].pop("units", None)  # any number of classes
     return rows
 
 

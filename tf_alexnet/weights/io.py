@@ -119,12 +119,12 @@ def write_weights(arrays, path: str | os.PathLike, form: str | None = None, **op
     form : str, optional
         For formats that have several: "list" or "dict" (.npy), "keras" or "caffe" (.h5).
     **options
-        Of the format's own `write` in `tf_alexnet.weights.formats`.
+        Of the format's own `write` in `tf_alexnet.weights.formats`, such as ``lrn="ops"`` (.onnx).
 
     Raises
     ------
     UsageError
-        If the suffix or the form names nothing known.
+        If the suffix, or an option's value, names nothing known.
     OutputError
         If the file can't be written. An old file is then left as it was.
     """
@@ -143,6 +143,7 @@ def convert_weights(
     form: str | None = None,
     architecture: str | None = None,
     classifier: str | None = None,
+    **options,
 ) -> WeightArrays:
     """Write weights to another file, in the format that its suffix names.
 
@@ -164,6 +165,8 @@ def convert_weights(
         its classifier and preprocessing.
     classifier : str, optional
         As in `read_weights`.
+    **options
+        As in `write_weights`.
 
     Returns
     -------
@@ -175,7 +178,7 @@ def convert_weights(
     WeightsError
         If `source` can't be read, or its arrays do not fit the format or `architecture`.
     UsageError
-        If both names are of one file, or the suffix or `form` names nothing known.
+        If both names are of one file, or the suffix, or an option's value, names nothing known.
     OutputError
         If the file can't be written.
     """
@@ -189,7 +192,7 @@ def convert_weights(
     if classifier is None and told.classifier in arrays.layers:
         arrays = with_classifier(arrays, told.classifier)
     arrays = _described(arrays, source, told)
-    write_weights(arrays, target, form)
+    write_weights(arrays, target, form, **options)
     written = read_weights(target)
     if written.digest != arrays.digest:
         raise WeightsError(

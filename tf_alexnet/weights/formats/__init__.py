@@ -8,8 +8,8 @@ import re
 import stat
 import struct
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tf_alexnet.weights.formats import (
     npy,
     npz,
     onnx_file,
+    onnx_graph,
     safetensors_file,
     torch_pth,
 )
@@ -75,7 +76,7 @@ class Format:
     sniff: Sniff
     read: Callable[..., WeightArrays]  # of a path; of a zip archive, a path and its members
     write: Callable | None = None
-    forms: tuple[str, ...] = ()  # values of the argument `form` of `write`
+    options: Mapping[str, tuple] = field(default_factory=dict)  # of `write`, and their values
     zipped: bool = False
 
 
@@ -113,7 +114,14 @@ FORMATS = (
         safetensors_file.read,
         safetensors_file.write,
     ),
-    Format("NumPy dictionary (.npy)", (".npy",), npy.MAGIC, npy.read, npy.write, ("list", "dict")),
+    Format(
+        "NumPy dictionary (.npy)",
+        (".npy",),
+        npy.MAGIC,
+        npy.read,
+        npy.write,
+        {"form": ("list", "dict")},
+    ),
     Format(
         "torch file (.pth)",
         (".pth", ".pt"),
@@ -142,7 +150,7 @@ FORMATS = (
         hdf5_file.MAGIC,
         hdf5_file.read,
         hdf5_file.write,
-        ("keras", "caffe"),
+        {"form": ("keras", "caffe")},
     ),
     Format(
         "Deep Compression (.net)",
@@ -151,13 +159,21 @@ FORMATS = (
         deep_compression.read,
     ),
     Format("pickled dictionary", (".pkl",), npy.PICKLES, npy.read),
-    Format("ONNX", (".onnx",), lambda x: onnx_file.recognised(x.head, x.content), onnx_file.read),
+    Format(
+        "ONNX",
+        (".onnx",),
+        lambda x: onnx_file.recognised(x.head, x.content),
+        onnx_file.read,
+        onnx_graph.write,
+        {"lrn": ("operator", "ops")},
+    ),
     Format(
         "Caffe model (.caffemodel)",
         (".caffemodel",),
         lambda x: caffemodel.recognised(x.content),
         caffemodel.read,
         caffemodel.write,
+        {"layers": ("new", "v1"), "blobs": ("shaped", "legacy"), "packed": (True, False)},
     ),
 )
 WRITABLE = {x.suffixes[0]: x for x in FORMATS if x.write}
@@ -350,11 +366,13 @@ def write_file(
         found = read_only if known else f"no weight format has the suffix {suffix!r}"
         raise UsageError(str(path), found, use)
     chosen = WRITABLE[suffix]
-    if form is not None:
-        if form not in chosen.forms:
-            one = "that format has one form only", "Leave it out."
-            several = "there is no such form", f"Use one of {', '.join(chosen.forms)}."
-            raise UsageError(f"form={form!r} for {path}", *(several if chosen.forms else one))
-        options["form"] = form
+    options = {k: v for k, v in {"form": form, **options}.items() if v is not None}
+    for name, value in options.items():
+        values = chosen.options.get(name, ())
+        if value not in values:
+            found = "one form only" if name == "form" else f"no option {name}"
+            one = f"that format has {found}", "Leave it out."
+            several = f"there is no such {name}", f"Use one of {', '.join(map(str, values))}."
+            raise UsageError(f"{name}={value!r} for {path}", *(several if values else one))
     with replacing(path) as temporary:
         chosen.write(arrays, temporary, **options)

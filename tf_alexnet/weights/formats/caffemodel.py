@@ -19,7 +19,6 @@ from dataclasses import replace
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import UsageError
 from tf_alexnet.weights.arrays import (
     LAYER_ORDER,
     WeightArrays,
@@ -50,8 +49,11 @@ from tf_alexnet.wire import (
     Wire,
     WireError,
     blob_array,
+    field_bytes,
+    field_opening,
     fields,
     last,
+    varint_bytes,
     wire_types,
 )
 
@@ -235,45 +237,35 @@ def write(
 
     Raises
     ------
-    UsageError
-        If an option is none of these.
     WeightsError
         If nothing tells how the rows of a dense layer are ordered.
     """
-    for option, value, known in (
-        ("layers", layers, ("new", "v1")),
-        ("blobs", blobs, ("shaped", "legacy")),
-    ):
-        if value not in known:
-            raise UsageError(
-                f"{option}={value!r}", "there is no such form", f"Use {' or '.join(known)}."
-            )
     title = arrays.metadata.get("net", arrays.architecture)
     record = metadata_text(arrays)
     arrays = with_own_names(arrays)
     kernels = to_channels_first(arrays)
     with open(path, "wb") as file:
         if title:
-            file.write(_field(1, title.encode()))
+            file.write(field_bytes(1, title.encode()))
         for name, kernel in kernels:
             bias = as_float32(arrays.layers[name].bias)
             _write_layer(file, name, (kernel, bias), layers, blobs, packed)
-        file.write(_field(RECORD, record.encode()))
+        file.write(field_bytes(RECORD, record.encode()))
 
 
 def _write_layer(file, name: str, arrays, layers: str, blobs: str, packed: bool) -> None:
     """One layer: its name and type, then its blobs, each behind its length."""
     layer, title, kind, blob, kinds = _NUMBERS[layers]
-    fields = _field(title, name.encode()) + _field(kind, kinds[arrays[0].ndim == 2])
+    fields = field_bytes(title, name.encode()) + field_bytes(kind, kinds[arrays[0].ndim == 2])
     heads, size = [], len(fields)
     for array in arrays:
         head, length = _shape_field(array, blobs), array.size * 5
         if packed:
             length = array.nbytes
-            head += _opening(5, length)
-        heads.append(_opening(blob, len(head) + length) + head)
+            head += field_opening(5, length)
+        heads.append(field_opening(blob, len(head) + length) + head)
         size += len(heads[-1]) + length
-    file.write(_opening(layer, size) + fields)
+    file.write(field_opening(layer, size) + fields)
     for head, array in zip(heads, arrays, strict=True):
         file.write(head)
         _write_values(file, array, packed)
@@ -281,9 +273,9 @@ def _write_layer(file, name: str, arrays, layers: str, blobs: str, packed: bool)
 
 def _shape_field(array: np.ndarray, blobs: str) -> bytes:
     if blobs == "shaped":
-        return _field(7, _field(1, b"".join(map(_varint, array.shape))))
+        return field_bytes(7, field_bytes(1, b"".join(map(varint_bytes, array.shape))))
     shape = (1,) * (4 - array.ndim) + array.shape
-    return b"".join(_field(i, n) for i, n in enumerate(shape, start=1))
+    return b"".join(field_bytes(i, n) for i, n in enumerate(shape, start=1))
 
 
 def _write_values(file, array: np.ndarray, packed: bool) -> None:
@@ -296,22 +288,3 @@ def _write_values(file, array: np.ndarray, packed: bool) -> None:
             fields["key"], fields["value"] = 5 << 3 | FIXED32, values
             values = fields
         file.write(values.view("u1").data)
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3 | VARINT) + _varint(value)
-    return _opening(number, len(value)) + value
-
-
-def _opening(number: int, length: int) -> bytes:
-    """What stands before this many bytes of a field."""
-    return _varint(number << 3 | LENGTH) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])

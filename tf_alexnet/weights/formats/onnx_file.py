@@ -1,8 +1,9 @@
-"""ONNX files: the initializers of a graph, and which layer each of them feeds.
+"""ONNX files, read: the initializers of a graph, and which layer each of them feeds.
 
-Field numbers are those of ``onnx.proto``. Read are the model zoo's AlexNet and CaffeNet, torch's
-exports of torchvision's network, and others with the layers of one of our tables: their names are
-taken from the initializers (``conv1_w_0``), or from the place in the graph.
+Field numbers are those of ``onnx.proto``. Read are our own files (`onnx_graph`), the model zoo's
+AlexNet and CaffeNet, torch's exports of torchvision's network, and others with the layers of one of
+our tables: their names are taken from the initializers (``conv1_w_0``), or from the place in the
+graph.
 
 Convolutions are (out, in / groups, height, width) and dense kernels (out, in) with `transB`; maps
 are flattened as (channels, height, width), unless a Transpose puts the channels last before.
@@ -16,16 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays, fitting_architectures
+from tf_alexnet.architectures import ARCHITECTURES, Architecture
+from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays, fitting_architectures, own_table
 from tf_alexnet.weights.formats.common import (
+    MAX_METADATA,
     NotAlexNetError,
     affordable,
     assemble,
     damaged,
     from_channels_first,
     mapped,
+    split_metadata,
 )
 from tf_alexnet.weights.formats.named import split_key
+from tf_alexnet.weights.formats.onnx_graph import DIGEST, band
 from tf_alexnet.weights.graph import Node, foreign_layer, one_or_both, told_by
 from tf_alexnet.wire import (
     LENGTH,
@@ -65,7 +70,11 @@ _ATTRIBUTE = {
     **fields(_TENSOR, t=5),
 }
 _OPERATOR = fields("text", input=1, output=2, name=3, op_type=4) | fields(_ATTRIBUTE, attribute=5)
-_MODEL = fields(fields(_OPERATOR, node=1) | fields(_TENSOR, initializer=5), graph=7)
+_MODEL = {
+    **fields(fields(_OPERATOR, node=1) | fields(_TENSOR, initializer=5), graph=7),
+    **fields(fields("bytes", key=1, value=2), metadata_props=14),
+}
+_DECOMPOSED = ["Mul", "Conv", "Sqrt", "Sqrt", "Mul", "Div"]  # response normalisation
 
 
 def recognised(head: bytes, message: memoryview) -> bool:
@@ -91,7 +100,9 @@ class _Operator(NamedTuple):
 def read(path: str | os.PathLike) -> WeightArrays:
     """Read the weights in an ONNX file.
 
-    The architecture is what the graph tells: the order of normalisation and pooling.
+    The architecture is what our own record in the file tells, or the graph: the order of
+    normalisation and pooling. A graph that agrees with that table only as far as the convolutions
+    is described in ``metadata["differs"]``.
 
     Raises
     ------
@@ -101,7 +112,8 @@ def read(path: str | os.PathLike) -> WeightArrays:
     """
     content = mapped(path)
     try:
-        nodes, pairs = _layers(*_graph(content))
+        model = Wire().read(content, _MODEL)
+        nodes, pairs = _layers(*_graph(last(model, "graph", {})))
         if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
         if 4 * sum(x.size for pair in pairs.values() for x in pair) > affordable(len(content)):
@@ -113,20 +125,39 @@ def read(path: str | os.PathLike) -> WeightArrays:
         pairs = {names[key]: pair for key, pair in pairs.items()}
         flattened = {names[key]: value for key, value in told.flattened.items() if key in names}
         layers = from_channels_first(pairs, flattened)
-        arrays = assemble(path, layers, flattened=flattened)
+        arrays = assemble(path, layers, *_record(model), flattened)
     except NotAlexNetError as error:
         raise damaged(path, f"an ONNX file with {error}", ADVICE) from None
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged ONNX file: {error}") from None
-    if told.architecture not in fitting_architectures(arrays):
-        return arrays
-    metadata = {"differs": told.difference} if told.difference else {}
-    return replace(arrays, architecture=told.architecture, metadata=metadata)
+    fitting = fitting_architectures(arrays)
+    for name in (arrays.architecture, told.architecture):
+        if name in fitting:
+            difference = told_by(nodes, [_cut(arrays, ARCHITECTURES[name])]).difference
+            differs = {"differs": difference} if difference else {}
+            return replace(arrays, architecture=name, metadata=differs | arrays.metadata)
+    return replace(arrays, architecture=None)
 
 
-def _graph(message: memoryview) -> tuple[list[_Operator], dict[str, dict]]:
-    """The operators of a graph; its initializers and constants."""
-    graph = last(Wire().read(message, _MODEL), "graph", {})
+def _cut(arrays: WeightArrays, table: Architecture) -> Architecture:
+    """`table` as far as `arrays` go, which may end after the convolutions."""
+    end = list(arrays.layers)[-1]
+    cut = end in [layer.name for layer in table.weighted[:-1]]
+    return table.until(end) if cut else own_table(arrays, table)
+
+
+def _record(model: dict) -> tuple[str | None, dict[str, str]]:
+    """Architecture and metadata; nothing where there is more than one of ours would have."""
+    pairs = [(last(x, "key", b""), last(x, "value", b"")) for x in model.get("metadata_props", ())]
+    if sum(len(text) for pair in pairs for text in pair) > MAX_METADATA:
+        return None, {}
+    record = {str(key, "utf-8", "replace"): str(value, "utf-8", "replace") for key, value in pairs}
+    record.pop(DIGEST, None)
+    return split_metadata(record)
+
+
+def _graph(graph: dict) -> tuple[list[_Operator], dict[str, dict]]:
+    """The operators of a GraphProto; its initializers and constants."""
     operators, tensors = [], {}
     for node in graph.get("node", ()):
         given = {last(x, "name", ""): x for x in node.get("attribute", ())}
@@ -163,7 +194,7 @@ def _array(tensor: dict) -> np.ndarray:
 def _layers(operators: list[_Operator], tensors: dict[str, dict]) -> tuple[list[Node], _Pairs]:
     """The graph by Caffe's names, and kernel and bias of each layer with weights."""
     nodes, pairs = [], {}
-    for operator in operators:
+    for operator in _composed(operators, tensors):
         if operator.kind.startswith(("QLinear", "Quantize", "DynamicQuantize", "ConvInteger")):
             raise NotAlexNetError(f"quantised weights ({operator.kind}): another network")
         if operator.kind == "Identity" and set(operator.inputs[:1]) & tensors.keys():
@@ -195,6 +226,34 @@ def _layers(operators: list[_Operator], tensors: dict[str, dict]) -> tuple[list[
         data = [x for x in operator.inputs if x and x not in tensors]
         nodes.append(Node(name, kind, tuple(data), tuple(operator.outputs[:1]), found))
     return nodes, pairs
+
+
+def _composed(operators: list[_Operator], tensors: dict[str, dict]) -> list[_Operator]:
+    """The operators with response normalisation, which `onnx_graph` can decompose, as one."""
+    composed = []
+    for operator in operators:
+        composed.append(operator)
+        if [x.kind for x in composed[-6:]] == _DECOMPOSED:
+            composed[-6:] = _normalisation(composed[-6:], tensors)
+    return composed
+
+
+def _normalisation(steps: list[_Operator], tensors: dict[str, dict]) -> list[_Operator]:
+    """x / (k + window * x^2)^(1/2 + 1/4) as one LRN; `steps` themselves if they are another."""
+    blob, window, k = steps[0].inputs[:1], steps[1].inputs[1:2], steps[1].inputs[2:3]
+    square, scale, root, fourth, power, _ = (x.outputs for x in steps)
+    expected = [blob * 2, square + window + k, scale, root, root + fourth, blob + power]
+    if [x.inputs for x in steps] != expected or not tensors.keys() >= {*window, *k} > set():
+        return steps
+    kernel, bias = (_array(tensors[name]) for name in (*window, *k))
+    if kernel.shape != (len(bias), len(bias), 1, 1):
+        return steps
+    size = np.count_nonzero(kernel[len(bias) // 2])
+    alpha = size * float(kernel.max())
+    if not np.array_equal(kernel, band(len(bias), size, alpha)) or (bias != bias[0]).any():
+        return steps
+    numbers = {"size": size, "alpha": alpha, "beta": 0.75, "bias": float(bias[0])}
+    return [_Operator(steps[-1].name, "LRN", blob, steps[-1].outputs, numbers)]
 
 
 def _is_bias(before: Node, add: _Operator, tensors: dict[str, dict]) -> bool:
