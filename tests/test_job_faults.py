@@ -32,8 +32,10 @@ def start(seconds, *arguments, **kwargs):
 
     The real network, if `seconds` is None.
     """
-    command = [*JOB, str(seconds), "extract", "-w", "network.npy"] if seconds is not None else REAL
-    command = [*command, *arguments, "--quiet", "--shard-size", "4", "--batch", "2", "--workers", "1"]
+    command = (
+        [*JOB, str(seconds), "extract", "-w", "network.npy"] if seconds is not None else [*REAL]
+    )
+    command += [*arguments, "--quiet", "--shard-size", "4", "--batch", "2", "--workers", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes, **kwargs)
 
