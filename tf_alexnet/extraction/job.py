@@ -690,10 +690,8 @@ class _Job:
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
         """Leave data files of living rows only, and the snapshot for readers."""
         records, store, data = self.records, self.store, self._target.data
-        manifest = records.manifest
-        is_latest = manifest.get("id") == store.id and manifest["record"] == records.highest
-        if is_latest and not records.garbage(spare_readers=False):
-            return _Content(self, attributes, layers=manifest["layers"])
+        if records.published == records.highest and not records.garbage(spare_readers=False):
+            return _Content(self, attributes, layers=records.manifest["layers"])
         rows = self.fold.rows()
         for number, record in sorted(records.fold.records.items()):
             if record.data and len(rows[number]) < record.rows:
