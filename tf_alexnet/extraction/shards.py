@@ -32,8 +32,6 @@ _ID = "[0-9a-f]{16}"
 _RECORD = re.compile(rf"(\d{{6,}})-({_ID})\.json")
 _DATA = re.compile(rf"\d{{6,}}-({_ID})-{_ID}\.(?:h5|parquet)")
 _TEMPORARY = re.compile(rf"tmp-({_ID})-.+")
-
-
 # Fields of a record
 _PLAIN = ("number", "data", "size", "place", "replaces", "info")
 _TABLES = {"photos": Photo, "failures": Failure, "seen": Photo}
@@ -266,23 +264,10 @@ class Store:
 
 
 class Records:
-    """The records of a job, read and appended to.
+    """The records of a job, read and appended to; `fold` is what they amount to.
 
-    Parameters
-    ----------
-    store : Store
-        Its files.
-    header : dict
-        What its ``job.json`` holds.
-    base : Record, optional
-        A finished file that the job goes on from.
-
-    Attributes
-    ----------
-    fold : Fold
-        What the records amount to.
-    missing : list of int
-        Numbers of records that are gone.
+    `header` is what its ``job.json`` holds, `base` a finished file that the job goes on from, and
+    `missing` has the numbers of records that are gone.
     """
 
     def __init__(self, store: Store, header: Mapping[str, Any], base: Record | None = None):
@@ -345,10 +330,7 @@ class Records:
     def commit(self, data: str | None = None, **content: Any) -> Record:
         """Publish a data file and make it count; or note a step without data.
 
-        Raises
-        ------
-        OutputError
-            If another job has written to the output meanwhile, or the disk is full.
+        An OutputError, if another job has written to the output meanwhile, or the disk is full.
         """
         store, number = self.store, self.highest + 1
         if data is not None:
@@ -444,25 +426,15 @@ def new_header(
 
 
 def read_header(folder: Folder) -> dict[str, Any] | None:
-    """The ``job.json`` of a job; None if there is none.
-
-    Raises
-    ------
-    OutputError
-        If the file was not written by an extraction.
-    """
+    """The ``job.json`` of a job, None if there is none; an OutputError if it is not ours."""
     header = read_json(folder, HEADER)
     if header is None:
         return None
     kinds = {"id": str, "former": list, "forced": bool, "settings": dict}
-    if header.get("version") != _VERSION or not all(
-        isinstance(header.get(name), kind) for name, kind in kinds.items()
-    ):
-        raise OutputError(
-            f"{folder}/{HEADER}",
-            "it was not written by an extraction of this version",
-            "Name another output.",
-        )
+    whole = all(isinstance(header.get(name), kind) for name, kind in kinds.items())
+    if header.get("version") != _VERSION or not whole:
+        found = "it was not written by an extraction of this version"
+        raise OutputError(f"{folder}/{HEADER}", found, "Name another output.")
     return header
 
 
@@ -475,9 +447,8 @@ def ended_jobs(folder: Folder) -> list[str]:
 
 def is_ours(name: str) -> bool:
     """Whether a file in a folder of records has a name that jobs give."""
-    return name in (HEADER, ".lock", ".holder") or any(
-        pattern.fullmatch(name) for pattern in (_RECORD, _DATA, _TEMPORARY)
-    )
+    given = any(pattern.fullmatch(name) for pattern in (_RECORD, _DATA, _TEMPORARY))
+    return given or name in (HEADER, ".lock", ".holder")
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
