@@ -236,10 +236,10 @@ def extract_features(
     ImageError
         If no photo at all, or too few of them, can be read.
     """
-    plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
+    where = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
     with remote.storage_options(storage_options):
         target = check_job(
-            output, layers, batch_size, shard_size, repeats, missing, max_errors, *plan
+            output, layers, batch_size, shard_size, repeats, missing, max_errors, *where
         )
         spec = ExtractionSpec(
             *(weights, layers, architecture, preset, mean_image, dtype, pool, crops),
@@ -254,7 +254,7 @@ def extract_features(
         make = functools.partial(
             Worker, spec, batch_size, engine=engine, timeout=timeout, storage=storage_options
         )
-        with _crew(make, workers, *plan) as crew, progress_callback(progress) as progress:
+        with _crew(make, workers, *where) as crew, progress_callback(progress) as progress:
             report = run_job(
                 *(target, paths, crew, shard_size, _error_limit(max_errors, len(paths))),
                 *(retry_errors, force, add, discard_damaged, listing, progress),
@@ -745,31 +745,30 @@ class _Job:
 
     def _export(self, attributes: Mapping[str, str], listed: Sequence[Entry] | None) -> _Content:
         """Put the finished file together, unless it is there, and delete the job."""
-        target, store = self._target, self.store
         is_new = self.records.highest != self._base_number
         if is_new:
             self.records.commit()
         content = _Content(self, attributes, listed)
         if is_new:
-            try:
-                with contextlib.ExitStack() as stack:
-                    # The names of an .npy come last: without them it counts as being written.
-                    *names, file = [
-                        stack.enter_context(
-                            target.parent.replacing(
-                                name, store.job, store.temporary(), exclusive=not self._was_there
-                            )
-                        )
-                        for name in reversed(target.names)
-                    ]
-                    export(target.suffix, file, content, *names)
-                    for name in target.names[1:]:
-                        target.parent.remove(name)
-            except FileExistsError:
-                found = "something else appeared there meanwhile"
-                raise OutputError(str(target), found, "Name another output.") from None
+            self._write(content)
         self._dissolve()
         return content
+
+    def _write(self, content: _Content) -> None:
+        """Write the finished file over the one that was there, if one was."""
+        target, store, is_first = self._target, self.store, not self._was_there
+        write = functools.partial(target.parent.replacing, via=store.job, exclusive=is_first)
+        try:
+            with contextlib.ExitStack() as stack:
+                # The names of an .npy come last: without them it counts as being written.
+                contexts = [write(x, temporary=store.temporary()) for x in reversed(target.names)]
+                *names, file = map(stack.enter_context, contexts)
+                export(target.suffix, file, content, *names)
+                for name in target.names[1:]:
+                    target.parent.remove(name)
+        except FileExistsError:
+            found = "something else appeared there meanwhile"
+            raise OutputError(str(target), found, "Name another output.") from None
 
     @contextlib.contextmanager
     def opened(self, record: Record) -> Iterator[Output]:
