@@ -3,11 +3,13 @@
 import os
 
 import hypothesis
+import numpy as np
 import pytest
-from histories import Crew, Histories, Steps, World, contents, invented
+from histories import Crew, Histories, Steps, World, contents, invented, row_of
 from hypothesis.stateful import run_state_machine_as_test
 
 from tf_alexnet.errors import UsageError
+from tf_alexnet.extraction import formats
 from tf_alexnet.extraction import job as jobs
 from tf_alexnet.extraction.storage import Target
 
@@ -133,3 +135,22 @@ def test_no_older_row_takes_the_place_of_one_that_is_lost(world, tmp_path, monke
     run(world, f"{folder}/", names[1:])
     found = {name: world.truth(name) for name in names[discard:]}
     assert contents(f"{folder}/")[0] == found
+
+
+@pytest.mark.parametrize("suffix", ["h5", "npz"])
+def test_rows_follow_a_list_also_where_they_are_read_in_pieces(
+    world, suffix, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 2 * 2048)  # two rows of a shard at a time
+    monkeypatch.setattr(jobs, "_LISTED_BYTES", 16 * 19)  # 19 rows of the list
+    photos = {f"p/{i}.jpg": b"x%d" % i if i % 5 == 0 else b"a%d" % i for i in range(20)}
+    for name, content in photos.items():
+        world.put(name, content)
+    lines = [f"p/{i * i % 20}.jpg" for i in range(60)] + list(photos)
+    listing = jobs._Listing(lines, True)
+    run(world, f"{tmp_path}/f.{suffix}", list(photos), shard_size=7, listing=listing)
+    with formats.open_output(f"{tmp_path}/f.{suffix}") as file:
+        found = np.concatenate([block["fc7"] for block in file.blocks(["fc7"])])
+    bad, rows = np.full(4, np.nan), {name: row_of(x) for name, x in photos.items()}
+    expected = [bad if photos[x].startswith(b"x") else rows[x] for x in lines]
+    np.testing.assert_array_equal(found, expected)

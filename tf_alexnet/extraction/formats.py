@@ -113,10 +113,7 @@ def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None
             _export_mat(file, content)
         else:
             with data_writer(suffix)(file, content.layers) as writer:
-                photos = iter(content.photos)
-                for rows in content.blocks(list(content.layers)):
-                    count = len(next(iter(rows.values())))
-                    writer.add(list(itertools.islice(photos, count)), rows)
+                writer.add_all(content.photos, content.blocks(list(content.layers)))
                 writer.finish(content.attributes, content.failures)
     finally:
         file.check()  # the cause, where a library fails in words of its own
@@ -239,6 +236,14 @@ class _Writer(contextlib.AbstractContextManager):
             self._parts.setdefault(name, []).append(rows[name])
         step = _fitting(BLOCK_BYTES, self._layers.values())
         self._flush(len(self._photos) // step * step, step)
+
+    def add_all(self, paths: Sequence[str] | Sequence[Photo], blocks: Iterable[Rows]) -> None:
+        """Append rows that come in blocks."""
+        start = 0
+        for rows in blocks:
+            count = len(next(iter(rows.values())))
+            self.add(paths[start : start + count], rows)
+            start += count
 
     @unbroken()
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:

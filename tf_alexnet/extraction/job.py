@@ -6,11 +6,11 @@ import contextlib
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import os
 import time
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,6 @@ from tf_alexnet.extraction.shards import (
     LOST,
     MANIFEST,
     Entry,
-    Fold,
     Record,
     Records,
     Store,
@@ -51,7 +50,7 @@ from tf_alexnet.extraction.shards import (
 )
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
 from tf_alexnet.extraction.storage import FIXED, Target, locked, place_of, reading_of, token
-from tf_alexnet.extraction.worker import Finished, Shard, Worker
+from tf_alexnet.extraction.worker import Finished, Shard, Tell, Worker
 from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import read_file, read_url
 from tf_alexnet.images.mean_image import Mean
@@ -65,10 +64,9 @@ ERRORS = "_errors.csv"
 _LISTED_BYTES = 2**26  # rows in memory, where they follow a list
 _ROUNDS = 4  # shards per worker: the slowest keeps the others waiting for part of its last one
 # What opening a file that is not ours, or is damaged, may end in.
-_UNREADABLE = (
-    *(OSError, LookupError, ValueError, TypeError, AttributeError, EOFError, RuntimeError),
-    zipfile.BadZipFile,
-)
+_UNREADABLE = (OSError, LookupError, ValueError, TypeError, RuntimeError)
+
+Progress = Callable[[int, int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def extract_features(
     cluster_workers: int | None = None,
     cluster_min_workers: int = 1,
     gpus_per_worker: float | None = None,
-    progress: Callable[[int, int, int, int], None] | bool | None = None,
+    progress: Progress | bool | None = None,
 ) -> ExtractionReport:
     """Extract features of photos into a file, or a folder of files, with paths and rows together.
 
@@ -238,10 +236,10 @@ def extract_features(
     ImageError
         If no photo at all, or too few of them, can be read.
     """
-    plan = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
+    where = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
     with remote.storage_options(storage_options):
         target = check_job(
-            output, layers, batch_size, shard_size, repeats, missing, max_errors, *plan
+            output, layers, batch_size, shard_size, repeats, missing, max_errors, *where
         )
         spec = ExtractionSpec(
             *(weights, layers, architecture, preset, mean_image, dtype, pool, crops),
@@ -252,27 +250,14 @@ def extract_features(
         listing = None
         if repeats == "keep" or missing == "nan":
             listing = _Listing(lines if repeats == "keep" else paths, missing == "nan")
+        engine = choose_engine(engine, len(paths), precision)
         make = functools.partial(
-            Worker,
-            spec,
-            batch_size,
-            engine=choose_engine(engine, len(paths), precision),
-            timeout=timeout,
-            storage=storage_options,
+            Worker, spec, batch_size, engine=engine, timeout=timeout, storage=storage_options
         )
-        with _crew(make, workers, *plan) as crew, progress_callback(progress) as progress:
+        with _crew(make, workers, *where) as crew, progress_callback(progress) as progress:
             report = run_job(
-                target,
-                paths,
-                crew,
-                shard_size=shard_size,
-                limit=_error_limit(max_errors, len(paths)),
-                retry_errors=retry_errors,
-                force=force,
-                add=add,
-                discard_damaged=discard_damaged,
-                listing=listing,
-                progress=progress,
+                *(target, paths, crew, shard_size, _error_limit(max_errors, len(paths))),
+                *(retry_errors, force, add, discard_damaged, listing, progress),
             )
     return replace(report, repeats=len(lines) - len(paths))
 
@@ -299,17 +284,36 @@ def check_job(
     """
     target = Target(output)
     target.check()
-    _check_sizes(batch_size, shard_size, blob_names(layers), target)
-    _check_listing(target, repeats, missing)
+    names, auto = blob_names(layers), batch_size == "auto"
+    if not auto and (not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or more, auto.")
+    if shard_size < 1:
+        raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
+    if target.suffix == ".npy" and (len(set(names)) > 1 or ALL in names):
+        advice = "Choose one layer, or another format."
+        raise UsageError(f"{' '.join(names)} in {target}", "an .npy holds one array", advice)
+    for name, value, other in (("repeats", repeats, "keep"), ("missing", missing, "nan")):
+        if value not in ("drop", other):
+            raise UsageError(f"{name} {value!r}", "no such choice", f"Use drop or {other}.")
+        if value == other and target.is_folder:
+            found, advice = "a folder of shards has one row per photo", "Name a file, as f.h5."
+            raise UsageError(f"{name} {value} with {target}", found, advice)
+    if missing == "nan" and target.suffix == ".parquet":
+        found = "photos that can't be read are rows of a .parquet file already, with a status"
+        advice = "Leave it out, or name a .h5, .npz, .npy or .mat."
+        raise UsageError(f"missing nan with {target}", found, advice)
     _error_limit(max_errors, 0)
-    given = cluster_workers is not None or cluster_min_workers != 1 or gpus_per_worker is not None
-    if given and cluster is None:
+    if cluster is None and (cluster_workers, cluster_min_workers, gpus_per_worker) != (
+        None,
+        1,
+        None,
+    ):
         raise UsageError(
             "cluster_workers, cluster_min_workers, gpus_per_worker",
             "they are settings of a cluster, and none is named",
             "Name it: --cluster ray (cluster='ray') is one on this machine.",
         )
-    refuse_foreign(target, read_header(target.job))
+    _own_header(target)
     return target
 
 
@@ -322,54 +326,16 @@ def _crew(make, workers, cluster, places, fewest, gpus):
     return make(workers=workers)
 
 
-def _check_sizes(
-    batch_size: int | str, shard_size: int, layers: Sequence[str], target: Target
-) -> None:
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or more, auto.")
-    if shard_size < 1:
-        raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
-    if target.suffix == ".npy" and (len(set(layers)) > 1 or ALL in layers):
-        raise UsageError(
-            f"{' '.join(layers)} in {target}",
-            "an .npy holds one array",
-            "Choose one layer, or another format.",
-        )
-
-
-def _check_listing(target: Target, repeats: str, missing: str) -> None:
-    for name, value, choices in (
-        ("repeats", repeats, ("drop", "keep")),
-        ("missing", missing, ("drop", "nan")),
-    ):
-        if value not in choices:
-            raise UsageError(f"{name} {value!r}", "no such choice", f"Use {' or '.join(choices)}.")
-        if value != "drop" and target.is_folder:
-            raise UsageError(
-                f"{name} {value} with {target}",
-                "a folder of shards has one row per photo",
-                "Name a file, for example features.h5.",
-            )
-    if missing == "nan" and target.suffix == ".parquet":
-        raise UsageError(
-            f"missing nan with {target}",
-            "photos that can't be read are rows of a .parquet file already, with status and nulls",
-            "Leave it out, or name a .h5, .npz, .npy or .mat.",
-        )
-
-
 def _error_limit(given: int | str | None, inputs: int) -> int | None:
     """How many photos may fail; None for all of them."""
     if given is None:
         return None
     text = str(given).strip()
     with contextlib.suppress(ValueError):
-        if text.endswith("%"):
-            share = float(text[:-1])
-            if 0 <= share <= 100:
-                return int(inputs * share / 100)
-        elif int(text) >= 0:
+        if not text.endswith("%") and int(text) >= 0:
             return int(text)
+        if text.endswith("%") and 0 <= float(text[:-1]) <= 100:
+            return int(inputs * float(text[:-1]) / 100)
     raise UsageError(f"max_errors {text!r}", "not a limit", "Use a number, or a share such as 1%.")
 
 
@@ -377,7 +343,6 @@ def run_job(
     target: Target,
     paths: Sequence[str],
     crew: Any,
-    *,
     shard_size: int = SHARD_SIZE,
     limit: int | None = None,
     retry_errors: bool = False,
@@ -385,7 +350,7 @@ def run_job(
     add: bool = False,
     discard_damaged: bool = False,
     listing: _Listing | None = None,
-    progress: Callable[[int, int, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExtractionReport:
     """Extract with a `Worker`, or several behind a `RayCrew`; as `extract_features` otherwise."""
     with _opened(target, crew.settings, force) as job:
@@ -406,14 +371,20 @@ def run_job(
                 "follow the inputs",
                 "Name another output, or leave out --repeats keep and --missing nan.",
             )
-        relisted = job.lists_others(listing)
+        relisted = job.is_finished and job.mark != (listing and listing.mark)
         if target.suffix == ".mat":
             check_size(target.suffix, _shapes(crew.settings), plan.kept + len(plan.todo))
         if plan.todo or plan.doubtful or repair or relisted:
             job.begin(repair, crew.attributes)
             job.reread(plan)
-        job.check_growth(plan, relisted)
-        tell = _Tell(plan, limit, progress)
+        if (plan.todo or relisted) and not job.can_grow:
+            found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
+            raise UsageError(
+                str(target),
+                f"it is finished, and {found}; {target.suffix} files don't grow",
+                "Name another output, use .h5, .parquet or a folder/, or pass --force.",
+            )
+        tell = _teller(plan, limit, progress)
         size = fair_size(shard_size, len(plan.todo), crew.places, crew.batch_size)
         with contextlib.closing(crew.run(job.shards(plan, size), job.store, tell)) as finished:
             for shard, found in finished:
@@ -449,8 +420,8 @@ class _Plan:
     """What a run has to do."""
 
     places: dict[str, str]  # inputs, and where they lie
-    # Photos to be done, what they looked like, and whether to believe it
-    todo: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    # Photos to be done, and the stat to record of those whose reading tells none
+    todo: dict[str, str | None] = field(default_factory=dict)
     # Those that are known but look different; they are read to see whether they are
     doubtful: dict[str, Entry] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)  # known names of inputs called otherwise
@@ -461,22 +432,25 @@ class _Plan:
     changed: int = 0  # inputs whose content changed
     unreadable: int = 0  # inputs that can't be read now
 
+    def known_as(self, read: Photo | Failure) -> Photo | Failure:
+        """A photo that was read, with the name, place and stat that the records are to have."""
+        stat = read.stat
+        if stat is None and (is_url(read.path) or read.digest is None):
+            stat = self.todo[read.path]
+        name = self.names.get(read.path, read.path)
+        return read._replace(path=name, stat=stat, place=self.places[read.path])
+
 
 class _Job:
     """An output while one run holds it. Nothing is written before `begin`."""
 
     def __init__(
-        self,
-        target: Target,
-        settings: Mapping[str, str],
-        force: bool,
-        stack: contextlib.ExitStack,
+        self, target: Target, settings: Mapping[str, str], force: bool, stack: contextlib.ExitStack
     ):
         self._target, self._stack = target, stack
         self._finished: Sequence[Path] = ()  # the file that the job goes on from
         self._was_there = not target.is_folder and target.parent.exists(target.name)
-        header = read_header(target.job)
-        refuse_foreign(target, header)
+        header = _own_header(target)
         self._had_header, self._begun = header is not None, False
         base = self._read_base(header, force) if self._was_there else None
         if header is None:
@@ -489,18 +463,16 @@ class _Job:
             raise UsageError(
                 str(target),
                 f"it was begun with other settings ({', '.join(differences)})",
-                "Use the same again, name another output, or pass --force (force=True) to begin "
-                "anew.",
+                "Use the same again, name another output, or pass --force (force=True).",
             )
         if differences or force:
-            self._finished = ()
             former = [header["id"], *header["former"]]
             self._open(new_header(settings, token(), former, forced=True), None)
 
     def _open(self, header: dict, base: Record | None) -> None:
         target = self._target
-        self._base_number = base.number if base else None
-        self._base_mark = base.info["settings"].get("listing") if base else None
+        self._base_number = base and base.number
+        self.mark = base and base.info["settings"].get("listing")  # of a finished file
         self.store = Store(target.job, target.data, header["id"], target.shard_suffix)
         self.records = Records(self.store, header, base)
         self.fold = self.records.fold
@@ -510,36 +482,40 @@ class _Job:
         """Whether there is anything to lose."""
         return any(entry.lives for entry in self.fold.by_path.values())
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job goes on from a finished file."""
+        return self._base_number is not None
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether rows can be added: not to some finished files."""
+        return not self.is_finished or self._target.suffix not in FIXED
+
     def _read_base(self, header: Mapping[str, Any] | None, force: bool) -> Record | None:
         """The finished file as the first record of a job; None if it is to be replaced."""
-        target = self._target
-        settings, record = {}, None
-        with contextlib.suppress(*_UNREADABLE), contextlib.ExitStack() as stack:
-            stack.enter_context(reading_of(str(target)))
-            paths = self._stack.enter_context(target.parent.reading(*target.names))
-            output = stack.enter_context(open_output(*paths))
-            settings = output.attributes
-            record = Record(
-                int(settings["record"]),
-                place=BASE,
-                photos=output.photos,
-                failures=output.failures,
-                info={"settings": settings, "id": settings["id"]},
-            )
+        target, settings, record = self._target, {}, None
+        with contextlib.suppress(*_UNREADABLE), reading_of(str(target)):
+            self._finished = self._stack.enter_context(target.parent.reading(*target.names))
+            with open_output(*self._finished) as output:
+                settings = output.attributes
+                record = Record(
+                    int(settings["record"]),
+                    place=BASE,
+                    photos=output.photos,
+                    failures=output.failures,
+                    info={"settings": settings, "id": settings["id"]},
+                )
         if force:
             return None
         if record and (header is None or header["id"] == settings["id"]):
-            self._finished = paths
             return record
         # A job that was forced replaces it. An .npy has no names while the job is replacing it.
         if header and (header["forced"] or (target.suffix == ".npy" and not settings)):
             return None
         if record:
-            raise OutputError(
-                str(target),
-                f"it does not belong to the unfinished job in {target.job}",
-                "Move one of the two away.",
-            )
+            found = f"it does not belong to the unfinished job in {target.job}"
+            raise OutputError(str(target), found, "Move one of the two away.")
         raise OutputError(
             str(target),
             "it was written by an older version, which did not record what its photos were"
@@ -551,38 +527,31 @@ class _Job:
     def repair(self, paths: Sequence[str], look: _Looker, discard: bool) -> dict[str, Any]:
         """Find out what is damaged or missing; what `begin` has to record of it.
 
-        Raises
-        ------
-        OutputError
-            If rows are lost of photos that are not among the inputs.
+        An OutputError, if rows are lost of photos that are not among the inputs.
         """
         records, fold = self.records, self.fold
         damaged = records.damaged()
         if not (damaged or records.missing):
             return {}
-        inputs = set(paths) | set(map(look.place, paths))
-        rows = fold.rows()
-        lost = sum(
-            not inputs & {entry.path, entry.place} for n in damaged for entry in rows.get(n, ())
-        )
+        inputs, rows = {*paths, *map(look.place, paths)}, fold.rows()
+        lost = sum(inputs.isdisjoint((x.path, x.place)) for n in damaged for x in rows[n])
         if (lost or records.missing) and not discard:
             names = [fold.records[n].data for n in damaged]
             names += [f"{n:06d}-{self.store.id}.json" for n in records.missing]
-            what = f"{lost:,} of its photos" if lost else "the photos it names"
+            more = f", and {len(names) - 1} more" * (len(names) > 1)
+            what = f"{lost:,} of its photos are not among these inputs"
+            if not lost:
+                what = "the photos it names are not known"
             raise OutputError(
                 f"{self._target.data}/{names[0]}",
-                f"it is missing or damaged{f', and {len(names) - 1} more' * (len(names) > 1)}; "
-                f"{what} {'are not among these inputs' if lost else 'are not known'}",
+                f"it is missing or damaged{more}; {what}",
                 "Restore it, name its photos too, or let its rows go with --discard-damaged.",
             )
         replaces = {x for n in damaged for x in (n, *fold.records[n].replaces)}
         failures = [x for n in damaged for x in fold.drop(n, inputs if discard else None)]
-        return {
-            "replaces": tuple(sorted(replaces | set(records.missing))),
-            "failures": failures,
-        }
+        return {"replaces": tuple(sorted({*replaces, *records.missing})), "failures": failures}
 
-    def plan(self, paths: Sequence[str], look: _Looker, retry_errors: bool) -> _Plan:
+    def plan(self, paths: Sequence[str], look: _Looker, retry: bool) -> _Plan:
         """Compare the inputs with what is known of them."""
         fold = self.fold
         plan = _Plan({})
@@ -598,27 +567,26 @@ class _Job:
                 else:
                     plan.names[path] = entry.path
             stat, believed = look(path)
-            if entry is None:
-                plan.todo[path] = stat, believed
+            plan.known += entry is not None
+            if entry and entry.lives:
+                if stat is None:
+                    plan.unreadable += 1
+                    continue
+                if (stat, place) == (entry.stat, entry.place):
+                    continue
+                plan.doubtful[path] = entry
+            elif entry and stat == entry.failure.stat and entry.failure.code != LOST and not retry:
+                plan.failed += 1
                 continue
-            plan.known += 1
-            if not entry.lives:
-                if retry_errors or entry.failure.code == LOST or stat != entry.failure.stat:
-                    plan.todo[path] = stat, believed
-                else:
-                    plan.failed += 1
-            elif stat is None:
-                plan.unreadable += 1
-            elif stat != entry.stat or place != entry.place:
-                plan.todo[path], plan.doubtful[path] = (stat, believed), entry
+            plan.todo[path] = stat if believed else None
         again = sum(fold.find(path, plan.places[path]) is not None for path in plan.todo)
         plan.kept, plan.absent = len(fold.by_path) - again, len(fold.by_path) - plan.known
         return plan
 
     def begin(self, repair: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         """Make this run the one that writes, and clear away what others left half done."""
-        if self._finished and not self._can_grow:
-            return  # there is nothing to write: see `check_growth`
+        if not self.can_grow:
+            return  # there is nothing to write
         store, records = self.store, self.records
         data = json.dumps(records.header, indent=1).encode()
         if not self._had_header:
@@ -651,66 +619,29 @@ class _Job:
                     self.records.commit(seen=seen)
 
     def _seen(self, plan: _Plan, path: str, state: tuple[str | None, str] | None) -> Photo | None:
-        """The photo, if it has the bytes that its row was computed from; planned anew otherwise."""
-        entry, place = plan.doubtful[path], plan.places[path]
-        if state and (
-            state[1] != entry.digest or self.fold.by_place.get(place, entry) is not entry
-        ):
+        """The photo, if it has the bytes that its row was computed from; it is done then."""
+        entry, there = plan.doubtful[path], self.fold.by_place.get(plan.places[path])
+        if state and (state[1] != entry.digest or there not in (None, entry)):
             plan.changed += 1
             return None
-        looked = plan.todo.pop(path)
+        photo = state and plan.known_as(Photo(path, *state))
+        del plan.todo[path]
         plan.kept += 1
-        if not state:
-            plan.unreadable += 1
-            return None
-        return Photo(entry.path, _stat_of(path, state[0], looked), state[1], place)
-
-    @property
-    def _can_grow(self) -> bool:
-        return self._target.suffix not in FIXED
-
-    def lists_others(self, listing: _Listing | None) -> bool:
-        """Whether a finished file has rows in another order than is asked for."""
-        return bool(self._finished) and self._base_mark != (listing and listing.mark)
-
-    def check_growth(self, plan: _Plan, relisted: bool) -> None:
-        """Refuse to change a finished file that can't grow."""
-        target = self._target
-        if (plan.todo or relisted) and self._finished and not self._can_grow:
-            found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
-            raise UsageError(
-                str(target),
-                f"it is finished, and {found}; {target.suffix} files don't grow",
-                "Name another output, use .h5, .parquet or a folder/, or pass --force to replace "
-                "it.",
-            )
+        plan.unreadable += not state
+        return photo
 
     def shards(self, plan: _Plan, size: int) -> Iterator[Shard]:
         """The photos that are to be done, in shards; a job that was stopped plans the same."""
         taken = {record.place for record in self.fold.records.values()}
-        paths, place = list(plan.todo), 0
+        free = (place for place in itertools.count() if place not in taken)
+        paths = list(plan.todo)
         for start in range(0, len(paths), size):
-            while place in taken:
-                place += 1
-            yield Shard(place, paths[start : start + size])
-            place += 1
+            yield Shard(next(free), paths[start : start + size])
 
     def commit(self, shard: Shard, found: Finished, plan: _Plan) -> None:
         """Make a finished shard count."""
-
-        def known(read: Photo | Failure) -> Photo | Failure:
-            return read._replace(
-                path=plan.names.get(read.path, read.path),
-                stat=_stat_of(read.path, read.stat, plan.todo[read.path], read.digest),
-                place=plan.places[read.path],
-            )
-
-        self.records.commit(
-            found.data,
-            place=shard.place,
-            photos=list(map(known, found.photos)),
-            failures=list(map(known, found.failures)),
-        )
+        photos, failures = (list(map(plan.known_as, x)) for x in (found.photos, found.failures))
+        self.records.commit(found.data, place=shard.place, photos=photos, failures=failures)
 
     def abandon(self) -> None:
         """After a failure: keep what is recorded, and leave nothing if that is not a single row."""
@@ -726,58 +657,48 @@ class _Job:
     ) -> ExtractionReport:
         """Complete the output, unless it is; what it holds.
 
-        Raises
-        ------
-        ImageError
-            If there is not a single row.
-        OutputError
-            If it can't be written.
+        An ImageError if there is not a single row, an OutputError if it can't be written.
         """
-        failures = self.fold.failures()
         if not self.has_rows:
-            first = failures[0]
+            first, *more = self.fold.failures()
             raise ImageError(
-                f"{len(failures)} photo{'s' * (len(failures) > 1)}",
+                f"{1 + len(more)} photo{'s' * bool(more)}",
                 f"none could be read; the first: {first.path}: {first.detail}",
                 "Check the files.",
             )
+        listed = None
+        if listing:
+            attributes = {**attributes, "listing": listing.mark}
+            entries = (self.fold.by_path[plan.names.get(x, x)] for x in listing.lines)
+            listed = [entry for entry in entries if listing.nan or entry.lives]
         if self._target.is_folder:
             content = self._settle(attributes)
-        elif listing:
-            names = (plan.names.get(line, line) for line in listing.lines)
-            entries = [self.fold.by_path[name] for name in names]
-            listed = [entry for entry in entries if listing.nan or entry.lives]
-            content = self._export({**attributes, "listing": listing.mark}, listed)
         else:
-            content = self._export(attributes)
+            content = self._export(attributes, listed)
+        rows = content.totals["rows"]
         return ExtractionReport(
             str(self._target),
-            content.inputs,
-            content.count,
+            content.totals["inputs"],
+            rows,
             tuple(content.failures),
-            {name: (content.count, *shape) for name, (shape, _) in content.layers.items()},
+            {name: (rows, *shape) for name, (shape, _) in content.layers.items()},
             content.attributes,
-            plan.kept,
-            plan.absent,
-            plan.changed,
-            plan.unreadable,
-            nan=content.nan,
+            *(plan.kept, plan.absent, plan.changed, plan.unreadable),
+            nan=sum(not entry.lives for entry in listed or ()),
         )
 
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
         """Leave data files of living rows only, and the snapshot for readers."""
         records, store, data = self.records, self.store, self._target.data
-        manifest = records.manifest
-        is_latest = manifest.get("id") == store.id and manifest["record"] == records.highest
-        if is_latest and not records.garbage(spare_readers=False):
-            return self._content(attributes, manifest["layers"])
+        if records.published == records.highest and not records.garbage(spare_readers=False):
+            return _Content(self, attributes, layers=records.manifest["layers"])
         rows = self.fold.rows()
         for number, record in sorted(records.fold.records.items()):
-            if record.data and len(rows.get(number, ())) < record.rows:
-                self._rewrite(record, rows.get(number, []))
+            if record.data and len(rows[number]) < record.rows:
+                self._rewrite(record, rows[number])
         garbage = records.garbage(spare_readers=False)
         records.commit()
-        content = self._content(attributes)
+        content = _Content(self, attributes)
         if records.newer():
             return content
         table = io.StringIO()
@@ -789,13 +710,12 @@ class _Job:
             file.write(encoded(table.getvalue()))
         if records.newer():  # another job's snapshot is the one that counts
             return content
-        shards = [
-            {"name": record.data, "rows": record.rows, "size": record.size}
-            for _, record in content.parts
-        ]
-        manifest = {"id": store.id, "record": records.highest} | content.totals
         layers = {name: (shape, str(dtype)) for name, (shape, dtype) in content.layers.items()}
-        manifest |= {"layers": layers, "attributes": content.attributes, "shards": shards}
+        manifest = {"id": store.id, "record": records.highest, **content.totals, "layers": layers}
+        manifest["attributes"] = content.attributes
+        manifest["shards"] = [
+            {"name": part.data, "rows": part.rows, "size": part.size} for part in content.parts
+        ]
         with data.replacing(MANIFEST, store.job, store.temporary()) as file:
             file.write(json.dumps(manifest, indent=1).encode())
         for folder, name in garbage:
@@ -804,74 +724,74 @@ class _Job:
 
     def _rewrite(self, record: Record, entries: list[Entry]) -> None:
         """Copy the living rows of a data file into a new one at the same place."""
-        name = None
+        name, store = None, self.store
         if entries:
             with (
-                self.store.data.reading(record.data) as paths,
-                _opened_data(f"{self.store.data}/{record.data}", paths) as output,
-                self.store.writing(record.place) as (name, file),
-                data_writer(self.store.suffix)(file) as writer,
+                self.opened(record) as output,
+                store.writing(record.place) as (name, file),
+                data_writer(store.suffix)(file) as writer,
             ):
-                at = 0
-                for rows in output.blocks(list(output.layers), [entry.row for entry in entries]):
-                    count = len(next(iter(rows.values())))
-                    writer.add([entry.path for entry in entries[at : at + count]], rows)
-                    at += count
+                rows = output.blocks(list(output.layers), [entry.row for entry in entries])
+                writer.add_all([entry.path for entry in entries], rows)
                 writer.finish(output.attributes)
-        failures = [
-            entry.failure
-            for entry in self.fold.by_path.values()
-            if entry.failure and entry.failed_in == record.number
-        ]
+        failed = (entry for entry in self.fold.by_path.values() if entry.failure)
         self.records.commit(
             name,
             place=record.place,
             photos=[entry.photo for entry in entries],
-            failures=failures,
+            failures=[entry.failure for entry in failed if entry.failed_in == record.number],
             replaces=(record.number, *record.replaces),
         )
 
-    def _export(
-        self, attributes: Mapping[str, str], listed: Sequence[Entry] | None = None
-    ) -> _Content:
-        """Put the finished file together, and delete the job."""
-        target, records, store = self._target, self.records, self.store
-        if self._finished and records.highest == self._base_number:
-            content = self._content(attributes, listed=listed)
-            self._dissolve()
-            return content
-        records.commit()
-        content = self._content(attributes, listed=listed)
-        try:
-            with contextlib.ExitStack() as stack:
-                # The names of an .npy come last: without them it counts as being written.
-                files = [
-                    stack.enter_context(
-                        target.parent.replacing(
-                            name, store.job, store.temporary(), exclusive=not self._was_there
-                        )
-                    )
-                    for name in reversed(target.names)
-                ]
-                export(target.suffix, files[-1], content, *files[:-1])
-                for name in target.names[1:]:
-                    target.parent.remove(name)
-        except FileExistsError:
-            raise OutputError(
-                str(target), "something else appeared there meanwhile", "Name another output."
-            ) from None
+    def _export(self, attributes: Mapping[str, str], listed: Sequence[Entry] | None) -> _Content:
+        """Put the finished file together, unless it is there, and delete the job."""
+        is_new = self.records.highest != self._base_number
+        if is_new:
+            self.records.commit()
+        content = _Content(self, attributes, listed)
+        if is_new:
+            self._write(content)
         self._dissolve()
         return content
 
-    def _content(
-        self,
-        attributes: Mapping[str, str],
-        layers: Mapping | None = None,
-        listed: Sequence[Entry] | None = None,
-    ) -> _Content:
-        known = {**self.records.header["settings"], **attributes}
-        known |= {"id": self.store.id, "record": str(self.records.highest)}
-        return _Content(self.fold, self.store, self._finished, known, layers, listed)
+    def _write(self, content: _Content) -> None:
+        """Write the finished file over the one that was there, if one was."""
+        target, store, is_first = self._target, self.store, not self._was_there
+        write = functools.partial(target.parent.replacing, via=store.job, exclusive=is_first)
+        try:
+            with contextlib.ExitStack() as stack:
+                # The names of an .npy come last: without them it counts as being written.
+                contexts = [write(x, temporary=store.temporary()) for x in reversed(target.names)]
+                *names, file = map(stack.enter_context, contexts)
+                export(target.suffix, file, content, *names)
+                for name in target.names[1:]:
+                    target.parent.remove(name)
+        except FileExistsError:
+            found = "something else appeared there meanwhile"
+            raise OutputError(str(target), found, "Name another output.") from None
+
+    @contextlib.contextmanager
+    def opened(self, record: Record) -> Iterator[Output]:
+        """The data file of a record."""
+        place = str(self._target)
+        with contextlib.ExitStack() as stack:
+            paths = self._finished
+            if record.place != BASE:
+                paths = stack.enter_context(self.store.data.reading(record.data))
+                place = f"{self.store.data}/{record.data}"
+            try:
+                with reading_of(place), open_output(*paths) as output:
+                    if output.count != record.rows:
+                        raise ValueError(f"{output.count} rows instead of {record.rows}")
+                    yield output
+            except AlexNetError:
+                raise
+            except _UNREADABLE as error:
+                raise OutputError(
+                    place,
+                    f"it is damaged ({str(error) or type(error).__name__})",
+                    "Delete this file and run the same command again: its photos are done again.",
+                ) from error
 
 
 class _Content:
@@ -879,31 +799,27 @@ class _Content:
 
     def __init__(
         self,
-        fold: Fold,
-        store: Store,
-        base: Sequence[Path],
-        attributes: dict[str, str],
-        layers: Mapping | None,
-        listed: Sequence[Entry] | None,
+        job: _Job,
+        attributes: Mapping[str, str],
+        listed: Sequence[Entry] | None = None,
+        layers: Mapping[str, tuple[Sequence[int], str]] | None = None,  # where they are known
     ):
-        self._store, self._base, self._listed = store, base, listed
-        self._rows = fold.rows()
-        self.parts = sorted(
-            ((number, fold.records[number]) for number in self._rows),
-            key=lambda part: (part[1].place, part[0]),
-        )
-        entries = [entry for number, _ in self.parts for entry in self._rows[number]]
-        self.failures = fold.failures()
-        self.inputs = len(entries) + len(self.failures)
+        records, fold = job.records, job.fold
+        self._opened, self._listed, self._rows = job.opened, listed, fold.rows()
+        parts = (fold.records[number] for number in self._rows)
+        self.parts = sorted(parts, key=lambda part: (part.place, part.number))
+        entries = [entry for part in self.parts for entry in self._rows[part.number]]
         self.photos = [entry.photo for entry in (entries if listed is None else listed)]
-        self.count = len(self.photos)
-        self.nan = sum(not entry.lives for entry in listed or ())
-        self.totals = {"inputs": self.inputs, "rows": self.count, "errors": len(self.failures)}
-        self.attributes = attributes | {name: str(value) for name, value in self.totals.items()}
+        self.failures = fold.failures()
+        rows, errors = len(self.photos), len(self.failures)
+        self.totals = {"inputs": len(entries) + errors, "rows": rows, "errors": errors}
+        self.attributes = {**records.header["settings"], **attributes, "id": job.store.id}
+        self.attributes["record"] = str(records.highest)
+        self.attributes |= {name: str(value) for name, value in self.totals.items()}
         if layers:
             self.layers = {name: (tuple(x), np.dtype(y)) for name, (x, y) in layers.items()}
         else:
-            with self._part(self.parts[0][1]) as output:
+            with self._opened(self.parts[0]) as output:
                 self.layers = output.layers
 
     def blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -911,68 +827,33 @@ class _Content:
         if self._listed is not None:
             yield from self._listed_blocks(layers)
             return
-        for number, record in self.parts:
-            entries = self._rows[number]
-            wanted = None if len(entries) == record.rows else [entry.row for entry in entries]
-            with self._part(record) as output:
-                yield from output.blocks(layers, wanted)
+        for part in self.parts:
+            with self._opened(part) as output:
+                yield from output.blocks(layers, [x.row for x in self._rows[part.number]])
 
     def _listed_blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Rows in the order of the list; they may be anywhere."""
-        records = dict(self.parts)
         row_size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layers.values())
         step = max(1, _LISTED_BYTES // row_size)
         with contextlib.ExitStack() as stack:
-            part = functools.cache(lambda n: stack.enter_context(self._part(records[n])))
+            outputs = {x.number: stack.enter_context(self._opened(x)) for x in self.parts}
             for start in range(0, len(self._listed), step):
                 some = self._listed[start : start + step]
+                wanted = defaultdict(list)
+                for i, entry in enumerate(some):
+                    if entry.lives:
+                        wanted[entry.record].append((entry.row, i))
                 rows = {}
                 for name in layers:
                     shape, dtype = self.layers[name]
                     rows[name] = np.full((len(some), *shape), np.nan, dtype)
-                wanted: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-                for i, entry in enumerate(some):
-                    if entry.lives:
-                        wanted[entry.record][entry.row].append(i)
-                for number, places in wanted.items():
-                    order = iter(sorted(places))
-                    for block in part(number).blocks(layers, sorted(places)):
-                        for *values, row in zip(*block.values(), order, strict=False):
-                            for name, value in zip(block, values, strict=True):
-                                rows[name][places[row]] = value
+                for number, found in wanted.items():
+                    sources, targets = np.array(sorted(found)).T
+                    for block in outputs[number].blocks(layers, sources):
+                        here, targets = np.split(targets, [len(next(iter(block.values())))])
+                        for name, values in block.items():
+                            rows[name][here] = values
                 yield rows
-
-    @contextlib.contextmanager
-    def _part(self, record: Record) -> Iterator[Output]:
-        with contextlib.ExitStack() as stack:
-            if record.place == BASE:
-                paths, place = self._base, str(self._base[0])
-            else:
-                paths = stack.enter_context(self._store.data.reading(record.data))
-                place = f"{self._store.data}/{record.data}"
-            output = stack.enter_context(_opened_data(place, paths))
-            if output.count != record.rows:
-                raise _damaged(place, f"{output.count} rows instead of {record.rows}")
-            yield output
-
-
-@contextlib.contextmanager
-def _opened_data(place: str, paths: Sequence[Path]) -> Iterator[Output]:
-    try:
-        with reading_of(place), open_output(*paths) as output:
-            yield output
-    except _UNREADABLE as error:
-        if isinstance(error, AlexNetError):
-            raise
-        raise _damaged(place, str(error) or type(error).__name__) from error
-
-
-def _damaged(place: str, reason: str) -> OutputError:
-    return OutputError(
-        place,
-        f"it is damaged ({reason})",
-        "Delete this file and run the same command again: its photos are done again.",
-    )
 
 
 @contextlib.contextmanager
@@ -981,8 +862,7 @@ def _opened(target: Target, settings: Mapping[str, str], force: bool) -> Iterato
     target.data.make()
     target.job.make()
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(target.job, str(target)))
+        with locked(target.job, str(target)), contextlib.ExitStack() as stack:
             job = _Job(target, settings, force, stack)
             try:
                 yield job
@@ -994,24 +874,17 @@ def _opened(target: Target, settings: Mapping[str, str], force: bool) -> Iterato
         target.data.remove_empty()
 
 
-def refuse_foreign(target: Target, header: Mapping[str, Any] | None) -> None:
-    """Refuse an output folder, or a folder of records, that an extraction did not make."""
-    if header is not None:
-        return
-    found = [
-        name
-        for name in target.data.sizes()
-        if not (name == ".job" if target.is_folder else is_ours(name))
-    ]
+def _own_header(target: Target) -> dict[str, Any] | None:
+    """The header of an unfinished job; an output folder that is not ours is refused."""
+    header = read_header(target.job)
+    names = () if header else target.data.sizes()
+    found = [x for x in names if not (x == ".job" if target.is_folder else is_ours(x))]
     if found:
-        older = {"manifest.json", "shards"} <= set(found)
-        raise OutputError(
-            str(target.data),
-            "it was begun by an older version"
-            if older
-            else f"it holds files that are not of an extraction ({found[0]})",
-            "Name another output, or move it away.",
-        )
+        what = f"it holds files that are not of an extraction ({found[0]})"
+        if {"manifest.json", "shards"} <= set(found):
+            what = "it was begun by an older version"
+        raise OutputError(str(target.data), what, "Name another output, or move it away.")
+    return header
 
 
 def read_state(path: str) -> tuple[str | None, str] | None:
@@ -1068,41 +941,25 @@ class _Looker:
         return f"{entry.get('size')} {mark}", mark is not None
 
 
-def _stat_of(
-    path: str, read: str | None, looked: tuple[str | None, bool], digest: str | None = ""
-) -> str | None:
-    """The stat of a photo that was read; of a URL or an unopened file, what it looked like."""
-    if read is None and looked[1] and (is_url(path) or digest is None):
-        return looked[0]
-    return read
-
-
-class _Tell:
+def _teller(plan: _Plan, limit: int | None, progress: Progress | None) -> Tell:
     """Counts photos as they are done: reports progress, and stops at too many errors."""
+    done, errors, size = 0, plan.failed, 0
 
-    def __init__(
-        self,
-        plan: _Plan,
-        limit: int | None,
-        progress: Callable[[int, int, int, int], None] | None,
-    ):
-        self._total, self._limit, self._progress = len(plan.todo), limit, progress
-        self._done, self._errors, self._bytes = 0, plan.failed, 0
-        self(0, [], 0)
-
-    def __call__(self, done: int, failures: Sequence[Failure], size: int) -> None:
-        self._done += done
-        self._errors += len(failures)
-        self._bytes += size
-        if self._progress:
-            self._progress(self._done, self._total, self._errors, self._bytes)
-        if self._limit is not None and self._errors > self._limit:
+    def tell(photos: int, failures: Sequence[Failure], more: int) -> None:
+        nonlocal done, errors, size
+        done, errors, size = done + photos, errors + len(failures), size + more
+        if progress:
+            progress(done, len(plan.todo), errors, size)
+        if limit is not None and errors > limit:
             last = f"; the last: {failures[-1].path}: {failures[-1].detail}" if failures else ""
             raise ImageError(
-                f"{self._errors} photos",
-                f"they could not be read, and at most {self._limit} may fail{last}",
+                f"{errors} photos",
+                f"they could not be read, and at most {limit} may fail{last}",
                 "Check the files, or allow more; the same command again goes on from here.",
             )
+
+    tell(0, [], 0)
+    return tell
 
 
 def _counted(photos: int) -> str:

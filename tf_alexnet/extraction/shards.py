@@ -32,6 +32,9 @@ _ID = "[0-9a-f]{16}"
 _RECORD = re.compile(rf"(\d{{6,}})-({_ID})\.json")
 _DATA = re.compile(rf"\d{{6,}}-({_ID})-{_ID}\.(?:h5|parquet)")
 _TEMPORARY = re.compile(rf"tmp-({_ID})-.+")
+# Fields of a record
+_PLAIN = ("number", "data", "size", "place", "replaces", "info")
+_TABLES = {"photos": Photo, "failures": Failure, "seen": Photo}
 
 
 @dataclass(frozen=True)
@@ -53,35 +56,17 @@ class Record:
     def encoded(self, job: str, settings: str) -> bytes:
         """The record as JSON."""
         folders: dict[str, str] = {}
-        content = {
-            "number": self.number,
-            "id": job,
-            "spec": settings,
-            "data": self.data,
-            "size": self.size,
-            "place": self.place,
-            "replaces": self.replaces,
-            "info": dict(self.info),
-            "photos": _columns(self.photos, folders),
-            "failures": _columns(self.failures, folders),
-            "seen": _columns(self.seen, folders),
-            "folders": folders,
-        }
-        return json.dumps(content, separators=(",", ":")).encode()
+        content = {"id": job, "spec": settings, **{x: getattr(self, x) for x in _PLAIN}}
+        content |= {x: _columns(getattr(self, x), folders) for x in _TABLES}
+        return json.dumps({**content, "folders": folders}, separators=(",", ":")).encode()
 
     @classmethod
     def decoded(cls, data: bytes) -> Record:
         """The record that some JSON holds; ValueError, KeyError or TypeError if none."""
         content = json.loads(data)
-        folders = content["folders"]
-        return cls(
-            *(content[name] for name in ("number", "data", "size", "place")),
-            _rows(Photo, content["photos"], folders),
-            _rows(Failure, content["failures"], folders),
-            _rows(Photo, content["seen"], folders),
-            tuple(content["replaces"]),
-            content["info"],
-        )
+        known = {x: content[x] for x in _PLAIN}
+        known |= {x: _rows(kind, content[x], content["folders"]) for x, kind in _TABLES.items()}
+        return cls(**{**known, "replaces": tuple(known["replaces"])})
 
 
 def _columns(rows: Iterable[Any], folders: dict[str, str]) -> dict[str, list]:
@@ -109,19 +94,18 @@ def _rows(kind: type, columns: Mapping[str, list], folders: Mapping[str, str]) -
     return list(map(kind, *(columns[name] for name in kind._fields)))
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """What is known of one photo: a row, or a failure, or a row that a failure overrules."""
 
-    __slots__ = ("digest", "failed_in", "failure", "path", "place", "record", "row", "stat")
-
-    def __init__(self, path: str, place: str):
-        self.path, self.place = path, place
-        self.stat: str | None = None
-        self.digest: str | None = None
-        self.record: int | None = None  # where its row is
-        self.row = 0
-        self.failure: Failure | None = None
-        self.failed_in: int | None = None
+    path: str
+    place: str
+    stat: str | None = None
+    digest: str | None = None
+    record: int | None = None  # where its row is
+    row: int = 0
+    failure: Failure | None = None
+    failed_in: int | None = None
 
     @property
     def lives(self) -> bool:
@@ -211,11 +195,10 @@ class Fold:
         failures = []
         for entry in list(self.by_path.values()):
             if entry.lives and entry.record == number:
-                among = inputs is None or not {entry.path, entry.place}.isdisjoint(inputs)
+                among = inputs is None or entry.path in inputs or entry.place in inputs
                 detail = f"its row was in {data}, which is missing or damaged"
-                failures.append(
-                    Failure(entry.path, LOST if among else LET_GO, detail, place=entry.place)
-                )
+                code = LOST if among else LET_GO
+                failures.append(Failure(entry.path, code, detail, place=entry.place))
                 self._fail(failures[-1], number)
             elif entry.failure and entry.failed_in == number:
                 failures.append(entry.failure)
@@ -260,46 +243,31 @@ class Store:
         On a disk it is a temporary file until it is published.
         """
         name = f"{place:06d}-{self.id}-{token()}{self.suffix}"
-        folder, here = (self.job, self._staged(name)) if self.data.is_local else (self.data, name)
-        with folder.writing(here) as file:
+        folder = self.job if self.data.is_local else self.data
+        with folder.writing(self._unpublished(name)) as file:
             yield name, file
 
     def publish(self, name: str) -> None:
         """Give a data file its final name."""
         if self.data.is_local:
-            self.job.rename(self._staged(name), self.data, name, keep=False)
+            self.job.rename(self._unpublished(name), self.data, name, keep=False)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a data file that was written, published or not."""
+        """Bytes of a data file that was written and is not yet published; None if there is none."""
         if not self.data.is_local:
             return self.data.sizes().get(name)
-        for path in (self.job.at(self._staged(name)), self.data.at(name)):
-            if os.path.exists(path):
-                return os.path.getsize(path)
-        return None
+        path = self.job.at(self._unpublished(name))
+        return os.path.getsize(path) if os.path.exists(path) else None
 
-    def _staged(self, name: str) -> str:
-        return f"tmp-{self.id}-{name}"
+    def _unpublished(self, name: str) -> str:
+        return f"tmp-{self.id}-{name}" if self.data.is_local else name
 
 
 class Records:
-    """The records of a job, read and appended to.
+    """The records of a job, read and appended to; `fold` is what they amount to.
 
-    Parameters
-    ----------
-    store : Store
-        Its files.
-    header : dict
-        What its ``job.json`` holds.
-    base : Record, optional
-        A finished file that the job goes on from.
-
-    Attributes
-    ----------
-    fold : Fold
-        What the records amount to.
-    missing : list of int
-        Numbers of records that are gone.
+    `header` is what its ``job.json`` holds, `base` a finished file that the job goes on from, and
+    `missing` has the numbers of records that are gone.
     """
 
     def __init__(self, store: Store, header: Mapping[str, Any], base: Record | None = None):
@@ -309,11 +277,9 @@ class Records:
         self._settings = digest_of_settings(header["settings"])
         found = self._read(self.highest)
         replaced = {number for record in found.values() for number in record.replaces}
-        start = self.highest + 1
-        self.highest = max([self.highest, self._up_to(), *found])
-        self.missing = [
-            n for n in range(start, self.highest + 1) if n not in found and n not in replaced
-        ]
+        numbers = range(self.highest + 1, max([self.highest, self.published, *found]) + 1)
+        self.missing = [n for n in numbers if n not in found and n not in replaced]
+        self.highest = numbers.stop - 1
         if base:
             found[base.number] = base
         for number in sorted(found):
@@ -332,7 +298,8 @@ class Records:
         found = read_json(self.store.data, MANIFEST) or {}
         return found if found.get("id") in self.ids else {}
 
-    def _up_to(self) -> int:
+    @property
+    def published(self) -> int:
         """The last record that the snapshot knows."""
         manifest = self.manifest
         return manifest["record"] if manifest.get("id") == self.store.id else -1
@@ -363,19 +330,14 @@ class Records:
     def commit(self, data: str | None = None, **content: Any) -> Record:
         """Publish a data file and make it count; or note a step without data.
 
-        Raises
-        ------
-        OutputError
-            If another job has written to the output meanwhile, or the disk is full.
+        An OutputError, if another job has written to the output meanwhile, or the disk is full.
         """
         store, number = self.store, self.highest + 1
         if data is not None:
             content["size"] = store.size(data)
             store.publish(data)
-        content["info"] = {"host": socket.gethostname(), "pid": os.getpid()} | content.get(
-            "info", {}
-        )
-        record = Record(number, data, **content)
+        info = {"host": socket.gethostname(), "pid": os.getpid(), **content.pop("info", {})}
+        record = Record(number, data, info=info, **content)
         name = f"{number:06d}-{store.id}.json"
         try:
             store.job.create(name, record.encoded(store.id, self._settings), store.temporary())
@@ -399,9 +361,8 @@ class Records:
     def damaged(self) -> list[int]:
         """Numbers of records whose data file is missing or has another size."""
         sizes = self.store.data.sizes()
-        living = {number for number in self.fold.rows() if self.fold.records[number].place != BASE}
-        records = (self.fold.records[number] for number in sorted(living))
-        return [record.number for record in records if sizes.get(record.data) != record.size]
+        living = (self.fold.records[number] for number in sorted(self.fold.rows()))
+        return [x.number for x in living if x.place != BASE and sizes.get(x.data) != x.size]
 
     def garbage(self, *, spare_readers: bool) -> list[tuple[Folder, str]]:
         """Files of this job that its records don't need; nor its snapshot for readers, if asked.
@@ -421,10 +382,8 @@ class Records:
         # The last record first: whenever this ends, those that are left have no gaps.
         for name in sorted(store.job.sizes(), reverse=True):
             record, temporary = _RECORD.fullmatch(name), _TEMPORARY.fullmatch(name)
-            if record and record[2] in self.ids:
-                if record[2] != store.id or int(record[1]) not in records:
-                    rest.append((store.job, name))
-            elif temporary and temporary[1] in self.ids:
+            job = record[2] if record else temporary and temporary[1]
+            if job in self.ids and not (job == store.id and self._number(name) in records):
                 rest.append((store.job, name))
         return data + rest
 
@@ -467,25 +426,15 @@ def new_header(
 
 
 def read_header(folder: Folder) -> dict[str, Any] | None:
-    """The ``job.json`` of a job; None if there is none.
-
-    Raises
-    ------
-    OutputError
-        If the file was not written by an extraction.
-    """
+    """The ``job.json`` of a job, None if there is none; an OutputError if it is not ours."""
     header = read_json(folder, HEADER)
     if header is None:
         return None
     kinds = {"id": str, "former": list, "forced": bool, "settings": dict}
-    if header.get("version") != _VERSION or not all(
-        isinstance(header.get(name), kind) for name, kind in kinds.items()
-    ):
-        raise OutputError(
-            f"{folder}/{HEADER}",
-            "it was not written by an extraction of this version",
-            "Name another output.",
-        )
+    whole = all(isinstance(header.get(name), kind) for name, kind in kinds.items())
+    if header.get("version") != _VERSION or not whole:
+        found = "it was not written by an extraction of this version"
+        raise OutputError(f"{folder}/{HEADER}", found, "Name another output.")
     return header
 
 
@@ -498,9 +447,8 @@ def ended_jobs(folder: Folder) -> list[str]:
 
 def is_ours(name: str) -> bool:
     """Whether a file in a folder of records has a name that jobs give."""
-    return name in (HEADER, ".lock", ".holder") or any(
-        pattern.fullmatch(name) for pattern in (_RECORD, _DATA, _TEMPORARY)
-    )
+    given = any(pattern.fullmatch(name) for pattern in (_RECORD, _DATA, _TEMPORARY))
+    return given or name in (HEADER, ".lock", ".holder")
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any] | None:

@@ -193,46 +193,35 @@ class Folder:
             if not self.is_local:
                 here = tempfile.TemporaryDirectory(prefix="tf-alexnet-")
                 place = os.path.join(stack.enter_context(here), "file")
+            stack.enter_context(_or_gone(place))
+            with self._telling("written", name):
+                file = stack.enter_context(OutputFile(place))
             try:
+                yield file
+            finally:
                 with self._telling("written", name):
-                    file = OutputFile(place)
-                with file:
-                    try:
-                        yield file
-                    finally:
-                        with self._telling("written", name):
-                            file.check()  # the cause, where a library fails in words of its own
-                    with self._telling("written", name):
-                        os.fsync(file.fileno())
-                        if not self.is_local:
-                            self._fs.put_file(place, self.at(name))
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(place)
-                raise
+                    file.check()  # the cause, where a library fails in words of its own
+            with self._telling("written", name):
+                os.fsync(file.fileno())
+                if not self.is_local:
+                    self._fs.put_file(place, self.at(name))
 
     def rename(
         self, name: str, to: Folder, new: str, *, exclusive: bool = False, keep: bool = True
     ) -> None:
         """Give a file another name, durably; behind a URL it is copied and deleted.
 
-        With `exclusive` (on a disk), a name that is taken is refused (FileExistsError). Without
+        On a disk: with `exclusive`, a name that is taken is refused (FileExistsError); without
         `keep`, nothing is left of a file that can't be renamed.
         """
         source, target = self.at(name), to.at(new)
-        try:
-            with to._telling("written", new):
-                if not self.is_local:
-                    self._fs.copy(source, target)
-                    self._fs.rm_file(source)
-                    return
-                _move_exclusively(source, target) if exclusive else os.replace(source, target)
-                sync_folder(os.path.dirname(target))
-        except BaseException:
-            if not keep and self.is_local:
-                with contextlib.suppress(OSError):
-                    os.unlink(source)
-            raise
+        with to._telling("written", new), contextlib.nullcontext() if keep else _or_gone(source):
+            if not self.is_local:
+                self._fs.copy(source, target)
+                self._fs.rm_file(source)
+                return
+            _move_exclusively(source, target) if exclusive else os.replace(source, target)
+            sync_folder(os.path.dirname(target))
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
         """Write a small file whole, or raise FileExistsError where the name is taken."""
@@ -296,6 +285,17 @@ class Folder:
                 f"it can't be {verb} ({reason})",
                 f"{check}; {_AGAIN}",
             ) from error
+
+
+@contextlib.contextmanager
+def _or_gone(path: str) -> Iterator[None]:
+    """Leave nothing of a file if the block fails."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _size(entry: os.DirEntry) -> int | None:

@@ -90,22 +90,11 @@ class Worker:
         # In a process of Ray's, too
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(storage_options(storage))
-        self._extractor = extractor = FeatureExtractor(
-            spec.weights,
-            spec.layers,
-            architecture=spec.architecture,
-            preset=spec.preset,
-            mean_image=spec.mean_image,
-            engine=engine,
-            precision=spec.precision,
-        )
-        self._spec = replace(
-            spec,
-            layers=extractor.layers,
-            architecture=extractor.architecture,
-            preset=extractor.preset,
-            mean_image=extractor.mean_image,
-        )
+        given = {x: getattr(spec, x) for x in ("architecture", "preset", "mean_image", "precision")}
+        extractor = FeatureExtractor(spec.weights, spec.layers, engine=engine, **given)
+        resolved = ("layers", "architecture", "preset", "mean_image")
+        self._extractor = extractor
+        self._spec = replace(spec, **{x: getattr(extractor, x) for x in resolved})
         self.settings = self._spec.fingerprint(extractor.weights_digest)
         self.attributes = {
             "weights_source": printable(extractor.weights_source.rpartition("/")[2]),
