@@ -256,8 +256,17 @@ def extract_features(
         )
         with _crew(make, workers, *where) as crew, progress_callback(progress) as progress:
             report = run_job(
-                *(target, paths, crew, shard_size, _error_limit(max_errors, len(paths))),
-                *(retry_errors, force, add, discard_damaged, listing, progress),
+                target,
+                paths,
+                crew,
+                shard_size=shard_size,
+                limit=_error_limit(max_errors, len(paths)),
+                retry_errors=retry_errors,
+                force=force,
+                add=add,
+                discard_damaged=discard_damaged,
+                listing=listing,
+                progress=progress,
             )
     return replace(report, repeats=len(lines) - len(paths))
 
@@ -303,11 +312,8 @@ def check_job(
         advice = "Leave it out, or name a .h5, .npz, .npy or .mat."
         raise UsageError(f"missing nan with {target}", found, advice)
     _error_limit(max_errors, 0)
-    if cluster is None and (cluster_workers, cluster_min_workers, gpus_per_worker) != (
-        None,
-        1,
-        None,
-    ):
+    wishes = cluster_workers, cluster_min_workers, gpus_per_worker
+    if cluster is None and wishes != (None, 1, None):
         raise UsageError(
             "cluster_workers, cluster_min_workers, gpus_per_worker",
             "they are settings of a cluster, and none is named",
@@ -343,6 +349,7 @@ def run_job(
     target: Target,
     paths: Sequence[str],
     crew: Any,
+    *,
     shard_size: int = SHARD_SIZE,
     limit: int | None = None,
     retry_errors: bool = False,
