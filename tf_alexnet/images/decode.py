@@ -53,24 +53,25 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 # 16-bit grey where 0 is white: of either byte order Pillow can read it, but it lists one only.
 _WHITE_IS_0 = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
 TiffImagePlugin.OPEN_INFO.setdefault(_WHITE_IS_0, ("I;16B", "I;16B"))
-_PHOTOMETRIC, _BITS = 262, 258  # tags
+_BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags
 
 _log = logging.getLogger(__name__)
 
-_ORIENTATION = 0x0112
-_TURNS = {  # EXIF 2.32, table 4
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 _ANOTHER = "Replace the file by an intact copy, or leave it out."
-_FOLDER = "Name a file in it, or give the folder to a command that takes one."
-_CONVERT = "Save it as an 8-bit RGB PNG or JPEG first."
+_SMALLER = "Save it smaller, or as JPEG."
+_UNREADABLE = {  # what comes up while reading -> code, what was found, advice
+    FileNotFoundError: ("missing", "there is no such file", "Check the name and the folder."),
+    IsADirectoryError: (
+        "is_folder",
+        "it is a folder",
+        "Name a file in it, or give the folder to a command that takes one.",
+    ),
+    PermissionError: (
+        "no_permission",
+        "no permission to read it",
+        "Make the file readable, or leave it out.",
+    ),
+}
 
 
 class _PillowSwitches:
@@ -103,8 +104,6 @@ class _PillowSwitches:
 
 
 _switches = _PillowSwitches()
-
-
 Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
 
@@ -264,7 +263,7 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
         raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
-        raise _refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
+        raise _refusal("too_large", asked, fault, _SMALLER)
     return data
 
 
@@ -277,13 +276,10 @@ def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
 
 def _unreadable(error: Exception, asked: str) -> ImageError:
     """The refusal for what came up while reading."""
-    if isinstance(error, FileNotFoundError):
-        return _refusal("missing", asked, "there is no such file", "Check the name and the folder.")
-    if isinstance(error, IsADirectoryError):
-        return _refusal("is_folder", asked, "it is a folder", _FOLDER)
-    if isinstance(error, PermissionError):
-        advice = "Make the file readable, or leave it out."
-        return _refusal("no_permission", asked, "no permission to read it", advice)
+    for kind, refusal in _UNREADABLE.items():
+        if isinstance(error, kind):
+            code, found, advice = refusal
+            return _refusal(code, asked, found, advice)
     fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
     advice = "Check the name and the disk."
     return _refusal("unreadable", asked, f"it can't be read ({fault})", advice)
@@ -297,57 +293,30 @@ def _check_file(path: str, status: os.stat_result) -> None:
         except PermissionError:
             advice = "Make it readable, or move it."
             raise _refusal("no_permission", path, "the folder can't be read", advice) from None
-        raise _refusal("is_folder", path, "it is a folder", _FOLDER)
+        raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
         advice = "Copy its content to a file."
         raise _refusal("unreadable", path, "it is not a regular file", advice)
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-        raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
+        raise _refusal("too_large", path, fault, _SMALLER)
 
 
 def _photo(
-    image: Image.Image,
-    data: bytes | None,
-    asked: str,
-    depth: str,
-    least: int | None,
-    opencv: bool,
+    image: Image.Image, data: bytes | None, asked: str, depth: str, least: int | None, opencv: bool
 ) -> np.ndarray:
     """Pixels of an image of Pillow's; `data` is its file, or None if the image is the caller's."""
     _check_size(image, asked)
-    key = _colour_key(image, data)
-    size = image.size
+    key, size, rgb = _colour_key(image, data), image.size, None
     if least and image.format in jpeg.KINDS:
         image.draft(None, (least, least))
     if opencv and image.size == size:
         rgb = jpeg.opencv_pixels(image, data)
-        if rgb is not None:
-            return jpeg.turned(rgb, _orientation(image))
-    image.load()
-    # An icon's directory may understate the picture inside.
-    _check_size(image, asked)
-    upright = _upright(image)
-    if data is None and upright is image:
-        upright = image.copy()  # what follows takes its `info` apart
-    deep = upright.mode.startswith("I")
-    tags = image.tag_v2 if image.format == "TIFF" else {}
-    if depth == "auto" and tags.get(_BITS) == (12,):
-        depth = "12"
-    shift = {"8": 0, "12": 4}.get(depth, 8)
-    rgb = _to_rgb(upright, key, asked, image.format, shift)
-    if deep and depth == "auto" and rgb.max() < 16:
-        _note_depth(int(np.asarray(upright).max()), asked)
-    # Where 0 is white: Pillow itself inverts what has 8 bits.
-    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
-
-
-def _note_depth(highest: int, asked: str) -> None:
-    """Say that a picture will be nearly black; one without any light is meant so."""
-    bits = 8 if highest < 256 else 12
-    if highest:
-        text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
-        _log.warning(text, one_line(asked), highest, bits, bits, bits)
+    if rgb is None:
+        image.load()
+        _check_size(image, asked)  # an icon's directory may understate the picture inside
+        rgb = _to_rgb(image, key, asked, depth)
+    return jpeg.turned(rgb, _orientation(image))
 
 
 @contextlib.contextmanager
@@ -382,12 +351,9 @@ def _check_size(image: Image.Image, asked: str) -> None:
     if width < 1 or height < 1:
         raise _refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
     if width * height > MAX_PIXELS:
-        raise _refusal(
-            "too_large",
-            asked,
-            f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}",
-            "Save a smaller copy; the network sees at most a few hundred pixels a side.",
-        )
+        fault = f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}"
+        advice = "Save a smaller copy; the network sees at most a few hundred pixels a side."
+        raise _refusal("too_large", asked, fault, advice)
 
 
 def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
@@ -413,36 +379,36 @@ def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | Non
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; EXIF that can't be read counts as none."""
+    """EXIF orientation; EXIF that can't be read counts as none."""
     try:
-        orientation = image.getexif().get(_ORIENTATION)
-        return orientation if orientation in _TURNS else 1
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(
-    image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str, shift: int
-) -> np.ndarray:
-    """uint8 RGB of a decoded picture in any of Pillow's modes, deep samples shifted right."""
-    if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and kind not in ("PNG", "PPM")):
-        what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
+def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, depth: str) -> np.ndarray:
+    """uint8 RGB of a decoded picture in any of Pillow's modes."""
+    mode, deep = image.mode, image.mode.startswith("I")
+    if mode in ("F", "LAB", "HSV") or (mode == "I" and image.format not in ("PNG", "PPM")):
+        what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(mode, mode)
         fault = f"it holds {what} pixels, which have no fixed range"
-        raise _refusal("unsupported", asked, fault, _CONVERT)
+        raise _refusal("unsupported", asked, fault, "Save it as an 8-bit RGB PNG or JPEG first.")
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if depth == "auto" and tags.get(_BITS) == (12,):
+        depth = "12"
+    shift = {"8": 0, "12": 4}.get(depth, 8)
     # Some rows at a time: a large picture would else be there five times over.
-    height = max(1, _STRIP // image.width)
-    if height >= image.height:
-        return _strip_to_rgb(image, key, shift)
-    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    rgb, height = np.empty((image.height, image.width, 3), np.uint8), max(1, _STRIP // image.width)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key, shift)
-    return rgb
+    # A picture without any light is meant so.
+    if deep and depth == "auto" and rgb.max() < 16 and (highest := int(np.asarray(image).max())):
+        bits = 8 if highest < 256 else 12
+        text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
+        _log.warning(text, one_line(asked), highest, bits, bits, bits)
+    # Where 0 is white: Pillow itself inverts what has 8 bits.
+    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
 
 
 def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None, shift: int) -> np.ndarray:
