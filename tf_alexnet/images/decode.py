@@ -30,7 +30,8 @@ with contextlib.suppress(ImportError):  # an extra; 5 ms
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
-_READINGS = 3  # of a file that changes meanwhile
+_READINGS = 3  # of a file that changes meanwhile,
+_VERSION = ("st_size", "st_mtime_ns", "st_ctime_ns")  # which these show
 _STRIP = 2**18  # pixels
 DEPTHS = ("auto", "16", "12", "8")
 
@@ -61,16 +62,8 @@ _ANOTHER = "Replace the file by an intact copy, or leave it out."
 _SMALLER = "Save it smaller, or as JPEG."
 _UNREADABLE = {  # what comes up while reading -> code, what was found, advice
     FileNotFoundError: ("missing", "there is no such file", "Check the name and the folder."),
-    IsADirectoryError: (
-        "is_folder",
-        "it is a folder",
-        "Name a file in it, or give the folder to a command that takes one.",
-    ),
-    PermissionError: (
-        "no_permission",
-        "no permission to read it",
-        "Make the file readable, or leave it out.",
-    ),
+    IsADirectoryError: ("is_folder", "it is a folder", "Name a file in it, or leave it out."),
+    PermissionError: ("no_permission", "no permission to read it", "Make it readable, or skip it."),
 }
 
 
@@ -113,10 +106,9 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     Parameters
     ----------
     source : path, URL, bytes-like, binary file or PIL image
-        A file's path or URL (``s3://``, ``https://``, ...), what such a file holds, a file open for
-        reading (also `io.BytesIO`, from its beginning), or an image of Pillow's. The format is
-        found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000,
-        AVIF, ICO, TGA, PCX; with pillow-heif installed (extra ``heic``) also HEIC.
+        A file's path or URL, its content, an open file (read from its beginning if it can be wound
+        back), or an image of Pillow's. The content tells the format: JPEG, MPO, PNG, GIF, BMP, DIB,
+        TIFF, WebP, PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX; HEIC with the extra ``heic``.
     depth : {"auto", "16", "12", "8"}
         Bits that 16-bit grey uses: the highest eight of them are kept, larger values become white.
         "auto" is what the file says; if no value reaches 4096, a warning is logged.
@@ -124,9 +116,8 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     Returns
     -------
     ndarray of uint8, (height, width, 3)
-        RGB, 0..255, turned upright as EXIF says, transparency laid over white. CMYK is converted
-        as Pillow does, without a colour profile. Of an animation or a multi-page file, the first
-        picture.
+        RGB, 0..255, turned upright as EXIF says, transparency laid over white, CMYK converted
+        without a colour profile. The first picture of an animation or a multi-page file.
 
     Raises
     ------
@@ -148,12 +139,12 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
 def decode_photo(
     source: Photo, *, depth: str = "auto", least: int | None = None, opencv: bool = False
 ) -> np.ndarray:
-    """`load_image`, with what a decoder process may do besides.
+    """`load_image`, which see, with what a decoder process may do besides.
 
     Parameters
     ----------
     source, depth
-        As in `load_image`, which see for what is returned and raised, too.
+        As in `load_image`.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
         so many pixels. JPEG's own averages take the place of pixels then.
@@ -215,17 +206,13 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
             with open(path, "rb") as file:
                 data = file.read(before.st_size + 1)
             after = os.stat(path)
-            if _version(before) == _version(after) and len(data) == after.st_size:
+            same = all(getattr(before, x) == getattr(after, x) for x in _VERSION)
+            if same and len(data) == after.st_size:
                 return data, after
             before = after
     except (OSError, ValueError) as error:
         raise _unreadable(error, path) from None
     return data, None
-
-
-def _version(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file does."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_url(url: str) -> bytes:
@@ -295,8 +282,8 @@ def _check_file(path: str, status: os.stat_result) -> None:
             raise _refusal("no_permission", path, "the folder can't be read", advice) from None
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
-        advice = "Copy its content to a file."
-        raise _refusal("unreadable", path, "it is not a regular file", advice)
+        fault, advice = "it is not a regular file", "Copy its content to a file."
+        raise _refusal("unreadable", path, fault, advice)
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
         raise _refusal("too_large", path, fault, _SMALLER)
