@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from tf_alexnet.images.resize import (
 
 CALLER = "preprocess_input"
 
-FRACTIONS = (
+_FRACTIONS = (
     "the pixels are not whole numbers: they were resized in another way than preset {!r} does it. "
     "They are rounded; give photos of their own size as uint8 for the preset's exact pixels"
 )
@@ -50,11 +50,11 @@ def preprocess_input(
         a model from `AlexNet`: the preset its weights were trained with. For a model of open input
         size photos are not resized.
     mean_image : array, path or three numbers, optional
-        What to subtract, in the preset's channel order (BGR for Caffe's): a mean image, cropped
-        like the photo and never resized, as an array (3, 256, 256) or (256, 256, 3), also
-        with a batch axis or already cropped (227 for 256), or as ``mean.binaryproto`` or ``.npy``
-        file; or three channel means, as ``"104,117,123"`` or a sequence. Needed by
-        "caffe-mean-image"; with an image, "caffe" becomes "caffe-mean-image".
+        What to subtract, in the preset's channel order (BGR for Caffe's). A mean image, cropped
+        like the photo and never resized: an array (3, 256, 256) or (256, 256, 3), also with a
+        batch axis or already cropped, or a ``mean.binaryproto`` or ``.npy`` file. Or three channel
+        means: ``"104,117,123"`` or a sequence. Needed by "caffe-mean-image"; with an image,
+        "caffe" becomes "caffe-mean-image".
     crops : {"center", "ten"}
         "ten" gives each picture's four corners and centre, then their mirrors, in the order of
         Caffe's `oversample`; average the probabilities of each ten.
@@ -78,12 +78,10 @@ def preprocess_input(
 
     Notes
     -----
-    Resizing is done on uint8, as Caffe (OpenCV) and torchvision (Pillow) do it; the `Preset`
-    records name the sources. Floats with fractions have been resized before, by
-    `keras.utils.image_dataset_from_directory` for example: they are rounded to the nearest whole
-    number, with a warning. Symbolic tensors are rounded as well, without one; values outside of
-    0..255 or in 0..1 raise an error when the graph runs. Where the preset does not resize,
-    fractions are kept.
+    Resizing is done on uint8, as Caffe (OpenCV) and torchvision (Pillow) do it. Floats with
+    fractions have been resized before, by `keras.utils.image_dataset_from_directory` for example:
+    they are rounded, with a warning, unless the preset does not resize. Symbolic tensors are
+    rounded without one; values outside of 0..255 or in 0..1 raise an error when the graph runs.
     """
     record, mean = resolve(preset, mean_image)
     check_crops(crops, record, mean)
@@ -98,32 +96,25 @@ def preprocess_input(
     if record.size is None:
         out = _stacked([_normalised(picture, mean, record) for picture in pictures])
     else:
-        windows = _ten_windows if crops == "ten" else _centre_window
-        out = np.stack([x for picture in pictures for x in _crops(picture, mean, windows, record)])
+        out = np.stack([x for picture in pictures for x in _crops(picture, mean, crops, record)])
     return out[0] if single and crops == "center" else out
 
 
 def check_crops(crops: str, preset: Preset, mean_image: np.ndarray | None) -> None:
     """Raise a PresetError if the preset can't be used with these crops."""
     if crops not in ("center", "ten"):
-        raise PresetError(
-            f"crops={crops!r}", "there is no such way to crop", "Use 'center' or 'ten'."
-        )
+        found, advice = "there is no such way to crop", "Use 'center' or 'ten'."
+        raise PresetError(f"crops={crops!r}", found, advice)
     if crops == "center":
         return
     if not preset.crops:
-        croppers = ", ".join(p.name for p in PRESETS.values() if p.crops)
-        raise PresetError(
-            f"crops='ten' with preset {preset.name!r}",
-            "that preset does not crop out of a larger picture",
-            f"Presets that do are: {croppers}.",
-        )
+        found = "that preset does not crop out of a larger picture"
+        advice = f"Presets that do are: {', '.join(p.name for p in PRESETS.values() if p.crops)}."
+        raise PresetError(f"crops='ten' with preset {preset.name!r}", found, advice)
     if mean_image is not None and len(mean_image) != preset.resized:
-        raise PresetError(
-            f"crops='ten' with a mean image of {len(mean_image)}x{len(mean_image)}",
-            "it belongs to the centre crop only",
-            f"Give the whole mean image, {preset.resized}x{preset.resized}.",
-        )
+        asked = f"crops='ten' with a mean image of {len(mean_image)}x{len(mean_image)}"
+        advice = f"Give the whole mean image, {preset.resized}x{preset.resized}."
+        raise PresetError(asked, "it belongs to the centre crop only", advice)
 
 
 def _tensor(images: Any, preset: Preset, mean: np.ndarray | None, crops: str) -> Any:
@@ -133,9 +124,8 @@ def _tensor(images: Any, preset: Preset, mean: np.ndarray | None, crops: str) ->
     if hasattr(images, "numpy"):
         return as_tensor(preprocess_input(images.numpy(), preset, mean_image=mean, crops=crops))
     if crops != "center":
-        raise PresetError(
-            f"crops={crops!r} of a symbolic tensor", "that is not supported", "Use an array."
-        )
+        asked = f"crops={crops!r} of a symbolic tensor"
+        raise PresetError(asked, "that is not supported", "Use an array.")
     if type(images).__name__ == "KerasTensor":
         from tf_alexnet.images.preprocessing import Preprocessing
 
@@ -152,22 +142,6 @@ def centre_offset(side: int, crop: int) -> int:
     return round((side - crop) / 2)
 
 
-Window = tuple[int, int, bool]
-
-
-def _centre_window(shape: tuple[int, ...], size: int) -> list[Window]:
-    """Top, left and mirror flag of the centre crop."""
-    return [(centre_offset(shape[0], size), centre_offset(shape[1], size), False)]
-
-
-def _ten_windows(shape: tuple[int, ...], size: int) -> list[Window]:
-    """The ten crops in the order of `oversample` in Caffe's ``python/caffe/io.py``."""
-    bottom, right = shape[0] - size, shape[1] - size
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    five = [*corners, (centre_offset(shape[0], size), centre_offset(shape[1], size))]
-    return [(top, left, mirror) for mirror in (False, True) for top, left in five]
-
-
 def resize_by(picture: np.ndarray, preset: Preset) -> np.ndarray:
     """A uint8 picture resized as the preset says, not yet cropped."""
     height = width = preset.resized
@@ -175,11 +149,9 @@ def resize_by(picture: np.ndarray, preset: Preset) -> np.ndarray:
         height, width = shorter_side_size(*picture.shape[:2], preset.resized)
     # Pillow first makes a picture of the new width and the old height.
     if preset.antialias and max(height, picture.shape[0]) * width > MAX_PIXELS:
-        raise InputError(
-            f"image of {picture.shape[0]}x{picture.shape[1]} pixels",
-            f"preset {preset.name!r} would blow it up to more than {MAX_PIXELS:,} pixels",
-            "Crop it to a less extreme shape.",
-        )
+        asked = f"image of {picture.shape[0]}x{picture.shape[1]} pixels"
+        fault = f"preset {preset.name!r} would blow it up to more than {MAX_PIXELS:,} pixels"
+        raise InputError(asked, fault, "Crop it to a less extreme shape.")
     resize = resize_pillow if preset.antialias else resize_opencv
     return resize(picture, height, width)
 
@@ -190,19 +162,20 @@ def _is_single(shape: tuple[int, ...]) -> bool:
 
 
 def _crops(
-    picture: np.ndarray,
-    mean_image: np.ndarray | None,
-    windows: Callable[[tuple[int, ...], int], list[Window]],
-    preset: Preset,
+    picture: np.ndarray, mean_image: np.ndarray | None, crops: str, preset: Preset
 ) -> list[np.ndarray]:
-    """The crops of one picture."""
-    resized, out = resize_by(picture, preset), []
-    for top, left, mirror in windows(resized.shape, preset.size):
-        region = np.s_[top : top + preset.size, left : left + preset.size]
-        whole = mean_image is not None and len(mean_image) != preset.size
-        crop = _normalised(resized[region], mean_image[region] if whole else mean_image, preset)
-        out.append(crop[:, ::-1] if mirror else crop)
-    return out
+    """The crops of one picture; ten are in the order of Caffe's ``python/caffe/io.py``."""
+    resized, size, out = resize_by(picture, preset), preset.size, []
+    bottom, right = resized.shape[0] - size, resized.shape[1] - size
+    places = [tuple(centre_offset(side, size) for side in resized.shape[:2])]
+    if crops == "ten":
+        places = [(0, 0), (0, right), (bottom, 0), (bottom, right), *places]
+    for top, left in places:
+        region = np.s_[top : top + size, left : left + size]
+        whole = mean_image is not None and len(mean_image) != size
+        mean = mean_image[region] if whole else mean_image
+        out.append(_normalised(resized[region], mean, preset))
+    return out if crops == "center" else out + [crop[:, ::-1] for crop in out]
 
 
 def _normalised(pixels: np.ndarray, mean_image: np.ndarray | None, preset: Preset) -> np.ndarray:
@@ -229,21 +202,15 @@ def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
     try:
         return np.stack([np.asarray(array) for array in arrays])
     except ValueError:
-        raise InputError(
-            CALLER,
-            "got images of different sizes",
-            "This preset changes no size; make them equal.",
-        ) from None
+        advice = "This preset changes no size; make them equal."
+        raise InputError(CALLER, "got images of different sizes", advice) from None
 
 
 def _raw(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     array = _stacked(images) if isinstance(images, list | tuple) and images else np.asarray(images)
     if array.dtype.kind not in "fiub" or array.ndim != 4 or array.size == 0:
-        raise InputError(
-            CALLER,
-            f"got {array.dtype} of shape {array.shape}",
-            "Preset 'raw' takes real numbers of shape (N, H, W, C), none of them 0.",
-        )
+        advice = "Preset 'raw' takes real numbers of shape (N, H, W, C), none of them 0."
+        raise InputError(CALLER, f"got {array.dtype} of shape {array.shape}", advice)
     return np.array(array, dtype=np.float32)
 
 
@@ -271,9 +238,8 @@ def _array(image: Any, asked: str) -> np.ndarray:
     try:
         return np.asarray(image)
     except (TypeError, ValueError, NotImplementedError):  # ragged, or a symbolic tensor in a list
-        raise InputError(
-            asked, f"got {type(image).__name__}, not an array", "Give uint8 RGB (H, W, 3)."
-        ) from None
+        found = f"got {type(image).__name__}, not an array"
+        raise InputError(asked, found, "Give uint8 RGB (H, W, 3).") from None
 
 
 def _check_shape(array: np.ndarray, rank: int, asked: str) -> None:
@@ -303,21 +269,16 @@ def _pixels(array: np.ndarray, asked: str, preset: Preset) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise InputError(asked, f"got dtype {array.dtype}", "Give uint8 RGB in 0..255.")
     low, high = float(array.min()), float(array.max())
+    found = f"got {array.dtype} with values in "
     if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > 255:
-        raise InputError(
-            asked,
-            f"got {array.dtype} with values in {low:.4g}..{high:.4g}",
-            "These look preprocessed already. Give the pixels that load_image returns.",
-        )
+        advice = "These look preprocessed already. Give the pixels that load_image returns."
+        raise InputError(asked, f"{found}{low:.4g}..{high:.4g}", advice)
     if array.dtype.kind == "f" and 0 < high <= 1:
-        raise InputError(
-            asked,
-            f"got {array.dtype} with values in 0..1",
-            "Give uint8 RGB in 0..255: (x * 255).round().astype('uint8').",
-        )
+        advice = "Give uint8 RGB in 0..255: (x * 255).round().astype('uint8')."
+        raise InputError(asked, f"{found}0..1", advice)
     if preset.size is None:
         return array.astype(np.float32)
     rounded = np.rint(array)
     if array.dtype.kind == "f" and (rounded != array).any():
-        warnings.warn(FRACTIONS.format(preset.name), stacklevel=4)
+        warnings.warn(_FRACTIONS.format(preset.name), stacklevel=4)
     return rounded.astype(np.uint8)
