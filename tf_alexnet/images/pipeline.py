@@ -218,28 +218,16 @@ def _checked(
     images: np.ndarray | Sequence[np.ndarray], preset: Preset, single: bool
 ) -> Sequence[np.ndarray]:
     """`images` as arrays (H, W, 3) of uint8, or of float32 where they are not resized."""
-    if isinstance(images, list | tuple):
-        pictures = []
-        for number, image in enumerate(images):
-            asked = CALLER if single else f"{CALLER}, images[{number}]"
-            picture = _array(load_image(image) if isinstance(image, Image.Image) else image, asked)
-            _check_shape(picture, 3, asked)
-            pictures.append(_pixels(picture, asked, preset))
-    else:
-        pictures = _array(images, CALLER)
-        _check_shape(pictures, 4, CALLER)
-        pictures = _pixels(pictures, CALLER, preset)
-    if len(pictures) == 0:
+    if not isinstance(images, list | tuple):
+        return _pixels(images, 4, CALLER, preset)
+    if not images:
         raise InputError(CALLER, "got no image", "Give at least one.")
+    pictures = []
+    for number, image in enumerate(images):
+        image = load_image(image) if isinstance(image, Image.Image) else image
+        asked = CALLER if single else f"{CALLER}, images[{number}]"
+        pictures.append(_pixels(image, 3, asked, preset))
     return pictures
-
-
-def _array(image: Any, asked: str) -> np.ndarray:
-    try:
-        return np.asarray(image)
-    except (TypeError, ValueError, NotImplementedError):  # ragged, or a symbolic tensor in a list
-        found = f"got {type(image).__name__}, not an array"
-        raise InputError(asked, found, "Give uint8 RGB (H, W, 3).") from None
 
 
 def _check_shape(array: np.ndarray, rank: int, asked: str) -> None:
@@ -262,8 +250,14 @@ def _check_shape(array: np.ndarray, rank: int, asked: str) -> None:
     raise InputError(asked, f"got an array of shape {shape}", advice)
 
 
-def _pixels(array: np.ndarray, asked: str, preset: Preset) -> np.ndarray:
+def _pixels(image: Any, rank: int, asked: str, preset: Preset) -> np.ndarray:
     """The pixels as uint8; as float32 if they keep their size and so their fractions."""
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError, NotImplementedError):  # ragged, or a symbolic tensor in a list
+        found = f"got {type(image).__name__}, not an array"
+        raise InputError(asked, found, "Give uint8 RGB (H, W, 3).") from None
+    _check_shape(array, rank, asked)
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "fiu":

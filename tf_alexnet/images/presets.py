@@ -30,8 +30,9 @@ OWN_MEAN = "own mean"
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _VARIATION = re.compile(
-    rf"\.(?:size(?P<size>\d{{1,5}})|(?P<any>anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})(?![^.])"
+    rf"\.(?:size(\d{{1,5}})|(anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})(?![^.])", re.ASCII
 )
+_VARIATIONS = re.compile(f"(?:{_VARIATION.pattern})*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +100,14 @@ class Preset:
             "mean": isinstance(self.mean, str) and self.mean not in (MEAN_IMAGE, OWN_MEAN),
             "std": self.std is not None and min(self.std) <= 0,
         }
+        asked = f"preset {self.name!r}"
         for name, faulty in faults.items():
             if faulty:
-                value = getattr(self, name)
-                raise PresetError(f"preset {self.name!r}", f"{name}={value!r}", _FIELD_ADVICE)
-        if not isinstance(self.mean, str) and max(map(abs, self.mean)) > 255 / self.divisor:
-            raise PresetError(
-                f"preset {self.name!r}",
-                f"mean={self.mean}, but its pixels lie in 0..{255 / self.divisor:g}",
-                "Give the means after the division by `divisor`.",
-            )
+                raise PresetError(asked, f"{name}={getattr(self, name)!r}", _FIELD_ADVICE)
+        white = 255 / self.divisor
+        if not isinstance(self.mean, str) and max(map(abs, self.mean)) > white:
+            found = f"mean={self.mean}, but its pixels lie in 0..{white:g}"
+            raise PresetError(asked, found, "Give the means after the division by `divisor`.")
 
     def _numbers(self, name: str, values: Any) -> tuple[float, float, float]:
         try:
@@ -164,7 +163,6 @@ _ROWS = (
         title="squash to 227, BGR, minus the channel mean",
         source="examples/00-classification.ipynb of BVLC/caffe",
         size=227,
-        resized=227,
         channels="BGR",
         mean=CAFFE_MEAN,
     ),
@@ -173,7 +171,6 @@ _ROWS = (
         title="squash to 227, BGR, minus 104/117/124",
         source="kratzert/finetune_alexnet_with_tensorflow",
         size=227,
-        resized=227,
         channels="BGR",
         mean=(104.0, 117.0, 124.0),
     ),
@@ -182,7 +179,6 @@ _ROWS = (
         title="squash to 227, RGB, minus the picture's own mean (for conv1 padded SAME)",
         source="udacity/CarND-Alexnet-Feature-Extraction",
         size=227,
-        resized=227,
         mean=OWN_MEAN,
     ),
     Preset(
@@ -202,7 +198,6 @@ _ROWS = (
         title="squash to 224 (antialiased), RGB -1..1",
         source="Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
         size=224,
-        resized=224,
         antialias=True,
         divisor=255.0,
         mean=(0.5, 0.5, 0.5),
@@ -212,7 +207,6 @@ _ROWS = (
         name="raw",
         title="float32 of what came in",
         source="for pictures that are preprocessed already",
-        size=None,
     ),
 )
 
@@ -227,25 +221,15 @@ def preset_named(name: str) -> Preset:
     PresetError
         If there is none; the message lists the known ones.
     """
-    base, _, _ = name.partition(".")
-    preset, at = PRESETS.get(base), len(base)
-    while preset is not None and at < len(name):
-        found = _VARIATION.match(name, at)
-        if found is None:
-            preset = None
-            break
-        size, at = found["size"], found.end()
-        mean = [float(number) for number in found.groups()[2:]] if found[3] else None
-        preset = vary(
-            preset, size=int(size) if size else None, mean=mean, any_size=bool(found["any"])
-        )
-    if preset is None:
-        raise PresetError(
-            f"preset {name!r}",
-            "there is no such preset",
-            f"Known are: {', '.join(PRESETS)}; variations are written caffe.size224, "
-            "caffe.mean104-117-123 and caffe.anysize.",
-        )
+    base = name.partition(".")[0]
+    preset = PRESETS.get(base)
+    if preset is None or not _VARIATIONS.fullmatch(name, len(base)):
+        advice = "variations are written caffe.size224, caffe.mean104-117-123 and caffe.anysize."
+        advice = f"Known are: {', '.join(PRESETS)}; {advice}"
+        raise PresetError(f"preset {name!r}", "there is no such preset", advice)
+    for size, any_size, *mean in _VARIATION.findall(name, len(base)):
+        mean = [float(number) for number in mean] if mean[0] else None
+        preset = vary(preset, size=int(size) if size else None, mean=mean, any_size=bool(any_size))
     return preset
 
 
@@ -263,25 +247,18 @@ def as_preset(preset: Any) -> Preset:
         return preset
     if isinstance(preset, str):
         return preset_named(preset)
+    names = ", ".join(PRESETS)
     if not (hasattr(preset, "layers") or hasattr(preset, "signatures")):
-        raise PresetError(
-            f"preset of type {type(preset).__name__}",
-            "it is neither a name, nor a Preset, nor a model",
-            f"Known names are: {', '.join(PRESETS)}.",
-        )
+        asked, found = type(preset).__name__, "it is neither a name, nor a Preset, nor a model"
+        raise PresetError(f"preset of type {asked}", found, f"Known names are: {names}.")
     asked = f"model {getattr(preset, 'name', type(preset).__name__)!r}"
     if _preprocesses(preset):
-        raise UsageError(
-            asked, "it preprocesses its input in a layer of its own", "Give it the photos directly."
-        )
-    name = carried_preset(preset)
-    if name is None:
-        raise UsageError(
-            asked,
-            "it carries no preset",
-            f"Name the one it was trained with: {', '.join(PRESETS)}.",
-        )
-    return preset_named(name)
+        found = "it preprocesses its input in a layer of its own"
+        raise UsageError(asked, found, "Give it the photos directly.")
+    if name := carried_preset(preset):
+        return preset_named(name)
+    advice = f"Name the one it was trained with: {names}."
+    raise UsageError(asked, "it carries no preset", advice)
 
 
 def _preprocesses(model: Any) -> bool:
@@ -324,9 +301,8 @@ def vary(
     preset = as_preset(preset)
     if preset.is_raw:
         if mean is not None:
-            raise PresetError(
-                "preset 'raw'", "it subtracts no mean", "Use another preset, or leave the mean out."
-            )
+            advice = "Use another preset, or leave the mean out."
+            raise PresetError("preset 'raw'", "it subtracts no mean", advice)
         return preset  # of any size as it is
     base = PRESETS.get(preset.name.partition(".")[0], preset)
     if any_size:
@@ -365,11 +341,9 @@ def recorded_name(preset: str | Preset) -> str:
     names = [same.name for same in varied if same == preset]
     if names:
         return min(names, key=len)  # "kratzert", not "squash.mean104-117-124"
-    raise PresetError(
-        f"preset {preset.name!r}",
-        "it can't be recorded by a name, because it is not a variation of a known preset",
-        "Use it with preprocess_input or Preprocessing.",
-    )
+    found = "it can't be recorded by a name, because it is not a variation of a known preset"
+    advice = "Use it with preprocess_input or Preprocessing."
+    raise PresetError(f"preset {preset.name!r}", found, advice)
 
 
 def misfit(preset: Preset, trained: Preset) -> str | None:
