@@ -86,12 +86,11 @@ class Batch(NamedTuple):
         return [photo.path for photo in self.photos]
 
 
-class PhotoReader:
+class PhotoReader(contextlib.AbstractContextManager):
     """Reads, decodes and preprocesses photos in processes of their own.
 
-    A photo that crashes or hangs a decoder is one failure in its batch, and the process is
-    replaced. Processes start when there is work for them and end with the reader, or with the
-    program that runs it, however that ends. Use as a context manager.
+    A photo that crashes or hangs a decoder is one failure in its batch. Processes start when there
+    is work for them and end with the reader, a context manager, or its program, however that ends.
 
     Parameters
     ----------
@@ -104,13 +103,13 @@ class PhotoReader:
     workers : int, optional
         Number of processes; by default one for each processor that this program may use.
     timeout : float
-        Seconds of processor time that one photo may take. Six times as long, and at least a
-        minute, may pass meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
+        Seconds of processor time for one photo. Six times as long, at least a minute, may pass
+        meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
     depth : {"auto", "16", "12", "8"}
         As in `load_image`; its warning is logged for the first photo only.
     fast_decode : bool
-        Decode JPEGs of more than four times the network's size at a half, a quarter or an eighth
-        of theirs, whichever still is twice the network's. See Notes.
+        Decode large JPEGs at the half, quarter or eighth of their size that is still twice the
+        network's. See Notes.
 
     Raises
     ------
@@ -121,10 +120,9 @@ class PhotoReader:
 
     Notes
     -----
-    `fast_decode` changes pixels: JPEG's own averages come before the resize, which in preset
-    "caffe" takes single pixels. Relative L2 distance in the median, for 24 enlarged photos and for
-    16 collages of 12 megapixels whose finest detail is one pixel wide: 0.013 and 0.030 at pool5
-    (trained torchvision network), 0.008 and 0.073 at fc7 (Caffe network, random weights).
+    `fast_decode` changes pixels: JPEG's own averages come before the resize. Median relative L2
+    distance for 24 enlarged photos and for 16 collages of 12 megapixels with details one pixel
+    wide: 0.013 and 0.030 at pool5 (torchvision, trained), 0.008 and 0.073 at fc7 (Caffe, random).
     """
 
     def __init__(
@@ -144,14 +142,12 @@ class PhotoReader:
         row = preprocess_input(
             [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
         )
-        if workers is None and hasattr(os, "sched_getaffinity"):
-            workers = len(os.sched_getaffinity(0))
-        elif workers is None:
-            workers = os.cpu_count() or 1
+        if workers is None:
+            usable = getattr(os, "sched_getaffinity", None)
+            workers = len(usable(0)) if usable else os.cpu_count() or 1
         if workers < 1 or not timeout > 0:
-            raise UsageError(
-                f"{workers} workers, timeout {timeout}", "nothing could be read", "Use more."
-            )
+            asked = f"{workers} workers, timeout {timeout}"
+            raise UsageError(asked, "nothing could be read", "Use more.")
         self._shape: tuple[int, ...] | None = row.shape if record.size else None
         self._values = row.size if self._shape else _RAW_SIDE * _RAW_SIDE * 3
         self._settings = {
@@ -177,9 +173,6 @@ class PhotoReader:
         self._closed = threading.Event()
         atexit.register(self.close)
 
-    def __enter__(self) -> PhotoReader:
-        return self
-
     def __exit__(self, *exc_info) -> None:
         self.close()
 
@@ -196,14 +189,13 @@ class PhotoReader:
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos in batches, in the order of the input.
 
-        Decoding begins with this call, not with the first batch. While one batch is in use, the
-        next is being decoded; memory holds three batches, and those that the caller keeps.
+        Decoding begins with this call and goes on while a batch is in use; memory holds three
+        batches, and those that the caller keeps.
 
         Parameters
         ----------
         paths : iterable of str
-            Photo files, or URLs that fsspec can open (``s3://``, ``gs://``, ``memory://``).
-            Consumed as they are needed, in this thread.
+            Photo files, or URLs for fsspec. Consumed as they are needed, in this thread.
         batch_size : int
             Photos per batch, readable or not; the last may be shorter.
 
@@ -249,11 +241,9 @@ class PhotoReader:
         try:
             rows = np.empty((len(paths), self._values), np.float32)
         except MemoryError as error:
-            raise AlexNetError(
-                "memory for photos",
-                f"there is not enough ({error})",
-                "Use a smaller batch, or raise the limits of this program (ulimit -a).",
-            ) from error
+            found = f"there is not enough ({error})"
+            advice = "Use a smaller batch, or raise the limits of this program (ulimit -a)."
+            raise AlexNetError("memory for photos", found, advice) from error
         # Absolute: the working folder may be another one when the photo is read.
         here = os.getcwd()
         return rows, [
@@ -312,13 +302,6 @@ def _closed() -> UsageError:
     return UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
 
 
-def _unnamed_file() -> BinaryIO:
-    """A file in memory, where the platform has such; nothing of it can be left behind."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("tf-alexnet pixels"), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
-
-
 class _Decoder:
     """A process that runs `tf_alexnet.extraction.decoder`, replaced when it ends or hangs."""
 
@@ -375,15 +358,15 @@ class _Decoder:
             self.end()
             if self._closed:
                 raise _closed()
-        raise AlexNetError(
-            "decoder process",
-            f"it did not start ({reason})",
-            "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
-        )
+        advice = "Check that Python, NumPy, Pillow and OpenCV work in a new process."
+        raise AlexNetError("decoder process", f"it did not start ({reason})", advice)
 
     def _run(self) -> None:
         """Run the program. Its file takes pixels, and before those the errors of its start."""
-        self._pixels = _unnamed_file()
+        if hasattr(os, "memfd_create"):
+            self._pixels = os.fdopen(os.memfd_create("tf-alexnet pixels"), "r+b", buffering=0)
+        else:
+            self._pixels = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, PROGRAM, *sys.path],
             stdin=subprocess.PIPE,

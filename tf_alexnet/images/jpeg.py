@@ -36,12 +36,7 @@ _KNOWN = {
     0xFE,  # comment
 }
 
-_ROTATIONS = {
-    3: cv2.ROTATE_180,
-    6: cv2.ROTATE_90_CLOCKWISE,
-    7: cv2.ROTATE_180,
-    8: cv2.ROTATE_90_COUNTERCLOCKWISE,
-}
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF 2.32, table 4, in OpenCV's codes
 
 # Modes, and Pillow's options, of the JPEGs that both decoders are compared by.
 _COMPARED = (
@@ -79,13 +74,9 @@ def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 def turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
     """A picture turned upright, by its EXIF orientation from 1 to 8."""
-    if orientation in (5, 7):
+    if orientation in (5, 6, 7, 8):
         rgb = cv2.transpose(rgb)
-    if orientation in _ROTATIONS:
-        return cv2.rotate(rgb, _ROTATIONS[orientation])
-    if orientation in (2, 4):
-        return cv2.flip(rgb, 1 if orientation == 2 else 0)
-    return rgb
+    return cv2.flip(rgb, _FLIPS[orientation]) if orientation in _FLIPS else rgb
 
 
 def _is_whole(data: bytes) -> bool:

@@ -119,10 +119,11 @@ def check_crops(crops: str, preset: Preset, mean_image: np.ndarray | None) -> No
 
 def _tensor(images: Any, preset: Preset, mean: np.ndarray | None, crops: str) -> Any:
     """`preprocess_input` of a tensor; only callers who have one reach TensorFlow."""
-    from tf_alexnet.images.tf_ops import apply_preset, as_tensor
+    from tf_alexnet.images.tf_ops import apply_preset
 
     if hasattr(images, "numpy"):
-        return as_tensor(preprocess_input(images.numpy(), preset, mean_image=mean, crops=crops))
+        array = preprocess_input(images.numpy(), preset, mean_image=mean, crops=crops)
+        return apply_preset(array, PRESETS["raw"])  # as a tensor
     if crops != "center":
         asked = f"crops={crops!r} of a symbolic tensor"
         raise PresetError(asked, "that is not supported", "Use an array.")

@@ -25,9 +25,7 @@ class Preprocessing(keras.layers.Layer):
 
     Parameters
     ----------
-    preset : str, Preset or keras.Model
-        As in `preprocess_input`.
-    mean_image : array, path or three numbers, optional
+    preset, mean_image
         As in `preprocess_input`. A mean image is saved with the layer.
     **kwargs
         Arguments of `keras.layers.Layer`.
@@ -35,7 +33,6 @@ class Preprocessing(keras.layers.Layer):
     Attributes
     ----------
     preset : Preset
-        What the layer does.
     mean_image : ndarray of float32 (S, S, 3), or None
         In the preset's channel order.
 
@@ -72,9 +69,8 @@ class Preprocessing(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The input's shape, with the preset's size if it has one."""
-        if self.preset.size is None:
-            return tuple(input_shape)
-        return (*input_shape[:-3], self.preset.size, self.preset.size, 3)
+        size = self.preset.size
+        return (*input_shape[:-3], size, size, 3) if size else tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""

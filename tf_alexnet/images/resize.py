@@ -32,18 +32,8 @@ def resize_opencv(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize_pillow(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear with antialiasing, as torchvision resizes Pillow images.
 
-    Parameters
-    ----------
-    rgb : ndarray of uint8, (H, W, 3)
-        Any channel order.
-    height, width : int
-        Size of the result.
-
-    Returns
-    -------
-    ndarray of uint8, (height, width, 3)
-        Coefficients in 22-bit fixed point. Widths are changed first, then, after rounding to
-        uint8, heights.
+    Parameters and shapes are those of `resize_opencv`. Coefficients are in 22-bit fixed point;
+    widths are changed first, then, after rounding to uint8, heights.
     """
     image = Image.fromarray(np.ascontiguousarray(rgb))
     # Pillow 13 takes the cheaper order, which gives other pixels; before 12 it was always widths
