@@ -145,10 +145,7 @@ def _limit(processor: float, wall: float) -> None:
 def _decode(
     source: str | bytes, settings: dict[str, Any], send: Callable[..., None], file: BinaryIO
 ) -> tuple[str | None, str, Sequence[int]]:
-    """Decode a photo to the file: a code of `REASONS` or None, what was found, pixels' shape.
-
-    What is found of a readable photo is the note that its decoding logged.
-    """
+    """Decode a photo to the file: a code of `REASONS` or None, what was found or logged, shape."""
     try:
         _notes.clear()
         how = {name: settings[name] for name in ("depth", "least")}

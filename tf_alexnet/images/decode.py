@@ -57,6 +57,7 @@ TiffImagePlugin.OPEN_INFO.setdefault(_WHITE_IS_0, ("I;16B", "I;16B"))
 _BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags
 
 _log = logging.getLogger(__name__)
+_TRUNCATED = "LOAD_TRUNCATED_IMAGES"
 
 _ANOTHER = "Replace the file by an intact copy, or leave it out."
 _SMALLER = "Save it smaller, or as JPEG."
@@ -67,41 +68,37 @@ _UNREADABLE = {  # what comes up while reading -> code, what was found, advice
 }
 
 
-class _PillowSwitches:
-    """Pillow's process-wide switches, held in place as long as any thread decodes.
+_lock, _decoding, _before = threading.Lock(), [], contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _switches() -> Iterator[None]:
+    """Hold Pillow's process-wide switches in place as long as any thread decodes.
 
     Its warnings say nothing an error does not say better. `LOAD_TRUNCATED_IMAGES`, which much
     code on the web sets, would turn half a photo into half a grey one.
     """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._users = 0
-
-    def __enter__(self):
-        with self._lock:
-            if self._users == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-                self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
-            self._users += 1
-
-    def __exit__(self, *exc_info):
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                ImageFile.LOAD_TRUNCATED_IMAGES = self._truncated
-                self._filters.__exit__(*exc_info)
+    with _lock:
+        if not _decoding:
+            _before.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _before.callback(setattr, ImageFile, _TRUNCATED, getattr(ImageFile, _TRUNCATED))
+            setattr(ImageFile, _TRUNCATED, False)
+        _decoding.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _decoding.pop()
+            if not _decoding:
+                _before.close()
 
 
-_switches = _PillowSwitches()
 Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
 
 def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
-    """Read a photo.
+    """Read a photo, in any thread.
 
     Parameters
     ----------
@@ -128,10 +125,6 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
         If `source` is something else, for example an array.
     UsageError
         If it is a URL and a package for its scheme is not installed, or there is no such `depth`.
-
-    Notes
-    -----
-    May be called from many threads at once.
     """
     return decode_photo(source, depth=depth)
 
@@ -147,7 +140,7 @@ def decode_photo(
         As in `load_image`.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
-        so many pixels. JPEG's own averages take the place of pixels then.
+        so many pixels, which are JPEG's own averages then.
     opencv : bool
         Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
     """
@@ -189,10 +182,8 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
 
     Returns
     -------
-    bytes
-        Its content, not empty or an image for certain.
-    os.stat_result or None
-        Its state, the same before and after reading; None if it changed at every attempt.
+    bytes, os.stat_result or None
+        Its content, and its state before and after reading; None if it changed at every attempt.
 
     Raises
     ------
@@ -310,7 +301,7 @@ def _photo(
 def _one_error(asked: str) -> Iterator[None]:
     """Decode with Pillow's switches in place; whatever it raises becomes an `ImageError`."""
     try:
-        with _switches:
+        with _switches():
             yield
             return
     except ImageError:

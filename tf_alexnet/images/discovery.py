@@ -83,23 +83,21 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     -------
     list of str
         In the order of `inputs`; the contents of a folder sorted by name, byte by byte, level by
-        level. A file that is named twice is there once, where it came first. Bytes of a name that
-        are not UTF-8 are kept as surrogates (`os.fsencode` gives them back). One of several inputs
-        that doesn't exist is there too, for whoever reads it to report.
+        level. A file that is named twice is there once, where it came first. Names that are not
+        UTF-8 hold surrogates (`os.fsencode`). One of several inputs that doesn't exist is there
+        too, for whoever reads it to report.
 
     Raises
     ------
     ImageError
-        If the only input is missing, or all are, or a list can't be read.
-    InputError
-        If an entry is no path.
-    UsageError
-        If there is no image at all, or an input is an archive or a file of arrays.
+        If all inputs are missing, or a list can't be read.
+    InputError, UsageError
+        If an entry is no path; there is no image at all; or an input is an archive or of arrays.
 
     Notes
     -----
-    Logs one warning of what it left out in folders: files by suffix, except for text, metadata and
-    what other programs write, and foreign folders. Logs which column of a table was read.
+    Logs one warning of what it left out in folders: files by suffix, except for text and metadata,
+    and foreign folders. Logs which column of a table was read.
     """
     if isinstance(inputs, ImagePaths):
         return inputs if repeats else ImagePaths(dict.fromkeys(inputs))

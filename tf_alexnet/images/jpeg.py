@@ -19,23 +19,14 @@ from PIL import Image
 KINDS = ("JPEG", "MPO")
 
 # Sampling factors (horizontal, vertical) of the components: 4:4:4, 4:2:2, 4:2:0, grey.
-_SAMPLINGS = (
-    ((1, 1), (1, 1), (1, 1)),
-    ((2, 1), (1, 1), (1, 1)),
-    ((2, 2), (1, 1), (1, 1)),
-    ((1, 1),),
-)
+_SAMPLINGS = (((1, 1),) * 3, ((2, 1), (1, 1), (1, 1)), ((2, 2), (1, 1), (1, 1)), ((1, 1),))
 
 # ITU-T T.81, table B.1; between them in the data stand stuffed bytes and restart markers.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
-_KNOWN = {
-    *(0xC0, 0xC1, _PROGRESSIVE),  # frames; the first two are baseline and extended
-    *(0xC4, 0xDB, 0xDD, _SCAN),  # tables, restart interval, scan
-    *range(0xE0, 0xF0),  # applications
-    0xFE,  # comment
-}
-
+# Frames (the first two are baseline and extended), tables, scan, restart interval, applications,
+# comment.
+_KNOWN = {0xC0, 0xC1, _PROGRESSIVE, 0xC4, 0xDB, _SCAN, 0xDD, *range(0xE0, 0xF0), 0xFE}
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF 2.32, table 4, in OpenCV's codes
 
 # Modes, and Pillow's options, of the JPEGs that both decoders are compared by.

@@ -67,27 +67,22 @@ def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
 
     Parameters
     ----------
-    preset : str, Preset or model
-        As in `preprocess_input`.
-    mean : ndarray, sequence of 3 floats, str, path or None
-        A mean image or channel means, as in `preprocess_input`.
+    preset, mean
+        As `preset` and `mean_image` of `preprocess_input`.
 
     Returns
     -------
     preset : Preset
         Its variation with these channel means; "caffe-mean-image" for "caffe" with an image.
     mean_image : ndarray of float32 (S, S, 3), or None
-        In the preset's channel order, S the side before or after the crop. Of a preset for any
-        size, (1, 1, 3): the image's channel means.
+        In the preset's channel order, S the side before or after the crop; (1, 1, 3) for a preset
+        of any size.
 
     Raises
     ------
-    PresetError
-        If the preset needs a mean image and there is none, or takes none.
-    InputError
-        If the mean can't be read or has another shape.
-    UsageError
-        If a model carries no preset.
+    PresetError, InputError, UsageError
+        If preset and mean image don't go together; the mean can't be read or has another shape; or
+        a model carries no preset.
     """
     record = as_preset(preset)
     if mean is None:

@@ -2,11 +2,9 @@
 
 Each `Preset` states its steps in numbers: resize, crop, channel order, divisor, mean, deviation. A
 network that is given another preset's pixels still answers, only worse, so each constant is written
-here once, with its source.
-
-A name is all that files and models record of a preset. Variations are part of it:
-``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123`` subtracts other means (in
-the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
+here once, with its source. A name is all that files and models record of a preset. Variations are
+part of it: ``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123`` subtracts other
+means (in the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
 """
 
 from __future__ import annotations
@@ -279,7 +277,6 @@ def vary(
     Parameters
     ----------
     preset : str or Preset
-        The preset to start from.
     size : int, optional
         Side of the result. A preset that crops still resizes to the same side first, unless `size`
         is larger than that.
@@ -338,8 +335,7 @@ def recorded_name(preset: str | Preset) -> str:
     size = {"size": preset.size, "any_size": preset.size is None}
     bases = [p for p in PRESETS.values() if p.divisor == preset.divisor and not p.is_raw]
     varied = [vary(base, mean=mean, **size) for base in bases]
-    names = [same.name for same in varied if same == preset]
-    if names:
+    if names := [same.name for same in varied if same == preset]:
         return min(names, key=len)  # "kratzert", not "squash.mean104-117-124"
     found = "it can't be recorded by a name, because it is not a variation of a known preset"
     advice = "Use it with preprocess_input or Preprocessing."
@@ -349,16 +345,11 @@ def recorded_name(preset: str | Preset) -> str:
 def misfit(preset: Preset, trained: Preset) -> str | None:
     """Why a network trained with one preset can't make sense of another's pixels, or None.
 
-    Parameters
-    ----------
-    preset, trained : Preset
-        The one that was asked for, and the one the network was trained with. Another size is not
-        looked at: the network refuses that by itself.
+    Another size is not looked at: the network refuses that by itself.
     """
     span, wanted = _span(preset), _span(trained)
-    if preset.is_raw or trained.is_raw:
-        return None
-    if preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted):
+    alike = preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted)
+    if preset.is_raw or trained.is_raw or alike:
         return None
     return (
         f"preset {preset.name!r} gives {preset.channels} values over a range of {span:.3g}, but "
