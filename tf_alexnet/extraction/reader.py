@@ -43,8 +43,8 @@ _START = (
 # Libraries built for many threads would start them, and reserve memory for each.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # The C library gives memory back after every photo and asks for it again at the next, page by
-    # page: half of the time that decoding takes. It may keep 128 MiB, and what is larger, too.
+    # Or the C library gives memory back after every photo and asks for it again, page by page: half
+    # of the time that decoding takes.
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
     "MALLOC_MMAP_MAX_": "0",
 }
@@ -68,12 +68,10 @@ class Batch(NamedTuple):
 
     Attributes
     ----------
-    photos : list of Photo
-        The photos that could be read.
+    photos, failures : list of Photo, list of Failure
+        The photos that could be read, and those that could not.
     pixels : ndarray of float32, (len(photos) * crops, S, S, 3)
         The network's input; (0, S, S, 3) if no photo could be read.
-    failures : list of Failure
-        The photos that could not be read.
     """
 
     photos: list[Photo]
@@ -94,12 +92,8 @@ class PhotoReader(contextlib.AbstractContextManager):
 
     Parameters
     ----------
-    preset : str or Preset
-        A preset that has a name.
-    mean_image : array, path or three numbers, optional
-        As in `preprocess_input`.
-    crops : {"center", "ten"}
-        One or ten pictures per photo.
+    preset, mean_image, crops
+        As in `preprocess_input`; the preset must have a name.
     workers : int, optional
         Number of processes; by default one for each processor that this program may use.
     timeout : float
@@ -139,9 +133,8 @@ class PhotoReader(contextlib.AbstractContextManager):
         record, mean_image = resolve(preset, mean_image)
         self._preset = recorded_name(record)
         # Preprocessing a small picture gives the shape of a row, or what is wrong with the call.
-        row = preprocess_input(
-            [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
-        )
+        small = np.zeros((1, 8, 8, 3), np.uint8)
+        row = preprocess_input(small, record, mean_image=mean_image, crops=crops)
         if workers is None:
             usable = getattr(os, "sched_getaffinity", None)
             workers = len(usable(0)) if usable else os.cpu_count() or 1
@@ -155,8 +148,7 @@ class PhotoReader(contextlib.AbstractContextManager):
             "mean_image": None if mean_image is None else mean_image.shape,
             "crops": crops,
             "depth": depth,
-            # At just the side resized to, that would be 15 % faster and the features three times
-            # as far off.
+            # At just the side resized to: 15 % faster, and the features three times as far off.
             "least": 2 * record.resized if fast_decode else None,
             "values": self._values,
             "timeout": float(timeout),
@@ -273,9 +265,14 @@ class PhotoReader(contextlib.AbstractContextManager):
         photos, failures, good = [], [], []
         for number, future in enumerate(futures):
             with contextlib.suppress(CancelledError):
-                found = self._same_size(*future.result())
+                found, shape = future.result()
             if self._closed.is_set():  # closing kills processes, which is no photo's fault
                 raise _closed()
+            self._shape = self._shape or tuple(shape)
+            if isinstance(found, Photo) and self._shape != tuple(shape):  # in preset "raw"
+                text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
+                text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
+                found = Failure(found.path, "bad_shape", text, found.stat, found.digest)
             if isinstance(found, Failure):
                 failures.append(found)
             else:
@@ -286,15 +283,6 @@ class PhotoReader(contextlib.AbstractContextManager):
         if failures:
             pixels = pixels[good]
         return Batch(photos, pixels.reshape(len(good) * crops, *picture), failures)
-
-    def _same_size(self, found: Photo | Failure, shape: Sequence[int]) -> Photo | Failure:
-        """Refuse a photo of another size than the first, in presets without a size ("raw")."""
-        self._shape = self._shape or tuple(shape)
-        if isinstance(found, Failure) or self._shape == tuple(shape):
-            return found
-        text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
-        text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
-        return Failure(found.path, "bad_shape", text, found.stat, found.digest)
 
 
 def _closed() -> UsageError:

@@ -135,10 +135,8 @@ def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator
 
     Raises
     ------
-    ImageError
-        If it can't be read.
-    UsageError
-        If no column holds paths, or pyarrow is missing.
+    ImageError, UsageError
+        If it can't be read; if no column holds paths, or pyarrow is missing.
     """
     try:
         with _opened(path, suffix) as file:

@@ -22,6 +22,7 @@ from tf_alexnet.errors import PresetError, UsageError
 
 # Channel means, BGR, of BVLC/caffe python/caffe/imagenet/ilsvrc_2012_mean.npy.
 CAFFE_MEAN = (104.00698793, 116.66876762, 122.67891434)
+_IMAGENET = {"divisor": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 MEAN_IMAGE = "mean image"
 OWN_MEAN = "own mean"
@@ -137,78 +138,56 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+# Name, title, source, numbers.
 _ROWS = (
-    Preset(
-        name="caffe",
-        title="squash to 256, centre crop 227, BGR, minus the channel mean",
-        source="models/bvlc_alexnet/train_val.prototxt and python/caffe/io.py of BVLC/caffe",
-        size=227,
-        resized=256,
-        channels="BGR",
-        mean=CAFFE_MEAN,
+    (
+        "caffe",
+        "squash to 256, centre crop 227, BGR, minus the channel mean",
+        "models/bvlc_alexnet/train_val.prototxt and python/caffe/io.py of BVLC/caffe",
+        {"size": 227, "resized": 256, "channels": "BGR", "mean": CAFFE_MEAN},
     ),
-    Preset(
-        name="caffe-mean-image",
-        title="squash to 256, centre crop 227, BGR, minus the mean image cropped alike",
-        source="models/bvlc_alexnet/train_val.prototxt and data_transformer.cpp of BVLC/caffe",
-        size=227,
-        resized=256,
-        channels="BGR",
-        mean=MEAN_IMAGE,
+    (
+        "caffe-mean-image",
+        "squash to 256, centre crop 227, BGR, minus the mean image cropped alike",
+        "models/bvlc_alexnet/train_val.prototxt and data_transformer.cpp of BVLC/caffe",
+        {"size": 227, "resized": 256, "channels": "BGR", "mean": MEAN_IMAGE},
     ),
-    Preset(
-        name="squash",
-        title="squash to 227, BGR, minus the channel mean",
-        source="examples/00-classification.ipynb of BVLC/caffe",
-        size=227,
-        channels="BGR",
-        mean=CAFFE_MEAN,
+    (
+        "squash",
+        "squash to 227, BGR, minus the channel mean",
+        "examples/00-classification.ipynb of BVLC/caffe",
+        {"size": 227, "channels": "BGR", "mean": CAFFE_MEAN},
     ),
-    Preset(
-        name="kratzert",
-        title="squash to 227, BGR, minus 104/117/124",
-        source="kratzert/finetune_alexnet_with_tensorflow",
-        size=227,
-        channels="BGR",
-        mean=(104.0, 117.0, 124.0),
+    (
+        "kratzert",
+        "squash to 227, BGR, minus 104/117/124",
+        "kratzert/finetune_alexnet_with_tensorflow",
+        {"size": 227, "channels": "BGR", "mean": (104.0, 117.0, 124.0)},
     ),
-    Preset(
-        name="udacity",
-        title="squash to 227, RGB, minus the picture's own mean (for conv1 padded SAME)",
-        source="udacity/CarND-Alexnet-Feature-Extraction",
-        size=227,
-        mean=OWN_MEAN,
+    (
+        "udacity",
+        "squash to 227, RGB, minus the picture's own mean (for conv1 padded SAME)",
+        "udacity/CarND-Alexnet-Feature-Extraction",
+        {"size": 227, "mean": OWN_MEAN},
     ),
-    Preset(
-        name="torchvision",
-        title="shorter side to 256 (antialiased), centre crop 224, RGB 0..1, ImageNet mean and std",
-        source="AlexNet_Weights.IMAGENET1K_V1 of torchvision",
-        size=224,
-        resized=256,
-        keep_aspect=True,
-        antialias=True,
-        divisor=255.0,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+    (
+        "torchvision",
+        "shorter side to 256 (antialiased), centre crop 224, RGB 0..1, ImageNet mean and std",
+        "AlexNet_Weights.IMAGENET1K_V1 of torchvision",
+        {"size": 224, "resized": 256, "keep_aspect": True, "antialias": True, **_IMAGENET},
     ),
-    Preset(
-        name="compact",
-        title="squash to 224 (antialiased), RGB -1..1",
-        source="Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
-        size=224,
-        antialias=True,
-        divisor=255.0,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+    (
+        "compact",
+        "squash to 224 (antialiased), RGB -1..1",
+        "Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
+        {"size": 224, "antialias": True, "divisor": 255.0, "mean": [0.5] * 3, "std": [0.5] * 3},
     ),
-    Preset(
-        name="raw",
-        title="float32 of what came in",
-        source="for pictures that are preprocessed already",
-    ),
+    ("raw", "float32 of what came in", "for pictures that are preprocessed already", {}),
 )
-
-PRESETS = {preset.name: preset for preset in _ROWS}
+PRESETS = {
+    name: Preset(name, title=title, source=source, **numbers)
+    for name, title, source, numbers in _ROWS
+}
 
 
 def preset_named(name: str) -> Preset:

@@ -97,23 +97,13 @@ def _resized_centre(images: tf.Tensor, preset: Preset) -> tf.Tensor:
     return tf.ensure_shape(pixels, (*images.shape[:-3], preset.size, preset.size, 3))
 
 
+# Side of a picture, side of the resized picture, and which of its rows or columns to compute: int32
+# scalars and an int32 vector.
 Axis = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def resize_opencv_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
-    """`resize_opencv` as integer ops (``resize.cpp`` of OpenCV 2.4 to 4).
-
-    Parameters
-    ----------
-    images : tensor of uint8, (..., H, W, 3)
-        Any channel order.
-    rows, columns : tuple of (int32 scalar, int32 scalar, int32 vector)
-        Side of `images`, side of the resized picture, and which of its rows or columns to compute.
-
-    Returns
-    -------
-    tensor of uint8, (..., len of the rows, len of the columns, 3)
-    """
+    """`resize_opencv` of uint8 (..., H, W, 3) in integers (``resize.cpp`` of OpenCV 2.4 to 4)."""
 
     def fixed(weight: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.round(weight * 2048.0), tf.int32)  # 11 bits, rounded half to even
