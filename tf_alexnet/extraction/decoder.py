@@ -162,10 +162,8 @@ def _decode(
             file.write(pixels)
             return None, _notes[0] if _notes else "", pixels.shape
         code, text = "bad_shape", f"it has {pixels.shape[2]}x{pixels.shape[1]} pixels, too many"
-    except ImageError as error:
-        code, text = error.code, error.found
-    except InputError as error:  # no preset fits such a shape
-        code, text = "bad_shape", error.found
+    except (ImageError, InputError) as error:  # the latter: no preset fits such a shape
+        code, text = getattr(error, "code", "bad_shape"), error.found
     except MemoryError:
         code, text = "too_large", "there is not enough memory to decode it"
     except Exception as error:

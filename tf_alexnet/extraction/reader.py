@@ -107,10 +107,8 @@ class PhotoReader(contextlib.AbstractContextManager):
 
     Raises
     ------
-    PresetError, InputError
-        If preset, mean image and crops don't go together.
-    UsageError
-        If `workers` or `timeout` is not positive.
+    PresetError, InputError, UsageError
+        If preset, mean image and crops don't go together, `workers` or `timeout` is not positive.
 
     Notes
     -----
@@ -197,11 +195,9 @@ class PhotoReader(contextlib.AbstractContextManager):
 
         Raises
         ------
-        UsageError
-            If `batch_size` is not positive, the reader is closed, or a package that opens a URL is
-            not installed.
-        AlexNetError
-            If decoder processes can't be started.
+        UsageError, AlexNetError
+            If `batch_size` is not positive, the reader is closed, or a package for a URL is not
+            installed; if decoder processes can't be started.
         """
         if batch_size < 1:
             raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
@@ -222,9 +218,8 @@ class PhotoReader(contextlib.AbstractContextManager):
                 yield self._collect(*waiting.popleft())
                 submit()
         finally:
-            for _, futures in waiting:
-                for future in futures:
-                    future.cancel()
+            for future in itertools.chain.from_iterable(futures for _, futures in waiting):
+                future.cancel()
 
     def _submit(self, paths: list[str]) -> _Waiting:
         """Begin to read photos; their pixels will lie side by side."""
@@ -238,10 +233,8 @@ class PhotoReader(contextlib.AbstractContextManager):
             raise AlexNetError("memory for photos", found, advice) from error
         # Absolute: the working folder may be another one when the photo is read.
         here = os.getcwd()
-        return rows, [
-            self._threads.submit(self._photo, path, here, row)
-            for path, row in zip(paths, rows, strict=True)
-        ]
+        work = zip(paths, rows, strict=True)
+        return rows, [self._threads.submit(self._photo, path, here, row) for path, row in work]
 
     def _photo(self, path: str, here: str, row: np.ndarray) -> _Found:
         """Fetch and decode a photo into its row (in one of the threads)."""

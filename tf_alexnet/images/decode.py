@@ -61,10 +61,10 @@ _TRUNCATED = "LOAD_TRUNCATED_IMAGES"
 
 _ANOTHER = "Replace the file by an intact copy, or leave it out."
 _SMALLER = "Save it smaller, or as JPEG."
-_UNREADABLE = {  # what comes up while reading -> code, what was found, advice
-    FileNotFoundError: ("missing", "there is no such file", "Check the name and the folder."),
-    IsADirectoryError: ("is_folder", "it is a folder", "Name a file in it, or leave it out."),
-    PermissionError: ("no_permission", "no permission to read it", "Make it readable, or skip it."),
+_UNREADABLE = {  # what comes up while reading -> what was found, advice, code
+    FileNotFoundError: ("there is no such file", "Check the name and the folder.", "missing"),
+    IsADirectoryError: ("it is a folder", "Name a file in it, or leave it out.", "is_folder"),
+    PermissionError: ("no permission to read it", "Make it readable, or skip it.", "no_permission"),
 }
 
 
@@ -121,10 +121,9 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     ImageError
         If it is missing, empty, no image, truncated or damaged, larger than `MAX_PIXELS` pixels,
         or of a kind without an obvious reading as RGB (floating point, Lab, 32-bit integers).
-    InputError
-        If `source` is something else, for example an array.
-    UsageError
-        If it is a URL and a package for its scheme is not installed, or there is no such `depth`.
+    InputError, UsageError
+        If `source` is something else, for example an array; if a package for a URL's scheme is not
+        installed, or there is no such `depth`.
     """
     return decode_photo(source, depth=depth)
 
@@ -163,16 +162,14 @@ def decode_photo(
         asked = os.fsdecode(source)
         data, _ = read_file(asked)
     else:
-        raise InputError(
-            f"photo of type {type(source).__name__}",
-            "not a path, URL, bytes, binary file or PIL image",
-            "Arrays of pixels need no loading: give them to preprocess_input.",
-        )
+        asked, found = type(source).__name__, "not a path, URL, bytes, binary file or PIL image"
+        advice = "Arrays of pixels need no loading: give them to preprocess_input."
+        raise InputError(f"photo of type {asked}", found, advice)
     if not data:
-        raise _refusal("empty", asked, "it is empty", _ANOTHER)
+        raise ImageError(asked, "it is empty", _ANOTHER, "empty")
     if "HEIF" not in FORMATS and any(brand in data[8:40] for brand in _HEIC):
         advice = "Install its reader: pip install 'tf-alexnet[heic]'; or save it as JPEG."
-        raise _refusal("unsupported", asked, "it is a HEIC photo", advice)
+        raise ImageError(asked, "it is a HEIC photo", advice, "unsupported")
     with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
         return _photo(image, data, asked, depth, least, opencv)
 
@@ -211,10 +208,8 @@ def read_url(url: str) -> bytes:
 
     Raises
     ------
-    ImageError
-        If it can't be had, or is larger than `MAX_BYTES`.
-    UsageError
-        If a package for its scheme is not installed.
+    ImageError, UsageError
+        If it can't be had or is larger than `MAX_BYTES`; if a package for its scheme is missing.
     """
     try:
         files, path = filesystem(url)
@@ -238,29 +233,21 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
     except Exception as error:  # closed, write-only, or whatever its network raises
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
-        raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
+        raise ImageError(asked, "it is open as text", 'Open it with mode "rb".', "unreadable")
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
-        raise _refusal("too_large", asked, fault, _SMALLER)
+        raise ImageError(asked, fault, _SMALLER, "too_large")
     return data
-
-
-def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
-    """An `ImageError` that a program can tell from others by its `code`."""
-    error = ImageError(asked, found, advice)
-    error.code = code
-    return error
 
 
 def _unreadable(error: Exception, asked: str) -> ImageError:
     """The refusal for what came up while reading."""
     for kind, refusal in _UNREADABLE.items():
         if isinstance(error, kind):
-            code, found, advice = refusal
-            return _refusal(code, asked, found, advice)
+            return ImageError(asked, *refusal)
     fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
     advice = "Check the name and the disk."
-    return _refusal("unreadable", asked, f"it can't be read ({fault})", advice)
+    return ImageError(asked, f"it can't be read ({fault})", advice, "unreadable")
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
@@ -270,14 +257,14 @@ def _check_file(path: str, status: os.stat_result) -> None:
             os.scandir(path).close()
         except PermissionError:
             advice = "Make it readable, or move it."
-            raise _refusal("no_permission", path, "the folder can't be read", advice) from None
+            raise ImageError(path, "the folder can't be read", advice, "no_permission") from None
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
         fault, advice = "it is not a regular file", "Copy its content to a file."
-        raise _refusal("unreadable", path, fault, advice)
+        raise ImageError(path, fault, advice, "unreadable")
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-        raise _refusal("too_large", path, fault, _SMALLER)
+        raise ImageError(path, fault, _SMALLER, "too_large")
 
 
 def _photo(
@@ -300,6 +287,7 @@ def _photo(
 @contextlib.contextmanager
 def _one_error(asked: str) -> Iterator[None]:
     """Decode with Pillow's switches in place; whatever it raises becomes an `ImageError`."""
+    advice = _ANOTHER
     try:
         with _switches():
             yield
@@ -307,12 +295,8 @@ def _one_error(asked: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise _refusal(
-            "not_an_image",
-            asked,
-            "it is not an image format we read, or its header is damaged",
-            f"We read {', '.join(FORMATS)}; convert the file, or replace it by an intact copy.",
-        ) from None
+        code, fault = "not_an_image", "it is not an image format we read, or its header is damaged"
+        advice = f"We read {', '.join(FORMATS)}; convert the file, or replace it by an intact copy."
     except Image.DecompressionBombError:
         code, fault = "too_large", f"it has more than {MAX_PIXELS:,} pixels"
     except MemoryError:
@@ -321,17 +305,17 @@ def _one_error(asked: str) -> Iterator[None]:
         # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
         # struct.error, RecursionError, ... To the caller all are one: no picture.
         code, fault = "damaged", f"it can't be decoded ({str(error) or type(error).__name__})"
-    raise _refusal(code, asked, fault, _ANOTHER)
+    raise ImageError(asked, fault, advice, code)
 
 
 def _check_size(image: Image.Image, asked: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise _refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
+        raise ImageError(asked, f"its header says {width}x{height} pixels", _ANOTHER, "damaged")
     if width * height > MAX_PIXELS:
         fault = f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}"
         advice = "Save a smaller copy; the network sees at most a few hundred pixels a side."
-        raise _refusal("too_large", asked, fault, advice)
+        raise ImageError(asked, fault, advice, "too_large")
 
 
 def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
@@ -370,7 +354,7 @@ def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, depth: 
     if mode in ("F", "LAB", "HSV") or (mode == "I" and image.format not in ("PNG", "PPM")):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(mode, mode)
         fault = f"it holds {what} pixels, which have no fixed range"
-        raise _refusal("unsupported", asked, fault, "Save it as an 8-bit RGB PNG or JPEG first.")
+        raise ImageError(asked, fault, "Save it as an 8-bit RGB PNG or JPEG first.", "unsupported")
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if depth == "auto" and tags.get(_BITS) == (12,):
         depth = "12"

@@ -61,15 +61,14 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
         (`tf_alexnet.images.lists.as_sequence`) of these:
 
         - A file, whatever its suffix.
-        - A folder: all below it that have an image's suffix in any case, links followed; also a
-          folder with such a name that is empty, or one that can't be read, which whoever reads it
-          reports. Hidden names and foreign folders (`FOREIGN`) are left out.
+        - A folder: all below it that have an image's suffix, links followed, hidden names and
+          foreign folders (`FOREIGN`) left out; also what whoever reads it will report: an empty
+          folder with such a suffix, or one that can't be read.
         - A list, ``.txt``: a path per line, also with a class behind it (``a.jpg 7``); ``-`` is
           one on standard input, relative to the current folder.
         - A table, ``.csv``, ``.tsv`` or ``.parquet``, separated by comma, semicolon or tab: its
-          column `path`; else the one called image, img, file, filename, stimulus or the like, or
-          whose cells look like photos; else the first. The first row is a header unless it has an
-          image's suffix there.
+          column `path`; else one called image, file, stimulus or the like, or whose cells look like
+          photos; else the first. The first row is a header unless it has an image's suffix there.
         - A pattern (``*``, ``?``, ``[...]``, ``**``) that is no file's name: what it matches.
         - A URL (``s3://...``, ``zip://*.jpg::photos.zip``): the same by fsspec.
 
@@ -339,6 +338,5 @@ def _full_url(url: str, path: str, found: str, files: Any) -> str:
 def _in_list(path: str, suffix: str) -> Iterator[str]:
     scheme, place, inside = _URL.fullmatch(path).groups("") if is_url(path) else ("", path, "")
     base = scheme + os.path.dirname(place)
-    exists = (lambda _: False) if scheme else lambda x: os.path.lexists(os.path.join(base, x))
-    for entry in read_list(path, suffix, exists):
+    for entry in read_list(path, suffix, base):
         yield entry if is_url(entry) else os.path.join(base, entry) + inside

@@ -40,19 +40,10 @@ _READ = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMR
 
 
 def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """The pixels that Pillow's `load` would give, as RGB; None if that is not certain.
+    """The pixels that Pillow's `load` would give; None if that is not certain.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Opened, not loaded.
-    data : bytes
-        The file.
-
-    Returns
-    -------
-    ndarray of uint8, (height, width, 3), or None
-        Not turned by EXIF.
+    Takes an image that is opened, not loaded, and its file. Gives RGB of uint8, (height, width, 3),
+    not turned by EXIF.
     """
     if image.format not in KINDS or image.mode not in ("RGB", "L") or image.bits != 8:
         return None

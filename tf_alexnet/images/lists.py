@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import IO, Any
 
@@ -121,17 +121,15 @@ def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator[str]:
+def read_list(path: str, suffix: str, base: str) -> Iterator[str]:
     """Entries of a list or table, one by one: a million of them need not be in memory.
 
     Parameters
     ----------
     path : str
         A file, a URL, or ``-`` for standard input.
-    suffix : str
-        One of `LISTS`: what kind of list it is.
-    exists : callable
-        Whether there is a file of that name, as it stands in the list.
+    suffix, base : str
+        What kind of list it is, one of `LISTS`, and the folder that its entries are relative to.
 
     Raises
     ------
@@ -150,7 +148,7 @@ def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator
                 if "\0" in cell:
                     raise ValueError("it holds NUL characters")
                 if cell.strip():
-                    yield _as_meant(cell, exists)
+                    yield _as_meant(cell, base)
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
@@ -178,7 +176,7 @@ def _opened(path: str, suffix: str) -> IO:
     return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
 
 
-def _as_meant(entry: str, exists: Callable[[str], bool]) -> str:
+def _as_meant(entry: str, base: str) -> str:
     r"""An entry without blanks, quotes and classes around it, and with ``/`` for ``\``.
 
     As it stands, if a file has that very name.
@@ -193,7 +191,8 @@ def _as_meant(entry: str, exists: Callable[[str], bool]) -> str:
         meant = path if has_image_suffix(path) else meant
     if os.sep == "/" and "/" not in meant:
         meant = meant.replace("\\", "/")
-    return entry if meant == entry or exists(entry) else meant
+    is_name = meant == entry or os.path.lexists(os.path.join(base, entry))
+    return entry if is_name else meant
 
 
 def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:

@@ -17,7 +17,8 @@ from tf_alexnet.errors import InputError, PresetError
 from tf_alexnet.images.presets import CAFFE_MEAN, MEAN_IMAGE, Preset, as_preset, preset_named, vary
 from tf_alexnet.wire import WireError, read_blob
 
-_MEANS = re.compile(r"[\s(\[]*[-+.\de]+\s*,\s*[-+.\de]+\s*,\s*[-+.\de]+[\s)\]]*")
+_NUMBER = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*"
+_MEANS = re.compile(rf"[\s(\[]*{_NUMBER},{_NUMBER},{_NUMBER}[)\]\s]*")
 _MAX_BYTES = 2**26  # a mean image has 786,548 bytes as .binaryproto, 1,572,992 as .npy
 
 _GIVE = "Give Caffe's mean.binaryproto, a plain .npy array, or three channel means."
@@ -42,10 +43,7 @@ def read_mean_image(source: str | PathLike) -> np.ndarray:
         If it can't be read.
     """
     if isinstance(source, str) and _MEANS.fullmatch(source):
-        try:
-            return np.array([float(number) for number in source.strip(" ([)]").split(",")])
-        except ValueError:
-            pass  # a file's name, then
+        return np.array([float(number) for number in source.strip("([)] \t\n").split(",")])
     asked = f"mean image {os.fspath(source)}"
     data = _content(source, asked)
     for start, kind in _FOREIGN.items():

@@ -71,10 +71,9 @@ def preprocess_input(
         If `images` has another dtype, rank or number of channels, is empty, or is so long and
         narrow that an antialiased copy would have more than `MAX_PIXELS` pixels; if values lie
         outside 0..255 or in 0..1; or if `mean_image` can't be used.
-    PresetError
-        If there is no such preset, or it does not go with `mean_image` or `crops`.
-    UsageError
-        If a model carries no preset.
+    PresetError, UsageError
+        If there is no such preset, or it does not go with `mean_image` or `crops`; if a model
+        carries no preset.
 
     Notes
     -----
@@ -237,16 +236,16 @@ def _check_shape(array: np.ndarray, rank: int, asked: str) -> None:
         if 0 in shape:
             raise InputError(asked, f"got an empty array of shape {shape}", "Give some pixels.")
         return
-    advice = f"Give uint8 RGB of shape {'(N, H, W, 3)' if rank == 4 else '(H, W, 3)'}."
+    wanted, same = "(N, H, W, 3)" if rank == 4 else "(H, W, 3)", array.ndim == rank
+    advice = f"Give uint8 RGB of shape {wanted}."
     if rank == 3 and array.ndim == 4 and last == 3:
         advice = "That is a batch; give it by itself, or list its pictures: [*batch]."
-    elif array.ndim == rank and shape[-3] == 3:
-        axes = (0, 2, 3, 1) if rank == 4 else (1, 2, 0)
-        advice = f"Channels come last: x.transpose{axes}."
-    elif array.ndim == rank - 1 or (array.ndim == rank and last == 1):
+    elif same and shape[-3] == 3:
+        advice = f"Channels come last: x.transpose{(0, 2, 3, 1) if rank == 4 else (1, 2, 0)}."
+    elif array.ndim == rank - 1 or (same and last == 1):
         grey = "x" if last == 1 else "x[..., None]"
         advice = f"Grey needs three equal channels: {grey}.repeat(3, axis=-1)."
-    elif array.ndim == rank and last == 4:
+    elif same and last == 4:
         advice = "Lay transparency over white first, as load_image does, or drop it: x[..., :3]."
     raise InputError(asked, f"got an array of shape {shape}", advice)
 

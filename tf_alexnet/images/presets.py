@@ -28,10 +28,7 @@ MEAN_IMAGE = "mean image"
 OWN_MEAN = "own mean"
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
-_VARIATION = re.compile(
-    rf"\.(?:size(\d{{1,5}})|(anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})(?![^.])", re.ASCII
-)
-_VARIATIONS = re.compile(f"(?:{_VARIATION.pattern})*", re.ASCII)
+_VARIATION = re.compile(rf"\.(?:size(\d{{1,5}})|(anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})", re.A)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +51,11 @@ class Preset:
         Pillow's antialiased bilinear resize; otherwise OpenCV's, which Caffe uses.
     channels : {"BGR", "RGB"}
         Channel order of the result.
-    divisor : float
-        What 0..255 is divided by first.
+    divisor, std : float, 3 floats or None
+        What 0..255 is divided by first, and each channel last.
     mean : 3 floats, "mean image" or "own mean"
-        Subtracted after the division: one value per channel (in the order of `channels`), an image
-        that the caller gives, or the picture's own mean over all pixels and channels.
-    std : 3 floats or None
-        Divided by last, one value per channel.
+        Subtracted between: one value per channel (in the order of `channels`), an image that the
+        caller gives, or the picture's own mean over all pixels and channels.
 
     Raises
     ------
@@ -199,14 +194,14 @@ def preset_named(name: str) -> Preset:
         If there is none; the message lists the known ones.
     """
     base = name.partition(".")[0]
-    preset = PRESETS.get(base)
-    if preset is None or not _VARIATIONS.fullmatch(name, len(base)):
+    preset, found = PRESETS.get(base), [*_VARIATION.finditer(name, len(base))]
+    if preset is None or base + "".join(x[0] for x in found) != name:
         advice = "variations are written caffe.size224, caffe.mean104-117-123 and caffe.anysize."
         advice = f"Known are: {', '.join(PRESETS)}; {advice}"
         raise PresetError(f"preset {name!r}", "there is no such preset", advice)
-    for size, any_size, *mean in _VARIATION.findall(name, len(base)):
+    for size, any_size, *mean in (x.groups() for x in found):
         mean = [float(number) for number in mean] if mean[0] else None
-        preset = vary(preset, size=int(size) if size else None, mean=mean, any_size=bool(any_size))
+        preset = vary(preset, size=size and int(size), mean=mean, any_size=bool(any_size))
     return preset
 
 
@@ -215,10 +210,8 @@ def as_preset(preset: Any) -> Preset:
 
     Raises
     ------
-    PresetError
-        If there is no preset of that name.
-    UsageError
-        If a model carries none, or has a `Preprocessing` layer of its own.
+    PresetError, UsageError
+        If there is no such preset; if a model has none, or a `Preprocessing` layer of its own.
     """
     if isinstance(preset, Preset):
         return preset
