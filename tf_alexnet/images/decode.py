@@ -233,7 +233,7 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
     except Exception as error:  # closed, write-only, or whatever its network raises
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
-        raise ImageError(asked, "it is open as text", 'Open it with mode "rb".', "unreadable")
+        raise ImageError(asked, "it is open as text", 'Open it with mode "rb".')
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
         raise ImageError(asked, fault, _SMALLER, "too_large")
@@ -246,8 +246,7 @@ def _unreadable(error: Exception, asked: str) -> ImageError:
         if isinstance(error, kind):
             return ImageError(asked, *refusal)
     fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    advice = "Check the name and the disk."
-    return ImageError(asked, f"it can't be read ({fault})", advice, "unreadable")
+    return ImageError(asked, f"it can't be read ({fault})", "Check the name and the disk.")
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
@@ -260,8 +259,7 @@ def _check_file(path: str, status: os.stat_result) -> None:
             raise ImageError(path, "the folder can't be read", advice, "no_permission") from None
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
-        fault, advice = "it is not a regular file", "Copy its content to a file."
-        raise ImageError(path, fault, advice, "unreadable")
+        raise ImageError(path, "it is not a regular file", "Copy its content to a file.")
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
         raise ImageError(path, fault, _SMALLER, "too_large")

@@ -104,15 +104,13 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     search = _Search()
     places: dict[str, str] = {}
     mentions: list[str] = []
-    real_folders: dict[str, str] = {}
-    first_names: dict[str, str] = {}  # of real folders
+    first_names: dict[str, str] = {}  # of folders
     for image in chain.from_iterable(_photos(path, search) for path in named):
         folder, name = os.path.split(image)
-        if folder not in real_folders:
+        if (first := first_names.get(folder)) is None:
             real = folder if is_url(folder) else os.path.realpath(folder)
-            real_folders[folder] = first_names.setdefault(real, folder)
+            first = first_names[folder] = first_names.setdefault(real, folder)
         # By far the most often that is `image` itself, and no second string is kept.
-        first = real_folders[folder]
         place = image if first == folder else os.path.join(first, name)
         image = places.setdefault(place, image)
         if repeats:
@@ -120,11 +118,9 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     if search.missing and all(image in search.missing for image in places.values()):
         raise next(iter(search.missing.values()))
     if not places:
-        raise UsageError(
-            ", ".join(named) or "no input at all",
-            "; ".join(filter(None, ["no image found", str(search)])),
-            f"Looked for files ending in {' '.join(sorted(SUFFIXES))}.",
-        )
+        found = "; ".join(filter(None, ["no image found", str(search)]))
+        advice = f"Looked for files ending in {' '.join(sorted(SUFFIXES))}."
+        raise UsageError(", ".join(named) or "no input at all", found, advice)
     search.log()
     return ImagePaths(mentions or places.values())
 

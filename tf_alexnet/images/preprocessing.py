@@ -38,9 +38,8 @@ class Preprocessing(keras.layers.Layer):
 
     Notes
     -----
-    Input: (N, H, W, 3) or (H, W, 3) RGB photos in 0..255, uint8 or another dtype. Floats with
-    fractions are rounded if the preset resizes; values in 0..1 or outside of 0..255 are an error
-    when the graph runs. Output: float32.
+    Input: (N, H, W, 3) or (H, W, 3) RGB photos in 0..255, uint8 or another dtype, checked and
+    rounded as `preprocess_input` does with symbolic tensors. Output: float32.
 
     Examples
     --------

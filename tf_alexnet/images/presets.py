@@ -68,8 +68,8 @@ class Preset:
     """
 
     name: str = field(compare=False, kw_only=False)
-    title: str = field(default="", compare=False)
-    source: str = field(default="", compare=False)
+    title: str = field(default="", compare=False, kw_only=False)
+    source: str = field(default="", compare=False, kw_only=False)
     size: int | None = None
     resized: int = 0
     keep_aspect: bool = False
@@ -179,10 +179,7 @@ _ROWS = (
     ),
     ("raw", "float32 of what came in", "for pictures that are preprocessed already", {}),
 )
-PRESETS = {
-    name: Preset(name, title=title, source=source, **numbers)
-    for name, title, source, numbers in _ROWS
-}
+PRESETS = {name: Preset(name, *about, **numbers) for name, *about, numbers in _ROWS}
 
 
 def preset_named(name: str) -> Preset:
@@ -227,8 +224,7 @@ def as_preset(preset: Any) -> Preset:
         raise UsageError(asked, found, "Give it the photos directly.")
     if name := carried_preset(preset):
         return preset_named(name)
-    advice = f"Name the one it was trained with: {names}."
-    raise UsageError(asked, "it carries no preset", advice)
+    raise UsageError(asked, "it carries no preset", f"Name the one it was trained with: {names}.")
 
 
 def _preprocesses(model: Any) -> bool:
@@ -304,9 +300,9 @@ def recorded_name(preset: str | Preset) -> str:
     if preset.is_raw:
         return "raw"
     mean = None if isinstance(preset.mean, str) else preset.mean
-    size = {"size": preset.size, "any_size": preset.size is None}
     bases = [p for p in PRESETS.values() if p.divisor == preset.divisor and not p.is_raw]
-    varied = [vary(base, mean=mean, **size) for base in bases]
+    any_size = preset.size is None
+    varied = [vary(base, size=preset.size, mean=mean, any_size=any_size) for base in bases]
     if names := [same.name for same in varied if same == preset]:
         return min(names, key=len)  # "kratzert", not "squash.mean104-117-124"
     found = "it can't be recorded by a name, because it is not a variation of a known preset"
@@ -323,11 +319,9 @@ def misfit(preset: Preset, trained: Preset) -> str | None:
     alike = preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted)
     if preset.is_raw or trained.is_raw or alike:
         return None
-    return (
-        f"preset {preset.name!r} gives {preset.channels} values over a range of {span:.3g}, but "
-        f"the network was trained on {trained.channels} values over a range of {wanted:.3g} "
-        f"(preset {trained.name!r})"
-    )
+    given = f"preset {preset.name!r} gives {preset.channels} values over a range of {span:.3g}"
+    right = f"the network was trained on {trained.channels} values over a range of {wanted:.3g}"
+    return f"{given}, but {right} (preset {trained.name!r})"
 
 
 def _span(preset: Preset) -> float:

@@ -23,9 +23,8 @@ def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = No
     ----------
     images : tensor of numbers, (N, H, W, 3) or (H, W, 3); of any shape for preset "raw"
         RGB, 0..255; sizes may be unknown. Floats are rounded unless the preset keeps their size.
-    preset : Preset
-    mean_image : ndarray of float32 (S, S, 3), optional
-        Both from `resolve`.
+    preset, mean_image : Preset, ndarray of float32 (S, S, 3) or None
+        From `resolve`.
 
     Returns
     -------
@@ -34,10 +33,9 @@ def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = No
 
     Raises
     ------
-    InputError
-        If rank, channels or dtype are wrong.
-    tf.errors.InvalidArgumentError
-        When the graph runs, if values lie outside of 0..255 or in 0..1.
+    InputError, tf.errors.InvalidArgumentError
+        If rank, channels or dtype are wrong; if values lie outside of 0..255 or in 0..1, when the
+        graph runs.
     """
     images = tf.convert_to_tensor(images)
     if preset.is_raw:
