@@ -243,10 +243,20 @@ def test_twelve_bits_a_sample():
 @pytest.mark.parametrize(
     ("values", "depth", "expected", "note"),
     [
-        ([0, 256, 3071], "auto", [0, 1, 11], "max value 3071: looks like 12 bits; depth=12 would"),
+        (
+            [0, 256, 3071],
+            "auto",
+            [0, 1, 11],
+            "max value 3071: looks like 12 bits; depth=12 (--depth 12) would",
+        ),
         ([0, 256, 3071], "12", [0, 16, 191], None),
         ([0, 256, 3071], "16", [0, 1, 11], None),
-        ([0, 17, 250], "auto", [0, 0, 0], "max value 250: looks like 8 bits; depth=8 would use"),
+        (
+            [0, 17, 250],
+            "auto",
+            [0, 0, 0],
+            "max value 250: looks like 8 bits; depth=8 (--depth 8) would use",
+        ),
         ([0, 17, 250], "8", [0, 17, 250], None),
         ([0, 17, 4096], "8", [0, 17, 255], None),
         ([0, 17, 4096], "12", [0, 1, 255], None),

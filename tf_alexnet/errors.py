@@ -91,4 +91,7 @@ class ImageError(AlexNetError):
     """
 
     exit_code = 5
-    code = "unreadable"
+
+    def __init__(self, asked: str, found: str, advice: str, code: str = "unreadable"):
+        super().__init__(asked, found, advice)
+        self.code = code

@@ -1,14 +1,12 @@
 """`Photo` and `Failure`, and the program of a decoder process: paths in, pixels out.
 
 A damaged photo can make a decoder written in C crash, loop for ever or ask for all the memory there
-is. Here that ends a process that holds nothing but one photo, and `PhotoReader` starts another. The
-program uses NumPy, Pillow and OpenCV; never TensorFlow.
+is. Here that ends a process that holds nothing but one photo, and never loads TensorFlow.
 
-Standard input begins with a line of JSON, the settings, and the mean image's bytes, if there is
-one. Requests are lines of JSON: [path, 0] or [null, number of bytes] and then the photo's bytes.
-Two lines on standard output answer each: [stat, digest] once the photo has been read, and once it
-has been decoded [code, detail, shape], of which code is null if the pixels are in the file that is
-standard error.
+Standard input begins with a line of JSON, the settings, and the mean image's bytes, if any.
+Requests are lines of JSON: [path, 0], or [null, number of bytes] and then the photo's bytes. Two
+lines on standard output answer each: [stat, digest] once the photo has been read, and then [code,
+detail, shape], of which code is null if the pixels are in the file that is standard error.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ class Photo(NamedTuple):
 
     path: str  # as the user wrote it
     stat: str | None = None  # see `stat_text`; None also if it changed while it was read, or a URL
-    digest: str | None = None  # see `digest_of`; of the very bytes that were decoded
+    digest: str | None = None  # of the very bytes that were decoded
     place: str | None = None  # real path of its folder, and its name there
 
 
@@ -70,8 +68,7 @@ class Failure(NamedTuple):
 def stat_text(found: os.stat_result, now: float) -> str | None:
     """Size, mtime and ctime (nanoseconds) of a file that was read at `now`, seconds since 1970.
 
-    None if it changed less than two seconds before, or later: a file system may give two versions
-    of that age the same times.
+    None if it changed in the two seconds before, when two versions may have the same times.
     """
     if max(found.st_mtime, found.st_ctime) > now - _RACY:
         return None
@@ -148,20 +145,13 @@ def _limit(processor: float, wall: float) -> None:
 def _decode(
     source: str | bytes, settings: dict[str, Any], send: Callable[..., None], file: BinaryIO
 ) -> tuple[str | None, str, Sequence[int]]:
-    """Decode a photo to the file: a code of `REASONS` or None, what was found, pixels' shape.
-
-    What is found of a readable photo is the note that its decoding logged.
-    """
+    """Decode a photo to the file: a code of `REASONS` or None, what was found or logged, shape."""
     try:
         _notes.clear()
         how = {name: settings[name] for name in ("depth", "least")}
         picture = decode_photo(_content(source, send), **how, opencv=True)
-        pixels = preprocess_input(
-            [picture],
-            settings["preset"],
-            mean_image=settings["mean_image"],
-            crops=settings["crops"],
-        )
+        how = {name: settings[name] for name in ("preset", "mean_image", "crops")}
+        pixels = preprocess_input([picture], **how)
         if picture.nbytes > _LARGE and sys.platform == "linux":
             del picture
             # The next large picture would find free memory in pieces (glibc).
@@ -172,10 +162,8 @@ def _decode(
             file.write(pixels)
             return None, _notes[0] if _notes else "", pixels.shape
         code, text = "bad_shape", f"it has {pixels.shape[2]}x{pixels.shape[1]} pixels, too many"
-    except ImageError as error:
-        code, text = error.code, error.found
-    except InputError as error:  # no preset fits such a shape
-        code, text = "bad_shape", error.found
+    except (ImageError, InputError) as error:  # the latter: no preset fits such a shape
+        code, text = getattr(error, "code", "bad_shape"), error.found
     except MemoryError:
         code, text = "too_large", "there is not enough memory to decode it"
     except Exception as error:

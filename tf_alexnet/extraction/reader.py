@@ -44,8 +44,8 @@ _START = (
 # Libraries built for many threads would start them, and reserve memory for each.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # The C library gives memory back after every photo and asks for it again at the next, page by
-    # page: half of the time that decoding takes. It may keep 128 MiB, and what is larger, too.
+    # Or the C library gives memory back after every photo and asks for it again, page by page: half
+    # of the time that decoding takes.
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
     "MALLOC_MMAP_MAX_": "0",
 }
@@ -69,12 +69,10 @@ class Batch(NamedTuple):
 
     Attributes
     ----------
-    photos : list of Photo
-        The photos that could be read.
+    photos, failures : list of Photo, list of Failure
+        The photos that could be read, and those that could not.
     pixels : ndarray of float32, (len(photos) * crops, S, S, 3)
         The network's input; (0, S, S, 3) if no photo could be read.
-    failures : list of Failure
-        The photos that could not be read.
     """
 
     photos: list[Photo]
@@ -87,45 +85,37 @@ class Batch(NamedTuple):
         return [photo.path for photo in self.photos]
 
 
-class PhotoReader:
+class PhotoReader(contextlib.AbstractContextManager):
     """Reads, decodes and preprocesses photos in processes of their own.
 
-    A photo that crashes or hangs a decoder is one failure in its batch, and the process is
-    replaced. Processes start when there is work for them and end with the reader, or with the
-    program that runs it, however that ends. Use as a context manager.
+    A photo that crashes or hangs a decoder is one failure in its batch. Processes start when there
+    is work for them and end with the reader, a context manager, or its program, however that ends.
 
     Parameters
     ----------
-    preset : str or Preset
-        A preset that has a name.
-    mean_image : array, path or three numbers, optional
-        As in `preprocess_input`.
-    crops : {"center", "ten"}
-        One or ten pictures per photo.
+    preset, mean_image, crops
+        As in `preprocess_input`; the preset must have a name.
     workers : int, optional
         Number of processes; by default one for each processor that this program may use.
     timeout : float
-        Seconds of processor time that one photo may take. Six times as long, and at least a
-        minute, may pass meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
+        Seconds of processor time for one photo. Six times as long, at least a minute, may pass
+        meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
     depth : {"auto", "16", "12", "8"}
         As in `load_image`; its warning is logged for the first photo only.
     fast_decode : bool
-        Decode JPEGs of more than four times the network's size at a half, a quarter or an eighth
-        of theirs, whichever still is twice the network's. See Notes.
+        Decode large JPEGs at the half, quarter or eighth of their size that is still twice the
+        network's. See Notes.
 
     Raises
     ------
-    PresetError, InputError
-        If preset, mean image and crops don't go together.
-    UsageError
-        If `workers` or `timeout` is not positive.
+    PresetError, InputError, UsageError
+        If preset, mean image and crops don't go together, `workers` or `timeout` is not positive.
 
     Notes
     -----
-    `fast_decode` changes pixels: JPEG's own averages come before the resize, which in preset
-    "caffe" takes single pixels. Relative L2 distance in the median, for 24 enlarged photos and for
-    16 collages of 12 megapixels whose finest detail is one pixel wide: 0.013 and 0.030 at pool5
-    (trained torchvision network), 0.008 and 0.073 at fc7 (Caffe network, random weights).
+    `fast_decode` changes pixels: JPEG's own averages come before the resize. Median relative L2
+    distance for 24 enlarged photos and for 16 collages of 12 megapixels with details one pixel
+    wide: 0.013 and 0.030 at pool5 (torchvision, trained), 0.008 and 0.073 at fc7 (Caffe, random).
     """
 
     def __init__(
@@ -142,16 +132,14 @@ class PhotoReader:
         record, mean_image = resolve(preset, mean_image)
         self._preset = recorded_name(record)
         # Preprocessing a small picture gives the shape of a row, or what is wrong with the call.
-        row = preprocess_input(
-            [np.zeros((8, 8, 3), np.uint8)], record, mean_image=mean_image, crops=crops
-        )
+        small = np.zeros((1, 8, 8, 3), np.uint8)
+        row = preprocess_input(small, record, mean_image=mean_image, crops=crops)
         if workers is None:
             mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
             workers = len(mine(0))
         if workers < 1 or not timeout > 0:
-            raise UsageError(
-                f"{workers} workers, timeout {timeout}", "nothing could be read", "Use more."
-            )
+            asked = f"{workers} workers, timeout {timeout}"
+            raise UsageError(asked, "nothing could be read", "Use more.")
         self._shape: tuple[int, ...] | None = row.shape if record.size else None
         self._values = row.size if self._shape else _RAW_SIDE * _RAW_SIDE * 3
         self._settings = {
@@ -159,8 +147,7 @@ class PhotoReader:
             "mean_image": None if mean_image is None else mean_image.shape,
             "crops": crops,
             "depth": depth,
-            # At just the side resized to, that would be 15 % faster and the features three times
-            # as far off.
+            # At just the side resized to: 15 % faster, and the features three times as far off.
             "least": 2 * record.resized if fast_decode else None,
             "values": self._values,
             "timeout": float(timeout),
@@ -178,9 +165,6 @@ class PhotoReader:
         self._closed = threading.Event()
         atexit.register(self.close)
 
-    def __enter__(self) -> PhotoReader:
-        return self
-
     def __exit__(self, *exc_info) -> None:
         self.close()
 
@@ -197,14 +181,13 @@ class PhotoReader:
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos in batches, in the order of the input.
 
-        Decoding begins with this call, not with the first batch. While one batch is in use, the
-        next is being decoded; memory holds three batches, and those that the caller keeps.
+        Decoding begins with this call and goes on while a batch is in use; memory holds three
+        batches, and those that the caller keeps.
 
         Parameters
         ----------
         paths : iterable of str
-            Photo files, or URLs that fsspec can open (``s3://``, ``gs://``, ``memory://``).
-            Consumed as they are needed, in this thread.
+            Photo files, or URLs for fsspec. Consumed as they are needed, in this thread.
         batch_size : int
             Photos per batch, readable or not; the last may be shorter.
 
@@ -214,11 +197,9 @@ class PhotoReader:
 
         Raises
         ------
-        UsageError
-            If `batch_size` is not positive, the reader is closed, or a package that opens a URL is
-            not installed.
-        AlexNetError
-            If decoder processes can't be started.
+        UsageError, AlexNetError
+            If `batch_size` is not positive, the reader is closed, or a package for a URL is not
+            installed; if decoder processes can't be started.
         """
         if batch_size < 1:
             raise UsageError(f"batch of {batch_size}", "nothing would be done", "Use 1 or more.")
@@ -239,9 +220,8 @@ class PhotoReader:
                 yield self._collect(*waiting.popleft())
                 submit()
         finally:
-            for _, futures in waiting:
-                for future in futures:
-                    future.cancel()
+            for future in itertools.chain.from_iterable(futures for _, futures in waiting):
+                future.cancel()
 
     def _submit(self, paths: list[str]) -> _Waiting:
         """Begin to read photos; their pixels will lie side by side."""
@@ -250,17 +230,13 @@ class PhotoReader:
         try:
             rows = self._rows(len(paths))
         except MemoryError as error:
-            raise AlexNetError(
-                "memory for photos",
-                f"there is not enough ({error})",
-                "Use a smaller batch, or raise the limits of this program (ulimit -a).",
-            ) from error
+            found = f"there is not enough ({error})"
+            advice = "Use a smaller batch, or raise the limits of this program (ulimit -a)."
+            raise AlexNetError("memory for photos", found, advice) from error
         # Absolute: the working folder may be another one when the photo is read.
         here = os.getcwd()
-        return rows, [
-            self._threads.submit(self._photo, path, here, row)
-            for path, row in zip(paths, rows, strict=True)
-        ]
+        work = zip(paths, rows, strict=True)
+        return rows, [self._threads.submit(self._photo, path, here, row) for path, row in work]
 
     def _rows(self, count: int) -> np.ndarray:
         """Memory for photos. Once nobody has a view of it any more, it is used again.
@@ -299,9 +275,14 @@ class PhotoReader:
         photos, failures, good = [], [], []
         for number, future in enumerate(futures):
             with contextlib.suppress(CancelledError):
-                found = self._same_size(*future.result())
+                found, shape = future.result()
             if self._closed.is_set():  # closing kills processes, which is no photo's fault
                 raise _closed()
+            self._shape = self._shape or tuple(shape)
+            if isinstance(found, Photo) and self._shape != tuple(shape):  # in preset "raw"
+                text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
+                text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
+                found = Failure(found.path, "bad_shape", text, found.stat, found.digest)
             if isinstance(found, Failure):
                 failures.append(found)
             else:
@@ -313,26 +294,10 @@ class PhotoReader:
             pixels = pixels[good]
         return Batch(photos, pixels.reshape(len(good) * crops, *picture), failures)
 
-    def _same_size(self, found: Photo | Failure, shape: Sequence[int]) -> Photo | Failure:
-        """Refuse a photo of another size than the first, in presets without a size ("raw")."""
-        self._shape = self._shape or tuple(shape)
-        if isinstance(found, Failure) or self._shape == tuple(shape):
-            return found
-        text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
-        text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
-        return Failure(found.path, "bad_shape", text, found.stat, found.digest)
-
 
 def _closed() -> UsageError:
     """What is raised after `close`."""
     return UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
-
-
-def _unnamed_file() -> BinaryIO:
-    """A file in memory, where the platform has such; nothing of it can be left behind."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("tf-alexnet pixels"), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
 
 
 class _Decoder:
@@ -391,15 +356,15 @@ class _Decoder:
             self.end()
             if self._closed:
                 raise _closed()
-        raise AlexNetError(
-            "decoder process",
-            f"it did not start ({reason})",
-            "Check that Python, NumPy, Pillow and OpenCV work in a new process.",
-        )
+        advice = "Check that Python, NumPy, Pillow and OpenCV work in a new process."
+        raise AlexNetError("decoder process", f"it did not start ({reason})", advice)
 
     def _run(self) -> None:
         """Run the program. Its file takes pixels, and before those the errors of its start."""
-        self._pixels = _unnamed_file()
+        if hasattr(os, "memfd_create"):
+            self._pixels = os.fdopen(os.memfd_create("tf-alexnet pixels"), "r+b", buffering=0)
+        else:
+            self._pixels = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, PROGRAM, *sys.path],
             stdin=subprocess.PIPE,

@@ -6,7 +6,6 @@
 
 from tf_alexnet.images.decode import MAX_PIXELS, load_image
 from tf_alexnet.images.discovery import find_images
-from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import read_mean_image, resolve
 from tf_alexnet.images.pipeline import preprocess_input
 from tf_alexnet.images.presets import (
@@ -24,7 +23,6 @@ __all__ = [
     "PRESETS",
     "Preset",
     "as_preset",
-    "as_sequence",
     "find_images",
     "load_image",
     "misfit",

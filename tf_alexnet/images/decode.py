@@ -30,7 +30,8 @@ with contextlib.suppress(ImportError):  # an extra; 5 ms
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
-_READINGS = 3  # of a file that changes meanwhile
+_READINGS = 3  # of a file that changes meanwhile,
+_VERSION = ("st_size", "st_mtime_ns", "st_ctime_ns")  # which these show
 _STRIP = 2**18  # pixels
 DEPTHS = ("auto", "16", "12", "8")
 
@@ -53,71 +54,58 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 # 16-bit grey where 0 is white: of either byte order Pillow can read it, but it lists one only.
 _WHITE_IS_0 = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
 TiffImagePlugin.OPEN_INFO.setdefault(_WHITE_IS_0, ("I;16B", "I;16B"))
-_PHOTOMETRIC, _BITS = 262, 258  # tags
+_BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags
 
 _log = logging.getLogger(__name__)
-
-_ORIENTATION = 0x0112
-_TURNS = {  # EXIF 2.32, table 4
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TRUNCATED = "LOAD_TRUNCATED_IMAGES"
 
 _ANOTHER = "Replace the file by an intact copy, or leave it out."
-_FOLDER = "Name a file in it, or give the folder to a command that takes one."
-_CONVERT = "Save it as an 8-bit RGB PNG or JPEG first."
+_SMALLER = "Save it smaller, or as JPEG."
+_UNREADABLE = {  # what comes up while reading -> what was found, advice, code
+    FileNotFoundError: ("there is no such file", "Check the name and the folder.", "missing"),
+    IsADirectoryError: ("it is a folder", "Name a file in it, or leave it out.", "is_folder"),
+    PermissionError: ("no permission to read it", "Make it readable, or skip it.", "no_permission"),
+}
 
 
-class _PillowSwitches:
-    """Pillow's process-wide switches, held in place as long as any thread decodes.
+_lock, _decoding, _before = threading.Lock(), [], contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _switches() -> Iterator[None]:
+    """Hold Pillow's process-wide switches in place as long as any thread decodes.
 
     Its warnings say nothing an error does not say better. `LOAD_TRUNCATED_IMAGES`, which much
     code on the web sets, would turn half a photo into half a grey one.
     """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._users = 0
-
-    def __enter__(self):
-        with self._lock:
-            if self._users == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-                self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
-            self._users += 1
-
-    def __exit__(self, *exc_info):
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                ImageFile.LOAD_TRUNCATED_IMAGES = self._truncated
-                self._filters.__exit__(*exc_info)
-
-
-_switches = _PillowSwitches()
+    with _lock:
+        if not _decoding:
+            _before.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _before.callback(setattr, ImageFile, _TRUNCATED, getattr(ImageFile, _TRUNCATED))
+            setattr(ImageFile, _TRUNCATED, False)
+        _decoding.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _decoding.pop()
+            if not _decoding:
+                _before.close()
 
 
 Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
 
 def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
-    """Read a photo.
+    """Read a photo, in any thread.
 
     Parameters
     ----------
     source : path, URL, bytes-like, binary file or PIL image
-        A file's path or URL (``s3://``, ``https://``, ...), what such a file holds, a file open for
-        reading (also `io.BytesIO`, from its beginning), or an image of Pillow's. The format is
-        found from the content: JPEG, MPO, PNG, GIF, BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000,
-        AVIF, ICO, TGA, PCX; with pillow-heif installed (extra ``heic``) also HEIC.
+        A file's path or URL, its content, an open file (read from its beginning if it can be wound
+        back), or an image of Pillow's. The content tells the format: JPEG, MPO, PNG, GIF, BMP, DIB,
+        TIFF, WebP, PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX; HEIC with the extra ``heic``.
     depth : {"auto", "16", "12", "8"}
         Bits that 16-bit grey uses: the highest eight of them are kept, larger values become white.
         "auto" is what the file says; if no value reaches 4096, a warning is logged.
@@ -125,23 +113,17 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
     Returns
     -------
     ndarray of uint8, (height, width, 3)
-        RGB, 0..255, turned upright as EXIF says, transparency laid over white. CMYK is converted
-        as Pillow does, without a colour profile. Of an animation or a multi-page file, the first
-        picture.
+        RGB, 0..255, turned upright as EXIF says, transparency laid over white, CMYK converted
+        without a colour profile. The first picture of an animation or a multi-page file.
 
     Raises
     ------
     ImageError
         If it is missing, empty, no image, truncated or damaged, larger than `MAX_PIXELS` pixels,
         or of a kind without an obvious reading as RGB (floating point, Lab, 32-bit integers).
-    InputError
-        If `source` is something else, for example an array.
-    UsageError
-        If it is a URL and a package for its scheme is not installed, or there is no such `depth`.
-
-    Notes
-    -----
-    May be called from many threads at once.
+    InputError, UsageError
+        If `source` is something else, for example an array; if a package for a URL's scheme is not
+        installed, or there is no such `depth`.
     """
     return decode_photo(source, depth=depth)
 
@@ -149,15 +131,15 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
 def decode_photo(
     source: Photo, *, depth: str = "auto", least: int | None = None, opencv: bool = False
 ) -> np.ndarray:
-    """`load_image`, with what a decoder process may do besides.
+    """`load_image`, which see, with what a decoder process may do besides.
 
     Parameters
     ----------
     source, depth
-        As in `load_image`, which see for what is returned and raised, too.
+        As in `load_image`.
     least : int, optional
         Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
-        so many pixels. JPEG's own averages take the place of pixels then.
+        so many pixels, which are JPEG's own averages then.
     opencv : bool
         Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
     """
@@ -180,16 +162,14 @@ def decode_photo(
         asked = os.fsdecode(source)
         data, _ = read_file(asked)
     else:
-        raise InputError(
-            f"photo of type {type(source).__name__}",
-            "not a path, URL, bytes, binary file or PIL image",
-            "Arrays of pixels need no loading: give them to preprocess_input.",
-        )
+        asked, found = type(source).__name__, "not a path, URL, bytes, binary file or PIL image"
+        advice = "Arrays of pixels need no loading: give them to preprocess_input."
+        raise InputError(f"photo of type {asked}", found, advice)
     if not data:
-        raise _refusal("empty", asked, "it is empty", _ANOTHER)
+        raise ImageError(asked, "it is empty", _ANOTHER, "empty")
     if "HEIF" not in FORMATS and any(brand in data[8:40] for brand in _HEIC):
         advice = "Install its reader: pip install 'tf-alexnet[heic]'; or save it as JPEG."
-        raise _refusal("unsupported", asked, "it is a HEIC photo", advice)
+        raise ImageError(asked, "it is a HEIC photo", advice, "unsupported")
     with _one_error(asked), Image.open(BytesIO(data), formats=FORMATS) as image:
         return _photo(image, data, asked, depth, least, opencv)
 
@@ -199,10 +179,8 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
 
     Returns
     -------
-    bytes
-        Its content, not empty or an image for certain.
-    os.stat_result or None
-        Its state, the same before and after reading; None if it changed at every attempt.
+    bytes, os.stat_result or None
+        Its content, and its state before and after reading; None if it changed at every attempt.
 
     Raises
     ------
@@ -216,7 +194,8 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
             with open(path, "rb") as file:
                 data = file.read(before.st_size + 1)
             after = os.stat(path)
-            if _version(before) == _version(after) and len(data) == after.st_size:
+            same = all(getattr(before, x) == getattr(after, x) for x in _VERSION)
+            if same and len(data) == after.st_size:
                 return data, after
             before = after
     except (OSError, ValueError) as error:
@@ -224,20 +203,13 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
     return data, None
 
 
-def _version(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file does."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def read_url(url: str) -> bytes:
     """Read what a URL holds.
 
     Raises
     ------
-    ImageError
-        If it can't be had, or is larger than `MAX_BYTES`.
-    UsageError
-        If a package for its scheme is not installed.
+    ImageError, UsageError
+        If it can't be had or is larger than `MAX_BYTES`; if a package for its scheme is missing.
     """
     try:
         files, path = filesystem(url)
@@ -261,32 +233,20 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
     except Exception as error:  # closed, write-only, or whatever its network raises
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
-        raise _refusal("unreadable", asked, "it is open as text", 'Open it with mode "rb".')
+        raise ImageError(asked, "it is open as text", 'Open it with mode "rb".')
     if len(data) > MAX_BYTES:
         fault = f"the file has more than {MAX_BYTES:,} bytes"
-        raise _refusal("too_large", asked, fault, "Save it smaller, or as JPEG.")
+        raise ImageError(asked, fault, _SMALLER, "too_large")
     return data
-
-
-def _refusal(code: str, asked: str, found: str, advice: str) -> ImageError:
-    """An `ImageError` that a program can tell from others by its `code`."""
-    error = ImageError(asked, found, advice)
-    error.code = code
-    return error
 
 
 def _unreadable(error: Exception, asked: str) -> ImageError:
     """The refusal for what came up while reading."""
-    if isinstance(error, FileNotFoundError):
-        return _refusal("missing", asked, "there is no such file", "Check the name and the folder.")
-    if isinstance(error, IsADirectoryError):
-        return _refusal("is_folder", asked, "it is a folder", _FOLDER)
-    if isinstance(error, PermissionError):
-        advice = "Make the file readable, or leave it out."
-        return _refusal("no_permission", asked, "no permission to read it", advice)
+    for kind, refusal in _UNREADABLE.items():
+        if isinstance(error, kind):
+            return ImageError(asked, *refusal)
     fault = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    advice = "Check the name and the disk."
-    return _refusal("unreadable", asked, f"it can't be read ({fault})", advice)
+    return ImageError(asked, f"it can't be read ({fault})", "Check the name and the disk.")
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
@@ -296,76 +256,45 @@ def _check_file(path: str, status: os.stat_result) -> None:
             os.scandir(path).close()
         except PermissionError:
             advice = "Make it readable, or move it."
-            raise _refusal("no_permission", path, "the folder can't be read", advice) from None
-        raise _refusal("is_folder", path, "it is a folder", _FOLDER)
+            raise ImageError(path, "the folder can't be read", advice, "no_permission") from None
+        raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
-        advice = "Copy its content to a file."
-        raise _refusal("unreadable", path, "it is not a regular file", advice)
+        raise ImageError(path, "it is not a regular file", "Copy its content to a file.")
     if status.st_size > MAX_BYTES:
         fault = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-        raise _refusal("too_large", path, fault, "Save it smaller, or as JPEG.")
+        raise ImageError(path, fault, _SMALLER, "too_large")
 
 
 def _photo(
-    image: Image.Image,
-    data: bytes | None,
-    asked: str,
-    depth: str,
-    least: int | None,
-    opencv: bool,
+    image: Image.Image, data: bytes | None, asked: str, depth: str, least: int | None, opencv: bool
 ) -> np.ndarray:
     """Pixels of an image of Pillow's; `data` is its file, or None if the image is the caller's."""
     _check_size(image, asked)
-    key = _colour_key(image, data)
-    size = image.size
+    key, size, rgb = _colour_key(image, data), image.size, None
     if least and image.format in jpeg.KINDS:
         image.draft(None, (least, least))
     if opencv and image.size == size:
         rgb = jpeg.opencv_pixels(image, data)
-        if rgb is not None:
-            return jpeg.turned(rgb, _orientation(image))
-    image.load()
-    # An icon's directory may understate the picture inside.
-    _check_size(image, asked)
-    upright = _upright(image)
-    if data is None and upright is image:
-        upright = image.copy()  # what follows takes its `info` apart
-    deep = upright.mode.startswith("I")
-    tags = image.tag_v2 if image.format == "TIFF" else {}
-    if depth == "auto" and tags.get(_BITS) == (12,):
-        depth = "12"
-    shift = {"8": 0, "12": 4}.get(depth, 8)
-    rgb = _to_rgb(upright, key, asked, image.format, shift)
-    if deep and depth == "auto" and rgb.max() < 16:
-        _note_depth(int(np.asarray(upright).max()), asked)
-    # Where 0 is white: Pillow itself inverts what has 8 bits.
-    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
-
-
-def _note_depth(highest: int, asked: str) -> None:
-    """Say that a picture will be nearly black; one without any light is meant so."""
-    bits = 8 if highest < 256 else 12
-    if highest:
-        text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
-        _log.warning(text, one_line(asked), highest, bits, bits, bits)
+    if rgb is None:
+        image.load()
+        _check_size(image, asked)  # an icon's directory may understate the picture inside
+        rgb = _to_rgb(image, key, asked, depth)
+    return jpeg.turned(rgb, _orientation(image))
 
 
 @contextlib.contextmanager
 def _one_error(asked: str) -> Iterator[None]:
     """Decode with Pillow's switches in place; whatever it raises becomes an `ImageError`."""
+    advice = _ANOTHER
     try:
-        with _switches:
+        with _switches():
             yield
             return
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise _refusal(
-            "not_an_image",
-            asked,
-            "it is not an image format we read, or its header is damaged",
-            f"We read {', '.join(FORMATS)}; convert the file, or replace it by an intact copy.",
-        ) from None
+        code, fault = "not_an_image", "it is not an image format we read, or its header is damaged"
+        advice = f"We read {', '.join(FORMATS)}; convert the file, or replace it by an intact copy."
     except Image.DecompressionBombError:
         code, fault = "too_large", f"it has more than {MAX_PIXELS:,} pixels"
     except MemoryError:
@@ -374,20 +303,17 @@ def _one_error(asked: str) -> Iterator[None]:
         # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
         # struct.error, RecursionError, ... To the caller all are one: no picture.
         code, fault = "damaged", f"it can't be decoded ({str(error) or type(error).__name__})"
-    raise _refusal(code, asked, fault, _ANOTHER)
+    raise ImageError(asked, fault, advice, code)
 
 
 def _check_size(image: Image.Image, asked: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise _refusal("damaged", asked, f"its header says {width}x{height} pixels", _ANOTHER)
+        raise ImageError(asked, f"its header says {width}x{height} pixels", _ANOTHER, "damaged")
     if width * height > MAX_PIXELS:
-        raise _refusal(
-            "too_large",
-            asked,
-            f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}",
-            "Save a smaller copy; the network sees at most a few hundred pixels a side.",
-        )
+        fault = f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}"
+        advice = "Save a smaller copy; the network sees at most a few hundred pixels a side."
+        raise ImageError(asked, fault, advice, "too_large")
 
 
 def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
@@ -413,36 +339,36 @@ def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | Non
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; EXIF that can't be read counts as none."""
+    """EXIF orientation; EXIF that can't be read counts as none."""
     try:
-        orientation = image.getexif().get(_ORIENTATION)
-        return orientation if orientation in _TURNS else 1
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(
-    image: Image.Image, key: tuple[int, ...] | None, asked: str, kind: str, shift: int
-) -> np.ndarray:
-    """uint8 RGB of a decoded picture in any of Pillow's modes, deep samples shifted right."""
-    if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and kind not in ("PNG", "PPM")):
-        what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(image.mode, "HSV")
+def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, depth: str) -> np.ndarray:
+    """uint8 RGB of a decoded picture in any of Pillow's modes."""
+    mode, deep = image.mode, image.mode.startswith("I")
+    if mode in ("F", "LAB", "HSV") or (mode == "I" and image.format not in ("PNG", "PPM")):
+        what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(mode, mode)
         fault = f"it holds {what} pixels, which have no fixed range"
-        raise _refusal("unsupported", asked, fault, _CONVERT)
+        raise ImageError(asked, fault, "Save it as an 8-bit RGB PNG or JPEG first.", "unsupported")
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if depth == "auto" and tags.get(_BITS) == (12,):
+        depth = "12"
+    shift = {"8": 0, "12": 4}.get(depth, 8)
     # Some rows at a time: a large picture would else be there five times over.
-    height = max(1, _STRIP // image.width)
-    if height >= image.height:
-        return _strip_to_rgb(image, key, shift)
-    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    rgb, height = np.empty((image.height, image.width, 3), np.uint8), max(1, _STRIP // image.width)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key, shift)
-    return rgb
+    # A picture without any light is meant so.
+    if deep and depth == "auto" and rgb.max() < 16 and (highest := int(np.asarray(image).max())):
+        bits = 8 if highest < 256 else 12
+        text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
+        _log.warning(text, one_line(asked), highest, bits, bits, bits)
+    # Where 0 is white: Pillow itself inverts what has 8 bits.
+    return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
 
 
 def _strip_to_rgb(image: Image.Image, key: tuple[int, ...] | None, shift: int) -> np.ndarray:

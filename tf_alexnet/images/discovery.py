@@ -31,24 +31,15 @@ _COMPANIONS = {
 }
 _KINDS = 8  # of files that a note counts one by one
 
-# How a file's name ends, what it is instead of a photo, and what to do.
+_INSIDE = "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern."
+_ARRAYS = "Load the pixels and give them to FeatureExtractor.from_images: uint8 (N, H, W, 3)."
+_TABLE = "Save it as .csv with a column `path`."
+# Suffixes, what a file that has one is instead of a photo, and what to do.
 _NOT_PHOTOS = (
-    (
-        (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"),
-        "an archive",
-        "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern.",
-    ),
-    ((".tgz", ".rar", ".7z"), "an archive", "Unpack it and name its folder."),
-    (
-        (".npy", ".npz", ".mat", ".h5", ".hdf5"),
-        "a file of arrays",
-        "Load the pixels and give them to FeatureExtractor.from_images: uint8 (N, H, W, 3).",
-    ),
-    (
-        (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather"),
-        "a table of a kind not read here",
-        "Save it as .csv with a column `path`.",
-    ),
+    (r"zip|tar(\.(gz|bz2|xz))?", "an archive", _INSIDE),
+    ("tgz|rar|7z", "an archive", "Unpack it and name its folder."),
+    ("npy|npz|mat|h5|hdf5", "a file of arrays", _ARRAYS),
+    ("xlsx?|ods|jsonl?|feather", "a table of a kind not read here", _TABLE),
 )
 # Schemes, place, and what that is in: zip://photos/*.jpg::archive.zip
 _URL = re.compile(r"((?:[\w+.-]+::)*[\w+.-]+://)(.*?)(::.*)?", re.DOTALL)
@@ -69,16 +60,15 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
         A list, generator, set (sorted), pandas column, array or tensor of strings
         (`tf_alexnet.images.lists.as_sequence`) of these:
 
-        - A file: taken whatever its suffix.
-        - A folder: all below it that have an image's suffix in any case, links followed; also a
-          folder with such a name that is empty, or one that can't be read, which whoever reads it
-          reports. Hidden names are left out, and what other programs leave (`FOREIGN`).
-        - A list, ``.txt``: a path per line, also with a class behind it (``a.jpg 7``).
-        - A table, ``.csv``, ``.tsv`` or ``.parquet``: its column `path`; else the one called image,
-          img, file, filename, stimulus or the like, or whose cells look like photos; else the
-          first. The first row is a header unless it has an image's suffix there. The separator may
-          be comma, semicolon or tab.
-        - ``-``: a list on standard input, relative to the current folder.
+        - A file, whatever its suffix.
+        - A folder: all below it that have an image's suffix, links followed, hidden names and
+          foreign folders (`FOREIGN`) left out; also what whoever reads it will report: an empty
+          folder with such a suffix, or one that can't be read.
+        - A list, ``.txt``: a path per line, also with a class behind it (``a.jpg 7``); ``-`` is
+          one on standard input, relative to the current folder.
+        - A table, ``.csv``, ``.tsv`` or ``.parquet``, separated by comma, semicolon or tab: its
+          column `path`; else one called image, file, stimulus or the like, or whose cells look like
+          photos; else the first. The first row is a header unless it has an image's suffix there.
         - A pattern (``*``, ``?``, ``[...]``, ``**``) that is no file's name: what it matches.
         - A URL (``s3://...``, ``zip://*.jpg::photos.zip``): the same by fsspec.
 
@@ -92,23 +82,21 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     -------
     list of str
         In the order of `inputs`; the contents of a folder sorted by name, byte by byte, level by
-        level. A file that is named twice is there once, where it came first. Bytes of a name that
-        are not UTF-8 are kept as surrogates (`os.fsencode` gives them back). One of several inputs
-        that doesn't exist is there too, for whoever reads it to report.
+        level. A file that is named twice is there once, where it came first. Names that are not
+        UTF-8 hold surrogates (`os.fsencode`). One of several inputs that doesn't exist is there
+        too, for whoever reads it to report.
 
     Raises
     ------
     ImageError
-        If the only input is missing, or all are, or a list can't be read.
-    InputError
-        If an entry is no path.
-    UsageError
-        If there is no image at all, or an input is an archive or a file of arrays.
+        If all inputs are missing, or a list can't be read.
+    InputError, UsageError
+        If an entry is no path; there is no image at all; or an input is an archive or of arrays.
 
     Notes
     -----
-    Logs one warning of what it left out in folders: files by suffix, except for text, metadata and
-    what other programs write, and foreign folders. Logs which column of a table was read.
+    Logs one warning of what it left out in folders: files by suffix, except for text and metadata,
+    and foreign folders. Logs which column of a table was read.
     """
     if isinstance(inputs, ImagePaths):
         return inputs if repeats else ImagePaths(dict.fromkeys(inputs))
@@ -116,15 +104,13 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     search = _Search()
     places: dict[str, str] = {}
     mentions: list[str] = []
-    real_folders: dict[str, str] = {}
-    first_names: dict[str, str] = {}  # of real folders
+    first_names: dict[str, str] = {}  # of folders
     for image in chain.from_iterable(_photos(path, search) for path in named):
         folder, name = os.path.split(image)
-        if folder not in real_folders:
+        if (first := first_names.get(folder)) is None:
             real = folder if is_url(folder) else os.path.realpath(folder)
-            real_folders[folder] = first_names.setdefault(real, folder)
+            first = first_names[folder] = first_names.setdefault(real, folder)
         # By far the most often that is `image` itself, and no second string is kept.
-        first = real_folders[folder]
         place = image if first == folder else os.path.join(first, name)
         image = places.setdefault(place, image)
         if repeats:
@@ -132,11 +118,9 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     if search.missing and all(image in search.missing for image in places.values()):
         raise next(iter(search.missing.values()))
     if not places:
-        raise UsageError(
-            ", ".join(named) or "no input at all",
-            "; ".join(filter(None, ["no image found", str(search)])),
-            f"Looked for files ending in {' '.join(sorted(SUFFIXES))}.",
-        )
+        found = "; ".join(filter(None, ["no image found", str(search)]))
+        advice = f"Looked for files ending in {' '.join(sorted(SUFFIXES))}."
+        raise UsageError(", ".join(named) or "no input at all", found, advice)
     search.log()
     return ImagePaths(mentions or places.values())
 
@@ -157,19 +141,17 @@ class _Search:
     def __init__(self):
         self.missing: dict[str, ImageError] = {}
         self._suffixes: Counter[str] = Counter()
-        self._folders: dict[str, str] = {}  # path -> name
+        self._foreign: set[str] = set()
 
-    def wants_folder(self, path: str, name: str) -> bool:
-        """Whether to look into a folder."""
-        if name.lower() in FOREIGN:
-            self._folders[path] = name
-        return name.lower() not in FOREIGN and not name.startswith(".")
-
-    def wants_file(self, name: str) -> bool:
-        """Whether a file in a folder is a photo by its name."""
-        if name.startswith(".") or has_image_suffix(name):
-            return not name.startswith(".")
+    def wants(self, path: str, is_folder: bool) -> bool:
+        """Whether to look into a folder, or whether a file in one is a photo by its name."""
+        name = os.path.basename(path)
         stem, suffix = os.path.splitext(name.lower())
+        if is_folder and name.lower() in FOREIGN:
+            self._foreign.add(path)
+            return False
+        if name.startswith(".") or is_folder or suffix in SUFFIXES:
+            return not name.startswith(".")
         if suffix not in _COMPANIONS and stem not in ("readme", "license", "makefile"):
             known = suffix if len(suffix) <= 12 and suffix.isprintable() else "of other kinds"
             self._suffixes[known or "without"] += 1
@@ -181,8 +163,8 @@ class _Search:
             parts.append(f"left out by suffix: {_counted(self._suffixes)}")
             if self._suffixes.keys() & {".heic", ".heif"}:
                 parts[0] += " (pip install 'tf-alexnet[heic]' reads .heic)"
-        if self._folders:
-            parts.append(f"skipped {_counted(Counter(self._folders.values()))}")
+        if self._foreign:
+            parts.append(f"skipped {_counted(Counter(map(os.path.basename, self._foreign)))}")
         return "; ".join(parts)
 
     def log(self) -> None:
@@ -211,13 +193,9 @@ def subfolders(folder: str) -> dict[str, str]:
     """
     if not os.path.isdir(folder):
         raise ImageError(folder, "there is no such folder", "Name a folder with a folder a class.")
-    try:
-        names = sorted(os.listdir(folder), key=os.fsencode)
-    except OSError as error:
-        raise _unreadable(folder, error) from None
     search = _Search()
-    paths = {name: os.path.join(folder, name) for name in names}
-    paths = {n: p for n, p in paths.items() if os.path.isdir(p) and search.wants_folder(p, n)}
+    paths = {name: os.path.join(folder, name) for name in _names(folder)}
+    paths = {n: p for n, p in paths.items() if os.path.isdir(p) and search.wants(p, True)}
     search.log()
     return paths
 
@@ -239,9 +217,13 @@ def find_by_class(folders: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def _unreadable(folder: str, error: OSError) -> ImageError:
-    fault = f"the folder can't be read ({error.strerror})"
-    return ImageError(folder, fault, "Make it readable, or move it.")
+def _names(folder: str) -> list[str]:
+    """What is in a folder, or an ImageError."""
+    try:
+        return sorted(os.listdir(folder), key=os.fsencode)
+    except OSError as error:
+        fault = f"the folder can't be read ({error.strerror})"
+        raise ImageError(folder, fault, "Make it readable, or move it.") from None
 
 
 def _photos(path: str, search: _Search) -> Iterator[str]:
@@ -262,8 +244,8 @@ def _in_file(path: str, name: str) -> Iterator[str]:
     suffix = os.path.splitext(name)[1].lower()
     if suffix in LISTS:
         return _in_list(path, suffix)
-    for ends, what, advice in _NOT_PHOTOS:
-        if name.lower().endswith(ends):
+    for suffixes, what, advice in _NOT_PHOTOS:
+        if re.search(rf"\.({suffixes})\Z", name.lower()):
             scheme = "zip" if suffix == ".zip" else "tar"
             raise UsageError(path, f"{what}, not a photo", advice.format(path, scheme))
     return iter([path])
@@ -275,9 +257,8 @@ def _matching(pattern: str, search: _Search) -> Iterator[str]:
     if glob.has_magic(pattern) and "\0" not in pattern:
         found = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
     if not found:
-        search.missing[pattern] = ImageError(
-            pattern, "there is no such file or folder", "Check the name and the current folder."
-        )
+        advice = "Check the name and the current folder."
+        search.missing[pattern] = ImageError(pattern, "there is no such file or folder", advice)
         yield pattern
     for path in found:
         yield from _photos(path, search)
@@ -285,72 +266,57 @@ def _matching(pattern: str, search: _Search) -> Iterator[str]:
 
 def _in_folder(top: str, search: _Search) -> Iterator[str]:
     """Images below a folder, depth first; a folder that links lead to again is entered once."""
-    seen = set()
-    stack = [top]
+    seen, stack = set(), [top]
     while stack:
         path = stack.pop()
         if not os.path.isdir(path):
             yield path
             continue
+        if (real := os.path.realpath(path)) in seen:
+            continue
+        seen.add(real)
         try:
-            status = os.stat(path)
-            names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
-        except OSError as error:
-            search.missing[path] = _unreadable(path, error)
+            places = [os.path.join(path, name) for name in _names(path)]
+        except ImageError as error:
+            search.missing[path] = error
             yield path  # whoever decodes it says so
             continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below = []
-        for name in names:
-            place = os.path.join(path, name)
-            folder = os.path.isdir(place)
-            if search.wants_folder(place, name) if folder else search.wants_file(name):
-                below.append(place)
+        below = [x for x in places if search.wants(x, os.path.isdir(x))]
         if not below and path != top and has_image_suffix(path):
             yield path  # a folder in a photo's place: the same
-        stack += below
+        stack += reversed(below)
 
 
 def _at_url(url: str, search: _Search) -> Iterator[str]:
     """Images that a URL names, sorted as those of a folder are."""
     try:
         files, path = filesystem(url)
+        found, folders = [], []
         if glob.has_magic(path) and not files.exists(path):
-            found = {
-                x: y.get("type") == "directory" for x, y in files.glob(path, detail=True).items()
-            }
+            for x, status in files.glob(path, detail=True).items():
+                (folders if status.get("type") == "directory" else found).append(x)
         elif files.isdir(path):
-            found = {path: True}
+            folders = [path]
         else:
             return _in_file(url, path)
-        for top in [top for top, is_folder in found.items() if is_folder]:
-            del found[top]
-            skipped = len(top.rstrip("/"))
-            below = files.find(top)
-            found.update((x, False) for x in below if _is_wanted(x, x[skipped:].strip("/"), search))
+        for top in folders:
+            found += [x for x in files.find(top) if _is_wanted(x, top, search)]
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
         fault = getattr(error, "strerror", None) or error or type(error).__name__
-        raise ImageError(
-            url,
-            f"it can't be listed ({fault})",
-            "Check the address and your rights there.",
-        ) from error
-    shown = [x for x in found if not x.rpartition("/")[2].startswith(".")]
-    shown.sort(key=lambda x: [part.encode("utf-8", "surrogateescape") for part in x.split("/")])
-    return iter([_full_url(url, path, x, files) for x in shown])
+        advice = "Check the address and your rights there."
+        raise ImageError(url, f"it can't be listed ({fault})", advice) from error
+    shown = {x for x in found if not x.rpartition("/")[2].startswith(".")}
+    ordered = sorted(shown, key=lambda x: [*map(os.fsencode, x.split("/"))])
+    return iter([_full_url(url, path, x, files) for x in ordered])
 
 
-def _is_wanted(path: str, below: str, search: _Search) -> bool:
-    *folders, name = below.split("/")
-    top = path.removesuffix(below)
-    for depth, folder in enumerate(folders, 1):
-        if not search.wants_folder(top + "/".join(folders[:depth]), folder):
-            return False
-    return search.wants_file(name)
+def _is_wanted(path: str, top: str, search: _Search) -> bool:
+    """Whether a file below a folder is a photo, and in no folder that is left out."""
+    start = len(top.rstrip("/"))
+    folders = (path[:i] for i, c in enumerate(path) if c == "/" and i > start)
+    return all(search.wants(x, True) for x in folders) and search.wants(path, False)
 
 
 def _full_url(url: str, path: str, found: str, files: Any) -> str:
@@ -368,6 +334,5 @@ def _full_url(url: str, path: str, found: str, files: Any) -> str:
 def _in_list(path: str, suffix: str) -> Iterator[str]:
     scheme, place, inside = _URL.fullmatch(path).groups("") if is_url(path) else ("", path, "")
     base = scheme + os.path.dirname(place)
-    exists = (lambda _: False) if scheme else lambda x: os.path.lexists(os.path.join(base, x))
-    for entry in read_list(path, suffix, exists):
+    for entry in read_list(path, suffix, base):
         yield entry if is_url(entry) else os.path.join(base, entry) + inside

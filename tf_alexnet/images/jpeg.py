@@ -19,29 +19,15 @@ from PIL import Image
 KINDS = ("JPEG", "MPO")
 
 # Sampling factors (horizontal, vertical) of the components: 4:4:4, 4:2:2, 4:2:0, grey.
-_SAMPLINGS = (
-    ((1, 1), (1, 1), (1, 1)),
-    ((2, 1), (1, 1), (1, 1)),
-    ((2, 2), (1, 1), (1, 1)),
-    ((1, 1),),
-)
+_SAMPLINGS = (((1, 1),) * 3, ((2, 1), (1, 1), (1, 1)), ((2, 2), (1, 1), (1, 1)), ((1, 1),))
 
 # ITU-T T.81, table B.1; between them in the data stand stuffed bytes and restart markers.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
-_KNOWN = {
-    *(0xC0, 0xC1, _PROGRESSIVE),  # frames; the first two are baseline and extended
-    *(0xC4, 0xDB, 0xDD, _SCAN),  # tables, restart interval, scan
-    *range(0xE0, 0xF0),  # applications
-    0xFE,  # comment
-}
-
-_ROTATIONS = {
-    3: cv2.ROTATE_180,
-    6: cv2.ROTATE_90_CLOCKWISE,
-    7: cv2.ROTATE_180,
-    8: cv2.ROTATE_90_COUNTERCLOCKWISE,
-}
+# Frames (the first two are baseline and extended), tables, scan, restart interval, applications,
+# comment.
+_KNOWN = {0xC0, 0xC1, _PROGRESSIVE, 0xC4, 0xDB, _SCAN, 0xDD, *range(0xE0, 0xF0), 0xFE}
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF 2.32, table 4, in OpenCV's codes
 
 # Modes, and Pillow's options, of the JPEGs that both decoders are compared by.
 _COMPARED = (
@@ -54,19 +40,10 @@ _READ = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMR
 
 
 def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """The pixels that Pillow's `load` would give, as RGB; None if that is not certain.
+    """The pixels that Pillow's `load` would give; None if that is not certain.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Opened, not loaded.
-    data : bytes
-        The file.
-
-    Returns
-    -------
-    ndarray of uint8, (height, width, 3), or None
-        Not turned by EXIF.
+    Takes an image that is opened, not loaded, and its file. Gives RGB of uint8, (height, width, 3),
+    not turned by EXIF.
     """
     if image.format not in KINDS or image.mode not in ("RGB", "L") or image.bits != 8:
         return None
@@ -79,13 +56,9 @@ def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 def turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
     """A picture turned upright, by its EXIF orientation from 1 to 8."""
-    if orientation in (5, 7):
+    if orientation in (5, 6, 7, 8):
         rgb = cv2.transpose(rgb)
-    if orientation in _ROTATIONS:
-        return cv2.rotate(rgb, _ROTATIONS[orientation])
-    if orientation in (2, 4):
-        return cv2.flip(rgb, 1 if orientation == 2 else 0)
-    return rgb
+    return cv2.flip(rgb, _FLIPS[orientation]) if orientation in _FLIPS else rgb
 
 
 def _is_whole(data: bytes) -> bool:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import IO, Any
 
@@ -40,9 +40,9 @@ def as_sequence(images: Any, what: str = "images") -> list:
     ----------
     images : container of photos, or a single photo
         A photo is a path, an image's bytes, an open file, an image of Pillow's, or pixels. A
-        container is a list, tuple, generator or other iterable; a set, which is sorted; a pandas
-        or polars column, or a table of one; an array or tensor (NumPy, TensorFlow, PyTorch) of
-        paths, of shape (N,) or (N, 1), or of pixels, (N, H, W, 3); (H, W, 3) is a single photo.
+        container is any iterable; a set, which is sorted; a pandas or polars column, or a table of
+        one; an array or tensor (NumPy, TensorFlow, PyTorch) of paths, (N,) or (N, 1), or of pixels,
+        (N, H, W, 3); (H, W, 3) is a single photo.
     what : str
         What errors call it.
 
@@ -54,8 +54,7 @@ def as_sequence(images: Any, what: str = "images") -> list:
     Raises
     ------
     InputError
-        If it is no such container, or an entry (``images[3]``) is no photo: None, NaN, a number,
-        a list.
+        If it is no such container, or an entry (``images[3]``) is no photo: None, NaN, a list.
     """
     if _is_photo(images):
         return [images]
@@ -90,38 +89,31 @@ def _as_array(given: Any, what: str) -> np.ndarray | None:
 
 
 def _entries_of(array: np.ndarray, what: str) -> list:
-    if array.ndim == 0:
+    if array.ndim in (0, 3):
         return [array]
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if (array.dtype.kind in "OUST" and array.ndim == 1) or array.ndim == 4:
+    if array.ndim == 4 or (array.ndim == 1 and array.dtype.kind in "OUST"):
         return list(array)
-    if array.ndim == 3:
-        return [array]
-    raise InputError(
-        what,
-        f"an array of {array.dtype} of shape {array.shape}, neither paths nor pixels",
-        "Give one column of paths, or uint8 RGB of shape (N, H, W, 3).",
-    )
+    found = f"an array of {array.dtype} of shape {array.shape}, neither paths nor pixels"
+    advice = "Give one column of paths, or uint8 RGB of shape (N, H, W, 3)."
+    raise InputError(what, found, advice)
 
 
 def _entry(entry: Any, what: str) -> Any:
     if _is_photo(entry):
         return entry
     array = _as_array(entry, what)
-    if array is not None and array.ndim == 0 and isinstance(array.item(), str | bytes):
-        return array.item()
-    if array is None or array.ndim == 0:
-        raise _no_photo(entry, what)
-    return array
+    if array is not None and (array.ndim or isinstance(array.item(), str | bytes)):
+        return array if array.ndim else array.item()
+    raise _no_photo(entry, what)
 
 
 def _no_photo(entry: Any, what: str) -> InputError:
     text = repr(entry)
     found = text if len(text) < 40 else f"a value of type {type(entry).__name__}"
-    return InputError(
-        what, f"{found} is not a photo", "Give paths, or uint8 RGB pixels of shape (H, W, 3)."
-    )
+    advice = "Give paths, or uint8 RGB pixels of shape (H, W, 3)."
+    return InputError(what, f"{found} is not a photo", advice)
 
 
 def has_image_suffix(name: str) -> bool:
@@ -129,24 +121,20 @@ def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator[str]:
+def read_list(path: str, suffix: str, base: str) -> Iterator[str]:
     """Entries of a list or table, one by one: a million of them need not be in memory.
 
     Parameters
     ----------
     path : str
         A file, a URL, or ``-`` for standard input.
-    suffix : str
-        One of `LISTS`: what kind of list it is.
-    exists : callable
-        Whether there is a file of that name, as it stands in the list.
+    suffix, base : str
+        What kind of list it is, one of `LISTS`, and the folder that its entries are relative to.
 
     Raises
     ------
-    ImageError
-        If it can't be read.
-    UsageError
-        If no column holds paths, or pyarrow is missing.
+    ImageError, UsageError
+        If it can't be read; if no column holds paths, or pyarrow is missing.
     """
     try:
         with _opened(path, suffix) as file:
@@ -160,7 +148,7 @@ def read_list(path: str, suffix: str, exists: Callable[[str], bool]) -> Iterator
                 if "\0" in cell:
                     raise ValueError("it holds NUL characters")
                 if cell.strip():
-                    yield _as_meant(cell, exists)
+                    yield _as_meant(cell, base)
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
@@ -188,7 +176,7 @@ def _opened(path: str, suffix: str) -> IO:
     return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
 
 
-def _as_meant(entry: str, exists: Callable[[str], bool]) -> str:
+def _as_meant(entry: str, base: str) -> str:
     r"""An entry without blanks, quotes and classes around it, and with ``/`` for ``\``.
 
     As it stands, if a file has that very name.
@@ -203,7 +191,8 @@ def _as_meant(entry: str, exists: Callable[[str], bool]) -> str:
         meant = path if has_image_suffix(path) else meant
     if os.sep == "/" and "/" not in meant:
         meant = meant.replace("\\", "/")
-    return entry if meant == entry or exists(entry) else meant
+    is_name = meant == entry or os.path.lexists(os.path.join(base, entry))
+    return entry if is_name else meant
 
 
 def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
@@ -244,9 +233,8 @@ def _parquet_cells(file: IO, path: str) -> Iterator[str]:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UsageError(
-            path, "pyarrow is not installed", "Install it: pip install 'tf-alexnet[parquet]'."
-        ) from None
+        advice = "Install it: pip install 'tf-alexnet[parquet]'."
+        raise UsageError(path, "pyarrow is not installed", advice) from None
     table = ParquetFile(file)
     names = table.schema_arrow.names
     head = [row for batch in islice(table.iter_batches(_ROWS), 1) for row in batch.to_pylist()]
@@ -271,11 +259,8 @@ def _no_paths(path: str, rows: list[dict]) -> UsageError:
     for name, value in rows[0].items() if rows else ():
         part = '["bytes"]' if isinstance(value, dict) else ""
         if isinstance(value.get("bytes") if part else value, bytes):
-            return UsageError(
-                path,
-                f"column {name!r} holds the photos themselves, not paths",
-                "Give them to from_images: [x" + part + " for x in pyarrow.parquet.read_table("
-                f'"{os.path.basename(path)}")["{name}"].to_pylist()].',
-            )
+            found = f"column {name!r} holds the photos themselves, not paths"
+            read = f'pyarrow.parquet.read_table("{os.path.basename(path)}")["{name}"].to_pylist()'
+            return UsageError(path, found, f"Give them to from_images: [x{part} for x in {read}].")
     columns = ", ".join(rows[0]) if rows else "none"
     return UsageError(path, f"no column of paths ({columns})", "Call the column of paths `path`.")

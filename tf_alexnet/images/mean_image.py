@@ -17,7 +17,8 @@ from tf_alexnet.errors import InputError, PresetError
 from tf_alexnet.images.presets import CAFFE_MEAN, MEAN_IMAGE, Preset, as_preset, preset_named, vary
 from tf_alexnet.wire import WireError, read_blob
 
-_MEANS = re.compile(r"[\s(\[]*[-+.\de]+\s*,\s*[-+.\de]+\s*,\s*[-+.\de]+[\s)\]]*")
+_NUMBER = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*"
+_MEANS = re.compile(rf"[\s(\[]*{_NUMBER},{_NUMBER},{_NUMBER}[)\]\s]*")
 _MAX_BYTES = 2**26  # a mean image has 786,548 bytes as .binaryproto, 1,572,992 as .npy
 
 _GIVE = "Give Caffe's mean.binaryproto, a plain .npy array, or three channel means."
@@ -42,10 +43,7 @@ def read_mean_image(source: str | PathLike) -> np.ndarray:
         If it can't be read.
     """
     if isinstance(source, str) and _MEANS.fullmatch(source):
-        try:
-            return np.array([float(number) for number in source.strip(" ([)]").split(",")])
-        except ValueError:
-            pass  # a file's name, then
+        return np.array([float(number) for number in source.strip("([)] \t\n").split(",")])
     asked = f"mean image {os.fspath(source)}"
     data = _content(source, asked)
     for start, kind in _FOREIGN.items():
@@ -53,14 +51,13 @@ def read_mean_image(source: str | PathLike) -> np.ndarray:
             raise InputError(asked, f"it is {kind}", _GIVE)
     if data.startswith(b"\x93NUMPY"):
         return _npy(data, asked)
-    if not data or _is_text(data):
+    if all(c.isprintable() or c.isspace() for c in data[:256].decode(errors="replace")):
         raise InputError(asked, "it is a text file" if data else "it is empty", _GIVE)
     try:
         return read_blob(memoryview(data))
     except WireError as error:
-        raise InputError(
-            asked, f"it is neither a .npy array nor a .binaryproto ({error})", _GIVE
-        ) from None
+        fault = f"it is neither a .npy array nor a .binaryproto ({error})"
+        raise InputError(asked, fault, _GIVE) from None
 
 
 def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
@@ -68,36 +65,28 @@ def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
 
     Parameters
     ----------
-    preset : str, Preset or model
-        As in `preprocess_input`.
-    mean : ndarray, sequence of 3 floats, str, path or None
-        A mean image or channel means, as in `preprocess_input`.
+    preset, mean
+        As `preset` and `mean_image` of `preprocess_input`.
 
     Returns
     -------
     preset : Preset
         Its variation with these channel means; "caffe-mean-image" for "caffe" with an image.
     mean_image : ndarray of float32 (S, S, 3), or None
-        In the preset's channel order, S the side before or after the crop. Of a preset for any
-        size, (1, 1, 3): the image's channel means.
+        In the preset's channel order, S the side before or after the crop; (1, 1, 3) for a preset
+        of any size.
 
     Raises
     ------
-    PresetError
-        If the preset needs a mean image and there is none, or takes none.
-    InputError
-        If the mean can't be read or has another shape.
-    UsageError
-        If a model carries no preset.
+    PresetError, InputError, UsageError
+        If preset and mean image don't go together; the mean can't be read or has another shape; or
+        a model carries no preset.
     """
     record = as_preset(preset)
     if mean is None:
         if record.mean == MEAN_IMAGE:
-            raise PresetError(
-                f"preset {record.name!r}",
-                "it needs a mean image",
-                "Give mean_image=, e.g. Caffe's mean.binaryproto, or use preset 'caffe'.",
-            )
+            advice = "Give mean_image=, e.g. Caffe's mean.binaryproto, or use preset 'caffe'."
+            raise PresetError(f"preset {record.name!r}", "it needs a mean image", advice)
         return record, None
     asked = "mean_image"
     if isinstance(mean, str | PathLike):
@@ -108,11 +97,9 @@ def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
     if record.name.partition(".")[0] == "caffe" and record.mean == CAFFE_MEAN:
         record = preset_named(record.name.replace("caffe", "caffe-mean-image", 1))
     if record.mean != MEAN_IMAGE:
-        raise PresetError(
-            f"preset {record.name!r}",
-            "it takes no mean image, but one was given",
-            "Use preset 'caffe-mean-image', or leave mean_image out.",
-        )
+        fault = "it takes no mean image, but one was given"
+        advice = "Use preset 'caffe-mean-image', or leave mean_image out."
+        raise PresetError(f"preset {record.name!r}", fault, advice)
     image = _channels_last(array, record, asked)
     if record.size is None:  # as Caffe's net surgery example does for inputs of any size
         image = image.mean(axis=(0, 1), keepdims=True)
@@ -135,34 +122,22 @@ def _content(source: str | PathLike, asked: str) -> bytes:
     raise InputError(asked, fault, _GIVE)
 
 
-def _is_text(data: bytes) -> bool:
-    """Whether the first bytes are printable."""
-    try:
-        text = data[:256].decode()
-    except UnicodeDecodeError:
-        return False
-    return all(c.isprintable() or c.isspace() for c in text)
-
-
 def _npy(data: bytes, asked: str) -> np.ndarray:
     """The array of an .npy file, none of whose objects are loaded."""
     try:
-        header = BytesIO(data)
-        version = np.lib.format.read_magic(header)
-        old = version == (1, 0)
+        file = BytesIO(data)
+        old = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(header)
+        shape, _, dtype = read(file)
         if dtype.hasobject:
-            raise InputError(
-                asked, "it holds Python objects, which could run code", "Give a plain array."
-            )
-        if math.prod(shape) * dtype.itemsize > len(data) - header.tell():
-            raise InputError(asked, f"it ends before its {shape} numbers do", _GIVE)
-        return np.load(BytesIO(data), allow_pickle=False)
-    except InputError:
-        raise
+            fault = "it holds Python objects, which could run code"
+        elif math.prod(shape) * dtype.itemsize > len(data) - file.tell():
+            fault = f"it ends before its {shape} numbers do"
+        else:
+            return np.load(BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header makes NumPy raise nearly anything
-        raise InputError(asked, f"it is a damaged .npy file ({error})", _GIVE) from None
+        fault = f"it is a damaged .npy file ({error})"
+    raise InputError(asked, fault, _GIVE)
 
 
 def _numbers(mean: Any, asked: str) -> np.ndarray:
@@ -171,11 +146,8 @@ def _numbers(mean: Any, asked: str) -> np.ndarray:
     except ValueError:  # rows of different lengths
         array = np.array(None)
     if array.dtype.kind not in "fiu" or not array.size:
-        raise InputError(
-            asked,
-            f"got {array.dtype} of shape {array.shape}" if array.ndim else f"got {mean!r:.60}",
-            "Give a mean image (3, 256, 256), or three channel means.",
-        )
+        found = f"got {array.dtype} of shape {array.shape}" if array.ndim else f"got {mean!r:.60}"
+        raise InputError(asked, found, "Give a mean image (3, 256, 256), or three channel means.")
     if not np.isfinite(array).all():
         raise InputError(asked, "it holds NaN or infinite values", "Give an intact mean image.")
     return array
@@ -190,10 +162,7 @@ def _channels_last(array: np.ndarray, record: Preset, asked: str) -> np.ndarray:
     square = image.ndim == 3 and image.shape[2] == 3 and image.shape[0] == image.shape[1]
     if not square or (record.size and image.shape[0] not in sides):
         shapes = dict.fromkeys(f"(3, {n}, {n}) or ({n}, {n}, 3)" for n in sides if n)
-        raise InputError(
-            asked,
-            f"got {array.dtype} of shape {array.shape}",
-            f"Give numbers of shape {' or '.join(shapes) or '(3, S, S) or (S, S, 3)'}, in the "
-            f"order {', '.join(record.channels)}.",
-        )
+        shape = " or ".join(shapes) or "(3, S, S) or (S, S, 3)"
+        advice = f"Give numbers of shape {shape}, in the order {', '.join(record.channels)}."
+        raise InputError(asked, f"got {array.dtype} of shape {array.shape}", advice)
     return image

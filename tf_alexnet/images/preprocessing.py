@@ -25,9 +25,7 @@ class Preprocessing(keras.layers.Layer):
 
     Parameters
     ----------
-    preset : str, Preset or keras.Model
-        As in `preprocess_input`.
-    mean_image : array, path or three numbers, optional
+    preset, mean_image
         As in `preprocess_input`. A mean image is saved with the layer.
     **kwargs
         Arguments of `keras.layers.Layer`.
@@ -35,15 +33,13 @@ class Preprocessing(keras.layers.Layer):
     Attributes
     ----------
     preset : Preset
-        What the layer does.
     mean_image : ndarray of float32 (S, S, 3), or None
         In the preset's channel order.
 
     Notes
     -----
-    Input: (N, H, W, 3) or (H, W, 3) RGB photos in 0..255, uint8 or another dtype. Floats with
-    fractions are rounded if the preset resizes; values in 0..1 or outside of 0..255 are an error
-    when the graph runs. Output: float32.
+    Input: (N, H, W, 3) or (H, W, 3) RGB photos in 0..255, uint8 or another dtype, checked and
+    rounded as `preprocess_input` does with symbolic tensors. Output: float32.
 
     Examples
     --------
@@ -52,9 +48,7 @@ class Preprocessing(keras.layers.Layer):
     >>> photos = photos.map(ta.Preprocessing("caffe"))  # a tf.data.Dataset
     """
 
-    def __init__(
-        self, preset: str | Preset | keras.Model = "caffe", mean_image: Mean = None, **kwargs
-    ):
+    def __init__(self, preset: Any = "caffe", mean_image: Mean = None, **kwargs):
         kwargs.setdefault("dtype", "float32")  # 0..255 with fractions need more than 16 bits
         super().__init__(**kwargs)
         self.preset, self.mean_image = resolve(preset, mean_image)
@@ -72,9 +66,8 @@ class Preprocessing(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The input's shape, with the preset's size if it has one."""
-        if self.preset.size is None:
-            return tuple(input_shape)
-        return (*input_shape[:-3], self.preset.size, self.preset.size, 3)
+        size = self.preset.size
+        return (*input_shape[:-3], size, size, 3) if size else tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""

@@ -2,11 +2,9 @@
 
 Each `Preset` states its steps in numbers: resize, crop, channel order, divisor, mean, deviation. A
 network that is given another preset's pixels still answers, only worse, so each constant is written
-here once, with its source.
-
-A name is all that files and models record of a preset. Variations are part of it:
-``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123`` subtracts other means (in
-the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
+here once, with its source. A name is all that files and models record of a preset. Variations are
+part of it: ``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123`` subtracts other
+means (in the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
 """
 
 from __future__ import annotations
@@ -24,14 +22,13 @@ from tf_alexnet.errors import PresetError, UsageError
 
 # Channel means, BGR, of BVLC/caffe python/caffe/imagenet/ilsvrc_2012_mean.npy.
 CAFFE_MEAN = (104.00698793, 116.66876762, 122.67891434)
+_IMAGENET = {"divisor": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 MEAN_IMAGE = "mean image"
 OWN_MEAN = "own mean"
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
-_VARIATION = re.compile(
-    rf"\.(?:size(?P<size>\d{{1,5}})|(?P<any>anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})(?![^.])"
-)
+_VARIATION = re.compile(rf"\.(?:size(\d{{1,5}})|(anysize)|mean{_NUMBER}-{_NUMBER}-{_NUMBER})", re.A)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +51,11 @@ class Preset:
         Pillow's antialiased bilinear resize; otherwise OpenCV's, which Caffe uses.
     channels : {"BGR", "RGB"}
         Channel order of the result.
-    divisor : float
-        What 0..255 is divided by first.
+    divisor, std : float, 3 floats or None
+        What 0..255 is divided by first, and each channel last.
     mean : 3 floats, "mean image" or "own mean"
-        Subtracted after the division: one value per channel (in the order of `channels`), an image
-        that the caller gives, or the picture's own mean over all pixels and channels.
-    std : 3 floats or None
-        Divided by last, one value per channel.
+        Subtracted between: one value per channel (in the order of `channels`), an image that the
+        caller gives, or the picture's own mean over all pixels and channels.
 
     Raises
     ------
@@ -73,8 +68,8 @@ class Preset:
     """
 
     name: str = field(compare=False, kw_only=False)
-    title: str = field(default="", compare=False)
-    source: str = field(default="", compare=False)
+    title: str = field(default="", compare=False, kw_only=False)
+    source: str = field(default="", compare=False, kw_only=False)
     size: int | None = None
     resized: int = 0
     keep_aspect: bool = False
@@ -99,16 +94,14 @@ class Preset:
             "mean": isinstance(self.mean, str) and self.mean not in (MEAN_IMAGE, OWN_MEAN),
             "std": self.std is not None and min(self.std) <= 0,
         }
+        asked = f"preset {self.name!r}"
         for name, faulty in faults.items():
             if faulty:
-                value = getattr(self, name)
-                raise PresetError(f"preset {self.name!r}", f"{name}={value!r}", _FIELD_ADVICE)
-        if not isinstance(self.mean, str) and max(map(abs, self.mean)) > 255 / self.divisor:
-            raise PresetError(
-                f"preset {self.name!r}",
-                f"mean={self.mean}, but its pixels lie in 0..{255 / self.divisor:g}",
-                "Give the means after the division by `divisor`.",
-            )
+                raise PresetError(asked, f"{name}={getattr(self, name)!r}", _FIELD_ADVICE)
+        white = 255 / self.divisor
+        if not isinstance(self.mean, str) and max(map(abs, self.mean)) > white:
+            found = f"mean={self.mean}, but its pixels lie in 0..{white:g}"
+            raise PresetError(asked, found, "Give the means after the division by `divisor`.")
 
     def _numbers(self, name: str, values: Any) -> tuple[float, float, float]:
         try:
@@ -140,83 +133,53 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+# Name, title, source, numbers.
 _ROWS = (
-    Preset(
-        name="caffe",
-        title="squash to 256, centre crop 227, BGR, minus the channel mean",
-        source="models/bvlc_alexnet/train_val.prototxt and python/caffe/io.py of BVLC/caffe",
-        size=227,
-        resized=256,
-        channels="BGR",
-        mean=CAFFE_MEAN,
+    (
+        "caffe",
+        "squash to 256, centre crop 227, BGR, minus the channel mean",
+        "models/bvlc_alexnet/train_val.prototxt and python/caffe/io.py of BVLC/caffe",
+        {"size": 227, "resized": 256, "channels": "BGR", "mean": CAFFE_MEAN},
     ),
-    Preset(
-        name="caffe-mean-image",
-        title="squash to 256, centre crop 227, BGR, minus the mean image cropped alike",
-        source="models/bvlc_alexnet/train_val.prototxt and data_transformer.cpp of BVLC/caffe",
-        size=227,
-        resized=256,
-        channels="BGR",
-        mean=MEAN_IMAGE,
+    (
+        "caffe-mean-image",
+        "squash to 256, centre crop 227, BGR, minus the mean image cropped alike",
+        "models/bvlc_alexnet/train_val.prototxt and data_transformer.cpp of BVLC/caffe",
+        {"size": 227, "resized": 256, "channels": "BGR", "mean": MEAN_IMAGE},
     ),
-    Preset(
-        name="squash",
-        title="squash to 227, BGR, minus the channel mean",
-        source="examples/00-classification.ipynb of BVLC/caffe",
-        size=227,
-        resized=227,
-        channels="BGR",
-        mean=CAFFE_MEAN,
+    (
+        "squash",
+        "squash to 227, BGR, minus the channel mean",
+        "examples/00-classification.ipynb of BVLC/caffe",
+        {"size": 227, "channels": "BGR", "mean": CAFFE_MEAN},
     ),
-    Preset(
-        name="kratzert",
-        title="squash to 227, BGR, minus 104/117/124",
-        source="kratzert/finetune_alexnet_with_tensorflow",
-        size=227,
-        resized=227,
-        channels="BGR",
-        mean=(104.0, 117.0, 124.0),
+    (
+        "kratzert",
+        "squash to 227, BGR, minus 104/117/124",
+        "kratzert/finetune_alexnet_with_tensorflow",
+        {"size": 227, "channels": "BGR", "mean": (104.0, 117.0, 124.0)},
     ),
-    Preset(
-        name="udacity",
-        title="squash to 227, RGB, minus the picture's own mean (for conv1 padded SAME)",
-        source="udacity/CarND-Alexnet-Feature-Extraction",
-        size=227,
-        resized=227,
-        mean=OWN_MEAN,
+    (
+        "udacity",
+        "squash to 227, RGB, minus the picture's own mean (for conv1 padded SAME)",
+        "udacity/CarND-Alexnet-Feature-Extraction",
+        {"size": 227, "mean": OWN_MEAN},
     ),
-    Preset(
-        name="torchvision",
-        title="shorter side to 256 (antialiased), centre crop 224, RGB 0..1, ImageNet mean and std",
-        source="AlexNet_Weights.IMAGENET1K_V1 of torchvision",
-        size=224,
-        resized=256,
-        keep_aspect=True,
-        antialias=True,
-        divisor=255.0,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+    (
+        "torchvision",
+        "shorter side to 256 (antialiased), centre crop 224, RGB 0..1, ImageNet mean and std",
+        "AlexNet_Weights.IMAGENET1K_V1 of torchvision",
+        {"size": 224, "resized": 256, "keep_aspect": True, "antialias": True, **_IMAGENET},
     ),
-    Preset(
-        name="compact",
-        title="squash to 224 (antialiased), RGB -1..1",
-        source="Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
-        size=224,
-        resized=224,
-        antialias=True,
-        divisor=255.0,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+    (
+        "compact",
+        "squash to 224 (antialiased), RGB -1..1",
+        "Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
+        {"size": 224, "antialias": True, "divisor": 255.0, "mean": [0.5] * 3, "std": [0.5] * 3},
     ),
-    Preset(
-        name="raw",
-        title="float32 of what came in",
-        source="for pictures that are preprocessed already",
-        size=None,
-    ),
+    ("raw", "float32 of what came in", "for pictures that are preprocessed already", {}),
 )
-
-PRESETS = {preset.name: preset for preset in _ROWS}
+PRESETS = {name: Preset(name, *about, **numbers) for name, *about, numbers in _ROWS}
 
 
 def preset_named(name: str) -> Preset:
@@ -227,25 +190,15 @@ def preset_named(name: str) -> Preset:
     PresetError
         If there is none; the message lists the known ones.
     """
-    base, _, _ = name.partition(".")
-    preset, at = PRESETS.get(base), len(base)
-    while preset is not None and at < len(name):
-        found = _VARIATION.match(name, at)
-        if found is None:
-            preset = None
-            break
-        size, at = found["size"], found.end()
-        mean = [float(number) for number in found.groups()[2:]] if found[3] else None
-        preset = vary(
-            preset, size=int(size) if size else None, mean=mean, any_size=bool(found["any"])
-        )
-    if preset is None:
-        raise PresetError(
-            f"preset {name!r}",
-            "there is no such preset",
-            f"Known are: {', '.join(PRESETS)}; variations are written caffe.size224, "
-            "caffe.mean104-117-123 and caffe.anysize.",
-        )
+    base = name.partition(".")[0]
+    preset, found = PRESETS.get(base), [*_VARIATION.finditer(name, len(base))]
+    if preset is None or base + "".join(x[0] for x in found) != name:
+        advice = "variations are written caffe.size224, caffe.mean104-117-123 and caffe.anysize."
+        advice = f"Known are: {', '.join(PRESETS)}; {advice}"
+        raise PresetError(f"preset {name!r}", "there is no such preset", advice)
+    for size, any_size, *mean in (x.groups() for x in found):
+        mean = [float(number) for number in mean] if mean[0] else None
+        preset = vary(preset, size=size and int(size), mean=mean, any_size=bool(any_size))
     return preset
 
 
@@ -254,34 +207,24 @@ def as_preset(preset: Any) -> Preset:
 
     Raises
     ------
-    PresetError
-        If there is no preset of that name.
-    UsageError
-        If a model carries none, or has a `Preprocessing` layer of its own.
+    PresetError, UsageError
+        If there is no such preset; if a model has none, or a `Preprocessing` layer of its own.
     """
     if isinstance(preset, Preset):
         return preset
     if isinstance(preset, str):
         return preset_named(preset)
+    names = ", ".join(PRESETS)
     if not (hasattr(preset, "layers") or hasattr(preset, "signatures")):
-        raise PresetError(
-            f"preset of type {type(preset).__name__}",
-            "it is neither a name, nor a Preset, nor a model",
-            f"Known names are: {', '.join(PRESETS)}.",
-        )
+        asked, found = type(preset).__name__, "it is neither a name, nor a Preset, nor a model"
+        raise PresetError(f"preset of type {asked}", found, f"Known names are: {names}.")
     asked = f"model {getattr(preset, 'name', type(preset).__name__)!r}"
     if _preprocesses(preset):
-        raise UsageError(
-            asked, "it preprocesses its input in a layer of its own", "Give it the photos directly."
-        )
-    name = carried_preset(preset)
-    if name is None:
-        raise UsageError(
-            asked,
-            "it carries no preset",
-            f"Name the one it was trained with: {', '.join(PRESETS)}.",
-        )
-    return preset_named(name)
+        found = "it preprocesses its input in a layer of its own"
+        raise UsageError(asked, found, "Give it the photos directly.")
+    if name := carried_preset(preset):
+        return preset_named(name)
+    raise UsageError(asked, "it carries no preset", f"Name the one it was trained with: {names}.")
 
 
 def _preprocesses(model: Any) -> bool:
@@ -302,7 +245,6 @@ def vary(
     Parameters
     ----------
     preset : str or Preset
-        The preset to start from.
     size : int, optional
         Side of the result. A preset that crops still resizes to the same side first, unless `size`
         is larger than that.
@@ -324,9 +266,8 @@ def vary(
     preset = as_preset(preset)
     if preset.is_raw:
         if mean is not None:
-            raise PresetError(
-                "preset 'raw'", "it subtracts no mean", "Use another preset, or leave the mean out."
-            )
+            advice = "Use another preset, or leave the mean out."
+            raise PresetError("preset 'raw'", "it subtracts no mean", advice)
         return preset  # of any size as it is
     base = PRESETS.get(preset.name.partition(".")[0], preset)
     if any_size:
@@ -359,38 +300,28 @@ def recorded_name(preset: str | Preset) -> str:
     if preset.is_raw:
         return "raw"
     mean = None if isinstance(preset.mean, str) else preset.mean
-    size = {"size": preset.size, "any_size": preset.size is None}
     bases = [p for p in PRESETS.values() if p.divisor == preset.divisor and not p.is_raw]
-    varied = [vary(base, mean=mean, **size) for base in bases]
-    names = [same.name for same in varied if same == preset]
-    if names:
+    any_size = preset.size is None
+    varied = [vary(base, size=preset.size, mean=mean, any_size=any_size) for base in bases]
+    if names := [same.name for same in varied if same == preset]:
         return min(names, key=len)  # "kratzert", not "squash.mean104-117-124"
-    raise PresetError(
-        f"preset {preset.name!r}",
-        "it can't be recorded by a name, because it is not a variation of a known preset",
-        "Use it with preprocess_input or Preprocessing.",
-    )
+    found = "it can't be recorded by a name, because it is not a variation of a known preset"
+    advice = "Use it with preprocess_input or Preprocessing."
+    raise PresetError(f"preset {preset.name!r}", found, advice)
 
 
 def misfit(preset: Preset, trained: Preset) -> str | None:
     """Why a network trained with one preset can't make sense of another's pixels, or None.
 
-    Parameters
-    ----------
-    preset, trained : Preset
-        The one that was asked for, and the one the network was trained with. Another size is not
-        looked at: the network refuses that by itself.
+    Another size is not looked at: the network refuses that by itself.
     """
     span, wanted = _span(preset), _span(trained)
-    if preset.is_raw or trained.is_raw:
+    alike = preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted)
+    if preset.is_raw or trained.is_raw or alike:
         return None
-    if preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted):
-        return None
-    return (
-        f"preset {preset.name!r} gives {preset.channels} values over a range of {span:.3g}, but "
-        f"the network was trained on {trained.channels} values over a range of {wanted:.3g} "
-        f"(preset {trained.name!r})"
-    )
+    given = f"preset {preset.name!r} gives {preset.channels} values over a range of {span:.3g}"
+    right = f"the network was trained on {trained.channels} values over a range of {wanted:.3g}"
+    return f"{given}, but {right} (preset {trained.name!r})"
 
 
 def _span(preset: Preset) -> float:

@@ -16,35 +16,26 @@ from tf_alexnet.errors import InputError
 from tf_alexnet.images.presets import MEAN_IMAGE, OWN_MEAN, Preset
 
 
-def as_tensor(array: np.ndarray) -> tf.Tensor:
-    """An eager tensor."""
-    return tf.convert_to_tensor(array)
-
-
 def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = None) -> tf.Tensor:
     """`preprocess_input` as TensorFlow ops.
 
     Parameters
     ----------
-    images : tensor of numbers, (N, H, W, 3) or (H, W, 3)
+    images : tensor of numbers, (N, H, W, 3) or (H, W, 3); of any shape for preset "raw"
         RGB, 0..255; sizes may be unknown. Floats are rounded unless the preset keeps their size.
-    preset : Preset
-        Preset "raw" takes tensors of any shape.
-    mean_image : ndarray of float32 (S, S, 3), optional
+    preset, mean_image : Preset, ndarray of float32 (S, S, 3) or None
         From `resolve`.
 
     Returns
     -------
     tensor of float32, (N, size, size, 3) or (size, size, 3)
-        The resized pixels are bit for bit those of `preprocess_input`; the result differs by
-        float32 rounding at most.
+        As of `preprocess_input`: the resized pixels bit for bit, the result up to float32 rounding.
 
     Raises
     ------
-    InputError
-        If rank, channels or dtype are wrong.
-    tf.errors.InvalidArgumentError
-        When the graph runs, if values lie outside of 0..255 or in 0..1.
+    InputError, tf.errors.InvalidArgumentError
+        If rank, channels or dtype are wrong; if values lie outside of 0..255 or in 0..1, when the
+        graph runs.
     """
     images = tf.convert_to_tensor(images)
     if preset.is_raw:
@@ -57,8 +48,8 @@ def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = No
         return normalised(images, mean_image, preset)
     images = images if images.dtype == tf.uint8 else tf.cast(tf.round(images), tf.uint8)
     if mean_image is not None and len(mean_image) != preset.size:
-        start = round((preset.resized - preset.size) / 2)  # `centre_offset`
-        mean_image = mean_image[start : start + preset.size, start : start + preset.size]
+        window = slice(start := round((preset.resized - preset.size) / 2), start + preset.size)
+        mean_image = mean_image[window, window]
     return normalised(_resized_centre(images, preset), mean_image, preset)
 
 
@@ -92,10 +83,8 @@ def _resized_centre(images: tf.Tensor, preset: Preset) -> tf.Tensor:
     if preset.keep_aspect:
         # As in shorter_side_size: multiplied first, then divided, then cut.
         shorter = tf.cast(tf.minimum(*sides), tf.float64)
-        to_sides = [
-            tf.cast(tf.cast(preset.resized * side, tf.float64) / shorter, tf.int32)
-            for side in sides
-        ]
+        longer = [tf.cast(preset.resized * side, tf.float64) for side in sides]
+        to_sides = [tf.cast(side / shorter, tf.int32) for side in longer]
     wanted = []
     for side, to_side in zip(sides, to_sides, strict=True):
         # tf.round sends ties to the even number, as Python's round in centre_offset does.
@@ -106,34 +95,28 @@ def _resized_centre(images: tf.Tensor, preset: Preset) -> tf.Tensor:
     return tf.ensure_shape(pixels, (*images.shape[:-3], preset.size, preset.size, 3))
 
 
+# Side of a picture, side of the resized picture, and which of its rows or columns to compute: int32
+# scalars and an int32 vector.
 Axis = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def resize_opencv_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
-    """`resize_opencv` as integer ops (``resize.cpp`` of OpenCV 2.4 to 4).
+    """`resize_opencv` of uint8 (..., H, W, 3) in integers (``resize.cpp`` of OpenCV 2.4 to 4)."""
 
-    Parameters
-    ----------
-    images : tensor of uint8, (..., H, W, 3)
-        Any channel order.
-    rows, columns : tuple of (int32 scalar, int32 scalar, int32 vector)
-        Side of `images`, side of the resized picture, and which of its rows or columns to compute.
+    def fixed(weight: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.round(weight * 2048.0), tf.int32)  # 11 bits, rounded half to even
 
-    Returns
-    -------
-    tensor of uint8, (..., len of the rows, len of the columns, 3)
-    """
     left, fraction = _opencv_positions(columns)
     last = columns[0] - 1
     # Beyond the outermost centres OpenCV repeats the edge: along a row by a fraction of 0, along
     # a column by reading the edge row twice, which rounds otherwise.
     fraction = tf.where((left < 0) | (left >= last), 0.0, fraction)
-    near, far = _opencv_coefficients(fraction)
+    near, far = fixed(1.0 - fraction), fixed(fraction)
     left = tf.clip_by_value(left, 0, last)
     right = tf.minimum(left + 1, last)
 
     above, fraction = _opencv_positions(rows)
-    top, bottom = _opencv_coefficients(fraction)
+    top, bottom = fixed(1.0 - fraction), fixed(fraction)
     last = rows[0] - 1
 
     def blended(index: tf.Tensor) -> tf.Tensor:
@@ -157,18 +140,9 @@ def _opencv_positions(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.cast(floor, tf.int32), place - floor
 
 
-def _opencv_coefficients(fraction: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Weights of the two neighbours in 11-bit fixed point, each rounded half to even."""
-    return (
-        tf.cast(tf.round((1.0 - fraction) * 2048.0), tf.int32),
-        tf.cast(tf.round(fraction * 2048.0), tf.int32),
-    )
-
-
 def resize_pillow_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
     """`resize_pillow` as integer ops (``Resample.c`` of Pillow); arguments as its neighbour's."""
-    across = _pillow_pass(images, columns, axis=-2)
-    return _pillow_pass(across, rows, axis=-3)
+    return _pillow_pass(_pillow_pass(images, columns, axis=-2), rows, axis=-3)
 
 
 def _pillow_pass(images: tf.Tensor, along: Axis, axis: int) -> tf.Tensor:
