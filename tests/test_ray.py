@@ -345,7 +345,7 @@ def test_calls_that_make_no_sense(monkeypatch, photos):
 
 def command(*arguments, seconds=0.1):
     words = [str(seconds), "extract", "photos", "-o", "f.h5", "-w", "network.npy"]
-    words += ["--shard-size", "4", "--batch", "4", "--workers", "1", *arguments]
+    words += ["--shard-size", "4", "--batch", "4", "--workers", "1", "--quiet", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, jobs.__file__, *words]
     return subprocess.Popen(command, start_new_session=True, **pipes)

@@ -772,7 +772,8 @@ class _Job:
                 *names, file = map(stack.enter_context, contexts)
                 export(target.suffix, file, content, *names)
                 for name in target.names[1:]:
-                    target.parent.remove(name)
+                    if self._was_there:  # else it would be another job's
+                        target.parent.remove(name)
         except FileExistsError:
             found = "something else appeared there meanwhile"
             raise OutputError(str(target), found, "Name another output.") from None
