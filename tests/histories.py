@@ -189,10 +189,10 @@ def invented(world, steps):
         return method
 
     @contextlib.contextmanager
-    def wrapped_writing(self, name):
+    def wrapped_writing(self, name, **kwargs):
         steps.before("writing")
         try:
-            with writing(self, name) as file:
+            with writing(self, name, **kwargs) as file:
                 yield file
                 steps.before("writing")
         except Killed:

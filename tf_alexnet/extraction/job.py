@@ -771,6 +771,7 @@ class _Job:
                 contexts = [write(x, temporary=store.temporary()) for x in reversed(target.names)]
                 *names, file = map(stack.enter_context, contexts)
                 export(target.suffix, file, content, *names)
+                self.records.check_header()
                 for name in target.names[1:]:
                     if self._was_there:  # else it would be another job's
                         target.parent.remove(name)

@@ -323,6 +323,16 @@ class Records:
             found[record.number] = record
         return found
 
+    def check_header(self) -> None:
+        """Refuse to go on (OutputError) where another job has finished meanwhile, or begun anew."""
+        header = read_json(self.store.job, HEADER) or {}
+        if header.get("id") != self.store.id:
+            raise OutputError(
+                str(self.store.job),
+                "another job has finished meanwhile, or begun anew",
+                "Run the same command again.",
+            )
+
     def newer(self) -> bool:
         """Whether another job wrote a record after the last one that is known here."""
         return any(self._number(name) > self.highest for name in self.store.job.sizes())
@@ -343,9 +353,7 @@ class Records:
             store.job.create(name, record.encoded(store.id, self._settings), store.temporary())
         except FileExistsError:
             raise self._other_job(name) from None
-        header = read_json(store.job, HEADER) or {}
-        if header.get("id") != store.id:
-            raise self._other_job(name)  # it has finished, or begun anew
+        self.check_header()
         self.highest = number
         self.fold.add(record)
         return record

@@ -183,10 +183,11 @@ class Folder:
             yield [Path(here, name) for name in names]
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[OutputFile]:
+    def writing(self, name: str, *, exclusive: bool = False) -> Iterator[OutputFile]:
         """A new file, durable when the block ends; nothing is left of it when the block fails.
 
-        Behind a URL it is written here first, and appears whole.
+        Behind a URL it is written here first, and appears whole; with `exclusive`, a name that is
+        taken by then is refused (FileExistsError).
         """
         with contextlib.ExitStack() as stack:
             place = self.at(name)
@@ -203,6 +204,8 @@ class Folder:
                     file.check()  # the cause, where a library fails in words of its own
             with self._telling("written", name):
                 os.fsync(file.fileno())
+                if exclusive and self._fs.exists(self.at(name)):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
                 if not self.is_local:
                     self._fs.put_file(place, self.at(name))
 
@@ -246,9 +249,7 @@ class Folder:
                 yield file
             via.rename(temporary, self, name, exclusive=exclusive, keep=False)
         else:
-            if exclusive and self.exists(name):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-            with self.writing(name) as file:
+            with self.writing(name, exclusive=exclusive) as file:
                 yield file
 
     def remove(self, name: str) -> None:
