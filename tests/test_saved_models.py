@@ -192,8 +192,9 @@ assert np.abs(fc7 - fast).max() < 1e-5 * fast.max()
     "code",
     [
         "import tf_alexnet as ta; ta.catalog; ta.preprocess_input; ta.AlexNet",
-        "import numpy as np, tf_alexnet as ta; ta.FeatureExtractor('torchvision-convs', 'conv1', "
-        "engine='tensorflow').from_images(np.zeros((9, 9, 3), 'u1'))",
+        "import keras; keras.backend.backend = lambda: 'jax'; import numpy as np; "
+        "import tf_alexnet as ta; e = ta.FeatureExtractor('torchvision-convs', 'conv1', "
+        "engine='tensorflow'); e.from_images(np.zeros((9, 9, 3), 'u1'))",
         "import keras; keras.backend.backend = lambda: 'jax'; import tf_alexnet as ta; ta.features",
     ],
 )

@@ -191,7 +191,6 @@ def forward(
     x: tf.Tensor,
     wanted: Sequence[str],
     *,
-    parts: int = 1,
     dtype: tf.DType = tf.float32,
     drop: Callable[[Dropout, tf.Tensor], tf.Tensor] | None = None,
 ) -> dict[str, tf.Tensor]:
@@ -207,8 +206,6 @@ def forward(
         Input of the first step: (N, H, W, C), or (N, units) for dense layers.
     wanted : sequence of str
         Names of blobs, or ``<name>_preact`` for values before the ReLU; ``data`` is `x`.
-    parts : int
-        Partial sums of a dense layer.
     dtype : tf.DType
         Type of the products; everything else is computed in float32.
     drop : callable, optional
@@ -228,7 +225,7 @@ def forward(
             if isinstance(layer, Conv):
                 x = _convolved(layer, x, kernel)
             else:
-                x = _multiplied(x, kernel, parts)
+                x = tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel)
             x = blobs[layer.name + PREACT] = tf.nn.bias_add(x, bias)
             x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
         elif isinstance(layer, LRN):
@@ -255,13 +252,3 @@ def _convolved(layer: Conv, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return tf.nn.conv2d(x, kernel, layer.stride, padding)
     pairs = zip(tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
     return tf.concat([tf.nn.conv2d(a, b, layer.stride, padding) for a, b in pairs], -1)
-
-
-def _multiplied(x: tf.Tensor, kernel: tf.Tensor, parts: int) -> tf.Tensor:
-    inputs, units = kernel.shape
-    x = tf.reshape(x, (-1, inputs))
-    if parts == 1 or inputs % parts:
-        return tf.matmul(x, kernel)
-    folded = tf.transpose(tf.reshape(x, (-1, parts, inputs // parts)), (1, 0, 2))
-    products = tf.matmul(folded, tf.reshape(kernel, (parts, inputs // parts, units)))
-    return tf.reduce_sum(products, axis=0)

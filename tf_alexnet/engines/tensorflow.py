@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from tf_alexnet.architectures import PREACT, Architecture, Conv, Dense, Dropout, Layer
+from tf_alexnet.engines import processor_features
 from tf_alexnet.errors import AlexNetError
 from tf_alexnet.layers import forward
 from tf_alexnet.weights import LayerArrays
 
 _process: int | None = None  # the one that uses TensorFlow
-_SINGLE, _PARTS = 4, 8
+_SINGLE = 4
 _ROWS = 64  # XLA compiles a product for each number of rows
 # Photos that go through the convolutions together. 64 are 1 % quicker than 32 and take 150 MB more,
 # which matters less to who has large batches.
@@ -40,11 +41,9 @@ def network(
     - For fewer than four photos, kernels of convolutions are constants: oneDNN keeps them in the
       order it works in. TensorFlow copies a graph many times over, so that these 9 MB take 100:
       more than they are worth to batches.
-    - Convolutions over 32 photos or so at a time, dense layers over the whole batch, by XLA and in
-      multiples of 64 rows: where a processor has no AVX-512, oneDNN's product takes 1.9 times as
-      long for 64 rows, 2.2 times for 128.
-    - For up to 32 photos a dense layer is eight partial sums, which oneDNN does better than one,
-      and XLA worse.
+    - On processors without AVX-512, convolutions over 32 photos or so at a time, dense layers over
+      the whole batch, by XLA and in multiples of 64 rows: 1.03 to 1.05 times as fast there from 64
+      photos on, and 0.96 times with AVX-512.
     """
     _check_process()
     end = next(i for i, layer in enumerate(table.layers) if isinstance(layer, Dense | Dropout))
@@ -54,14 +53,15 @@ def network(
     late = [name for name in blobs if name not in names]
     last = body[-1].name
     gpu = bool(tf.config.list_physical_devices("GPU"))
+    at_once = gpu or "avx512f" in processor_features()
     shape = (None, table.input_size, table.input_size, 3)
     rows = table.parameter_shapes()[next(x.name for x in head if isinstance(x, Dense))][0][0]
     variables = {
         name: tuple(tf.Variable(values, trainable=False, dtype=tf.float32) for values in pair)
         for name, pair in arrays.items()
     }
-    together = _compiled(table.layers, variables, blobs, shape, parts=_PARTS)
-    single = _compiled(table.layers, variables, blobs, shape, parts=_PARTS, fixed=True)
+    together = _compiled(table.layers, variables, blobs, shape)
+    single = _compiled(table.layers, variables, blobs, shape, fixed=True)
     to_head = dict.fromkeys([*early, *([last] if late else [])])
     convolve = _compiled(body, variables, to_head, shape)
     classify = _compiled(head, variables, late, (None, rows), jit_compile=True)
@@ -74,12 +74,13 @@ def network(
         _check_process()
         count = len(batch)
         batches = batches or count >= _SINGLE
-        if count <= _CHUNK:
-            found = (together if batches else single)(tf.constant(batch))
-            return {name: found[name].numpy() for name in blobs}
-        chunk = _GPU_CHUNK if gpu else _CHUNK if count <= 2 * _CHUNK else _LARGE_CHUNK
-        starts = range(0, count, chunk)
-        parts = [convolve(tf.constant(batch[start : start + chunk])) for start in starts]
+        chunk = _CHUNK if count <= 2 * _CHUNK and not at_once else _LARGE_CHUNK
+        starts = range(0, count or 1, _GPU_CHUNK if gpu else chunk)
+        some = (tf.constant(batch[x : x + starts.step]) for x in starts)
+        if count <= _CHUNK or at_once:
+            parts = [*map(together if batches else single, some)]
+            return {name: np.concatenate([part[name] for part in parts]) for name in blobs}
+        parts = [*map(convolve, some)]
         done = {name: np.concatenate([part[name] for part in parts]) for name in early}
         if late:
             flat = tf.concat([tf.reshape(part[last], (-1, rows)) for part in parts], axis=0)
@@ -96,7 +97,6 @@ def _compiled(
     wanted: Sequence[str],
     shape: tuple,
     *,
-    parts: int = 1,
     fixed: bool = False,
     jit_compile: bool | None = None,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
@@ -110,7 +110,7 @@ def _compiled(
                     if isinstance(layer, Conv):
                         kernel, bias = given[layer.name]
                         given[layer.name] = kernel.numpy(), bias
-        return forward(steps, given, x, wanted, parts=parts)
+        return forward(steps, given, x, wanted)
 
     # Traced at the first call, and then called directly: `tf.function` itself would warn of
     # retracing where a program makes several extractors.
