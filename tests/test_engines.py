@@ -95,7 +95,7 @@ def test_precision_is_a_setting_and_full_precision_is_kept(example_photos, tmp_p
     assert calls == [False, True], "TensorFloat-32 is off while the network computes"
 
 
-@pytest.mark.parametrize("engine", ["tensorflow", "openvino"])
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_the_environment_does_not_lower_precision(engine, tmp_path):
     code = f"""
 import logging, os, sys
