@@ -639,7 +639,7 @@ for batch in photos.batches(itertools.cycle(sys.argv[1:]), 4):
 """
 
 
-@pytest.mark.parametrize("fault", ["good", "hangs"])
+@pytest.mark.parametrize("fault", ["good", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_decoders_do_not_outlive_their_parent(tmp_path, photos, fault):
     Image.new("RGB", (9, 9)).save(tmp_path / f"{fault}.png")
     code = READ_FOR_EVER.format(tests=str(Path(__file__).parent))

@@ -105,7 +105,7 @@ check(pickle.loads((folder / "model.pickle").read_bytes()))
     fresh(code, saved)
 
 
-@pytest.mark.parametrize("name", ["torchvision", "compact"])
+@pytest.mark.parametrize("name", [pytest.param("torchvision", marks=pytest.mark.slow), "compact"])
 def test_networks_of_keras_own_layers_load_without_this_package(name, tmp_path):
     model = ta.AlexNet(convolutions(name), include_top=False, input_shape=(96, 96, 3))
     x = np.random.default_rng(0).uniform(-2, 2, (1, 96, 96, 3)).astype(np.float32)

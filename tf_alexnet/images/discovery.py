@@ -272,9 +272,10 @@ def _in_folder(top: str, search: _Search) -> Iterator[str]:
         if not os.path.isdir(path):
             yield path
             continue
-        if (real := os.path.realpath(path)) in seen:
+        status = os.stat(path)
+        if (place := (status.st_dev, status.st_ino)) in seen:
             continue
-        seen.add(real)
+        seen.add(place)
         try:
             places = [os.path.join(path, name) for name in _names(path)]
         except ImageError as error:
