@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from os import PathLike
 from typing import Any
@@ -266,10 +267,10 @@ def _matching(pattern: str, search: _Search) -> Iterator[str]:
 
 def _in_folder(top: str, search: _Search) -> Iterator[str]:
     """Images below a folder, depth first; a folder that links lead to again is entered once."""
-    seen, stack = set(), [top]
+    seen, stack = set(), [(top, True)]
     while stack:
-        path = stack.pop()
-        if not os.path.isdir(path):
+        path, is_folder = stack.pop()
+        if not is_folder:
             yield path
             continue
         status = os.stat(path)
@@ -282,7 +283,8 @@ def _in_folder(top: str, search: _Search) -> Iterator[str]:
             search.missing[path] = error
             yield path  # whoever decodes it says so
             continue
-        below = [x for x in places if search.wants(x, os.path.isdir(x))]
+        kinds = ((x, os.path.isdir(x)) for x in places)  # asked once for each photo
+        below = [x for x in kinds if search.wants(*x)]
         if not below and path != top and has_image_suffix(path):
             yield path  # a folder in a photo's place: the same
         stack += reversed(below)
@@ -301,7 +303,9 @@ def _at_url(url: str, search: _Search) -> Iterator[str]:
         else:
             return _in_file(url, path)
         for top in folders:
-            found += [x for x in files.find(top) if _is_wanted(x, top, search)]
+            wants = _wants_folder(top.rstrip("/"), search)
+            below = (x for x in files.find(top) if wants(x.rpartition("/")[0]))
+            found += [x for x in below if search.wants(x, False)]
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
@@ -313,11 +317,16 @@ def _at_url(url: str, search: _Search) -> Iterator[str]:
     return iter([_full_url(url, path, x, files) for x in ordered])
 
 
-def _is_wanted(path: str, top: str, search: _Search) -> bool:
-    """Whether a file below a folder is a photo, and in no folder that is left out."""
-    start = len(top.rstrip("/"))
-    folders = (path[:i] for i, c in enumerate(path) if c == "/" and i > start)
-    return all(search.wants(x, True) for x in folders) and search.wants(path, False)
+def _wants_folder(top: str, search: _Search) -> Callable[[str], bool]:
+    """Whether a folder at or below `top` and those between are looked into; asked once each."""
+
+    @functools.cache
+    def wants(folder: str) -> bool:
+        if len(folder) <= len(top):
+            return True
+        return wants(folder.rpartition("/")[0]) and search.wants(folder, True)
+
+    return wants
 
 
 def _full_url(url: str, path: str, found: str, files: Any) -> str:
