@@ -65,9 +65,12 @@ def storage_options(options: Mapping[str, Mapping[str, Any]] | None) -> Iterator
     UsageError
         If the options are not given by scheme.
     """
+    if not options:
+        yield
+        return
     from fsspec.config import conf
 
-    for scheme, values in (options or {}).items():
+    for scheme, values in options.items():
         if not isinstance(values, Mapping):
             raise UsageError(
                 f"storage_options with {scheme!r}",
@@ -75,7 +78,7 @@ def storage_options(options: Mapping[str, Mapping[str, Any]] | None) -> Iterator
                 'Write {"s3": {"endpoint_url": "http://localhost:9000"}}.',
             )
     before = dict(conf)
-    for scheme, values in (options or {}).items():
+    for scheme, values in options.items():
         conf[scheme] = {**conf.get(scheme, {}), **values}
     try:
         yield
@@ -127,9 +130,7 @@ class Fetcher:
         self._urls.put(None)
         self._begin()
         text = f"no answer within {FETCH_SECONDS:g} seconds"
-        error = ImageError(url, text, "Check the address, or try again later.")
-        error.code = "timed_out"
-        raise error
+        raise ImageError(url, text, "Check the address, or try again later.", "timed_out")
 
 
 def _fetch_all(read: Callable[[str], bytes], urls: queue.SimpleQueue, found: queue.SimpleQueue):
