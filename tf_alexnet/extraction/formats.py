@@ -90,7 +90,9 @@ class Output:
             if len(some):
                 first, end = int(some[0]), int(some[-1]) + 1
                 with _value_errors():
-                    block = {x: self._take(x, first, end)[some - first] for x in layers}
+                    block = {x: self._take(x, first, end) for x in layers}
+                    if rows is not None:
+                        block = {x: values[some - first] for x, values in block.items()}
                 yield block
 
 
@@ -119,15 +121,15 @@ def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None
         file.check()  # the cause, where a library fails in words of its own
 
 
-def check_size(suffix: str, layers: Layers, rows: int) -> None:
-    """Refuse (UsageError) rows that a finished file can't hold: a ``.mat`` 2 GB of a layer."""
+def check_mat_size(layers: Layers, rows: int) -> None:
+    """Refuse (UsageError) rows that a ``.mat`` can't hold: more than 2 GB of a layer."""
     for name, (shape, _) in layers.items():
         size = 4 * rows * math.prod(shape)
-        if suffix == ".mat" and size > _MAT_BYTES:
+        if size > _MAT_BYTES:
             raise UsageError(
                 f"{name} of {rows:,} photos",
                 f"it takes {size / 1e9:.1f} GB, and an array in a .mat at most 2",
-                "Use .h5: h5read reads it in MATLAB, hdf5r in R; or pool the layer.",
+                "Use .h5, which MATLAB reads as well (h5read), or pool the layer.",
             )
 
 
@@ -531,7 +533,7 @@ def _export_mat(file: OutputFile, content: Any) -> None:
     ``record`` has all text exactly as it is: the JSON of an ``.npy``, as bytes. There is no float16
     in MATLAB. SciPy's `savemat` won't do: MATLAB opens no file where it wrote "ü".
     """
-    check_size(".mat", content.layers, len(content.photos))
+    check_mat_size(content.layers, len(content.photos))
     file.write(b"MATLAB 5.0 MAT-file, written by tf_alexnet".ljust(116) + bytes(8) + b"\0\1IM")
     for name, texts in _columns(content).items():
         file.write(_mat_array(1, (len(texts), 1), name, *map(_mat_text, texts)))

@@ -27,7 +27,7 @@ from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import (
     Output,
-    check_size,
+    check_mat_size,
     data_writer,
     encoded,
     export,
@@ -118,7 +118,7 @@ def extract_features(
     output: str | os.PathLike,
     *,
     weights: str | os.PathLike | WeightArrays = "imagenet",
-    layers: Sequence[str] = ("fc7",),
+    layers: str | Sequence[str] = ("fc7",),
     architecture: str | None = None,
     preset: str | Preset | None = None,
     mean_image: Mean = None,
@@ -156,10 +156,9 @@ def extract_features(
 
     Parameters
     ----------
-    images : path, or sequence of paths
-        Photos, folders (searched recursively), patterns (``*``, ``?``, ``**``), lists (``.txt``,
-        ``.csv``), ``-`` for a list on standard input, URLs that fsspec can open. A photo is known
-        by its path as it stands here.
+    images : path, or container of paths
+        Photos, folders, patterns, lists, tables and URLs, as `tf_alexnet.images.find_images` takes
+        them. A photo is known by its path as it stands here.
     output : path or URL
         ``.h5``: ``paths`` (N,), one (N, ...) array per layer, a group ``errors`` with ``paths``,
         ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
@@ -242,8 +241,17 @@ def extract_features(
             output, layers, batch_size, shard_size, repeats, missing, max_errors, *where
         )
         spec = ExtractionSpec(
-            *(weights, layers, architecture, preset, mean_image, dtype, pool, crops),
-            *(fast_decode, precision, depth),
+            weights=weights,
+            layers=layers,
+            architecture=architecture,
+            preset=preset,
+            mean_image=mean_image,
+            dtype=dtype,
+            pool=pool,
+            crops=crops,
+            fast_decode=fast_decode,
+            precision=precision,
+            depth=depth,
         )
         lines = find_images(images, repeats=True)
         paths = list(dict.fromkeys(lines))
@@ -380,7 +388,7 @@ def run_job(
             )
         relisted = job.is_finished and job.mark != (listing and listing.mark)
         if target.suffix == ".mat":
-            check_size(target.suffix, _shapes(crew.settings), plan.kept + len(plan.todo))
+            check_mat_size(_shapes(crew.settings), plan.kept + len(plan.todo))
         if plan.todo or plan.doubtful or repair or relisted:
             job.begin(repair, crew.attributes)
             job.reread(plan)
