@@ -82,7 +82,7 @@ def fitted_layers(
         raise WeightsError(
             weights.source,
             "it holds the convolutions only, no dense layers",
-            "Pass include_top=False and take pool5 or any layer before it.",
+            "Take pool5 or a layer before it (AlexNet: include_top=False).",
         )
     last = own.weighted[-1].name
     if last in needed and classes and weights.classes != classes:
@@ -97,5 +97,5 @@ def fitted_layers(
     if weights.set_aside:
         notes.append(f"{own.name} has no layer {', '.join(weights.set_aside)}; left out.")
     for note in notes:
-        warnings.warn(f"{weights.source}: {note}", stacklevel=4)
+        warnings.warn(f"{weights.source}: {note}", stacklevel=3)
     return {name: weights.layers[name] for name in needed}
