@@ -8,10 +8,12 @@ starts in a second, TensorFlow takes three to be imported alone.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
@@ -104,15 +106,17 @@ def import_engine(engine: str) -> ModuleType:
 
 
 def processor_features() -> frozenset[str]:
-    """Instruction sets of this machine's processor, as Linux calls them; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            lines = (line.partition(":") for line in file)
-            return next(
-                (frozenset(x[2].split()) for x in lines if x[0].strip() == "flags"), frozenset()
-            )
-    except OSError:
-        return frozenset()
+    """Instruction sets that may be used here, as Linux calls them; empty on other systems.
+
+    ``ONEDNN_MAX_CPU_ISA``, which both engines obey, may leave out AVX-512 and what came later.
+    """
+    found: frozenset[str] = frozenset()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii") as file:
+        lines = (line.partition(":") for line in file)
+        found = next((frozenset(x[2].split()) for x in lines if x[0].strip() == "flags"), found)
+    if re.match("(?i)SSE|AVX(?!512|10)", os.environ.get("ONEDNN_MAX_CPU_ISA", "")):
+        found = frozenset(x for x in found if not x.startswith(("avx512", "avx10", "amx")))
+    return found
 
 
 def _has_gpu() -> bool:

@@ -40,7 +40,6 @@ def network(
     callable
         From ndarray of float32, (N, S, S, 3), to a dict of blobs: ndarray of float32, first axis
         N; blobs of convolutions and pools are (N, height, width, channels).
-
     """
     # Asked for float32 in so many words: on AMX OpenVINO takes bfloat16 by itself.
     hints = {
