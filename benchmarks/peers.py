@@ -2,58 +2,13 @@
 
 import numpy as np
 
-from tf_alexnet.architectures import LRN, Conv, Dense, MaxPool
-
 
 def openvino_network(table, arrays, last="fc7"):
-    """OpenVINO's network: a function (N, S, S, 3) -> blob `last`; float32, latency hint."""
-    import openvino as ov
+    """OpenVINO called directly: a function (N, S, S, 3) -> blob `last`."""
+    from tf_alexnet.engines.openvino import network
 
-    compiled = ov.Core().compile_model(
-        _openvino_model(table, arrays, last),
-        "CPU",
-        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
-    )
-    return lambda x: compiled(x)[0]
-
-
-def _openvino_model(table, arrays, last):
-    import openvino as ov
-    from openvino import opset13 as op
-
-    size = table.input_size
-    data = op.parameter([-1, size, size, 3], np.float32, name="data")
-    x, flat = op.transpose(data, op.constant([0, 3, 1, 2])), False
-    for layer in table.layers:
-        if isinstance(layer, Conv):
-            x = _openvino_convolution(op, layer, arrays.layers[layer.name], x)
-        elif isinstance(layer, LRN):
-            x = op.lrn(x, op.constant([1]), layer.alpha, layer.beta, layer.k, layer.local_size)
-        elif isinstance(layer, MaxPool):
-            sides = [layer.stride] * 2, [1, 1], [0, 0], [0, 0], [layer.kernel] * 2
-            x = op.max_pool(x, *sides, "ceil" if table.pool_rounds_up else "floor").output(0)
-        elif isinstance(layer, Dense):
-            kernel, bias = arrays.layers[layer.name]
-            if not flat:
-                x = op.transpose(x, op.constant([0, 2, 3, 1]))
-                x, flat = op.reshape(x, op.constant([0, kernel.shape[0]]), True), True
-            x = op.matmul(x, op.constant(np.ascontiguousarray(kernel)), False, False)
-            x = op.add(x, op.constant(np.ascontiguousarray(bias)[None]))
-            x = op.relu(x) if layer.relu else x
-        if layer.name == last:
-            break
-    return ov.Model([x], [data])
-
-
-def _openvino_convolution(op, layer, arrays, x):
-    kernel = np.ascontiguousarray(arrays.kernel.transpose(3, 2, 0, 1))
-    sides = [layer.stride] * 2, [layer.pad] * 2, [layer.pad] * 2, [1, 1]
-    if layer.groups == 1:
-        x = op.convolution(x, op.constant(kernel), *sides)
-    else:
-        kernel = kernel.reshape(layer.groups, -1, *kernel.shape[1:])
-        x = op.group_convolution(x, op.constant(kernel), *sides)
-    return op.relu(op.add(x, op.constant(arrays.bias.reshape(1, -1, 1, 1))))
+    run = network(table, arrays.layers, [last])
+    return lambda x: run(x)[last]
 
 
 def opencv_openvino_script(paths, output, arrays, table, batch=64, threads=2):
