@@ -165,6 +165,8 @@ def rsm_figure(
     paths: Sequence[str],
     distance: str,
     between: Mapping[str, np.ndarray] | None = None,
+    *,
+    title: str = "",
 ) -> Figure:
     """Dissimilarity matrices of some layers side by side.
 
@@ -178,6 +180,7 @@ def rsm_figure(
         What the matrices hold.
     between : mapping of str to ndarray of float, (layers, layers), optional
         Title -> a comparison of the layers: drawn below, with numbers.
+    title : str
 
     Returns
     -------
@@ -196,11 +199,12 @@ def rsm_figure(
     if between:
         spare = list(panels[count : len(panels) - columns])
         below = panels[len(panels) - columns :]
-        for axes, (title, values) in zip(below, between.items(), strict=False):
-            _between(axes, values, list(matrices), title)
+        for axes, (head, values) in zip(below, between.items(), strict=False):
+            _between(axes, values, list(matrices), head)
         spare += list(below[len(between) :])
     for axes in spare:
         axes.remove()
+    figure.suptitle(label(title, 100), fontsize=11, color=INK)
     return figure
 
 
@@ -238,7 +242,10 @@ def _between(axes: Any, values: np.ndarray, names: Sequence[str], title: str) ->
 
 
 def write_matrix(
-    path: str | os.PathLike, matrix: np.ndarray, names: Sequence[str], heads: Sequence[str]
+    path: str | os.PathLike,
+    matrix: np.ndarray,
+    names: Sequence[str] = (),
+    heads: Sequence[str] = (),
 ) -> None:
     """Write a matrix as ``.npy``, or as ``.csv`` with a name before each row and a line of heads.
 
@@ -255,6 +262,5 @@ def write_matrix(
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["", *heads])
-            table.writerows(
-                [name, *map(repr, row.tolist())] for name, row in zip(names, matrix, strict=True)
-            )
+            for name, row in zip(names, matrix.tolist(), strict=True):
+                table.writerow([name, *row])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tf_alexnet.errors import OutputError, UsageError, one_line
+from tf_alexnet.errors import ImageError, OutputError, UsageError, one_line
 from tf_alexnet.files import check_folder, replacing
 from tf_alexnet.images import load_image
 from tf_alexnet.version import VERSION
@@ -148,9 +148,13 @@ def contact_sheet(
 
 
 def _thumbnail(sheet: Image.Image, path: str, corner: tuple[int, int]) -> None:
-    photo = Image.fromarray(load_image(path))
-    photo.thumbnail((_TILE, _TILE))
     left, top = corner
+    try:
+        photo = Image.fromarray(load_image(path))
+    except ImageError:
+        _caption(sheet, (left, top + _TILE // 2 - _LINE), "can't be read now", _TILE, _PALE)
+        return
+    photo.thumbnail((_TILE, _TILE))
     sheet.paste(photo, (left + (_TILE - photo.width) // 2, top + (_TILE - photo.height) // 2))
 
 
