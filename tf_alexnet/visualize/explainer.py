@@ -95,7 +95,7 @@ class Explainer:
             name: tuple(tf.Variable(values, trainable=False, dtype=tf.float32) for values in pair)
             for name, pair in self._arrays.items()
         }
-        self._graphs = _Graphs(self.table, self._variables, self.score_layer)
+        self._graphs = Graphs(self.table, self._variables, self.score_layer)
 
     def labels(self, names: Labels | None = None) -> tuple[Label, ...]:
         """A name for every class: given ones, ImageNet's for 1000 classes, or numbers.
@@ -214,8 +214,18 @@ class Explainer:
         return np.concatenate(parts)
 
 
-class _Graphs:
-    """The graphs of an `Explainer`, each made once."""
+class Graphs:
+    """The graphs of an `Explainer`, each made once.
+
+    Parameters
+    ----------
+    table : Architecture
+        The network as far as the layer with the scores.
+    variables : dict of str to (kernel, bias)
+        Variables or tensors of float32.
+    score_layer : str
+        As in `Explainer`.
+    """
 
     def __init__(self, table: Architecture, variables: dict[str, tuple], score_layer: str):
         import tensorflow as tf
