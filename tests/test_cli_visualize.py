@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,10 +69,10 @@ def test_filters_and_architecture(run, small):
     code, out, _ = run("visualize", "architecture", "-a", "caffenet", "-o", "net.svg")
     assert code == 0
     assert out == "net.svg: caffenet, 60,965,224 parameters\n"
-    assert "<svg" in open("net.svg").read()
+    assert "<svg" in Path("net.svg").read_text()
     text = run("visualize", "architecture")[1]
     assert text == run("summary", "--plot", "net.md")[1]
-    assert open("net.md").read().startswith("# bvlc_alexnet")
+    assert Path("net.md").read_text().startswith("# bvlc_alexnet")
     code, _, err = run("visualize", "architecture", "-o", "net.doc")
     assert code == 2
     assert one_error(err).endswith("Use .svg, .md, .txt.")
@@ -140,7 +141,7 @@ def test_maps_of_features(run, features):
         rows = list(csv.reader(file))
     np.testing.assert_array_equal(np.array([x[1:] for x in rows[1:]], float), matrix)
     assert [x[0] for x in rows[1:]] == rows[0][1:]
-    assert open("r-layers.csv").read().count("\n") == 5
+    assert Path("r-layers.csv").read_text().count("\n") == 5
     code, _, err = run("visualize", "rsm", features, "--layer", "fc7")
     assert code == 2
     assert "it was not extracted. The file has: conv5, pool5." in one_error(err)
@@ -168,15 +169,14 @@ def test_neighbours(run, features, tmp_path):
 
 def test_files_of_others_are_not_replaced(run, features):
     for name in ("f-map.png", "x-pool5.npy"):
-        with open(name, "w") as file:
-            file.write("precious")
+        Path(name).write_text("precious")
     code, _, err = run("visualize", "embedding", features)
     assert code == 4
     assert "it exists, and tf-alexnet did not write it" in one_error(err)
     code, _, err = run("visualize", "rsm", features, "-o", "x.png")
     assert code == 4
     assert "x-pool5.npy: it exists, and x.png" in one_error(err)
-    assert open("f-map.png").read() == open("x-pool5.npy").read() == "precious"
+    assert Path("f-map.png").read_text() == Path("x-pool5.npy").read_text() == "precious"
     assert run("visualize", "embedding", features, "-o", "other.png")[0] == 0
     assert run("visualize", "embedding", features, "-o", "other.png")[0] == 0, "ours is replaced"
 
