@@ -135,7 +135,7 @@ def test_the_library_never_prints():
         "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
         "import tf_alexnet.testing",
         "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.softmax",
-        "import tf_alexnet.visualize.sanity, tf_alexnet.visualize.rsm, tf_alexnet.visualize.filters",
+        "import tf_alexnet.visualize.sanity, tf_alexnet.visualize.rsm, tf_alexnet.visualize.maps",
         "import tf_alexnet.cli.main",
     ],
 )
