@@ -1,7 +1,6 @@
 """`tf-alexnet visualize` as a user meets it."""
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.testing import synthetic_weights
+from tf_alexnet.visualize import figures
 
 CHELSEA = EXAMPLE_PHOTOS / "chelsea.jpg"
 EMBEDDED = ("-w", "torchvision-convs")
@@ -202,12 +202,7 @@ def test_mistakes_are_one_line(run, command, code, line):
 
 
 def test_without_matplotlib(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    real = sys.modules["tf_alexnet.visualize.figures"].find_spec
-    monkeypatch.setattr(
-        "tf_alexnet.visualize.figures.find_spec",
-        lambda name: None if name == "matplotlib" else real(name),
-    )
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
     code, _, err = run("visualize", "filters", *EMBEDDED)
     assert code == 2
     expected = "matplotlib is not installed. Install it: pip install 'tf-alexnet[plot]'."

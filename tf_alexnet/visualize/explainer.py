@@ -90,10 +90,9 @@ class Explainer:
         self.table = table.until(self.score_layer)
         self.classes = [*self.table.rows()][-1].output_shape[-1]
         self.weights_source, self.untrained = arrays.source, arrays.untrained
-        self._arrays = fitted_layers(arrays, self.table, table, None)
         self._variables = {
             name: tuple(tf.Variable(values, trainable=False, dtype=tf.float32) for values in pair)
-            for name, pair in self._arrays.items()
+            for name, pair in fitted_layers(arrays, self.table, table, None).items()
         }
         self._graphs = Graphs(self.table, self._variables, self.score_layer)
 
@@ -174,11 +173,13 @@ class Explainer:
         with full_precision():
             return tuple(x.numpy() for x in graph(batch, index))
 
-    def randomize(self, layers: dict[str, LayerArrays] | None = None) -> None:
-        """Replace the weights of some layers, or put all of them back."""
-        for name, pair in (self._arrays if layers is None else layers).items():
-            for variable, values in zip(self._variables[name], pair, strict=True):
-                variable.assign(values)
+    def replace(self, layer: str, arrays: LayerArrays) -> LayerArrays:
+        """Give a layer other weights; those that it had are returned."""
+        variables = self._variables[layer]
+        before = LayerArrays(*(variable.numpy() for variable in variables))
+        for variable, values in zip(variables, arrays, strict=True):
+            variable.assign(values)
+        return before
 
     def check_class(self, index: Any) -> int:
         """`index`, if it is one of a class.
