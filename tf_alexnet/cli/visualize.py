@@ -136,8 +136,7 @@ def activations(
 
     image = load_image(photo)
     source, run = _network(weights, model, architecture)
-    if console.choose_engine("auto", 1) == "tensorflow":
-        console.load_tensorflow()
+    _load_engine()
     from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.visualize.activations import activations_figure, photo_blobs
     from tf_alexnet.visualize.figures import save_figure
@@ -167,13 +166,18 @@ def architecture(
     quiet: Quiet = False,
 ) -> None:
     """Draw the network: towers, shapes, kernels and receptive fields."""
-    from tf_alexnet.visualize.architecture import architecture_text, save_architecture
+    from tf_alexnet.visualize.architecture import (
+        architecture_text,
+        check_architecture,
+        save_architecture,
+    )
     from tf_alexnet.visualize.sheets import check_foreign
 
     table = architecture_named(name)
     if output is None:
         print(architecture_text(table))
         return
+    check_architecture(output)
     check_foreign(output)
     save_architecture(table, output)
     print(f"{one_line(output)}: {table.name}, {table.parameters:,} parameters")
@@ -338,17 +342,18 @@ def neighbours(
     """Find the photos most like another by their features: a table and a sheet."""
     from tf_alexnet.visualize import neighbours as near
     from tf_alexnet.visualize.features_file import read_features
-    from tf_alexnet.visualize.sheets import check_picture
+    from tf_alexnet.visualize.sheets import check_foreign, check_picture
 
     output = output or f"{_stem(features)}-neighbours.png"
     check_picture(output)
+    check_foreign(output)
     _check_table(csv)
     found = read_features(features, layer)
     chosen, paths, rows = _rows(found)
     rest = near.outside(query or (), paths)
     if rest:
         source = console.find_weights(weights or "imagenet")
-        console.load_tensorflow()
+        _load_engine()
         asked = near.rows_of(rest, found.attributes, chosen, source, mean_image)
     else:
         asked = {}
@@ -417,6 +422,14 @@ def _network(weights: str | None, model: str | None, architecture: str | None) -
     console.check_names(weights, architecture)
     run = console.open_run(model)
     return (run.arrays if run else console.find_weights(weights or "imagenet")), run
+
+
+def _load_engine() -> None:
+    """Import TensorFlow, if features are computed with it."""
+    from tf_alexnet.engines import choose_engine
+
+    if choose_engine(photos=1) == "tensorflow":
+        console.load_tensorflow()
 
 
 def _explainer(

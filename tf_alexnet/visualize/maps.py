@@ -230,14 +230,14 @@ def _matrix(
 
 
 def _between(axes: Any, values: np.ndarray, names: Sequence[str], title: str) -> None:
-    axes.imshow(values, cmap="viridis", vmin=-1 if np.nanmin(values) < 0 else 0, vmax=1)
+    axes.imshow(values, cmap="viridis", vmin=-1 if (values < 0).any() else 0, vmax=1)
     axes.set_xticks(range(len(names)), names, fontsize=8, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=10, color=INK)
     for i, j in np.ndindex(values.shape):
-        color = INK if values[i, j] > 0.6 else "white"
+        color = "white" if values[i, j] <= 0.6 else INK  # NaN stands on white
         axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=color, fontsize=8)
 
 
