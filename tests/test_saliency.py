@@ -60,13 +60,13 @@ def test_scores_are_the_logits(bvlc, photo):
 def thin(table):
     """The same network with few channels, which NumPy computes quickly."""
     layers = (
-        replace(layer, filters=8 * layer.groups) if isinstance(layer, Conv) else layer
+        replace(layer, filters=4 * layer.groups) if isinstance(layer, Conv) else layer
         for layer in table.with_head("pool5", 3).layers[:-1]
     )
     return replace(table, layers=tuple(layers))
 
 
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet", "torchvision"])
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "torchvision"])
 def test_gradients_equal_numeric_differences_at_50_pixels(name):
     import tensorflow as tf
 
@@ -77,16 +77,16 @@ def test_gradients_equal_numeric_differences_at_50_pixels(name):
     generator = np.random.default_rng(0)
     x = (100 * generator.standard_normal((1, size, size, 3))).astype(np.float32)
     gradient = graphs.gradient(x, 2).numpy()[0]
-    step, found, expected = 1e-4, [], []
-    for _ in range(50):
-        place = (*generator.integers(30, size - 30, 2), generator.integers(3))
-        scores = []
-        for change in (step, -step):
-            moved = x[0].astype(np.float64)
-            moved[place] += change
-            scores.append(forward(table, arrays, moved.transpose(2, 0, 1)[None])["fc8"][0, 2])
-        expected.append((scores[0] - scores[1]) / (2 * step))
-        found.append(gradient[place])
+    places = [(*generator.integers(30, size - 30, 2), generator.integers(3)) for _ in range(50)]
+    step, expected = 1e-4, []
+    for some in (places[start : start + 10] for start in range(0, 50, 10)):
+        moved = x.astype(np.float64).repeat(2 * len(some), axis=0)
+        for number, place in enumerate(some):
+            moved[(2 * number, *place)] += step
+            moved[(2 * number + 1, *place)] -= step
+        scores = forward(table, arrays, moved.transpose(0, 3, 1, 2))["fc8"][:, 2]
+        expected.extend((scores[::2] - scores[1::2]) / (2 * step))
+    found = [gradient[place] for place in places]
     assert relative_error(np.array(found), np.array(expected)) < 1e-4
 
 
@@ -169,7 +169,7 @@ def test_integrated_gradients_add_up_to_the_score(network, embedded, bvlc, photo
 
 def test_baselines_of_integrated_gradients(embedded, photo):
     for baseline in ("black", "blur"):
-        found = saliency_map(embedded, photo, "integrated", 0, baseline=baseline)
+        found = saliency_map(embedded, photo, "integrated", 0, baseline=baseline, steps=32)
         assert found.completeness_gap < 0.05
     few = saliency_map(embedded, photo, "integrated", 0, steps=1)
     assert few.completeness_gap > 0.05
@@ -185,16 +185,17 @@ def test_occlusion_equals_a_loop(patch, stride, bvlc, photo):
         bvlc, photo, "occlusion", 1, patch=patch, stride=stride,
         progress=lambda *about: told.append(about),
     )  # fmt: skip
-    model = ta.AlexNet(headed(BVLC), classifier_activation=None)
     x = bvlc.preprocess(photo)
     starts = [*range(0, 227 - patch, stride), 227 - patch]
-    whole = model.predict(x, verbose=0)[0, 1]
-    for i, top in enumerate(starts):
-        for j, left in enumerate(starts):
-            covered = x.copy()
-            covered[0, top : top + patch, left : left + patch] = 0  # the mean colour
-            fall = whole - model.predict(covered, verbose=0)[0, 1]
-            assert found.cells[i, j] == pytest.approx(fall, abs=2e-5 * abs(float(whole)))
+    covered = [x[0]]
+    for top in starts:
+        for left in starts:
+            covered.append(x[0].copy())
+            covered[-1][top : top + patch, left : left + patch] = 0  # the mean colour
+    extractor = ta.FeatureExtractor(headed(BVLC), "fc8", engine="openvino")
+    whole, *scores = extractor(np.stack(covered))["fc8"][:, 1].astype(np.float64)
+    expected = (whole - np.array(scores)).reshape(len(starts), len(starts))
+    np.testing.assert_allclose(found.cells, expected, atol=2e-5 * abs(whole))
     np.testing.assert_allclose(found.rows, np.array(starts) + (patch - 1) / 2)
     assert told[-1] == ("occlusion", len(starts) ** 2, len(starts) ** 2, {})
 
