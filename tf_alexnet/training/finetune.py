@@ -33,7 +33,7 @@ from tf_alexnet.training.callbacks import (
     read_checkpoint,
 )
 from tf_alexnet.training.data import Photos, balanced_weights, examine_photos
-from tf_alexnet.training.folders import Example, PhotoSet, read_folders
+from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.optimizer import BODY, SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.record import RunRecord, split_record
 from tf_alexnet.training.report import chance_note
@@ -67,6 +67,7 @@ def train_network(
     gamma: float | None = None,
     step_size: int | None = None,
     class_weight: str | None = None,
+    multi_label: bool = False,
     augment: str = "light",
     patience: int | None = None,
     mixed_precision: bool = False,
@@ -89,7 +90,7 @@ def train_network(
     Parameters
     ----------
     data, val_split, seed
-        As in `read_folders`; `seed` is also that of fresh weights, order, augmentation, dropout.
+        As in `read_photos`; `seed` is also that of fresh weights, order, augmentation, dropout.
     run : path
         Folder for the result: see `tf_alexnet.training.run`.
     mode : {"finetune", "scratch"}
@@ -124,6 +125,9 @@ def train_network(
     class_weight : {"balanced"}, optional
         Weigh photos in the loss by n / (classes * n_c), where n_c of n training photos are of
         their class. Reported losses are not weighted.
+    multi_label : bool
+        Photos have any number of labels: train a sigmoid for each class. Accuracy is then the
+        fraction of right answers to whether a photo has a label.
     augment : {"none", "light", "paper"}
         See `tf_alexnet.training.augment`.
     patience : int, optional
@@ -160,12 +164,12 @@ def train_network(
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """
-    photos = read_folders(data, val_split, seed)
+    photos = read_photos(data, val_split, seed, multi_label=multi_label)
     plan = planned(
         len(photos.classes), mode, weights, architecture, preset, layer, unfreeze_from,
         epochs=epochs, batch_size=batch_size, rate=learning_rate, schedule=schedule, gamma=gamma,
         step_size=step_size, class_weight=class_weight, augment=augment, seed=seed,
-        patience=patience, mixed_precision=mixed_precision,
+        multi_label=multi_label, patience=patience, mixed_precision=mixed_precision,
     )  # fmt: skip
     settings = settings_of(plan, photos, val_split)
     first_weights(plan)  # complains before a RUN is begun
@@ -199,6 +203,7 @@ class Plan:
     gamma: float | None
     step_size: int | None
     class_weight: str | None
+    multi_label: bool
     augment: str
     seed: int
     patience: int | None
@@ -346,6 +351,7 @@ def settings_of(plan: Plan, photos: PhotoSet, val_split: float) -> dict[str, Any
         "batch_size": plan.batch_size,
         "augment": plan.augment,
         "class_weight": plan.class_weight,
+        "multi_label": plan.multi_label,
         "patience": plan.patience,
         "mixed_precision": plan.mixed_precision,
         "seed": plan.seed,
