@@ -97,10 +97,11 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     if record is not None and dict(record.settings) == settings:
         return Run.open(folder)
     # A finished run that is being continued has other settings than its record.
-    old = _begun(folder) or (None if record is None else dict(record.settings))
+    old = _begun(folder)
+    old = dict(record.settings) if old is None and record is not None else old
     if old is not None:
         names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-        if names and not (names == ["epochs"] and old["epochs"] < settings["epochs"]):
+        if names and not (names == ["epochs"] and _grows(old["epochs"], settings["epochs"])):
             changed = ", ".join(f"{x} {old.get(x)} -> {settings.get(x)}" for x in names)
             raise UsageError(
                 str(folder),
@@ -111,6 +112,10 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     if old != settings:
         write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
     return None
+
+
+def _grows(old: Any, new: Any) -> bool:
+    return type(old) is type(new) is int and old < new
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
