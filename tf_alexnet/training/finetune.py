@@ -562,7 +562,8 @@ class _Training:
         for name in (*plan.frozen, *plan.trained):
             layer = model.get_layer(name)
             layers[name] = LayerArrays(*(np.array(x) for x in (layer.kernel, layer.bias)))
-        metadata = dict(plan.base.metadata) if plan.base is not None else {}
+        metadata = plan.base.metadata if plan.base is not None else {}
+        metadata = {**metadata, "preset": plan.preset.name}
         arrays = WeightArrays(layers, plan.table.name, str(self._folder), metadata)
         run = write_run(
             self._folder,
