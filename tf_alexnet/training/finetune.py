@@ -24,9 +24,14 @@ from tf_alexnet.training.checkpoint import CHECKPOINT, State, read_checkpoint, w
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.loop import Pass, Trainer
 from tf_alexnet.training.plan import BODY, Plan, first_weights, optimizer_for, planned, settings_of
-from tf_alexnet.training.record import RunRecord, split_record
 from tf_alexnet.training.report import history_table
-from tf_alexnet.training.run import TrainingReport, write_run, write_text
+from tf_alexnet.training.run import (
+    RunRecord,
+    TrainingReport,
+    split_record,
+    write_run,
+    write_text,
+)
 from tf_alexnet.weights import LayerArrays, WeightArrays
 
 Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
@@ -340,6 +345,7 @@ class _Training:
             self._trainer.model,
             history=state.history,
             confusion=judged.confusion,
+            test=self._photos.test,
             notes=self._photos.notes,
             skipped=skipped,
             explanation=self._explanation(state),
