@@ -18,7 +18,7 @@ from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
 from tf_alexnet.images.presets import PRESETS
 from tf_alexnet.testing import synthetic_weights
-from tf_alexnet.training import Run, read_folders
+from tf_alexnet.training import Run, read_photos
 from tf_alexnet.training import finetune as room
 from tf_alexnet.training.batches import BatchReader, examine_photos
 from tf_alexnet.training.checkpoint import CHECKPOINT
@@ -63,7 +63,7 @@ def test_the_run_is_what_was_trained(unbroken, data):
         "pool5",
         ("blue", "green", "red"),
     )
-    photos = read_folders(data)
+    photos = read_photos(data)
     model = ta.AlexNet(unbroken.arrays)
     x = ta.preprocess_input([ta.load_image(e.path) for e in photos.val], record.preset)
     found = model.predict(x, verbose=0).argmax(1)
@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_refused_in_a_line(fault, data, stopped_run, tmp
 
 
 def test_batches_read_ahead_are_those_of_the_preset(data):
-    photos = read_folders(data)
+    photos = read_photos(data)
     preset = PRESETS["torchvision"]
     with BatchReader(preset, "light", 4, seed=0) as reader:
         found = list(reader.validation(photos.val))
@@ -341,7 +341,7 @@ def test_batches_read_ahead_are_those_of_the_preset(data):
 
 
 def test_the_first_pass_finds_the_colours_of_the_training_photos(data):
-    photos = read_folders(data)
+    photos = read_photos(data)
     paths = [[x.path for x in part] for part in (photos.train, photos.val)]
     for name in ("caffe", "torchvision"):
         found = examine_photos(*paths, PRESETS[name], covariance=True)

@@ -53,7 +53,7 @@ class Augment(str, Enum):
 # Options that not all modes have; those not named here are for finetune and scratch.
 _MODES = {
     **dict.fromkeys(("weights", "layer"), (Mode.head, Mode.finetune)),
-    **dict.fromkeys(("pool", "l2", "features"), (Mode.head,)),
+    **dict.fromkeys(("pool", "l2", "features", "multi_label"), (Mode.head,)),
     "unfreeze_from": (Mode.finetune,),
 }
 
@@ -63,7 +63,8 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Folder with one folder per class, or with train/ and val/ of such.",
+            help="Folder with one folder per class, or with train/, val/ and test/ of such; or a "
+            "table (.csv, .tsv, .parquet) with columns path, label and, if you like, split.",
         ),
     ],
     run: Annotated[
@@ -140,6 +141,10 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Start over, and replace what is in RUN.")
     ] = False,
+    multi_label: Annotated[
+        bool,
+        typer.Option("--multi-label", help="head: photos of the table have any number of labels."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a classifier on a folder of photos; the same command resumes an interrupted one."""
@@ -158,6 +163,7 @@ def train(
         patience=patience,
         tensorboard=tensorboard,
         mixed_precision=mixed_precision or None,
+        multi_label=multi_label or None,
     )
     _check(data, run, options, architecture, preset, val_split, seed, resume)
     if mode is not Mode.scratch:
@@ -216,7 +222,7 @@ def _check(
 ) -> None:
     """What can be wrong with a call, before weights are downloaded and TensorFlow is loaded."""
     from tf_alexnet.extraction import check_output
-    from tf_alexnet.training import read_folders
+    from tf_alexnet.training import read_photos
     from tf_alexnet.training.begin import check_run
 
     layers = [options["unfreeze_from"]] if "unfreeze_from" in options else []
@@ -224,7 +230,8 @@ def _check(
     check_run(run, resume=resume)
     if "features" in options:
         check_output(options["features"])
-    read_folders(data, val_split, seed, duplicates=False)
+    multi_label = options.get("multi_label", False)
+    read_photos(data, val_split, seed, duplicates=False, multi_label=multi_label)
 
 
 def _show(report: TrainingReport, folder: str) -> None:

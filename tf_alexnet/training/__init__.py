@@ -10,7 +10,7 @@ _HOMES = {
     "PhotoSet": "tf_alexnet.training.folders",
     "Run": "tf_alexnet.training.run",
     "RunRecord": "tf_alexnet.training.record",
-    "read_folders": "tf_alexnet.training.folders",
+    "read_photos": "tf_alexnet.training.folders",
     "train_head": "tf_alexnet.training.head",
     "train_network": "tf_alexnet.training.finetune",
     "write_run": "tf_alexnet.training.run",

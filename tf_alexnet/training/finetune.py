@@ -21,7 +21,7 @@ from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.batches import BatchReader, Examined, examine_photos
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.checkpoint import CHECKPOINT, State, read_checkpoint, write_checkpoint
-from tf_alexnet.training.folders import Example, PhotoSet, read_folders
+from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.loop import Pass, Trainer
 from tf_alexnet.training.plan import BODY, Plan, first_weights, optimizer_for, planned, settings_of
 from tf_alexnet.training.record import RunRecord, split_record
@@ -67,7 +67,7 @@ def train_network(
     Parameters
     ----------
     data, val_split, seed
-        As in `read_folders`; `seed` is also that of fresh weights, order, augmentation, dropout.
+        As in `read_photos`; `seed` is also that of fresh weights, order, augmentation, dropout.
     run : path
         Folder for the result: see `tf_alexnet.training.run`.
     mode : {"finetune", "scratch"}
@@ -129,7 +129,7 @@ def train_network(
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """
-    photos = read_folders(data, val_split, seed)
+    photos = read_photos(data, val_split, seed)
     tell = note or (lambda text: None)
     plan = planned(
         len(photos.classes), mode, weights, architecture, preset, layer, unfreeze_from,

@@ -19,7 +19,7 @@ from tf_alexnet.images import recorded_name
 from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.begin import begin_run, working_in
-from tf_alexnet.training.folders import Example, PhotoSet, read_folders
+from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.record import RunRecord, split_record
 from tf_alexnet.training.rows import Rows
 from tf_alexnet.training.run import TrainingReport, write_run
@@ -55,6 +55,7 @@ def train_head(
     l2: float | None = None,
     val_split: float = 0.2,
     seed: int = 0,
+    multi_label: bool = False,
     features: str | os.PathLike | None = None,
     workers: int | None = None,
     resume: bool = False,
@@ -70,8 +71,8 @@ def train_head(
 
     Parameters
     ----------
-    data, val_split, seed
-        As in `read_folders`.
+    data, val_split, seed, multi_label
+        As in `read_photos`.
     run : path
         Folder for the result: see `tf_alexnet.training.run`.
     weights, architecture, preset
@@ -110,7 +111,9 @@ def train_head(
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """
-    photos = read_folders(data, val_split, seed)
+    photos = read_photos(data, val_split, seed, multi_label=multi_label)
+    if multi_label:
+        raise UsageError("multi_label", "mode head has no such classifier", "Leave it out.")
     base, table = resolve_weights(weights, architecture)
     layer, pool = _place(base, table, layer, pool)
     if l2 is not None and not 0 < l2 < float("inf"):

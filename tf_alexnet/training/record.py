@@ -51,6 +51,9 @@ class RunRecord:
         `WeightArrays.digest` of ``weights.safetensors``.
     versions : dict of str to str
         Of the software that made it.
+    multi_label : bool
+        Whether a photo has any number of labels, each with a probability of its own (a sigmoid).
+        `metrics` then has ``val_map`` (mean average precision, 0..1) in place of ``val_accuracy``.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +67,7 @@ class RunRecord:
     metrics: Mapping[str, float]
     weights_digest: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    multi_label: bool = False
 
     def text(self) -> str:
         """As the JSON of ``run.json``; names of any bytes survive as escaped surrogates."""
@@ -91,6 +95,7 @@ class RunRecord:
                 f"it is of another version than this tf_alexnet ({VERSION}) reads",
                 "Use the version that made it: `versions` in that file names it.",
             )
+        content.setdefault("multi_label", False)  # runs of version 0.1.0 lack it
         names = {x.name for x in fields(cls)}
         if content.keys() != names:
             wrong = ", ".join(sorted(str(x)[:40] for x in content.keys() ^ names)[:5])
@@ -132,7 +137,7 @@ def _is_split(value: Any) -> bool:
 def _is_metrics(value: Any) -> bool:
     if not _is_flat(int, float)(value) or not all(map(math.isfinite, value.values())):
         return False
-    return 0 <= value.get("val_accuracy", -1) <= 1
+    return 0 <= value.get("val_accuracy", value.get("val_map", -1)) <= 1
 
 
 def _is_one_of(known: Sequence[str]):
@@ -155,12 +160,13 @@ _CHECKS = {
     "base": (_is_flat(str), "a table of texts"),
     "settings": (_is_flat(str, int, float, bool, type(None)), "a flat table"),
     "split": (_is_split, "a split of photos"),
-    "metrics": (_is_metrics, "a table of finite numbers with val_accuracy in 0..1"),
+    "metrics": (_is_metrics, "a table of finite numbers with val_accuracy or val_map in 0..1"),
     "weights_digest": (
         lambda x: isinstance(x, str) and bool(_DIGEST.fullmatch(x)),
         "a SHA-256 digest",
     ),
     "versions": (_is_flat(str), "a table of texts"),
+    "multi_label": (lambda x: isinstance(x, bool), "true or false"),
 }
 
 
