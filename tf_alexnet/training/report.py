@@ -49,6 +49,30 @@ def class_table(classes: Sequence[str], confusion: np.ndarray) -> list[tuple[str
     ]
 
 
+def chance_note(labels: Sequence[int], accuracy: float) -> str | None:
+    """A sentence for the user if a classifier is no better than one that ignores the photos.
+
+    Parameters
+    ----------
+    labels : sequence of int
+        True classes of the validation photos.
+    accuracy : float
+        Share of them that was predicted right, 0..1.
+
+    Returns
+    -------
+    str or None
+        None if `accuracy` is above the share of the largest class.
+    """
+    share = np.bincount(labels).max() / len(labels)
+    if accuracy > share:
+        return None
+    return (
+        f"validation accuracy is {accuracy:.1%}, no better than always predicting the largest "
+        f"class ({share:.1%}): nothing was learned"
+    )
+
+
 def report_text(
     record: RunRecord,
     history: Sequence[Mapping[str, float]],
