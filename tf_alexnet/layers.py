@@ -193,6 +193,7 @@ def forward(
     *,
     dtype: tf.DType = tf.float32,
     drop: Callable[[Dropout, tf.Tensor], tf.Tensor] | None = None,
+    relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu,
 ) -> dict[str, tf.Tensor]:
     """Compute blobs of a network from its table: the sums of the Keras model, in a faster order.
 
@@ -210,6 +211,8 @@ def forward(
         Type of the products; everything else is computed in float32.
     drop : callable, optional
         Computes dropout from the layer and its input; without it, inputs pass unchanged.
+    relu : callable
+        A ReLU with another gradient, for guided backpropagation.
 
     Returns
     -------
@@ -227,7 +230,7 @@ def forward(
             else:
                 x = tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel)
             x = blobs[layer.name + PREACT] = tf.nn.bias_add(x, bias)
-            x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
+            x = relu(x) if getattr(layer, "relu", True) else x
         elif isinstance(layer, LRN):
             x = tf.cast(x, tf.float32)
             x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)

@@ -171,3 +171,31 @@ class Evaluation:
 def shown(label: Label) -> str:
     """A class's name in tables: ImageNet's names are not unique, its synset ids are."""
     return f"{label.synset} {label.label}".strip()
+
+
+def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average precision of each class: the area under the steps of precision over recall.
+
+    ``sum((recall[i] - recall[i - 1]) * precision[i])`` over falling thresholds, without
+    interpolation, as scikit-learn's ``average_precision_score``; equal scores share a threshold.
+    The mean over the classes is the mean average precision (macro).
+
+    Parameters
+    ----------
+    truth : ndarray of bool, (N, classes)
+    scores : ndarray of float, (N, classes)
+        Any numbers that rise with the probability.
+
+    Returns
+    -------
+    ndarray of float64, (classes,)
+        0..1; NaN for a class that no photo shows.
+    """
+    found = np.full(truth.shape[1], np.nan)
+    for index in np.flatnonzero(truth.any(axis=0)):
+        order = np.argsort(-scores[:, index], kind="stable")
+        falling = scores[order, index]
+        ends = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
+        hits = np.cumsum(truth[order, index])[ends]
+        found[index] = (np.diff(hits, prepend=0) / hits[-1]) @ (hits / (ends + 1))
+    return found

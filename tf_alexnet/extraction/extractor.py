@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_alexnet.architectures import PREACT, blob_names
+from tf_alexnet.architectures import PREACT, Architecture, blob_names
 from tf_alexnet.engines import choose_engine, import_engine, load_network
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
@@ -117,18 +117,9 @@ class FeatureExtractor:
         self._blobs = {name: table.check_blob(own.get(name, name)) for name in wanted}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
-        trained = as_preset(weights.metadata.get("preset") or table.preset)
-        record, self.mean_image = resolve(preset or trained, mean_image)
+        record, self.mean_image = resolve_preset(weights, table, preset, mean_image)
         self.preset = recorded_name(record)
         self._size, self._centred = table.input_size, record.mean != (0.0, 0.0, 0.0)
-        if record.size not in (None, self._size):
-            raise PresetError(
-                f"preset {self.preset!r} for {table.name}",
-                f"it makes pictures of {record.size} pixels a side, the network takes {self._size}",
-                f"Use {table.preset!r}.",
-            )
-        if preset is not None and misfit(record, trained):
-            warnings.warn(misfit(record, trained), stacklevel=2)
         self.weights_source, self.untrained = weights.source, weights.untrained
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
@@ -275,3 +266,29 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
         if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
+
+
+def resolve_preset(
+    weights: WeightArrays, table: Architecture, preset: str | Preset | None, mean_image: Mean
+) -> tuple[Preset, np.ndarray | None]:
+    """The preprocessing for weights, by default the one they were trained with, and its mean image.
+
+    Warns of a preset that the network can't make sense of.
+
+    Raises
+    ------
+    PresetError
+        If there is no such preset, or it makes pictures of another size.
+    """
+    trained = as_preset(weights.metadata.get("preset") or table.preset)
+    record, mean = resolve(preset or trained, mean_image)
+    size = table.input_size
+    if record.size not in (None, size):
+        raise PresetError(
+            f"preset {recorded_name(record)!r} for {table.name}",
+            f"it makes pictures of {record.size} pixels a side, the network takes {size}",
+            f"Use {table.preset!r}.",
+        )
+    if preset is not None and misfit(record, trained):
+        warnings.warn(misfit(record, trained), stacklevel=3)
+    return record, mean

@@ -138,11 +138,16 @@ def centre_offset(side: int, crop: int) -> int:
     return round((side - crop) / 2)
 
 
+def resized_size(height: int, width: int, preset: Preset) -> tuple[int, int]:
+    """Height and width that a preset resizes a picture to, before it crops."""
+    if preset.keep_aspect:
+        return shorter_side_size(height, width, preset.resized)
+    return preset.resized, preset.resized
+
+
 def resize_by(picture: np.ndarray, preset: Preset) -> np.ndarray:
     """A uint8 picture resized as the preset says, not yet cropped."""
-    height = width = preset.resized
-    if preset.keep_aspect:
-        height, width = shorter_side_size(*picture.shape[:2], preset.resized)
+    height, width = resized_size(*picture.shape[:2], preset)
     # Pillow first makes a picture of the new width and the old height.
     if preset.antialias and max(height, picture.shape[0]) * width > MAX_PIXELS:
         asked = f"image of {picture.shape[0]}x{picture.shape[1]} pixels"

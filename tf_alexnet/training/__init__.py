@@ -9,7 +9,7 @@ _HOMES = {
     "Example": "tf_alexnet.training.folders",
     "PhotoSet": "tf_alexnet.training.folders",
     "Run": "tf_alexnet.training.run",
-    "RunRecord": "tf_alexnet.training.record",
+    "RunRecord": "tf_alexnet.training.run",
     "read_photos": "tf_alexnet.training.folders",
     "train_head": "tf_alexnet.training.head",
     "train_network": "tf_alexnet.training.finetune",

@@ -30,31 +30,6 @@ from tf_alexnet.training.run import write_text
 
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = "2"
-_SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")  # at the end of an epoch
-
-
-class Dropout(keras.layers.Dropout):
-    """Dropout whose mask depends on a photo's place in the batch, not on the device it is on.
-
-    Keras's own gives all devices the same mask. Scaled so that the mean stays (Caffe's too:
-    ``dropout_layer.cpp``).
-    """
-
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Any shape and dtype."""
-        if not training:
-            return inputs
-        shape, first = tf.shape(inputs), 0
-        devices = tf.distribute.get_replica_context()
-        if devices is not None and devices.num_replicas_in_sync > 1:
-            counts = devices.all_gather(shape[:1], axis=0)
-            first = tf.reduce_sum(counts[: devices.replica_id_in_sync_group])
-        # Random numbers of the rows before too, which are other devices'.
-        draws = tf.random.stateless_uniform(
-            tf.concat([[first + shape[0]], shape[1:]], 0), self.seed_generator.next()
-        )
-        kept = inputs / tf.cast(1 - self.rate, inputs.dtype)
-        return tf.where(draws[first:] >= self.rate, kept, tf.zeros_like(inputs))
 
 
 class Epochs(keras.callbacks.Callback):
@@ -67,15 +42,17 @@ class Epochs(keras.callbacks.Callback):
     ----------
     data : Photos
         Training photos.
+    metric : str
+        Shown beside the loss: "accuracy", or the name of another metric of the model.
     seed : int
         Random seed of dropout.
-    progress : callable, optional
+    progress : callable
         As in `train_network`.
     """
 
-    def __init__(self, data: Photos, seed: int, progress: Callable | None = None):
+    def __init__(self, data: Photos, metric: str, seed: int, progress: Callable):
         super().__init__()
-        self._data, self._seed, self._progress = data, seed, progress or (lambda *_: None)
+        self._data, self._metric, self._seed, self._progress = data, metric, seed, progress
 
     def on_epoch_begin(self, epoch: int, logs: Mapping | None = None) -> None:
         """Choose the epoch's photos and dropout."""
@@ -93,11 +70,9 @@ class Epochs(keras.callbacks.Callback):
         self._waited += max(0.0, self._data.ready[batch] - self._last)
         self._last = time.perf_counter()
         self._done += self._data.size(batch)
-        figures = {"loss": float(logs["cross_entropy"]), "accuracy": float(logs["accuracy"])}
+        figures = _figures(logs, self._metric)
         if not math.isfinite(figures["loss"]):
-            raise diverged(
-                f"epoch {self._data.epoch}, step {batch + 1}", "the loss is not a number"
-            )
+            raise diverged(f"epoch {self._data.epoch}, step {batch + 1}", "the loss is NaN")
         self._progress(self._stage(), self._done, self._data.photos, figures)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -106,8 +81,7 @@ class Epochs(keras.callbacks.Callback):
         logs["photos_per_second"] = round(self._done / trained, 2)
         logs["data_wait"] = round(self._waited / trained, 4)
         logs["seconds"] = round(time.perf_counter() - self._start, 2)
-        names = {"loss": "cross_entropy", "val_loss": "val_cross_entropy"}
-        figures = {name: logs[names.get(name, name)] for name in _SHOWN}
+        figures = _figures(logs, self._metric) | _figures(logs, self._metric, "val_")
         self._progress(self._stage(), self._done, self._data.photos, figures)
 
     def _stage(self) -> str:
@@ -155,7 +129,9 @@ class Checkpoint(keras.callbacks.Callback):
         The file. ``history.csv`` is written beside it.
     state : State
         From `read_checkpoint`. It is kept up to date.
-    patience : int, optional
+    metric : str
+        By which epochs are compared, on the validation photos; among equals, by the loss.
+    patience : int or None
         Stop after this many epochs without a new best.
     log : callable
         Called with the row of every epoch.
@@ -166,9 +142,10 @@ class Checkpoint(keras.callbacks.Callback):
         Trained weights of the best epoch, by the variable's path.
     """
 
-    def __init__(self, path: Path, state: State, patience: int | None, log: Callable):
+    def __init__(self, path: Path, state: State, metric: str, patience: int | None, log: Callable):
         super().__init__()
-        self._path, self.state, self._patience, self._log = path, state, patience, log
+        self._path, self.state, self._metric = path, state, metric
+        self._patience, self._log = patience, log
         self.best: dict[str, np.ndarray] = {}
 
     @property
@@ -204,10 +181,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Check and keep the state of a completed epoch."""
-        row = {"epoch": epoch + 1}
-        for part in ("", "val_"):
-            for name, key in (("loss", "cross_entropy"), ("accuracy", "accuracy")):
-                row[(part or "train_") + name] = float(logs[part + key])
+        figures = _figures(logs, self._metric)
+        row = {"epoch": epoch + 1, **{f"train_{name}": x for name, x in figures.items()}}
+        row |= _figures(logs, self._metric, "val_")
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
         row |= {name: logs[name] for name in ("photos_per_second", "data_wait", "seconds")}
         tensors = {name: _array(variable) for name, variable in _variables(self.model).items()}
@@ -217,7 +193,7 @@ class Checkpoint(keras.callbacks.Callback):
         if bad:
             raise diverged(f"epoch {epoch + 1}", f"{bad[0]} holds NaN or infinite values")
         state = self.state
-        if not state.history or merit(row) > merit(state.history[state.best_epoch - 1]):
+        if not state.history or self.merit(row) > self.merit(state.history[state.best_epoch - 1]):
             state.best_epoch = epoch + 1
             self.best = {x[6:]: y for x, y in tensors.items() if x.startswith("model/")}
         else:
@@ -229,10 +205,15 @@ class Checkpoint(keras.callbacks.Callback):
         self._log(row)
         self.model.stop_training = self.is_over
 
+    def merit(self, row: Mapping[str, float]) -> tuple[float, float]:
+        """What makes an epoch the best: its metric, and among equals the lower loss."""
+        return row[f"val_{self._metric}"], -row["val_loss"]
 
-def merit(row: Mapping[str, float]) -> tuple[float, float]:
-    """What makes an epoch the best: accuracy, and among equals the lower loss."""
-    return row["val_accuracy"], -row["val_loss"]
+
+def _figures(logs: Mapping[str, float], metric: str, part: str = "") -> dict[str, float]:
+    """Loss and metric; Keras's own ``loss`` is of weighted photos, and of unequal batches."""
+    loss, value = logs[f"{part}cross_entropy"], logs[part + metric]
+    return {f"{part}loss": float(loss), part + metric: float(value)}
 
 
 def diverged(asked: str, found: str) -> UsageError:

@@ -97,7 +97,7 @@ class Photos(keras.utils.PyDataset):
     Parameters
     ----------
     examples : sequence of Example
-        Photos and labels: class indices, or tuples of them with `multi_hot`.
+        Photos and labels: class indices, or tuples of them.
     preset : Preset
         The network's.
     batch_size : int
@@ -112,8 +112,8 @@ class Photos(keras.utils.PyDataset):
         From `examine_photos`, for ``paper``.
     class_weights : ndarray of float32 (classes,), optional
         Weights of photos in the loss, by class.
-    multi_hot : int, optional
-        Number of classes, where labels are sets of classes.
+    classes : int, optional
+        Number of classes, if labels are tuples of them.
     workers : int, optional
         Threads (default: one per processor).
 
@@ -140,7 +140,7 @@ class Photos(keras.utils.PyDataset):
         seed: int = 0,
         covariance: Sequence[Sequence[float]] | None = None,
         class_weights: np.ndarray | None = None,
-        multi_hot: int | None = None,
+        classes: int | None = None,
         workers: int | None = None,
     ):
         super().__init__()  # one worker: Keras's own queue keeps batches of an epoch that was left
@@ -149,7 +149,7 @@ class Photos(keras.utils.PyDataset):
         self._count = math.ceil(len(examples) / batch_size)
         self._shuffle, self._augment, self._seed = shuffle, augment, seed
         self._covariance, self._class_weights = covariance, class_weights
-        self._multi_hot = multi_hot
+        self._classes = classes
         self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "read photos")
         self.epoch = 1
         self.ready: dict[int, float] = {}
@@ -187,7 +187,7 @@ class Photos(keras.utils.PyDataset):
         -------
         pixels : ndarray of float32, (N, S, S, 3)
             As the network takes them.
-        labels : ndarray of int32 (N,), or of float32 (N, classes) with `multi_hot`
+        labels : ndarray of int32 (N,), or of float32 (N, classes)
         weights : ndarray of float32, (N,)
             Of the photos in the sum of losses: 1 / N, times the weight of the class.
         """
@@ -202,8 +202,8 @@ class Photos(keras.utils.PyDataset):
         self.ready[index] = time.perf_counter()
         weights = np.full(len(places), 1 / len(places), np.float32)
         found = [self._examples[place].label for place in places]
-        if self._multi_hot:
-            labels = np.zeros((len(places), self._multi_hot), np.float32)
+        if self._classes:
+            labels = np.zeros((len(places), self._classes), np.float32)
             for row, some in zip(labels, found, strict=True):
                 row[list(some)] = 1
             return np.stack(pixels), labels, weights

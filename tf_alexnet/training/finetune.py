@@ -1,4 +1,4 @@
-"""`train_network`: `keras.Model.fit` on folders of photos, from given weights or from scratch."""
+"""`train_network`: `keras.Model.fit` on labelled photos, from given weights or from scratch."""
 
 from __future__ import annotations
 
@@ -18,33 +18,28 @@ import tensorflow as tf
 
 from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.evaluation.metrics import average_precisions
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.images.presets import Preset
 from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.begin import begin_run, working_in
-from tf_alexnet.training.callbacks import (
-    CHECKPOINT,
-    Checkpoint,
-    Dropout,
-    Epochs,
-    State,
-    read_checkpoint,
-)
+from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
 from tf_alexnet.training.data import Photos, balanced_weights, examine_photos
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
-from tf_alexnet.training.optimizer import BODY, SCHEDULES, optimizer_for, scheduled
-from tf_alexnet.training.record import RunRecord, split_record
+from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import TrainingReport, write_run
+from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
 from tf_alexnet.weights.resolve import resolve_weights
 
-_EPOCHS = {"finetune": 10, "scratch": 30}
-_STEP_SIZES = {"finetune": 5, "scratch": 10}  # epochs
-_FINETUNE_RATE, _SCRATCH_RATE, _ADAM_RATE = 1e-3, 0.01, 2e-4
+_CHOICES = {
+    "mode": ("finetune", "scratch"),
+    "schedule": (None, *SCHEDULES),
+    "class_weight": (None, "balanced"),
+}
 _ADAM = ("compact",)  # architectures whose recipe has Adam
 
 Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
@@ -126,12 +121,12 @@ def train_network(
         Weigh photos in the loss by n / (classes * n_c), where n_c of n training photos are of
         their class. Reported losses are not weighted.
     multi_label : bool
-        Photos have any number of labels: train a sigmoid for each class. Accuracy is then the
-        fraction of right answers to whether a photo has a label.
+        Photos have any number of labels: train a sigmoid per class. The best epoch is then that of
+        the highest mean average precision (``map``).
     augment : {"none", "light", "paper"}
         See `tf_alexnet.training.augment`.
     patience : int, optional
-        Stop after this many epochs without a new best validation accuracy.
+        Stop after this many epochs without a new best on the validation photos.
     mixed_precision : bool
         Multiply in bfloat16, with float32 variables. Faster on GPUs since compute capability 8.0
         and on processors that have it; slower on others.
@@ -164,85 +159,73 @@ def train_network(
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """
+    settings = {
+        "mode": mode, "layer": layer, "unfreeze_from": unfreeze_from, "epochs": epochs,
+        "batch_size": batch_size, "learning_rate": learning_rate, "schedule": schedule,
+        "gamma": gamma, "step_size": step_size, "class_weight": class_weight,
+        "multi_label": multi_label, "augment": augment, "patience": patience,
+        "mixed_precision": mixed_precision, "seed": seed, "val_split": val_split,
+    }  # fmt: skip
     photos = read_photos(data, val_split, seed, multi_label=multi_label)
-    plan = planned(
-        len(photos.classes), mode, weights, architecture, preset, layer, unfreeze_from,
-        epochs=epochs, batch_size=batch_size, rate=learning_rate, schedule=schedule, gamma=gamma,
-        step_size=step_size, class_weight=class_weight, augment=augment, seed=seed,
-        multi_label=multi_label, patience=patience, mixed_precision=mixed_precision,
-    )  # fmt: skip
-    settings = settings_of(plan, photos, val_split)
+    plan = planned(photos, weights, architecture, preset, settings)
     first_weights(plan)  # complains before a RUN is begun
     with (
         working_in(run, resume=resume) as folder,
         progress_callback(progress, "training") as progress,
     ):
-        done = begin_run(folder, settings, force=force)
         if force:
             (folder / CHECKPOINT).unlink(missing_ok=True)
+        done = begin_run(folder, plan.settings, force=force)
         if done is not None:
             return TrainingReport(done, photos.notes, finished_before=True)
-        training = _Training(plan, photos, folder, settings, devices, progress, note)
+        training = _Training(plan, photos, folder, devices, progress, note)
         return training.run(workers, tensorboard)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, and how: the arguments of `train_network`, checked and completed."""
+    """What is to be trained, and how: the arguments of `train_network`, checked and completed.
 
-    mode: str
+    Attributes
+    ----------
+    table : Architecture
+        The network, with the classifier to train.
+    preset : Preset
+        Its preprocessing.
+    base : WeightArrays or None
+        What training starts from; None from scratch.
+    settings : dict of str to str, int, float, bool or None
+        All that the result depends on.
+    """
+
     table: Architecture
     preset: Preset
-    layer: str
-    trained_from: str
     base: WeightArrays | None
-    epochs: int
-    batch_size: int
-    rate: float
-    schedule: str
-    gamma: float | None
-    step_size: int | None
-    class_weight: str | None
-    multi_label: bool
-    augment: str
-    seed: int
-    patience: int | None
-    mixed_precision: bool
-
-    @property
-    def adam(self) -> bool:
-        """Whether the recipe has Adam."""
-        return _has_adam(self.mode, self.table)
+    settings: dict[str, Any]
 
     @property
     def trained(self) -> tuple[str, ...]:
         """Layers that change."""
         names = [x.name for x in self.table.weighted]
-        return tuple(names[names.index(self.trained_from) :])
+        return tuple(names[names.index(self.settings["unfreeze_from"]) :])
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Layers that don't."""
         return tuple(x.name for x in self.table.weighted)[: -len(self.trained)]
 
-
-def _has_adam(mode: str, table: Architecture) -> bool:
-    return mode == "scratch" and table.name in _ADAM
+    @property
+    def metric(self) -> str:
+        """By which epochs are compared: ``accuracy``, or ``map``, mean average precision."""
+        return "map" if self.settings["multi_label"] else "accuracy"
 
 
 def planned(
-    classes: int,
-    mode: str,
+    photos: PhotoSet,
     weights: Any,
     architecture: str | None,
     preset: str | None,
-    layer: str | None,
-    unfreeze_from: str,
-    *,
-    epochs: int | None,
-    rate: float | None,
-    augment: str,
-    **settings,
+    settings: Mapping[str, Any],
 ) -> Plan:
     """The plan that these arguments of `train_network` ask for.
 
@@ -251,39 +234,47 @@ def planned(
     UsageError
         If they can't work.
     """
-    if mode not in _EPOCHS:
-        raise UsageError(f"mode {mode!r}", "no such training", "Use finetune or scratch.")
-    if mode == "scratch":
+    settings = {**settings, "val_split": settings["val_split"] if photos.split else None}
+    for name, known in _CHOICES.items():
+        if settings[name] not in known:
+            known = " or ".join(x for x in known if x)
+            asked = f"{name.replace('_', ' ')} {settings[name]!r}"
+            raise UsageError(asked, "there is no such one", f"Use {known}.")
+    scratch = settings["mode"] == "scratch"
+    if scratch:
         weights, architecture = None, architecture or "compact"
     base, table = resolve_weights(weights, architecture)
     name = preset or (base and base.metadata.get("preset")) or table.preset
-    record = check_augmentation(augment, name)
+    record = check_augmentation(settings["augment"], name)
     if record.size != table.input_size:
         raise UsageError(
             f"preset {record.name!r} with {table.name}",
             f"it makes {record.size}x{record.size} pixels, the network takes {table.input_size}",
             f"Use its own preset, {table.preset}.",
         )
-    if base is None:
-        layer, table = "fc7", table.with_classes(classes)
-        unfreeze_from = table.weighted[0].name
+    if scratch:
+        table = table.with_classes(len(photos.classes))
+        settings |= {"layer": "fc7", "unfreeze_from": table.weighted[0].name}
     else:
-        layer = layer or _last_inner(base, table)
-        table = table.with_head(layer, classes)
-    names = [x.name for x in table.weighted]
-    if unfreeze_from not in names:
-        raise UsageError(
-            f"unfreeze from {unfreeze_from!r}",
-            "the network has no such layer with weights",
-            f"Use one of {', '.join(names)}.",
-        )
-    if rate is None:
-        rate = _ADAM_RATE if _has_adam(mode, table) else _SCRATCH_RATE
-        rate = rate if base is None else _FINETUNE_RATE
-    settings |= _scheduled(mode, _has_adam(mode, table), settings)
-    settings |= {"epochs": _EPOCHS[mode] if epochs is None else epochs, "rate": float(rate)}
-    _check(settings)
-    return Plan(mode, table, record, layer, unfreeze_from, base, augment=augment, **settings)
+        settings["layer"] = settings["layer"] or _last_inner(base, table)
+        table = table.with_head(settings["layer"], len(photos.classes))
+    _complete(settings, adam=scratch and table.name in _ADAM)
+    _check(settings, [x.name for x in table.weighted])
+    return Plan(
+        table,
+        record,
+        base,
+        {
+            **settings,
+            "architecture": table.name,
+            "weights": base.digest if base else None,
+            "preset": record.name,
+            "classes": len(photos.classes),
+            "photos": len(photos.train) + len(photos.val),
+            "data": photos.digest,
+            "tf_alexnet_version": VERSION,
+        },
+    )
 
 
 def _last_inner(base: WeightArrays, table: Architecture) -> str:
@@ -292,75 +283,45 @@ def _last_inner(base: WeightArrays, table: Architecture) -> str:
     return next((name for name in reversed(dense) if name in base.layers), "pool5")
 
 
-def _scheduled(mode: str, adam: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Schedule, gamma and step size, completed."""
-    names = ("schedule", "gamma", "step_size")
-    schedule, gamma, step_size = (settings[name] for name in names)
-    schedule = schedule or ("step" if mode == "scratch" and not adam else "constant")
-    if schedule == "step":
-        gamma = 0.1 if gamma is None else gamma
-        step_size = _STEP_SIZES[mode] if step_size is None else step_size
-    elif gamma is not None or step_size is not None:
+def _complete(settings: dict[str, Any], adam: bool) -> None:
+    """Put defaults in place of None."""
+    scratch = settings["mode"] == "scratch"
+    rate = (2e-4 if adam else 0.01) if scratch else 1e-3
+    usual = {"epochs": 30 if scratch else 10, "learning_rate": rate}
+    usual["schedule"] = "step" if scratch and not adam else "constant"
+    if (settings["schedule"] or usual["schedule"]) == "step":
+        usual |= {"gamma": 0.1, "step_size": 10 if scratch else 5}
+    elif settings["gamma"] is not None or settings["step_size"] is not None:
         raise UsageError(
-            f"gamma or step size with schedule {schedule}",
-            "it has neither",
-            "Leave them out, or use the schedule step.",
+            "gamma or step size", "only the schedule step has them", "Use --schedule step."
         )
-    return dict(zip(names, (schedule, gamma, step_size), strict=True))
+    settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    settings["optimizer"] = "Adam" if adam else "CaffeSGD"
+    # The only schedule whose first epochs depend on the number of all.
+    settings["cosine_epochs"] = settings["epochs"] if settings["schedule"] == "cosine" else None
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    for name, title in (
-        ("epochs", "epochs"), ("batch_size", "batch"), ("patience", "patience"),
-        ("step_size", "step size"),
-    ):  # fmt: skip
-        value = settings[name]
-        if value is not None and value < 1:
-            raise UsageError(f"{title} {value}", "nothing would be done", "Use 1 or more.")
-    if not 0 < settings["rate"] < math.inf:
+def _check(settings: Mapping[str, Any], layers: Sequence[str]) -> None:
+    if settings["unfreeze_from"] not in layers:
         raise UsageError(
-            f"learning rate {settings['rate']}", "out of range", "Use a number above 0, as 1e-3."
+            f"unfreeze from {settings['unfreeze_from']!r}",
+            "the network has no such layer with weights",
+            f"Use one of {', '.join(layers)}.",
         )
-    if settings["gamma"] is not None and not 0 < settings["gamma"] <= 1:
+    for name in ("epochs", "batch_size", "patience", "step_size"):
+        if settings[name] is not None and settings[name] < 1:
+            asked = f"{name.replace('_', ' ')} {settings[name]}"
+            raise UsageError(asked, "nothing would be done", "Use 1 or more.")
+    for name in ("learning_rate", "gamma"):
+        if settings[name] is not None and not 0 < settings[name] < math.inf:
+            asked = f"{name.replace('_', ' ')} {settings[name]}"
+            raise UsageError(asked, "out of range", "Use a number above 0, such as 0.001.")
+    if settings["multi_label"] and settings["class_weight"]:
         raise UsageError(
-            f"gamma {settings['gamma']}", "out of range", "Use a number above 0, up to 1."
+            "class weight with several labels per photo",
+            "only --mode head has that",
+            "Leave one of the two out.",
         )
-    for name, known in (("schedule", SCHEDULES), ("class_weight", ("balanced",))):
-        if settings[name] not in (None, *known):
-            asked = f"{name.replace('_', ' ')} {settings[name]!r}"
-            raise UsageError(asked, "unknown", f"Use {' or '.join(known)}.")
-
-
-def settings_of(plan: Plan, photos: PhotoSet, val_split: float) -> dict[str, Any]:
-    """All that the result depends on."""
-    return {
-        "mode": plan.mode,
-        "architecture": plan.table.name,
-        "weights": plan.base.digest if plan.base else None,
-        "preset": plan.preset.name,
-        "layer": plan.layer,
-        "unfreeze_from": plan.trained_from,
-        "optimizer": "Adam" if plan.adam else "CaffeSGD",
-        "learning_rate": plan.rate,
-        "schedule": plan.schedule,
-        "gamma": plan.gamma,
-        "step_size": plan.step_size,
-        # The only schedule whose first epochs depend on the number of all.
-        "cosine_epochs": plan.epochs if plan.schedule == "cosine" else None,
-        "epochs": plan.epochs,
-        "batch_size": plan.batch_size,
-        "augment": plan.augment,
-        "class_weight": plan.class_weight,
-        "multi_label": plan.multi_label,
-        "patience": plan.patience,
-        "mixed_precision": plan.mixed_precision,
-        "seed": plan.seed,
-        "classes": len(photos.classes),
-        "photos": len(photos.train) + len(photos.val),
-        "data": photos.digest,
-        "val_split": val_split if photos.split else None,
-        "tf_alexnet_version": VERSION,
-    }
 
 
 def first_weights(plan: Plan) -> WeightArrays:
@@ -371,59 +332,73 @@ def first_weights(plan: Plan) -> WeightArrays:
     WeightsError
         If the given weights don't fit the network.
     """
-    table, base = plan.table, plan.base
-    metadata = {"preset": plan.preset.name, "head": plan.layer}
-    fresh = fresh_layers(table, plan.seed, None if base is None else ["fc8"])
+    table, base, seed = plan.table, plan.base, plan.settings["seed"]
+    metadata = {"preset": plan.preset.name, "head": plan.settings["layer"]}
     if base is None:
-        return WeightArrays(fresh, table.name, "fresh weights", metadata)
+        return WeightArrays(fresh_layers(table, seed), table.name, "fresh weights", metadata)
     needed = [x.name for x in table.weighted if x.name != "fc8"]
     layers = {name: base.layers[name] for name in needed if name in base.layers}
     check_arrays(WeightArrays(layers, table.name, base.source), table, needed)
-    return WeightArrays({**layers, **fresh}, table.name, base.source, metadata)
+    layers |= fresh_layers(table, seed, ["fc8"])
+    return WeightArrays(layers, table.name, base.source, metadata)
 
 
-def training_model(plan: Plan) -> keras.Model:
+class Dropout(keras.layers.Dropout):
+    """Dropout whose mask depends on a photo's place in the batch, not on the device it is on.
+
+    Keras's own gives all devices the same mask. Scaled so that the mean stays (Caffe's too:
+    ``dropout_layer.cpp``).
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Any shape and dtype."""
+        if not training:
+            return inputs
+        shape, first = tf.shape(inputs), 0
+        devices = tf.distribute.get_replica_context()
+        if devices is not None and devices.num_replicas_in_sync > 1:
+            counts = devices.all_gather(shape[:1], axis=0)
+            first = tf.reduce_sum(counts[: devices.replica_id_in_sync_group])
+        # Random numbers of the rows before too, which are other devices'.
+        draws = tf.random.stateless_uniform(
+            tf.concat([[first + shape[0]], shape[1:]], 0), self.seed_generator.next()
+        )
+        kept = inputs / tf.cast(1 - self.rate, inputs.dtype)
+        return tf.where(draws[first:] >= self.rate, kept, tf.zeros_like(inputs))
+
+
+def training_model(plan: Plan, steps: int) -> keras.Model:
     """The network as it is trained: from preprocessed photos to `fc8`, without the softmax.
 
-    Layers before the first that is trained get no gradient; dropout is `callbacks.Dropout`.
+    Layers before the first that is trained get no gradient. It is compiled for epochs of `steps`
+    batches from `Photos`, whose weights make a mean of the sum of losses, on several devices and
+    for unequal batches too.
     """
-    network = AlexNet(first_weights(plan), classifier_activation=None)
+    network, settings = AlexNet(first_weights(plan), classifier_activation=None), plan.settings
     x = network.inputs[0]
     for layer in network.layers[1:]:
         layer.trainable = layer.name not in plan.frozen
-        if plan.frozen and layer.name == plan.trained_from:
+        if plan.frozen and layer.name == plan.trained[0]:
             x = keras.ops.stop_gradient(x)
         if isinstance(layer, keras.layers.Dropout):
             layer = Dropout(layer.rate, name=layer.name)
         x = layer(x)
-    return keras.Model(network.inputs[0], x)
-
-
-def compile_for(model: keras.Model, plan: Plan, steps: int) -> None:
-    """Compile the model of `training_model`; `steps` is the number of steps in an epoch."""
-    step_size = (plan.step_size or 1) * steps
-    rate = scheduled(
-        plan.rate,
-        plan.schedule,
-        gamma=plan.gamma or 1.0,
-        step_size=step_size,
-        total=plan.epochs * steps,
-    )
-    # A body rate is for layers that have been trained before.
-    body = BODY if plan.mode == "finetune" else 1.0
-    optimizer = optimizer_for(plan.trained, rate, adam=plan.adam, body=body)
-    logits = {"from_logits": True}
-    model.compile(
-        optimizer,
-        # The weights of `Photos` make a mean of it, of unequal batches on several devices too.
-        keras.losses.SparseCategoricalCrossentropy(**logits, reduction="sum"),
-        [
-            keras.metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy"),
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-        ],
-        jit_compile=False,  # XLA takes twice as long on processors
-    )
-    optimizer.build(model.trainable_variables)
+    model = keras.Model(network.inputs[0], x)
+    rate = scheduled(settings, steps)
+    losses, metrics, logits = keras.losses, keras.metrics, {"from_logits": True}
+    if settings["multi_label"]:
+        loss = losses.BinaryCrossentropy(**logits, reduction="sum")
+        kept = [metrics.BinaryCrossentropy(**logits, name="cross_entropy")]
+        labels = {"multi_label": True, "num_labels": plan.table.classes}
+        kept.append(metrics.AUC(curve="PR", **labels, **logits, name="map"))
+    else:
+        loss = losses.SparseCategoricalCrossentropy(**logits, reduction="sum")
+        kept = [metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy")]
+        kept.append(metrics.SparseCategoricalAccuracy(name="accuracy"))
+    # Compiled by XLA, all of it takes twice as long on processors.
+    model.compile(optimizer_for(plan.trained, rate, settings), loss, kept, jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 class _Training:
@@ -434,19 +409,57 @@ class _Training:
         plan: Plan,
         photos: PhotoSet,
         folder: Path,
-        settings: dict[str, Any],
         devices: Sequence[str] | None,
         progress: Progress | None,
         note: Callable[[str], None] | None,
     ):
         self._plan, self._photos, self._folder = plan, photos, folder
-        self._settings, self._strategy = settings, strategy_for(devices, plan.mixed_precision)
+        self._strategy = strategy_for(devices, plan.settings["mixed_precision"])
         self._progress, self._note = progress or (lambda *_: None), note or (lambda text: None)
-        self._notes: list[str] = []
+        self._notes = list(photos.notes)
 
-    def _tell(self, text: str) -> None:
-        self._notes.append(text)
-        self._note(text)
+    def run(self, workers: int | None, tensorboard: str | os.PathLike | None) -> TrainingReport:
+        """Train to the end and write the RUN."""
+        plan, settings, path = self._plan, self._plan.settings, self._folder / CHECKPOINT
+        for text in (*self._photos.notes, self._where(), self._what_trains()):
+            self._note(text)
+        state, tensors = read_checkpoint(path, _digest(settings))
+        if state.epoch:
+            self._note(f"continuing after epoch {state.epoch}")
+        else:
+            self._examine(state, workers)
+        parts = self._readable(state)
+        train, val = self._data(parts, state, workers)
+        with train, val, _events(tensorboard) as log, _own_errors(train, val):
+            dtype = "bfloat16" if settings["mixed_precision"] else None
+            with self._strategy.scope(), _products_in(dtype):
+                model = training_model(plan, len(train))
+            checkpoint = Checkpoint(path, state, plan.metric, settings["patience"], log)
+            checkpoint.restore(model, tensors)
+            epochs = Epochs(train, plan.metric, settings["seed"], self._progress)
+            model.fit(
+                train,
+                validation_data=val,
+                shuffle=False,
+                initial_epoch=state.epoch,
+                epochs=state.epoch if checkpoint.is_over else settings["epochs"],
+                callbacks=[
+                    Epochs(train, plan.metric, settings["seed"], self._progress),
+                    checkpoint,
+                ],
+                verbose=0,
+            )
+            for variable in model.trainable_variables:
+                variable.assign(checkpoint.best[variable.path])
+            logits = model.predict(val, verbose=0)
+        return self._written(model, state, logits, parts["val"])
+
+    def _where(self) -> str:
+        train, val = (f"{len(part):,}" for part in (self._photos.train, self._photos.val))
+        return (
+            f"on {_device_names(self._strategy)}: {train} photos for training, {val} for "
+            f"validation, {len(self._photos.classes):,} classes"
+        )
 
     def _what_trains(self) -> str:
         plan = self._plan
@@ -455,71 +468,31 @@ class _Training:
         stay = f"; {_span(plan.frozen)} stay as they are" if plan.frozen else ""
         return f"{_span(plan.trained)} are trained, {count:,} parameters{stay}"
 
-    def run(self, workers: int | None, tensorboard: str | os.PathLike | None) -> TrainingReport:
-        """Train to the end and write the RUN."""
-        plan, photos = self._plan, self._photos
-        for text in photos.notes:
-            self._tell(text)
-        self._note(
-            f"{_where(self._strategy)}: {len(photos.train):,} photos for training, "
-            f"{len(photos.val):,} for validation, {len(photos.classes):,} classes"
-        )
-        self._tell(self._what_trains())
-        state, tensors = read_checkpoint(self._folder / CHECKPOINT, _digest(self._settings))
-        if state.epoch:
-            self._note(f"continuing after epoch {state.epoch}")
-        else:
-            self._examine(state, workers)
-        skipped = tuple(Failure(*values) for values in state.failures)
-        parts = self._readable(skipped)
-        train, val = self._data(parts, state, workers)
-        with train, val, _events(tensorboard) as log, _own_errors(train, val):
-            with self._strategy.scope(), _products_in("bfloat16" if plan.mixed_precision else None):
-                model = training_model(plan)
-                compile_for(model, plan, len(train))
-            checkpoint = Checkpoint(self._folder / CHECKPOINT, state, plan.patience, log)
-            checkpoint.restore(model, tensors)
-            model.fit(
-                train,
-                validation_data=val,
-                shuffle=False,
-                initial_epoch=state.epoch,
-                epochs=state.epoch if checkpoint.is_over else plan.epochs,
-                callbacks=[Epochs(train, plan.seed, self._progress), checkpoint],
-                verbose=0,
-            )
-            for variable in model.trainable_variables:
-                variable.assign(checkpoint.best[variable.path])
-            found = model.predict(val, verbose=0).argmax(1)
-        confusion = np.zeros((len(photos.classes),) * 2, np.int64)
-        np.add.at(confusion, ([x.label for x in parts["val"]], found), 1)
-        return self._written(model, state, confusion, skipped)
-
     def _examine(self, state: State, workers: int | None) -> None:
         """The first pass; what it finds is part of the state."""
-        plan = self._plan
         train, val = ([x.path for x in part] for part in (self._photos.train, self._photos.val))
         state.failures, state.covariance = examine_photos(
             train,
             val,
-            plan.preset,
-            covariance=plan.augment == "paper",
+            self._plan.preset,
+            covariance=self._plan.settings["augment"] == "paper",
             workers=workers,
             progress=lambda *counts: self._progress("photos", *counts[:2], {"errors": counts[2]}),
         )
 
-    def _readable(self, skipped: Sequence[Failure]) -> dict[str, list[Example]]:
-        """The photos of each part that can be read."""
-        bad = {failure.path for failure in skipped}
+    def _readable(self, state: State) -> dict[str, list[Example]]:
+        """The photos of each split that can be read."""
+        bad = {path for path, *_ in state.failures}
         parts = {"train": self._photos.train, "val": self._photos.val}
         good = {name: [x for x in part if x.path not in bad] for name, part in parts.items()}
-        missing = set(range(len(self._photos.classes))) - {x.label for x in good["train"]}
+        found = {y for x in good["train"] for y in _labels(x)}
+        missing = set(range(len(self._photos.classes))) - found
         if missing or not good["val"]:
             what = self._photos.classes[min(missing)] if missing else "validation"
-            first = skipped[0]
+            path, _, detail = state.failures[0]
             raise ImageError(
                 f"photos of {what}",
-                f"none can be read; {first.path}: {first.detail}",
+                f"none can be read; {path}: {detail}",
                 "Replace them by intact ones.",
             )
         return good
@@ -527,70 +500,101 @@ class _Training:
     def _data(
         self, parts: Mapping[str, Sequence[Example]], state: State, workers: int | None
     ) -> tuple[Photos, Photos]:
-        plan = self._plan
-        labels = [x.label for x in parts["train"]]
-        weights = balanced_weights(labels, len(self._photos.classes)) if plan.class_weight else None
+        settings, count = self._plan.settings, len(self._photos.classes)
+        shared = {"classes": count if settings["multi_label"] else None, "workers": workers}
+        shared |= {"preset": self._plan.preset, "batch_size": settings["batch_size"]}
+        weights = None
+        if settings["class_weight"]:
+            weights = balanced_weights([x.label for x in parts["train"]], count)
         train = Photos(
             parts["train"],
-            plan.preset,
-            plan.batch_size,
             shuffle=True,
-            augment=plan.augment,
-            seed=plan.seed,
+            augment=settings["augment"],
+            seed=settings["seed"],
             covariance=state.covariance,
             class_weights=weights,
-            workers=workers,
+            **shared,
         )
-        return train, Photos(parts["val"], plan.preset, plan.batch_size, workers=workers)
+        return train, Photos(parts["val"], **shared)
 
     def _written(
-        self, model: keras.Model, state: State, confusion: np.ndarray, skipped: tuple[Failure, ...]
+        self, model: keras.Model, state: State, logits: np.ndarray, val: Sequence[Example]
     ) -> TrainingReport:
-        plan, row = self._plan, state.history[state.best_epoch - 1]
-        names = ("train_accuracy", "train_loss", "val_accuracy", "val_loss", "epoch")
-        metrics = {**{name: row[name] for name in names}, "epochs": state.epoch}
-        if text := chance_note(confusion.sum(1), row["val_accuracy"]):
-            self._tell(text)
-        base = {}
-        if plan.base is not None:
-            base = {"digest": plan.base.digest, "source": os.path.basename(plan.base.source)}
-        record = RunRecord(
-            self._photos.classes, plan.table.name, plan.preset.name, plan.layer, plan.mode, base,
-            self._settings, split_record(self._photos, skipped), metrics,
-        )  # fmt: skip
-        layers = {}
-        for name in (*plan.frozen, *plan.trained):
-            layer = model.get_layer(name)
-            layers[name] = LayerArrays(*(np.array(x) for x in (layer.kernel, layer.bias)))
-        metadata = plan.base.metadata if plan.base is not None else {}
-        metadata = {**metadata, "preset": plan.preset.name}
-        arrays = WeightArrays(layers, plan.table.name, str(self._folder), metadata)
+        plan, photos = self._plan, self._photos
+        row, count = state.history[state.best_epoch - 1], len(photos.classes)
+        skipped = tuple(Failure(*values) for values in state.failures)
+        metrics = {name: row[name] for name in row if name.startswith(("train_", "val_"))}
+        metrics |= {"epoch": row["epoch"], "epochs": state.epoch}
+        if plan.settings["multi_label"]:
+            marks = np.zeros((len(val), count), bool)
+            for some, example in zip(marks, val, strict=True):
+                some[list(example.label)] = True
+            found = {"precisions": average_precisions(marks, logits)}
+            metrics["val_map"] = float(np.nanmean(found["precisions"]))
+            chance = None
+        else:
+            labels = [x.label for x in val]
+            found = {"confusion": np.zeros((count, count), np.int64)}
+            np.add.at(found["confusion"], (labels, logits.argmax(axis=1)), 1)
+            chance = chance_note(labels, metrics["val_accuracy"])
+        if chance:
+            self._note(chance)
+            self._notes.append(chance)
+        arrays = self._arrays(model)
+        record = self._record(metrics, skipped)
         run = write_run(
             self._folder,
             record,
             arrays,
-            AlexNet(arrays),
+            AlexNet(arrays, classifier_activation="sigmoid" if photos.multi_label else "softmax"),
             history=state.history,
-            confusion=confusion,
+            **found,
+            test=photos.test,
             notes=self._notes,
             skipped=skipped,
             explanation=self._explanation(state),
         )
-        return TrainingReport(run, tuple(self._notes), skipped)
+        return TrainingReport(run, (*self._notes, self._what_trains()), skipped)
+
+    def _record(self, metrics: dict[str, float], skipped: Sequence[Failure]) -> RunRecord:
+        plan, settings, base = self._plan, self._plan.settings, {}
+        if plan.base is not None:
+            base = {"digest": plan.base.digest, "source": os.path.basename(plan.base.source)}
+        return RunRecord(
+            self._photos.classes, plan.table.name, plan.preset.name, settings["layer"],
+            settings["mode"], base, settings, split_record(self._photos, skipped), metrics,
+            multi_label=settings["multi_label"],
+        )  # fmt: skip
+
+    def _arrays(self, model: keras.Model) -> WeightArrays:
+        layers = {}
+        for name in (*self._plan.frozen, *self._plan.trained):
+            layer = model.get_layer(name)
+            layers[name] = LayerArrays(*(np.array(x) for x in (layer.kernel, layer.bias)))
+        metadata = self._plan.base.metadata if self._plan.base is not None else {}
+        metadata = {**metadata, "preset": self._plan.preset.name}
+        return WeightArrays(layers, self._plan.table.name, str(self._folder), metadata)
 
     def _explanation(self, state: State) -> str:
-        plan, rows = self._plan, state.history
+        settings, rows = self._plan.settings, state.history
         seconds = sum(row["seconds"] for row in rows)
-        speed = sum(row["photos_per_second"] for row in rows) / len(rows)
-        wait = sum(row["data_wait"] for row in rows) / len(rows)
+        speed, wait = (
+            sum(row[name] for row in rows) / len(rows)
+            for name in ("photos_per_second", "data_wait")
+        )
         return (
-            f"{self._what_trains()}. {self._settings['optimizer']}, learning rate {plan.rate:g}, "
-            f"{plan.batch_size} photos a step, augmentation `{plan.augment}`, seed {plan.seed}. "
+            f"{self._what_trains()}. {settings['optimizer']}, learning rate "
+            f"{settings['learning_rate']:g} ({settings['schedule']}), {settings['batch_size']} "
+            f"photos per step, augmentation `{settings['augment']}`, seed {settings['seed']}. "
             f"Epoch {state.best_epoch} of {state.epoch} did best on the validation photos, and is "
             f"what this folder holds. Training figures are means over an epoch, while weights "
             f"change and dropout and augmentation are on. {seconds:,.0f} s in all, {speed:.0f} "
             f"photos/s; {wait:.1%} of the time was spent waiting for photos."
         )
+
+
+def _labels(example: Example) -> tuple[int, ...]:
+    return example.label if isinstance(example.label, tuple) else (example.label,)
 
 
 def _span(names: Sequence[str]) -> str:
@@ -628,14 +632,13 @@ def strategy_for(
     return tf.distribute.get_strategy()
 
 
-def _where(strategy: tf.distribute.Strategy) -> str:
-    """What a training runs on, for people."""
+def _device_names(strategy: tf.distribute.Strategy) -> str:
     gpus = tf.config.list_physical_devices("GPU")
     if strategy.num_replicas_in_sync > 1:
-        return f"on {', '.join(strategy.extended.worker_devices)}"
+        return ", ".join(strategy.extended.worker_devices)
     if not gpus:
-        return f"on CPU, {os.cpu_count()} processors"
-    return "on " + tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+        return f"CPU, {os.cpu_count()} processors"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
 @contextlib.contextmanager

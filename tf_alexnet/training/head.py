@@ -20,9 +20,8 @@ from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
-from tf_alexnet.training.record import RunRecord, split_record
 from tf_alexnet.training.rows import Rows
-from tf_alexnet.training.run import TrainingReport, write_run
+from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
 from tf_alexnet.training.softmax import (
     GRID,
     Linear,
@@ -296,6 +295,7 @@ def _fit(
         AlexNet(arrays, architecture=table.name),
         history=[step._asdict() for step in steps],
         confusion=confusion,
+        test=photos.test,
         notes=photos.notes,
         skipped=skipped,
         explanation=_explanation(settings, l2, len(steps), standard.mean.size),

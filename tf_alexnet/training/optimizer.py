@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -113,35 +114,29 @@ def multipliers(trained: Sequence[str], body: float = BODY) -> dict[str, tuple[f
 def optimizer_for(
     trained: Sequence[str],
     rate: float | keras.optimizers.schedules.LearningRateSchedule,
-    *,
-    adam: bool = False,
-    body: float = BODY,
+    settings: Mapping[str, Any],
 ) -> keras.optimizers.Optimizer:
     """Adam with torch's epsilon, for which the recipe of `compact` was made; or Caffe's SGD."""
-    if adam:
+    if settings["optimizer"] == "Adam":
         return Adam(rate, epsilon=1e-8)
+    # Only layers that have been trained before have a rate of their own.
+    body = BODY if settings["mode"] == "finetune" else 1.0
     return CaffeSGD(rate, MOMENTUM, DECAY, multipliers(trained, body))
 
 
 def scheduled(
-    rate: float, schedule: str, *, gamma: float, step_size: int, total: int
+    settings: Mapping[str, Any], steps: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate as a function of the number of steps done.
+    """The learning rate as a function of the number of steps done; an epoch has `steps`.
 
-    Parameters
-    ----------
-    rate : float
-        The first.
-    schedule : {"constant", "step", "cosine"}
-        ``step``: rate * gamma^floor(step / step_size), Caffe's policy of that name
-        (`GetLearningRate` in ``sgd_solver.cpp``). ``cosine``: rate * (1 + cos(pi * step / total))
-        / 2 (Loshchilov and Hutter 2017, without restarts).
-    gamma, step_size, total : float, int, int
-        See `schedule`; steps are batches, not epochs.
+    Schedule ``step``: rate * gamma^floor(step / step_size), Caffe's policy of that name
+    (`GetLearningRate` in ``sgd_solver.cpp``). ``cosine``: rate * (1 + cos(pi * step / all)) / 2
+    (Loshchilov and Hutter 2017, without restarts).
     """
-    schedules = keras.optimizers.schedules
-    if schedule == "step":
-        return schedules.ExponentialDecay(rate, step_size, gamma, staircase=True)
-    if schedule == "cosine":
-        return schedules.CosineDecay(rate, total)
+    rate, schedules = float(settings["learning_rate"]), keras.optimizers.schedules
+    if settings["schedule"] == "step":
+        size = settings["step_size"] * steps
+        return schedules.ExponentialDecay(rate, size, settings["gamma"], staircase=True)
+    if settings["schedule"] == "cosine":
+        return schedules.CosineDecay(rate, settings["epochs"] * steps)
     return rate

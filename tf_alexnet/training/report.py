@@ -18,7 +18,7 @@ from tf_alexnet.visualize import check_picture
 
 if TYPE_CHECKING:
     from tf_alexnet.extraction.reader import Failure
-    from tf_alexnet.training.record import RunRecord
+    from tf_alexnet.training.run import RunRecord
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _SHOWN = 50  # unreadable photos that the report names

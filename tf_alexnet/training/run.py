@@ -8,22 +8,27 @@ them.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_alexnet.architectures import ARCHITECTURES, Architecture
-from tf_alexnet.errors import OutputError, UsageError, WeightsError
+from tf_alexnet.architectures import ARCHITECTURES, HEAD_LAYERS, Architecture
+from tf_alexnet.errors import ImageError, OutputError, PresetError, UsageError, WeightsError
+from tf_alexnet.evaluation.scores import score_photos
 from tf_alexnet.files import publish, replacing
-from tf_alexnet.training.record import MAX_BYTES, RunRecord, not_a_run
+from tf_alexnet.images import preset_named
+from tf_alexnet.training.folders import Example, PhotoSet
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import WeightArrays, own_table, read_weights, write_weights
 
@@ -32,7 +37,199 @@ if TYPE_CHECKING:
 
     from tf_alexnet.extraction.reader import Failure
 
-RECORD, WEIGHTS = "run.json", "weights.safetensors"
+RECORD, WEIGHTS, MODEL = "run.json", "weights.safetensors", "model.keras"
+FORMAT = 1  # of run.json
+MODES = ("head", "finetune", "scratch")
+MAX_BYTES = 1 << 26  # the names of a million photos take 30 MB
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``run.json`` holds.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names of the classes, in the order of the network's outputs.
+    architecture, preset : str
+        The network's table and the preprocessing it was trained with.
+    layer : {"pool5", "fc6", "fc7"}
+        What the classifier `fc8` stands on; with ``fc7`` the network is whole.
+    mode : {"head", "finetune", "scratch"}
+        What was trained: the classifier, it and layers below, or everything.
+    base : dict of str to str
+        ``digest`` and ``source`` of the weights it started from; empty for ``scratch``.
+    settings : dict of str to str, int, float, bool or None
+        Everything that the result depends on.
+    split : dict
+        See `split_record`.
+    metrics : dict of str to float
+        ``train_accuracy``, ``val_accuracy``, ``test_accuracy`` (0..1) and others.
+    weights_digest : str
+        `WeightArrays.digest` of ``weights.safetensors``.
+    versions : dict of str to str
+        Of the software that made it.
+    multi_label : bool
+        Whether a photo has any number of labels, each with a probability of its own (a sigmoid).
+        `metrics` then has ``val_map`` (mean average precision, 0..1) in place of ``val_accuracy``.
+    """
+
+    classes: tuple[str, ...]
+    architecture: str
+    preset: str
+    layer: str
+    mode: str
+    base: Mapping[str, str]
+    settings: Mapping[str, Any]
+    split: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    weights_digest: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    multi_label: bool = False
+
+    def text(self) -> str:
+        """As the JSON of ``run.json``; names of any bytes survive as escaped surrogates."""
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def parsed(cls, text: str, source: str) -> RunRecord:
+        """The record that such a JSON holds.
+
+        Raises
+        ------
+        WeightsError
+            If it is of another version or anything but that; `source` is named.
+        """
+        try:
+            content = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise not_a_run(source, f"it is no JSON ({str(error)[:80]})") from None
+        if not isinstance(content, dict) or "format" not in content:
+            raise not_a_run(source, "it does not record a training")
+        if content.pop("format") != FORMAT:
+            raise WeightsError(
+                source,
+                f"it is of another version than this tf_alexnet ({VERSION}) reads",
+                "Use the version that made it: `versions` in that file names it.",
+            )
+        content.setdefault("multi_label", False)  # runs of version 0.1.0 lack it
+        names = {x.name for x in fields(cls)}
+        if content.keys() != names:
+            wrong = ", ".join(sorted(str(x)[:40] for x in content.keys() ^ names)[:5])
+            raise not_a_run(source, f"missing or unknown entries: {wrong}")
+        for name, (holds, expected) in _CHECKS.items():
+            if not holds(content[name]):
+                raise not_a_run(source, f"{name} is not {expected}")
+        return cls(**{**content, "classes": tuple(content["classes"])})
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} in it")
+
+
+def not_a_run(source: str, found: str) -> WeightsError:
+    return WeightsError(source, found, "Name a folder that `tf-alexnet train` made, unchanged.")
+
+
+def _is_names(value: Any) -> bool:
+    named = isinstance(value, list) and all(isinstance(x, str) and x for x in value)
+    return named and len(value) > 1 and len(set(value)) == len(value)
+
+
+def _is_flat(*kinds: type):
+    def holds(value: Any) -> bool:
+        return isinstance(value, dict) and all(type(x) in kinds for x in value.values())
+
+    return holds
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict) or type(value.get("drawn")) is not bool:
+        return False
+    counts = [value.get(x) for x in ("train", "val", "skipped")] + [value.get("test", 0)]
+    texts = [value.get("folder", ""), value.get("trained_on", "")]
+    names = value.get("val_photos", [])
+    return (
+        all(type(x) is int and x >= 0 for x in counts)
+        and isinstance(names, list)
+        and all(isinstance(x, str) for x in (*names, *texts))
+    )
+
+
+def _is_metrics(value: Any) -> bool:
+    if not _is_flat(int, float)(value) or not all(map(math.isfinite, value.values())):
+        return False
+    return 0 <= value.get("val_accuracy", value.get("val_map", -1)) <= 1
+
+
+def _is_one_of(known: Sequence[str]):
+    return lambda value: isinstance(value, str) and value in known
+
+
+def _is_preset(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and preset_named(value).name == value
+    except PresetError:
+        return False
+
+
+_CHECKS = {
+    "classes": (_is_names, "a list of two or more different names"),
+    "architecture": (_is_one_of(tuple(ARCHITECTURES)), f"one of {', '.join(ARCHITECTURES)}"),
+    "preset": (_is_preset, "a known preset"),
+    "layer": (_is_one_of(HEAD_LAYERS), f"one of {', '.join(HEAD_LAYERS)}"),
+    "mode": (_is_one_of(MODES), f"one of {', '.join(MODES)}"),
+    "base": (_is_flat(str), "a table of texts"),
+    "settings": (_is_flat(str, int, float, bool, type(None)), "a flat table"),
+    "split": (_is_split, "a split of photos"),
+    "metrics": (_is_metrics, "a table of finite numbers with val_accuracy in 0..1 (or val_map)"),
+    "weights_digest": (
+        lambda x: isinstance(x, str) and bool(_DIGEST.fullmatch(x)),
+        "a SHA-256 digest",
+    ),
+    "versions": (_is_flat(str), "a table of texts"),
+    "multi_label": (lambda x: isinstance(x, bool), "true or false"),
+}
+
+
+def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str, Any]:
+    """The `RunRecord.split` of these photos.
+
+    Parameters
+    ----------
+    photos : PhotoSet
+    skipped : sequence of Failure
+        Those of the training and validation photos that could not be read.
+
+    Returns
+    -------
+    dict
+        ``drawn``, whether the validation photos were set aside at random; ``train``, ``val`` and
+        ``skipped``, counts of photos; ``trained_on``, `short_digest` of each training photo.
+        If drawn, also ``val_photos``, their paths below the data folder, and ``folder``, which
+        stands for its place.
+    """
+    bad = {failure.path for failure in skipped}
+    train, val = ([x for x in part if x.path not in bad] for part in (photos.train, photos.val))
+    digests = {photos.contents.get(x.path) for x in train} - {None}
+    found = {"drawn": photos.split, "train": len(train), "val": len(val), "skipped": len(bad)}
+    found["trained_on"] = " ".join(sorted(map(short_digest, digests)))
+    if photos.split:
+        found["val_photos"] = [photos.name_of(example) for example in photos.val]
+        found["folder"] = place_digest(photos.folder)
+    return found
+
+
+def short_digest(digest: str) -> str:
+    """The first 48 bits of a photo's digest: two of a million photos rarely share them."""
+    return digest[:12]
+
+
+def place_digest(folder: str | os.PathLike) -> str:
+    """A text that stands for the place of a folder, and does not give it away."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -65,8 +262,13 @@ class Run:
         return own_table(self.arrays, ARCHITECTURES[self.record.architecture])
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> Run:
+    def open(cls, path: str | os.PathLike) -> Run:
         """Read a RUN; nothing in it is executed.
+
+        Parameters
+        ----------
+        path : path
+            The folder, or its ``run.json``, ``weights.safetensors`` or ``model.keras``.
 
         Raises
         ------
@@ -75,7 +277,7 @@ class Run:
         WeightsError
             If files are missing or damaged, of another version, or don't belong together.
         """
-        folder = Path(folder)
+        folder = run_folder(path) or Path(path)
         record = read_record(folder)
         if record is None:
             raise UsageError(
@@ -84,15 +286,26 @@ class Run:
                 "Name a folder that `tf-alexnet train` made; with --resume that finishes one.",
             )
         arrays = read_weights(folder / WEIGHTS)
-        if arrays.digest != record.weights_digest:
-            raise WeightsError(
-                str(folder / WEIGHTS),
-                f"these are not the weights that {RECORD} records",
-                "Get both files from the same RUN again.",
-            )
+        read = {WEIGHTS: arrays}
+        if Path(path).name == MODEL:
+            read[MODEL] = read_weights(folder / MODEL)
+        for name, found in read.items():
+            if found.digest != record.weights_digest:
+                raise WeightsError(
+                    str(folder / name),
+                    f"these are not the weights that {RECORD} records",
+                    "Get both files from the same RUN again.",
+                )
         _check_belonging(folder, record, arrays)
         metadata = {**arrays.metadata, "preset": record.preset}
         return cls(folder, record, replace(arrays, metadata=metadata))
+
+
+def run_folder(path: str | os.PathLike) -> Path | None:
+    """The RUN that a path names, by itself or by one of its files; None if it names none."""
+    path = Path(path)
+    folder = path.parent if path.name in (RECORD, WEIGHTS, MODEL) else path
+    return folder if (folder / RECORD).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +388,9 @@ def write_run(
     model: keras.Model,
     *,
     history: Sequence[Mapping[str, float]],
-    confusion: np.ndarray,
+    confusion: np.ndarray | None = None,
+    precisions: np.ndarray | None = None,
+    test: Sequence[Example] = (),
     notes: Sequence[str] = (),
     skipped: Sequence[Failure] = (),
     explanation: str = "",
@@ -194,9 +409,13 @@ def write_run(
         The same, for ``model.keras``.
     history : sequence of dict
         A row a step, all with the same keys: the first (``epoch``, ``l2``) counts the steps, those
-        with ``loss`` or ``accuracy`` in their names are drawn.
-    confusion : ndarray of int, (classes, classes)
+        with ``loss``, ``accuracy`` or ``map`` in their names are drawn.
+    confusion : ndarray of int, (classes, classes), optional
         Validation photos by true class (rows) and predicted class (columns).
+    precisions : ndarray of float, (classes,), optional
+        Of a multi-label run: average precision of each class on the validation photos.
+    test : sequence of Example
+        Photos of the test split, which the finished network is evaluated on.
     notes : sequence of str
         Sentences for the report.
     skipped : sequence of Failure
@@ -222,19 +441,39 @@ def write_run(
     metadata = {**kept, "preset": record.preset, "head": record.layer}
     weights = replace(weights, architecture=record.architecture, metadata=metadata)
     record = replace(record, weights_digest=weights.digest, versions=_versions())
+    if test:
+        record, failures, note = _tested(record, weights, test)
+        notes, skipped = [*notes, *note], [*skipped, *failures]
     (folder / RECORD).unlink(missing_ok=True)  # what follows is no longer what it speaks of
     write_weights(weights, folder / WEIGHTS)
     _save_model(model, folder)
-    indices = {name: index for index, name in enumerate(record.classes)}
-    write_text(folder / "class_indices.json", json.dumps(indices, indent=1) + "\n")
+    write_text(
+        folder / "class_indices.json", json.dumps(dict(enumerate(record.classes)), indent=1) + "\n"
+    )
     write_text(folder / "history.csv", report.history_table(history))
     missing = report.draw(folder, record, history, confusion)
     text = report.report_text(
-        record, history, confusion, [*notes, *missing], skipped, explanation, drawn=not missing
-    )
+        record, history, confusion, precisions, [*notes, *missing], skipped, explanation,
+        drawn=not missing,
+    )  # fmt: skip
     write_text(folder / "report.md", text)
     write_text(folder / RECORD, record.text())
     return Run.open(folder)
+
+
+def _tested(
+    record: RunRecord, weights: WeightArrays, test: Sequence[Example]
+) -> tuple[RunRecord, Sequence[Failure], list[str]]:
+    """The record with the figures of the test split, photos that can't be read, and a note."""
+    try:
+        scores = score_photos(weights, test, multi_label=record.multi_label)
+    except ImageError as problem:  # that must not cost a training
+        return record, (), [f"no test photo was evaluated: {problem}"]
+    figures = {f"test_{name}": value for name, value in scores.figures.items()}
+    skipped = record.split["skipped"] + len(scores.failures)
+    split = {**record.split, "test": scores.photos, "skipped": skipped}
+    record = replace(record, metrics={**record.metrics, **figures}, split=split)
+    return record, scores.failures, []
 
 
 def write_text(path: Path, text: str) -> None:
