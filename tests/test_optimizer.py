@@ -67,16 +67,17 @@ def test_it_is_rebuilt_from_its_configuration():
     [
         ("constant", lambda step: 0.02),
         ("step", lambda step: 0.02 * 0.3 ** (step // 7)),
-        ("cosine", lambda step: 0.01 * (1 + np.cos(np.pi * min(step, 40) / 40))),
+        ("cosine", lambda step: 0.01 * (1 + np.cos(np.pi * min(step, 42) / 42))),
     ],
 )
 def test_rates_are_those_of_the_schedule_at_every_step(schedule, wanted):
     weight = keras.Variable(np.zeros(1, np.float32), name="w")
-    rate = scheduled(0.02, schedule, gamma=0.3, step_size=7, total=40)
+    settings = {"learning_rate": 0.02, "gamma": 0.3, "step_size": 1, "epochs": 6}
+    rate = scheduled({**settings, "schedule": schedule}, 7)
     optimizer = CaffeSGD(rate, 1e-12, 0.0)
     optimizer.build([weight])
     step = tf.function(lambda: optimizer.apply([tf.ones(1)], [weight]))
-    for number in range(43):
+    for number in range(45):
         before = weight.numpy()[0]
         step()
         assert before - weight.numpy()[0] == pytest.approx(wanted(number), rel=1e-4, abs=1e-7)

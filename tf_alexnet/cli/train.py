@@ -67,8 +67,9 @@ class ClassWeight(str, Enum):
 # Options that not all modes have; those not named here are for finetune and scratch.
 _MODES = {
     **dict.fromkeys(("weights", "layer"), (Mode.head, Mode.finetune)),
-    **dict.fromkeys(("pool", "l2", "features", "multi_label"), (Mode.head,)),
+    **dict.fromkeys(("pool", "l2", "features"), (Mode.head,)),
     "unfreeze_from": (Mode.finetune,),
+    "multi_label": tuple(Mode),
 }
 
 
@@ -176,7 +177,7 @@ def train(
     ] = False,
     multi_label: Annotated[
         bool,
-        typer.Option("--multi-label", help="head: photos of the table have any number of labels."),
+        typer.Option("--multi-label", help="Photos of the table have any number of labels."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:

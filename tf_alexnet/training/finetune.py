@@ -443,10 +443,7 @@ class _Training:
                 shuffle=False,
                 initial_epoch=state.epoch,
                 epochs=state.epoch if checkpoint.is_over else settings["epochs"],
-                callbacks=[
-                    Epochs(train, plan.metric, settings["seed"], self._progress),
-                    checkpoint,
-                ],
+                callbacks=[epochs, checkpoint],
                 verbose=0,
             )
             for variable in model.trainable_variables:
