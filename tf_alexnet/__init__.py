@@ -16,7 +16,7 @@ from tf_alexnet.version import VERSION as __version__
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
     from tf_alexnet.evaluation.evaluate import evaluate_photos
-    from tf_alexnet.extraction import FeatureExtractor, extract_features
+    from tf_alexnet.extraction import FeatureExtractor, extract_features, predict_photos
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
     from tf_alexnet.labels import decode_predictions
@@ -53,6 +53,7 @@ _HOMES = {
     "identify_weights": "tf_alexnet.weights",
     "load_image": "tf_alexnet.images",
     "load_model": "tf_alexnet.loading",
+    "predict_photos": "tf_alexnet.extraction",
     "preprocess_input": "tf_alexnet.images",
     "preset_of": "tf_alexnet.model",
     "read_weights": "tf_alexnet.weights",

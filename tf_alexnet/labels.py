@@ -159,7 +159,9 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
         Names, or pairs of synset id and name, in the order of the network's output; a mapping from
         name to index, or from index to either of the two, as in Keras's ``class_indices`` and
         ``imagenet_class_index.json``. A file holds one of these as JSON, or one name per line,
-        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``).
+        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``). A
+        ``.csv`` or ``.tsv`` begins with a column of indices and one of names, in any order; or it
+        is a table of photos to train on, and these are its classes.
 
     Returns
     -------
@@ -173,12 +175,33 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
     asked = "labels"
     if isinstance(labels, str | PathLike):
         asked = f"labels {os.fspath(labels)}"
-        labels = _parsed(_text(labels, asked), asked)
+        text = _text(labels, asked)
+        is_table = os.fspath(labels).lower().endswith((".csv", ".tsv"))
+        labels = (is_table and _in_table(os.fspath(labels), text)) or _parsed(text, asked)
     if isinstance(labels, Mapping):
         labels = _in_order(labels, asked)
     if isinstance(labels, bytes | set | frozenset) or not isinstance(labels, Iterable):
         raise InputError(asked, f"got {type(labels).__name__}", "Give a list of names.")
     return tuple(_label(item, number, asked) for number, item in enumerate(labels))
+
+
+def labels_of_network(labels: Labels, outputs: int | None) -> tuple[Label, ...]:
+    """`read_labels` of a network with so many outputs.
+
+    Raises
+    ------
+    InputError
+        As `read_labels`; also if there is another number of names.
+    """
+    known = read_labels(labels)
+    if outputs is not None and len(known) != outputs:
+        is_path = isinstance(labels, str | PathLike)
+        raise InputError(
+            f"labels {os.fspath(labels)}" if is_path else "labels",
+            f"{len(known)} names, and the network has {outputs} outputs",
+            "Give one name per output, in their order.",
+        )
+    return known
 
 
 def find_class(name: str | int, labels: Sequence[Label]) -> int:
@@ -260,6 +283,21 @@ def _parsed(text: str, asked: str) -> Any:
         else line
         for line in lines
     ]
+
+
+def _in_table(path: str, text: str) -> dict[str, str] | list[str] | None:
+    """Index -> name, or the classes of a table of photos; None if it is a plain list."""
+    from tf_alexnet.images.labelled import class_names  # which takes OpenCV along
+    from tf_alexnet.images.lists import path_column, text_rows
+
+    rows = [*text_rows(text.splitlines(keepends=True), os.path.splitext(path)[1].lower())]
+    if not rows or min(map(len, rows)) < 2:
+        return None
+    for some in (rows[1:], rows):  # with a header or without
+        for column in (0, 1):
+            if {row[column].strip() for row in some} == set(map(str, range(len(some)))):
+                return {row[column].strip(): row[1 - column].strip() for row in some}
+    return None if path_column(rows) is None else class_names(path)
 
 
 def _in_order(labels: Mapping[Any, Any], asked: str) -> list:

@@ -166,7 +166,7 @@ def _indexed(
     splits = {"train": found.splits[whole]}
     splits |= {split: found.splits.get(split, []) for split in ("val", "test")}
     names = {name for _, labels in splits["train"] for name in labels}
-    classes = sorted(names, key=lambda x: x.encode(*_BYTES))
+    classes = sorted(names, key=os.fsencode)
     if len(classes) < 2:
         raise UsageError(
             data,

@@ -34,7 +34,7 @@ from tf_alexnet.training.softmax import (
 )
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays
-from tf_alexnet.weights.resolve import resolve_weights
+from tf_alexnet.weights.resolve import resolve_weights, trained_preset
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted
@@ -121,7 +121,7 @@ def train_head(
         "mode": "head",
         "architecture": table.name,
         "weights": base.digest,
-        "preset": recorded_name(preset or base.metadata.get("preset") or table.preset),
+        "preset": recorded_name(preset or trained_preset(base, table)),
         "layer": layer,
         "pool": pool,
         "l2": l2,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_alexnet.extraction import FeatureExtractor
+from tf_alexnet.extraction.extractor import FeatureExtractor
 from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.extraction.spec import CROPS
 from tf_alexnet.images import find_images
-from tf_alexnet.labels import Labels, Prediction, decode_predictions, read_labels
+from tf_alexnet.labels import Labels, Prediction, decode_predictions, labels_of_network
 from tf_alexnet.progress import progress_callback
 
 
@@ -73,7 +73,8 @@ def predict_photos(
     PhotoPrediction
         In the order of the photos within a batch, those that could not be read after the others.
     """
-    classes = None if classes is None else read_labels(classes)
+    if classes is not None:
+        classes = labels_of_network(classes, extractor.classes)
     paths = find_images(images)
     done = errors = 0
     with (
