@@ -21,7 +21,7 @@ from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.arrays import is_features, read_arrays
-from tf_alexnet.training.begin import begin_run, working_in
+from tf_alexnet.training.begin import begin_run, check_run, working_in
 from tf_alexnet.training.folders import PhotoSet, read_photos
 from tf_alexnet.training.linear import (
     Classifier,
@@ -153,21 +153,21 @@ def train_head(
     """
     if isinstance(labels, str | os.PathLike) and run is None:
         labels, run = None, labels
-    photos, named, plain = None, isinstance(data, str | os.PathLike), is_features(data)
+    named, plain = isinstance(data, str | os.PathLike), is_features(data)
     if named and (run is None or labels is not None or validation_data is not None):
         found = "a path needs a RUN, and takes neither labels nor validation_data"
         raise UsageError(f"train_head({os.fspath(data)!r})", found, 'Pass (DATA, "RUN").')
     if plain and run is not None:
         found = "features, without the network that belongs to them"
         raise UsageError(f"RUN {os.fspath(run)}", found, "Leave run out, or pass images.")
-    if named:
-        photos = read_photos(data, val_split, seed, multi_label=multi_label)
     setup = Setup.of(None if plain else (weights, architecture, preset), l2, class_weight)
     layer, pool = ("features", "none") if plain else _place(setup, layer, pool)
-    held = contextlib.nullcontext() if run is None else working_in(run, resume=resume)
-    with held as folder, progress_callback(progress, "training") as progress:
-        found = None
-        if photos is None:
+    with progress_callback(progress, "training") as progress:
+        if named:
+            photos, found = read_photos(data, val_split, seed, multi_label=multi_label), None
+        else:
+            if run is not None:
+                check_run(run, resume=resume)
             found = read_arrays(
                 data, labels, validation_data, None if plain else setup.extractor(layer), pool,
                 classes=classes, multi_label=multi_label, val_split=val_split, seed=seed,
@@ -175,24 +175,27 @@ def train_head(
             )  # fmt: skip
             photos = found.photos
         settings = {} if plain else setup.settings("head", layer, pool, photos, val_split, seed)
-        done = None if folder is None else begin_run(folder, settings, force=force)
-        if done is not None:
-            return TrainingReport(done, photos.notes, finished_before=True)
-        for text in photos.notes if note else ():
-            note(text)
-        if found is None:
-            file = Path(features or folder / FEATURES)
-            anew = force and not features
-            found = extract_photos(photos, file, setup, settings, workers, anew, progress)
-        fitted = fit_rows(*found.rows(layer), len(photos.classes), setup, progress)
-        for text in fitted.notes if note else ():
-            note(text)
-        result = None if plain else _written(photos, settings, setup, fitted, folder, found.skipped)
+        held = contextlib.nullcontext() if run is None else working_in(run, resume=resume)
+        with held as folder:
+            done = None if folder is None else begin_run(folder, settings, force=force)
+            if done is not None:
+                return TrainingReport(done, photos.notes, finished_before=True)
+            for text in photos.notes if note else ():
+                note(text)
+            if found is None:
+                file = Path(features or folder / FEATURES)
+                anew = force and not features
+                found = extract_photos(photos, file, setup, settings, workers, anew, progress)
+            fitted = fit_rows(*found.rows(layer), len(photos.classes), setup, progress)
+            for text in fitted.notes if note else ():
+                note(text)
+            result = None
+            if not plain:
+                result = _written(photos, settings, setup, fitted, folder, found.skipped)
     head = (x.astype(np.float32) for x in fitted.head)
     classifier = Classifier(photos.classes, *head, photos.multi_label, fitted.metrics)
-    return TrainingReport(
-        result, (*photos.notes, *fitted.notes), found.skipped, classifier=classifier
-    )
+    notes = (*photos.notes, *fitted.notes)
+    return TrainingReport(result, notes, found.skipped, classifier=classifier)
 
 
 class Setup(NamedTuple):
