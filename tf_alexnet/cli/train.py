@@ -50,11 +50,26 @@ class Augment(str, Enum):
     paper = "paper"
 
 
+class Schedule(str, Enum):
+    """Schedule of the learning rate."""
+
+    constant = "constant"
+    step = "step"
+    cosine = "cosine"
+
+
+class ClassWeight(str, Enum):
+    """Weights of the classes in the loss."""
+
+    balanced = "balanced"
+
+
 # Options that not all modes have; those not named here are for finetune and scratch.
 _MODES = {
     **dict.fromkeys(("weights", "layer"), (Mode.head, Mode.finetune)),
-    **dict.fromkeys(("pool", "l2", "features", "multi_label"), (Mode.head,)),
+    **dict.fromkeys(("pool", "l2", "features"), (Mode.head,)),
     "unfreeze_from": (Mode.finetune,),
+    "multi_label": tuple(Mode),
 }
 
 
@@ -120,6 +135,25 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the classifier; scratch: of all layers.")
     ] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(
+            help="Learning rate over time (default: constant; scratch, except compact: step)."
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="step: factor of the learning rate (default: 0.1).")
+    ] = None,
+    step_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="EPOCHS", help="step: epochs per step (default: 5; scratch: 10)."
+        ),
+    ] = None,
+    class_weight: Annotated[
+        ClassWeight | None,
+        typer.Option(help="Give rare classes as much weight as frequent ones."),
+    ] = None,
     augment: Annotated[
         Augment | None, typer.Option(help="finetune and scratch (default: light).")
     ] = None,
@@ -143,7 +177,7 @@ def train(
     ] = False,
     multi_label: Annotated[
         bool,
-        typer.Option("--multi-label", help="head: photos of the table have any number of labels."),
+        typer.Option("--multi-label", help="Photos of the table have any number of labels."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -159,6 +193,10 @@ def train(
         epochs=epochs,
         batch=batch,
         lr=lr,
+        schedule=schedule,
+        gamma=gamma,
+        step_size=step_size,
+        class_weight=class_weight,
         augment=augment,
         patience=patience,
         tensorboard=tensorboard,

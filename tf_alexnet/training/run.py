@@ -558,7 +558,9 @@ def write_run(
     from tf_alexnet.training import report
 
     folder = Path(folder)
-    metadata = {**weights.metadata, "preset": record.preset, "head": record.layer}
+    # The rest was true of the weights it started from: classes, digests, identification.
+    kept = {name: x for name, x in weights.metadata.items() if name in ("licence", "origin")}
+    metadata = {**kept, "preset": record.preset, "head": record.layer}
     weights = replace(weights, architecture=record.architecture, metadata=metadata)
     record = replace(record, weights_digest=weights.digest, versions=_versions())
     if test:
