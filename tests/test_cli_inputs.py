@@ -17,7 +17,7 @@ import tf_alexnet as ta
 from tf_alexnet import progress
 from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, TORCHVISION, blob_names
 from tf_alexnet.errors import LayerError, UsageError
-from tf_alexnet.predictions import predict_photos
+from tf_alexnet.extraction import predict_photos
 from tf_alexnet.training import Run, train_head
 from tf_alexnet.weights import WeightArrays, check_layers, fresh_layers, fresh_weights, random_seed
 

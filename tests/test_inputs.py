@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from tf_alexnet.errors import AlexNetError
-from tf_alexnet.evaluation.ground_truth import read_class_folders
+from tf_alexnet.evaluation.ground_truth import read_labelled
 from tf_alexnet.images import find_images
 from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.labels import Label
@@ -486,7 +486,7 @@ def test_what_folders_hold_besides(tmp_path, caplog, monkeypatch, kind):
     matches(notes())
     assert len(read_photos(tmp_path, val_split=0.5, duplicates=False).train) == 2
     matches(notes())
-    assert len(read_class_folders(tmp_path, [Label("", "cat"), Label("", "dog")]).paths) == 4
+    assert len(read_labelled(tmp_path, [Label("", "cat"), Label("", "dog")]).paths) == 4
     matches(notes())
 
 

@@ -43,6 +43,14 @@ Model = Annotated[
 ]
 
 
+LabelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="Class names: one per line, JSON, or .csv (index, name)."
+    ),
+]
+
+
 class DepthName(str, Enum):
     """Bits of deep grey pictures."""
 

@@ -81,19 +81,17 @@ def find_labelled(
     ImageError
         If a folder or table is missing or can't be read.
     """
-    path = os.fspath(data)
+    path, notes = os.fspath(data), []
     if is_table(path):
         splits = _in_table(path, read_table(path), multi_label)
-        if first_of and "" not in splits:
-            splits = {x: splits[x] for x in [x for x in first_of if x in splits][:1]}
-        return Labelled(os.path.dirname(path) or ".", splits, {}, [])
+        some = _chosen(path, splits, first_of, notes)
+        return Labelled(os.path.dirname(path) or ".", some, {}, notes)
     if multi_label:
         raise UsageError(
             path, "a photo in a class folder has one label", "Name a table: path,label."
         )
     folders, notes = class_folders(path)
-    for split in [x for x in first_of if x in folders][:1]:
-        folders = {split: folders[split]}
+    folders = _chosen(path, folders, first_of, notes)
     photos = {split: find_by_class(paths) for split, paths in folders.items()}
     return Labelled(
         path,
@@ -107,6 +105,16 @@ def find_labelled(
         },
         notes,
     )
+
+
+def _chosen(data: str, splits: dict, first_of: Sequence[str], notes: list[str]) -> dict:
+    """The first of these splits, if one is to be chosen, or else all."""
+    chosen = next((split for split in first_of if split in splits), None)
+    if chosen is None:
+        return splits
+    if len(splits) > 1:
+        notes.append(f"{data} has {' and '.join(splits)}: {chosen} is evaluated")
+    return {chosen: splits[chosen]}
 
 
 def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -231,6 +239,12 @@ def _columns(path: str, table: Table) -> tuple[list[str], list[list[str]]]:
         )
     rows = zip(*flags.values(), strict=True)
     return cells, [[name for name, flag in zip(flags, row, strict=True) if flag] for row in rows]
+
+
+def class_names(path: str) -> list[str]:
+    """The classes of a table of photos, in the order that training gives them."""
+    _, labels = _columns(path, read_table(path))
+    return sorted({name for names in labels for name in names}, key=os.fsencode)
 
 
 def listed(names: Iterable[str], most: int = _SHOWN) -> str:

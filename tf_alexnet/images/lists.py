@@ -196,9 +196,9 @@ def read_table(path: str) -> Table:
     """
     suffix = os.path.splitext(path)[1].lower()
     with _reading(path), _opened(path, suffix) as file:
-        rows = [*(_parquet_rows(file, path) if suffix == ".parquet" else _rows(file, suffix))]
+        rows = [*(_parquet_rows(file, path) if suffix == ".parquet" else text_rows(file, suffix))]
         titles = [title.strip() for title in rows[0]] if rows else []
-        column = _column(titles, rows[:_ROWS])
+        column = path_column(rows) if rows else None
         if column is None:
             raise _no_paths(path, [dict.fromkeys(titles)])
         if has_image_suffix(titles[column]) and len(titles) == 2:
@@ -257,7 +257,7 @@ def _as_meant(entry: str, base: str) -> str:
 
 def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
     """The column of paths in a table of text."""
-    rows = _rows(lines, suffix)
+    rows = text_rows(lines, suffix)
     head = [*islice(rows, _ROWS)]
     titles = head[0] if head else [""]
     column = _column(titles, head) or 0
@@ -269,7 +269,7 @@ def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
             yield row[column]
 
 
-def _rows(lines: Iterable[str], suffix: str) -> Iterator[list[str]]:
+def text_rows(lines: Iterable[str], suffix: str) -> Iterator[list[str]]:
     """The rows of a table of text, without empty ones."""
     lines = iter(lines)
     first = next((line for line in lines if line.strip()), "")
@@ -277,6 +277,11 @@ def _rows(lines: Iterable[str], suffix: str) -> Iterator[list[str]]:
     if match := re.fullmatch(r"sep=(.)\s*", first):  # Excel's
         separator, first = match[1], ""
     return (row for row in csv.reader(chain([first], lines), delimiter=separator) if row)
+
+
+def path_column(rows: list[list[str]]) -> int | None:
+    """Which column of a table, whose first row may be a header, holds paths; None if none does."""
+    return _column(rows[0], rows[:_ROWS])
 
 
 def _column(titles: list[str], rows: list[list[str]]) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tf_alexnet.errors import OutputError, UsageError
 from tf_alexnet.extraction.storage import Target, locked
-from tf_alexnet.training.run import RECORD, Run, read_record, write_text
+from tf_alexnet.training.run import READOUT, RECORD, Run, read_record, write_text
 
 SETTINGS = "settings.json"  # what a training was begun with
 
@@ -91,7 +91,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     """
     settings = dict(settings)
     if force:
-        for name in (RECORD, SETTINGS):
+        for name in (RECORD, READOUT, SETTINGS):
             (folder / name).unlink(missing_ok=True)
     record = read_record(folder)
     if record is not None and dict(record.settings) == settings:

@@ -1,0 +1,233 @@
+"""Images and labels in memory, or from an iterable: their features and a `PhotoSet` of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tf_alexnet.errors import InputError, UsageError
+from tf_alexnet.extraction import FeatureExtractor
+from tf_alexnet.extraction.spec import POOLS
+from tf_alexnet.images.lists import as_sequence
+from tf_alexnet.training.folders import (
+    Example,
+    PhotoSet,
+    check_seed,
+    note_duplicates,
+    read_digests,
+    set_aside,
+)
+from tf_alexnet.training.linear import Rows
+
+_CHUNK = 256  # images that are in memory together
+
+
+@dataclass(frozen=True)
+class ArrayFeatures:
+    """Features in memory.
+
+    Attributes
+    ----------
+    photos : PhotoSet
+        Examples are called ``images[0]``, ``images[1]``, ...
+    blocks : list of ndarray of float32
+        All rows, in the order given; taken away by `rows`, because memory may be short.
+    labels : ndarray
+        (N,) int or (N, classes) bool.
+    aside : ndarray of bool, (N,)
+        Which rows are for validation.
+    """
+
+    photos: PhotoSet
+    blocks: list[np.ndarray]
+    labels: np.ndarray
+    aside: np.ndarray
+    skipped = ()  # an image that can't be read is an error
+
+    def rows(self, layer: str) -> tuple[Rows, Rows]:
+        """Training and validation rows."""
+        parts: tuple[list, list] = [], []
+        start = 0
+        while self.blocks:
+            block = self.blocks.pop(0)
+            aside = self.aside[start : start + len(block)]
+            start += len(block)
+            for part, chosen in zip(parts, (~aside, aside), strict=True):
+                if chosen.any():
+                    part.append(block[chosen])
+        train, val = map(Rows, (self.labels[~self.aside], self.labels[self.aside]), parts)
+        return train, val
+
+
+def is_features(data: Any) -> bool:
+    """Whether `data` is an array of features, (N, D)."""
+    return len(getattr(data, "shape", ())) == 2
+
+
+def read_arrays(
+    data: Any,
+    labels: Any,
+    validation_data: Any,
+    extractor: FeatureExtractor | None,
+    pool: str,
+    *,
+    classes: Sequence[str] | None,
+    multi_label: bool,
+    val_split: float,
+    seed: int,
+    progress: Callable[[str, int, int | None, Mapping[str, Any]], None] | None,
+) -> ArrayFeatures:
+    """Features of images in memory; arguments as for `train_head`.
+
+    `extractor` computes one layer; without it, `data` holds features.
+
+    Raises
+    ------
+    InputError
+        If there are no images or features with labels, or labels don't fit.
+    UsageError
+        If fewer than two classes, or photos of a class, can be told apart.
+    """
+    check_seed(seed)
+    blocks: list[np.ndarray] = []
+    given: list[np.ndarray] = []
+    contents: list[str | None] = []
+    counts = []
+    both = [(data, labels)]
+    if validation_data is not None:
+        pair = isinstance(validation_data, tuple) and len(validation_data) == 2
+        both.append(validation_data if pair else (validation_data, None))
+    for images, some in both:
+        done, total = sum(counts), None if some is None else sum(counts) + len(some)
+        for chunk, values in _chunks(images, some):
+            rows = _features(chunk) if extractor is None else _computed(chunk, extractor, pool)
+            blocks.append(rows)
+            given.append(values)
+            contents += map(_digest, chunk)
+            done += len(rows)
+            if progress:
+                progress("photos", done, total, {"errors": 0})
+        counts.append(done - sum(counts))
+    encoded, names = _encoded(np.concatenate(given), classes, multi_label)
+    photos = _photo_set(encoded, names, contents, counts, multi_label, val_split, seed)
+    chosen = {example.path for example in photos.val}
+    aside = np.array([f"images[{i}]" in chosen for i in range(len(encoded))])
+    return ArrayFeatures(photos, blocks, encoded, aside)
+
+
+def _chunks(data: Any, labels: Any) -> Iterator[tuple[Sequence, np.ndarray]]:
+    """Images, or rows of features, and their labels, some at a time."""
+    if labels is not None:
+        labels = np.asarray(labels)
+        images = np.asarray(data) if is_features(data) else as_sequence(data)
+        if labels.ndim not in (1, 2) or len(labels) != len(images) or not len(labels):
+            found = f"shape {labels.shape}, with {len(images)} images"
+            raise InputError("labels", found, "Give (N,) or (N, classes) for N images.")
+        for start in range(0, len(labels), _CHUNK):
+            yield images[start : start + _CHUNK], labels[start : start + _CHUNK]
+        return
+    images, labels = [], []
+    for image, label in _pairs(data):
+        images.append(image)
+        labels.append(label)
+        if len(images) == _CHUNK:
+            yield images, np.stack(labels)
+            images, labels = [], []
+    if images:
+        yield images, np.stack(labels)
+
+
+def _pairs(data: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    """The (image, label) pairs of an iterable, which may give batches of them."""
+    advice = "Pass labels too, or (image, label) pairs (TensorFlow Datasets: as_supervised=True)."
+    number = -1
+    for number, pair in enumerate(data if isinstance(data, Iterable) else ()):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            found = f"{type(pair).__name__}, not an (image, label) pair"
+            raise InputError(f"data[{number}]", found, advice)
+        image, label = pair[0], np.asarray(pair[1])
+        if len(getattr(image, "shape", ())) == 4:
+            yield from zip(np.asarray(image), label, strict=True)
+        else:
+            yield image, label
+    if number < 0:
+        raise InputError("data", f"{type(data).__name__} without images", advice)
+
+
+def _computed(images: Sequence, extractor: FeatureExtractor, pool: str) -> np.ndarray:
+    blob = extractor.from_images(images)[extractor.layers[0]]
+    if POOLS[pool] and blob.ndim == 4:
+        return POOLS[pool](blob, axis=(1, 2))
+    return blob.reshape(len(blob), -1)
+
+
+def _features(rows: np.ndarray) -> np.ndarray:
+    """A copy of given features, checked."""
+    if rows.dtype.kind not in "fiu" or not np.isfinite(rows).all():
+        found = f"{rows.dtype}" if rows.dtype.kind not in "fiu" else "NaN or infinite values"
+        raise InputError("features", found, "Give finite numbers, one row per photo.")
+    return rows.astype(np.float32)
+
+
+def _digest(image: Any) -> str | None:
+    if isinstance(image, str | os.PathLike):
+        return read_digests([os.fspath(image)])[os.fspath(image)]
+    content = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _encoded(
+    labels: np.ndarray, names: Sequence[str] | None, multi_label: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as indices (N,), or bool (N, classes); and the names of the classes."""
+    if labels.ndim == 2:
+        flags = labels.astype(bool)
+        if not np.array_equal(flags, labels):
+            raise InputError("labels", "(N, classes), but not of 0 and 1", "Give 0 and 1.")
+        if not multi_label and (flags.sum(axis=1) != 1).any():
+            found = "(N, classes) with rows that have not exactly one 1"
+            raise InputError("labels", found, "Pass multi_label=True for any number of labels.")
+        encoded, count = (flags if multi_label else flags.argmax(axis=1)), flags.shape[1]
+        names = range(count) if names is None else names
+    elif multi_label:
+        raise InputError("labels", f"shape {labels.shape}", "Give 0 and 1, (N, classes).")
+    elif names is None:
+        names, encoded = np.unique(labels, return_inverse=True)
+        count = len(names)
+    else:
+        encoded, count = labels, len(names)
+        if labels.dtype.kind not in "iu" or not (0 <= labels.min() <= labels.max() < count):
+            found = f"not all are integers from 0 to {count - 1}"
+            raise InputError(f"labels of {count} classes", found, "Give an index into classes.")
+    names = tuple(str(name) for name in names)
+    if count < 2 or len(names) != count or len(set(names)) != count:
+        found = f"{len(set(names))} different names for {count} classes"
+        raise UsageError("classes", found, "Give a name for each of two classes or more.")
+    return encoded, names
+
+
+def _photo_set(
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    contents: Sequence[str | None],
+    counts: Sequence[int],
+    multi_label: bool,
+    val_split: float,
+    seed: int,
+) -> PhotoSet:
+    """The examples, in splits."""
+    places = [f"images[{i}]" for i in range(len(labels))]
+    values = [tuple(np.flatnonzero(x).tolist()) if multi_label else int(x) for x in labels]
+    examples = tuple(map(Example, places, values))
+    train, val = examples[: counts[0]], examples[counts[0] :]
+    drawn = len(counts) == 1
+    if drawn:
+        train, val = set_aside(train, names, val_split, seed)
+    digests = dict(zip(places, contents, strict=True))
+    notes = tuple(note_duplicates({"train": train, "val": val, "test": ()}, digests, "."))
+    return PhotoSet(".", names, train, val, drawn, notes, multi_label=multi_label, contents=digests)
