@@ -49,7 +49,7 @@ def test_the_planted_signal_is_found(run):
     assert record.metrics["val_accuracy"] >= 0.9
     assert record.split == {"drawn": False, "train": 36, "val": 12, "skipped": 0}
     assert json.loads((run.folder / "class_indices.json").read_text()) == {
-        name: i for i, name in enumerate(CLASSES)
+        str(i): name for i, name in enumerate(CLASSES)
     }
     for name in ("curves.png", "confusion.png", "model.keras"):
         assert (run.folder / name).stat().st_size > 1000
