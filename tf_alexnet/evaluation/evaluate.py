@@ -225,7 +225,8 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
         chosen = [i for i, path in enumerate(truth.paths) if path not in seen]
     left_out = len(names) - len(chosen)
     if not left_out and not own:
-        return truth
+        unknown = f"{run.folder} does not record what it was trained on: it may be these photos"
+        return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     if not chosen:
         raise UsageError(
             folder,
