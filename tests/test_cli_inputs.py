@@ -143,14 +143,22 @@ TRAINING = {
         (
             *("--epochs 1", "--batch 1", "--lr 1", "--augment none", "--patience 1"),
             *("--tensorboard x", "--mixed-precision"),
-            *("--schedule step", "--gamma 0.1", "--step-size 1", "--class-weight balanced"),
+            *("--schedule step", "--gamma 0.1", "--step-size 1"),
         ),
         (FINETUNE, SCRATCH),
     ),
     **dict.fromkeys(
         (
             *("--architecture compact", "--preset caffe", "--val-split 0.1", "--seed 1"),
-            *("--workers 1", "--multi-label", "--resume", "--force", "--quiet", "--output x"),
+            *(
+                "--workers 1",
+                "--multi-label",
+                "--class-weight balanced",
+                "--resume",
+                "--force",
+                "--quiet",
+                "--output x",
+            ),
         ),
         modes,
     ),

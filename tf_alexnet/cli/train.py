@@ -69,7 +69,7 @@ _MODES = {
     **dict.fromkeys(("weights", "layer"), (Mode.head, Mode.finetune)),
     **dict.fromkeys(("pool", "l2", "features"), (Mode.head,)),
     "unfreeze_from": (Mode.finetune,),
-    "multi_label": tuple(Mode),
+    **dict.fromkeys(("multi_label", "class_weight"), tuple(Mode)),
 }
 
 

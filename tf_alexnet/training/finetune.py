@@ -26,11 +26,12 @@ from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
-from tf_alexnet.training.data import Photos, balanced_weights, examine_photos
+from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
+from tf_alexnet.training.linear import balanced, label_array
 from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
+from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
 from tf_alexnet.weights.resolve import resolve_weights
@@ -502,7 +503,8 @@ class _Training:
         shared |= {"preset": self._plan.preset, "batch_size": settings["batch_size"]}
         weights = None
         if settings["class_weight"]:
-            weights = balanced_weights([x.label for x in parts["train"]], count)
+            labels = np.array([x.label for x in parts["train"]])
+            weights = balanced(labels, count).astype(np.float32)
         train = Photos(
             parts["train"],
             shuffle=True,
@@ -522,15 +524,12 @@ class _Training:
         skipped = tuple(Failure(*values) for values in state.failures)
         metrics = {name: row[name] for name in row if name.startswith(("train_", "val_"))}
         metrics |= {"epoch": row["epoch"], "epochs": state.epoch}
-        if plan.settings["multi_label"]:
-            marks = np.zeros((len(val), count), bool)
-            for some, example in zip(marks, val, strict=True):
-                some[list(example.label)] = True
-            found = {"precisions": average_precisions(marks, logits)}
+        labels = label_array([x.label for x in val], count, photos.multi_label)
+        if photos.multi_label:
+            found = {"precisions": average_precisions(labels, logits)}
             metrics["val_map"] = float(np.nanmean(found["precisions"]))
             chance = None
         else:
-            labels = [x.label for x in val]
             found = {"confusion": np.zeros((count, count), np.int64)}
             np.add.at(found["confusion"], (labels, logits.argmax(axis=1)), 1)
             chance = chance_note(labels, metrics["val_accuracy"])
@@ -543,7 +542,7 @@ class _Training:
             self._folder,
             record,
             arrays,
-            AlexNet(arrays, classifier_activation="sigmoid" if photos.multi_label else "softmax"),
+            model_of(record, arrays),
             history=state.history,
             **found,
             test=photos.test,
