@@ -519,7 +519,7 @@ class _Training:
     def _written(
         self, model: keras.Model, state: State, logits: np.ndarray, val: Sequence[Example]
     ) -> TrainingReport:
-        plan, photos = self._plan, self._photos
+        photos = self._photos
         row, count = state.history[state.best_epoch - 1], len(photos.classes)
         skipped = tuple(Failure(*values) for values in state.failures)
         metrics = {name: row[name] for name in row if name.startswith(("train_", "val_"))}
