@@ -297,6 +297,7 @@ def _complete(settings: dict[str, Any], adam: bool) -> None:
             "gamma or step size", "only the schedule step has them", "Use --schedule step."
         )
     settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    settings |= {"learning_rate": float(settings["learning_rate"])}
     settings["optimizer"] = "Adam" if adam else "CaffeSGD"
     # The only schedule whose first epochs depend on the number of all.
     settings["cosine_epochs"] = settings["epochs"] if settings["schedule"] == "cosine" else None
