@@ -398,8 +398,9 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
         kept = [metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy")]
         kept.append(metrics.SparseCategoricalAccuracy(name="accuracy"))
     # Compiled by XLA, all of it takes twice as long on processors.
-    model.compile(optimizer_for(plan.trained, rate, settings), loss, kept, jit_compile=False)
-    model.optimizer.build(model.trainable_variables)
+    optimizer = optimizer_for(plan.trained, rate, settings)
+    model.compile(optimizer, loss, metrics=kept, jit_compile=False)
+    optimizer.build(model.trainable_variables)
     return model
 
 
