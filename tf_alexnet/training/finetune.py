@@ -534,6 +534,7 @@ class _Training:
         else:
             found = {"confusion": np.zeros((count, count), np.int64)}
             np.add.at(found["confusion"], (labels, logits.argmax(axis=1)), 1)
+            metrics["val_accuracy"] = float(found["confusion"].trace() / len(val))
             chance = chance_note(labels, metrics["val_accuracy"])
         if chance:
             self._note(chance)
