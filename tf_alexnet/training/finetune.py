@@ -369,6 +369,16 @@ class Dropout(keras.layers.Dropout):
         return tf.where(draws[first:] >= self.rate, kept, tf.zeros_like(inputs))
 
 
+class Network(keras.Model):
+    """A model whose devices may have batches of unequal sizes."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        # Keras adds up the devices' first batches, only to learn their shapes. `test_on_batch`
+        # tells it those.
+        if iterator is None:
+            super()._maybe_symbolic_build(data_batch=data_batch)
+
+
 def training_model(plan: Plan, steps: int) -> keras.Model:
     """The network as it is trained: from preprocessed photos to `fc8`, without the softmax.
 
@@ -385,7 +395,7 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
         if isinstance(layer, keras.layers.Dropout):
             layer = Dropout(layer.rate, name=layer.name)
         x = layer(x)
-    model = keras.Model(network.inputs[0], x)
+    model = Network(network.inputs[0], x)
     rate = scheduled(settings, steps)
     losses, metrics, logits = keras.losses, keras.metrics, {"from_logits": True}
     if settings["multi_label"]:
@@ -439,6 +449,8 @@ class _Training:
                 model = training_model(plan, len(train))
             checkpoint = Checkpoint(path, state, plan.metric, settings["patience"], log)
             checkpoint.restore(model, tensors)
+            if self._strategy.num_replicas_in_sync > 1:
+                model.test_on_batch(*val[0])
             epochs = Epochs(train, plan.metric, settings["seed"], self._progress)
             model.fit(
                 train,
