@@ -280,9 +280,12 @@ class Run:
         """The network as `predict_photos` takes it."""
         from tf_alexnet.extraction import FeatureExtractor
 
-        # fc8: a sigmoid per class is applied to it, not the network's softmax.
-        layer = "fc8" if self.record.multi_label else "prob"
-        return FeatureExtractor(self.arrays, (layer,), architecture=self.record.architecture)
+        return FeatureExtractor(self.arrays, self.outputs, architecture=self.record.architecture)
+
+    @property
+    def outputs(self) -> tuple[str]:
+        """The layer that `predict_photos` needs: `fc8` if a sigmoid per class follows it."""
+        return ("fc8" if self.record.multi_label else "prob",)
 
     def predict(
         self, images: Any, *, top: int | None = None, crops: str = "center", batch_size: int = 32
