@@ -123,7 +123,7 @@ def read_arrays(
 
 def _matched(data: Any, labels: Any) -> tuple[Sequence, np.ndarray]:
     """Images, or rows of features, and as many labels."""
-    labels = np.asarray(labels)
+    labels = _joined(np.asarray, labels)
     images = np.asarray(data) if is_features(data) else as_sequence(data)
     if labels.ndim not in (1, 2) or len(labels) != len(images) or not len(labels):
         found = f"shape {labels.shape}, with {len(images)} images"
@@ -140,7 +140,15 @@ def _chunks(data: Any, labels: np.ndarray | None) -> Iterator[tuple[Sequence, np
     pairs = _pairs(data)
     while some := list(itertools.islice(pairs, _CHUNK)):
         images, values = zip(*some, strict=True)
-        yield images, np.stack(values)
+        yield images, _joined(np.stack, values)
+
+
+def _joined(join: Callable[..., np.ndarray], labels: Any) -> np.ndarray:
+    try:
+        return join(labels)
+    except ValueError:
+        found = "some have other shapes than others"
+        raise InputError("labels", found, "Give (N,), or 0 and 1 (N, classes).") from None
 
 
 def _pairs(data: Any) -> Iterator[tuple[Any, np.ndarray]]:
@@ -225,7 +233,7 @@ def _examples(
     seed: int,
 ) -> tuple[PhotoSet, np.ndarray, np.ndarray]:
     """The examples in splits, their encoded labels, and which of them are for validation."""
-    labels, classes = _encoded(np.concatenate(given), names, multi_label)
+    labels, classes = _encoded(_joined(np.concatenate, given), names, multi_label)
     places = [f"images[{i}]" for i in range(len(labels))]
     values = [tuple(np.flatnonzero(x).tolist()) if multi_label else int(x) for x in labels]
     examples = tuple(map(Example, places, values))
