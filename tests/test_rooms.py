@@ -131,7 +131,7 @@ def test_the_library_never_prints():
         "import tf_alexnet",
         "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
         "import tf_alexnet.testing",
-        "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.softmax",
+        "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.linear",
         "import tf_alexnet.cli.main",
     ],
 )

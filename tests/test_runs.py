@@ -360,3 +360,36 @@ def test_a_cut_network_has_the_convolutions_of_the_whole(written):
     arrays = Run.open(written).arrays
     convolutions = [layer.name for layer in COMPACT.layers if isinstance(layer, Conv)]
     assert list(arrays.layers) == [*convolutions, "fc8"]
+
+
+def test_a_loaded_run_predicts_and_says_what_it_is(written, tmp_path):
+    run = ta.load_run(written)
+    assert repr(run) == (
+        f"Run({str(written)!r}: 3 classes, compact, classifier on pool5, val_accuracy 0.500)"
+    )
+    assert run.classes == CLASSES
+    assert run.model is run.model
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 60, 50, 3), np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, x in zip(paths, pixels, strict=True):
+        Image.fromarray(x).save(path)
+    (tmp_path / "bad.jpg").write_text("no photo")
+    expected = run.model.predict(ta.preprocess_input(pixels, "compact"), verbose=0)
+    for images in (paths, pixels, str(tmp_path), [Image.fromarray(x) for x in pixels]):
+        found = {x.path: x for x in run.predict(images)}
+        if isinstance(images, str):
+            assert found.pop(str(tmp_path / "bad.jpg")).error
+        assert len(found) == 2
+        for (_, photo), row in zip(sorted(found.items()), expected, strict=True):
+            assert {p.label for p in photo.predictions} == set(CLASSES)
+            for p in photo.predictions:
+                assert p.probability == pytest.approx(row[p.index], abs=1e-5)
+    (best,) = run.predict(paths[0], top=1)[0].predictions
+    assert best.index == expected[0].argmax()
+    (ten,) = run.predict(pixels[:1], crops="ten")
+    assert sum(p.probability for p in ten.predictions) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_run_is_loaded_by_any_of_its_files(written):
+    for name in ("run.json", "weights.safetensors", "model.keras"):
+        assert ta.load_run(written / name).record == ta.load_run(written).record

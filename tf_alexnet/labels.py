@@ -114,6 +114,8 @@ def decode_predictions(
     predictions: ArrayLike,
     top: int = 5,
     labels: Labels | None = None,
+    *,
+    multi_label: bool = False,
 ) -> list[list[Prediction]]:
     """The most probable classes of each photo.
 
@@ -127,6 +129,8 @@ def decode_predictions(
     labels : sequence of str, mapping or path, optional
         Names of the classes in the order of the network's output, or a file of them, see
         `read_labels`. By default the 1000 classes of ILSVRC-2012.
+    multi_label : bool
+        Each probability stands for itself (a sigmoid), and rows need not add up to 1.
 
     Returns
     -------
@@ -139,7 +143,7 @@ def decode_predictions(
         If `predictions` is not such an array, `top` is below 1, or `labels` are not its classes.
     """
     known = imagenet_labels() if labels is None else read_labels(labels)
-    rows = _checked(predictions, len(known), labels is not None)
+    rows = _checked(predictions, len(known), labels is not None, multi_label)
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top={top!r}", "not a number of classes", "Ask for 1 or more.")
     # A stable sort of the negated row keeps equal values in the order of their index.
@@ -333,7 +337,9 @@ def _label(item: Any, number: int, asked: str) -> Label:
     )
 
 
-def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
+def _checked(
+    predictions: ArrayLike, classes: int, named: bool, multi_label: bool = False
+) -> np.ndarray:
     """`predictions` as (N, classes) float64 probabilities, or an InputError that says why not."""
     array = np.asarray(predictions)
     if array.ndim == 1:
@@ -353,8 +359,9 @@ def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
             "Check the weights and the input; a float16 network may have overflowed.",
         )
     sums = rows.sum(axis=1)
-    if (rows < 0).any() or (np.abs(sums - 1) > _SUM_TOLERANCE).any():
-        worst = int(np.abs(sums - 1).argmax())
+    excess = rows.max(axis=1, initial=0) - 1 if multi_label else np.abs(sums - 1)
+    if (rows < 0).any() or (excess > _SUM_TOLERANCE).any():
+        worst = int(excess.argmax())
         raise InputError(
             asked,
             f"these are not probabilities: row {worst} adds up to {sums[worst]:.4g}, its least "

@@ -85,7 +85,7 @@ def predict(
 
     extractor = FeatureExtractor(
         file,
-        ("prob",),
+        run.outputs if run else ("prob",),
         architecture=architecture,
         preset=preset,
         mean_image=mean_image,

@@ -10,6 +10,7 @@ _HOMES = {
     "PhotoSet": "tf_alexnet.training.folders",
     "Run": "tf_alexnet.training.run",
     "RunRecord": "tf_alexnet.training.run",
+    "load_run": "tf_alexnet.training.run",
     "read_photos": "tf_alexnet.training.folders",
     "train_head": "tf_alexnet.training.head",
     "train_network": "tf_alexnet.training.finetune",

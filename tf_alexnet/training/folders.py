@@ -130,18 +130,17 @@ def read_photos(
     ImageError
         If a folder or table is missing or can't be read.
     """
-    if not 0 <= seed < 1 << 32:
-        raise UsageError(f"seed {seed}", "out of range", "Use 0 to 4294967295.")
+    check_seed(seed)
     found = find_labelled(data, multi_label=multi_label)
     notes = found.notes
     classes, splits = _indexed(os.fspath(data), found, multi_label, notes)
     drawn = not splits["val"]
     if drawn:
-        splits["train"], splits["val"] = _drawn(splits["train"], classes, val_split, seed)
+        splits["train"], splits["val"] = set_aside(splits["train"], classes, val_split, seed)
     contents = {}
     if duplicates:
         contents = read_digests(x.path for part in splits.values() for x in part)
-        notes += _note_duplicates(splits, contents, found.folder)
+        notes += note_duplicates(splits, contents, found.folder)
     return PhotoSet(
         found.folder, classes, splits["train"], splits["val"], drawn, tuple(notes), splits["test"],
         multi_label, contents,
@@ -197,7 +196,13 @@ def _indexed(
     return tuple(classes), examples
 
 
-def _drawn(
+def check_seed(seed: int) -> None:
+    """Refuse (UsageError) a random seed that generators of NumPy and Keras don't take."""
+    if not 0 <= seed < 1 << 32:
+        raise UsageError(f"seed {seed}", "out of range", "Use 0 to 4294967295.")
+
+
+def set_aside(
     photos: Sequence[Example], classes: Sequence[str], fraction: float, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Set aside a fraction of each class at random; of a multi-label set, a fraction of all."""
@@ -229,7 +234,7 @@ def _drawn(
     return tuple(train), tuple(photos[i] for i in sorted(aside))
 
 
-def _note_duplicates(
+def note_duplicates(
     splits: Mapping[str, Sequence[Example]],
     contents: Mapping[str, str | None],
     folder: str,

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -151,8 +151,6 @@ def _remarks(notes: Sequence[str], skipped: Sequence[Failure]) -> list[str]:
 
 
 def _use(record: RunRecord) -> list[str]:
-    given = {name: x for name, x in record.settings.items() if x is not None}
-    settings = [f"- {name}: {_code(value)}" for name, value in given.items()]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return [
         "## To use it",
@@ -165,13 +163,57 @@ def _use(record: RunRecord) -> list[str]:
         "`ta.FeatureExtractor`; `model.keras` the same for Keras; `class_indices.json` says which "
         "output is which class; `history.csv` has the numbers of the curves.",
         "",
-        "## How it was made",
-        "",
-        *settings,
-        "",
+        *_settings(record.settings),
         f"{versions}. Weights {record.weights_digest}.",
         "",
     ]
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    given = {name: x for name, x in settings.items() if x not in (None, False)}
+    return ["## How it was made", "", *(f"- {k}: {_code(x)}" for k, x in given.items()), ""]
+
+
+def readout_text(
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    classes: int,
+    notes: Sequence[str] = (),
+    skipped: Sequence[Failure] = (),
+) -> str:
+    """The Markdown of ``report.md`` for `linear_readout`; `rows` are those of ``readout.csv``."""
+    pool = {"none": "all values of", "avg": "the mean over positions of"}
+    what = pool.get(settings["pool"], "the maximum over positions of")
+    names = list(rows[0])
+    return "\n".join(
+        [
+            f"# Linear read-out of {len(rows)} layers: {classes} classes",
+            "",
+            "The network was not trained. For each layer, a linear classifier was fitted on "
+            f"{what} its blobs, with the L2 penalty that has the least loss on the validation "
+            "photos (so their figures are slightly optimistic), or the one given.",
+            "",
+            f"| {' | '.join(name.replace('_', ' ') for name in names)} |",
+            "|---" * len(names) + "|",
+            *(
+                f"| {_cell(layer)} | {width} | {l2:.3g} | {train:.1%} | {val:.1%} |"
+                for layer, width, l2, train, val in (row.values() for row in rows)
+            ),
+            "",
+            "![by layer](readout.png)",
+            "",
+            *_remarks(notes, skipped),
+            "## To use it",
+            "",
+            "This folder holds no network. For one, train a classifier on `pool5`, `fc6` or `fc7`:",
+            "",
+            "```console",
+            "$ tf-alexnet train DATA -o RUN --layer pool5",
+            "```",
+            "",
+            *_settings(settings),
+        ]
+    )
 
 
 def _cell(text: object) -> str:

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,13 @@ from tf_alexnet.weights import WeightArrays, own_table, read_weights, write_weig
 if TYPE_CHECKING:
     import keras
 
+    from tf_alexnet.extraction import FeatureExtractor
+    from tf_alexnet.extraction.predictions import PhotoPrediction
     from tf_alexnet.extraction.reader import Failure
+    from tf_alexnet.training.linear import Classifier
 
 RECORD, WEIGHTS, MODEL = "run.json", "weights.safetensors", "model.keras"
+READOUT = "readout.csv"  # of a layer-wise read-out, which has no network
 FORMAT = 1  # of run.json
 MODES = ("head", "finetune", "scratch")
 MAX_BYTES = 1 << 26  # the names of a million photos take 30 MB
@@ -232,14 +237,14 @@ def place_digest(folder: str | os.PathLike) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished training, checked: the record and the weights belong together.
 
     Attributes
     ----------
-    folder : Path
-        The RUN.
+    folder : Path or None
+        The RUN; None if it was not written (`train_head` on arrays).
     record : RunRecord
         What ``run.json`` holds.
     arrays : WeightArrays
@@ -247,9 +252,81 @@ class Run:
         ``metadata["preset"]`` is the record's preset.
     """
 
-    folder: Path
+    folder: Path | None
     record: RunRecord
     arrays: WeightArrays
+
+    def __repr__(self) -> str:
+        record = self.record
+        name = "val_map" if record.multi_label else "val_accuracy"
+        return (
+            f"Run({os.fspath(self.folder) if self.folder else 'in memory'!r}: "
+            f"{len(self.classes)} classes, {record.architecture}, classifier on {record.layer}, "
+            f"{name} {record.metrics[name]:.3f})"
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the network's outputs."""
+        return self.record.classes
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The network, (N, S, S, 3) preprocessed images to (N, classes) probabilities."""
+        return model_of(self.record, self.arrays)
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The network as `predict_photos` takes it."""
+        from tf_alexnet.extraction import FeatureExtractor
+
+        return FeatureExtractor(self.arrays, self.outputs, architecture=self.record.architecture)
+
+    @property
+    def outputs(self) -> tuple[str]:
+        """The layer that `predict_photos` needs: `fc8` if a sigmoid per class follows it."""
+        return ("fc8" if self.record.multi_label else "prob",)
+
+    def predict(
+        self, images: Any, *, top: int | None = None, crops: str = "center", batch_size: int = 32
+    ) -> list[PhotoPrediction]:
+        """Predict photos.
+
+        Parameters
+        ----------
+        images : path, sequence of paths, or images
+            Photos, folders and lists, as for `extract_features`; or images in memory, as for
+            `FeatureExtractor.from_images`.
+        top : int, optional
+            How many classes (default: all).
+        crops : {"center", "ten"}
+            As in `predict_photos`.
+        batch_size : int
+            Photos that go through the network together.
+
+        Returns
+        -------
+        list of PhotoPrediction
+            One per photo; those that can't be read have an ``error``. Images in memory are called
+            ``images[0]``, ``images[1]``, ...
+
+        Raises
+        ------
+        ImageError, InputError
+            If there are no such photos, or images are not images.
+        """
+        from tf_alexnet.extraction import predict_photos
+
+        return list(
+            predict_photos(
+                images,
+                self.extractor,
+                top=top,
+                crops=crops,
+                batch_size=batch_size,
+                classes=self.classes,
+            )
+        )
 
     @property
     def weights(self) -> Path:
@@ -279,6 +356,12 @@ class Run:
         """
         folder = run_folder(path) or Path(path)
         record = read_record(folder)
+        if record is None and (folder / READOUT).is_file():
+            raise UsageError(
+                str(folder),
+                "a read-out of layers, which has no network to use",
+                "Train one: tf-alexnet train DATA -o RUN --layer pool5 (or fc6, fc7).",
+            )
         if record is None:
             raise UsageError(
                 str(folder),
@@ -301,6 +384,45 @@ class Run:
         return cls(folder, record, replace(arrays, metadata=metadata))
 
 
+def load_run(path: str | os.PathLike) -> Run:
+    """Load what `tf-alexnet train`, `train_head` or `train_network` made.
+
+    Parameters
+    ----------
+    path : path
+        The RUN folder, or its ``run.json``, ``weights.safetensors`` or ``model.keras``. Nothing in
+        it is executed.
+
+    Returns
+    -------
+    Run
+        With ``predict(photos)``, ``model``, ``classes``, ``record`` and ``arrays``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such folder, or no finished training in it.
+    WeightsError
+        If files are missing or damaged, of another version, or don't belong together.
+
+    Examples
+    --------
+    >>> import tf_alexnet as ta
+    >>> run = ta.load_run("RUN")  # doctest: +SKIP
+    >>> run.predict("photos")[0].predictions[0].label  # doctest: +SKIP
+    'daisy'
+    """
+    return Run.open(path)
+
+
+def model_of(record: RunRecord, arrays: WeightArrays) -> keras.Model:
+    """The network of a run, with a softmax or, if it is multi-label, a sigmoid per class."""
+    from tf_alexnet.model import AlexNet
+
+    activation = "sigmoid" if record.multi_label else "softmax"
+    return AlexNet(arrays, architecture=record.architecture, classifier_activation=activation)
+
+
 def run_folder(path: str | os.PathLike) -> Path | None:
     """The RUN that a path names, by itself or by one of its files; None if it names none."""
     path = Path(path)
@@ -314,20 +436,23 @@ class TrainingReport:
 
     Attributes
     ----------
-    run : Run
-        The result, read back.
+    run : Run or None
+        The result, read back; None after `train_head` on features.
     notes : tuple of str
         What a user should know about the data and the result, a sentence each.
     skipped : tuple of Failure
         Photos that could not be read.
     finished_before : bool
         Whether all of it had been done by an earlier call; `skipped` is empty then.
+    classifier : Classifier or None
+        After `train_head`, unless finished before: the classifier of features.
     """
 
-    run: Run
+    run: Run | None
     notes: tuple[str, ...] = ()
     skipped: tuple[Failure, ...] = ()
     finished_before: bool = False
+    classifier: Classifier | None = None
 
 
 def read_record(folder: str | os.PathLike) -> RunRecord | None:
@@ -436,7 +561,9 @@ def write_run(
     from tf_alexnet.training import report
 
     folder = Path(folder)
-    metadata = {**weights.metadata, "preset": record.preset, "head": record.layer}
+    # The rest was true of the weights it started from: classes, digests, identification.
+    kept = {name: x for name, x in weights.metadata.items() if name in ("licence", "origin")}
+    metadata = {**kept, "preset": record.preset, "head": record.layer}
     weights = replace(weights, architecture=record.architecture, metadata=metadata)
     record = replace(record, weights_digest=weights.digest, versions=_versions())
     if test:
