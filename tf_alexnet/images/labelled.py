@@ -161,13 +161,14 @@ def _look(folder: str) -> tuple[set[str], bool]:
     """Names of the folders in a folder; and whether it holds photos, which ends the search."""
     inner = set()
     try:
-        for entry in os.scandir(folder):
-            if entry.name.startswith(".") or entry.name.lower() in FOREIGN:
-                continue
-            if entry.is_dir():
-                inner.add(entry.name)
-            elif has_image_suffix(entry.name):
-                return inner, True
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in FOREIGN:
+                    continue
+                if entry.is_dir():
+                    inner.add(entry.name)
+                elif has_image_suffix(entry.name):
+                    return inner, True
     except OSError:  # the search for photos has the better words for it
         pass
     return inner, False

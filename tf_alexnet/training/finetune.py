@@ -26,11 +26,12 @@ from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
-from tf_alexnet.training.data import Photos, balanced_weights, examine_photos
+from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
+from tf_alexnet.training.linear import balanced, label_array
 from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
+from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
 from tf_alexnet.weights.resolve import resolve_weights
@@ -296,6 +297,7 @@ def _complete(settings: dict[str, Any], adam: bool) -> None:
             "gamma or step size", "only the schedule step has them", "Use --schedule step."
         )
     settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    settings |= {"learning_rate": float(settings["learning_rate"])}
     settings["optimizer"] = "Adam" if adam else "CaffeSGD"
     # The only schedule whose first epochs depend on the number of all.
     settings["cosine_epochs"] = settings["epochs"] if settings["schedule"] == "cosine" else None
@@ -396,8 +398,9 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
         kept = [metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy")]
         kept.append(metrics.SparseCategoricalAccuracy(name="accuracy"))
     # Compiled by XLA, all of it takes twice as long on processors.
-    model.compile(optimizer_for(plan.trained, rate, settings), loss, kept, jit_compile=False)
-    model.optimizer.build(model.trainable_variables)
+    optimizer = optimizer_for(plan.trained, rate, settings)
+    model.compile(optimizer, loss, metrics=kept, jit_compile=False)
+    optimizer.build(model.trainable_variables)
     return model
 
 
@@ -502,7 +505,8 @@ class _Training:
         shared |= {"preset": self._plan.preset, "batch_size": settings["batch_size"]}
         weights = None
         if settings["class_weight"]:
-            weights = balanced_weights([x.label for x in parts["train"]], count)
+            labels = np.array([x.label for x in parts["train"]])
+            weights = balanced(labels, count).astype(np.float32)
         train = Photos(
             parts["train"],
             shuffle=True,
@@ -517,20 +521,17 @@ class _Training:
     def _written(
         self, model: keras.Model, state: State, logits: np.ndarray, val: Sequence[Example]
     ) -> TrainingReport:
-        plan, photos = self._plan, self._photos
+        photos = self._photos
         row, count = state.history[state.best_epoch - 1], len(photos.classes)
         skipped = tuple(Failure(*values) for values in state.failures)
         metrics = {name: row[name] for name in row if name.startswith(("train_", "val_"))}
         metrics |= {"epoch": row["epoch"], "epochs": state.epoch}
-        if plan.settings["multi_label"]:
-            marks = np.zeros((len(val), count), bool)
-            for some, example in zip(marks, val, strict=True):
-                some[list(example.label)] = True
-            found = {"precisions": average_precisions(marks, logits)}
+        labels = label_array([x.label for x in val], count, photos.multi_label)
+        if photos.multi_label:
+            found = {"precisions": average_precisions(labels, logits)}
             metrics["val_map"] = float(np.nanmean(found["precisions"]))
             chance = None
         else:
-            labels = [x.label for x in val]
             found = {"confusion": np.zeros((count, count), np.int64)}
             np.add.at(found["confusion"], (labels, logits.argmax(axis=1)), 1)
             chance = chance_note(labels, metrics["val_accuracy"])
@@ -543,7 +544,7 @@ class _Training:
             self._folder,
             record,
             arrays,
-            AlexNet(arrays, classifier_activation="sigmoid" if photos.multi_label else "softmax"),
+            model_of(record, arrays),
             history=state.history,
             **found,
             test=photos.test,
