@@ -215,8 +215,8 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
     names = [os.path.relpath(path, folder) for path in truth.paths]
     aside, trained = split.get("val_photos", ()), set(split.get("trained_on", "").split())
     here = set(aside) & set(names)
-    # Runs of version 0.1.0 record neither the folder nor what the photos held.
-    own = split["folder"] == place_digest(folder) if "folder" in split else bool(here)
+    # Runs of version 0.1.0 record neither the place nor what the photos held.
+    own = split["place"] == place_digest(data) if "place" in split else bool(here)
     if own:
         chosen = [i for i, name in enumerate(names) if name in here]
     else:
@@ -229,7 +229,7 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
         return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     if not chosen:
         raise UsageError(
-            folder,
+            os.fspath(data),
             f"{run.folder} was trained on all of its {len(names)} photos"
             if not own
             else f"none of the {len(aside)} photos that {run.folder} set aside here is left",
