@@ -135,6 +135,7 @@ def test_copies_in_both_splits_are_noted(signs):
     [
         ({"labels": [0, 1]}, r"labels: shape \(2,\), with 72 images"),
         ({"labels": None}, r"data\[0\]: ndarray, not an \(image, label\) pair.*as_supervised=True"),
+        ({"labels": [[0], [0, 1]] * 36}, "labels: some have other shapes"),
         ({"data": 5, "labels": None}, "data: int without images"),
         ({"labels": np.zeros(72, int)}, "classes: 1 different names for 1 classes"),
         ({"classes": ["a", "b"]}, "labels of 2 classes: not all are integers from 0 to 1"),

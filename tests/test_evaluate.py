@@ -556,9 +556,9 @@ def test_a_multi_label_run(run, convs, tmp_path):
     arrays = head_of(convs, 3)
     write("RUN", recorded("train.csv", multi_label=True), arrays)
     pictures = [ta.load_image(f"photos/{i}.png") for i in range(8, 16)]
-    logits = ta.features(ta.AlexNet(arrays), "fc8").predict(
+    logits = ta.features(ta.AlexNet(arrays), ["fc8"]).predict(
         ta.preprocess_input(pictures, "torchvision"), verbose=0
-    )
+    )["fc8"]
     truth = np.array([[name in x for name in NAMES] for x in labels[8:]])
     expected = metrics.average_precision_score(truth, logits)
     code, out, err = run("evaluate", "test.csv", "--model", "RUN", "--json", "--csv", "t.csv")

@@ -148,7 +148,7 @@ REFUSED = {
         UsageError,
         r"/b: a class folder without a photo\. Put photos of the class there, or remove",
     ),
-    "one class": ({"a": 3}, UsageError, r"one class only \(a\)\. Make a folder for each"),
+    "one class": ({"a": 3}, UsageError, r"one class only \(a\)\. Give photos of two classes"),
     "no class": ({}, UsageError, "no class folder in it"),
     "single photo": ({"a": 3, "b": 1}, UsageError, "class b: it has a single photo"),
     "class in val only": (
@@ -297,9 +297,9 @@ def test_a_column_of_splits(tmp_path):
     path = table(tmp_path, "\n".join(map(",".join, [("image", "class", "split"), *rows])))
     photos = read_photos(path)
     assert not photos.split
-    assert sorted(names(photos, "train")) == SINGLE[:3]
-    assert names(photos, "val") == SINGLE[3:5]
-    assert names(photos, "test") == SINGLE[5:]
+    assert sorted(names(photos, photos.train)) == SINGLE[:3]
+    assert names(photos, photos.val) == SINGLE[3:5]
+    assert names(photos, photos.test) == SINGLE[5:]
     assert photos.notes == ("there is no test photo of cat",)
 
 

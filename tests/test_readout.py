@@ -9,8 +9,8 @@ from planted import plant
 
 import tf_alexnet as ta
 from tf_alexnet.errors import LayerError, UsageError, WeightsError
-from tf_alexnet.training import linear_readout, train_head
-from tf_alexnet.training.readout import LayerResult, readout_figure
+from tf_alexnet.evaluation.readout import LayerResult, linear_readout, readout_figure
+from tf_alexnet.training import train_head
 
 SETTINGS = {"weights": "torchvision-convs"}
 LAYERS = ("conv1", "pool2", "conv5", "pool5")
@@ -112,3 +112,21 @@ def test_the_plot_has_a_point_per_layer_and_percents():
     np.testing.assert_allclose(chance.get_ydata(), 40)
     assert [x.get_text() for x in axes.get_xticklabels()] == [x.layer for x in rows]
     assert axes.get_ylabel() == "accuracy (%)"
+
+
+def test_the_command_shows_the_table(data, tmp_path, run):
+    command = ["train", data, "-o", tmp_path / "RUN", "-w", "torchvision-convs"]
+    code, out, _ = run(*command, "--layer", "conv1,pool5", "--l2", "0.01", "-q")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["layer", "conv1", "pool5", "written"]
+    assert run(*command, "--layer", "conv1,pool5", "--l2", "0.01", "-q")[1].endswith(
+        "(finished before, nothing was done)\n"
+    )
+    code, _, err = run("predict", data, "--model", tmp_path / "RUN")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "a read-out of layers, which has no network to use" in err
+    code, _, err = run(*command, "--layer", "conv3", "--features", tmp_path / "f.h5")
+    assert (code, "--features" in err) == (2, True)
+    code, _, err = run(*command, "--layer", "conv0", "--force")
+    assert (code, "conv0" in err) == (2, True)

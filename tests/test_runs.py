@@ -175,7 +175,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
 
 def test_missing_folders_and_files(folder, tmp_path):
     assert "there is no such folder" in refusal(tmp_path / "nosuch", UsageError)
-    assert "a file, not a folder" in refusal(folder / "report.md" / "x", UsageError)
+    assert "a file, not a folder" in refusal(folder / "report.md", UsageError)
     assert Run.open(folder / "run.json").record == Run.open(folder).record
     (folder / "weights.safetensors").rename(folder / "w")
     assert "weights.safetensors: there is no such file" in refusal(folder)

@@ -28,7 +28,7 @@ from tf_alexnet.evaluation.scores import score_photos
 from tf_alexnet.extraction import ExtractionReport, extract_features
 from tf_alexnet.extraction.extractor import resolve_preset
 from tf_alexnet.extraction.formats import open_output
-from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.extraction.job import failures_among
 from tf_alexnet.extraction.spec import ExtractionSpec
 from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.files import check_folder
@@ -215,8 +215,8 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
     names = [os.path.relpath(path, folder) for path in truth.paths]
     aside, trained = split.get("val_photos", ()), set(split.get("trained_on", "").split())
     here = set(aside) & set(names)
-    # Runs of version 0.1.0 record neither the folder nor what the photos held.
-    own = split["folder"] == place_digest(folder) if "folder" in split else bool(here)
+    # Runs of version 0.1.0 record neither the place nor what the photos held.
+    own = split["place"] == place_digest(data) if "place" in split else bool(here)
     if own:
         chosen = [i for i, name in enumerate(names) if name in here]
     else:
@@ -229,7 +229,7 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
         return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     if not chosen:
         raise UsageError(
-            folder,
+            os.fspath(data),
             f"{run.folder} was trained on all of its {len(names)} photos"
             if not own
             else f"none of the {len(aside)} photos that {run.folder} set aside here is left",
@@ -293,9 +293,11 @@ def _compared(
     settings = {"layers": ["prob"], **settings}
     job = ExtractionSpec(weights, **settings).fingerprint(weights.digest)
     real = functools.cache(os.path.realpath)
-    labels: dict[str, int] = {}
+    photos, labels = {}, {}
     for path, label in zip(truth.paths, truth.labels.tolist(), strict=True):
-        labels.setdefault(place_of(path, real), label)
+        place = place_of(path, real)
+        photos.setdefault(place, path)
+        labels.setdefault(place, label)
     with _kept(keep, job, truth) as file:
         report = extract_features(
             list(truth.paths),
@@ -307,13 +309,11 @@ def _compared(
             retry_errors=True,
             add=True,
         )
-        failures = [x for x in report.errors if x.place in labels]
-        if report.unreadable:  # their rows are of what they held when they could be read
-            for path, digest in read_digests(truth.paths).items():
-                if digest is None and labels.pop(place_of(path, real), None) is not None:
-                    failures.append(Failure(path, "unreadable", "it can't be read any more"))
+        failures = failures_among(report, photos)
+        for failure in failures:
+            labels.pop(failure.place, None)
         confusion, among_top = _counted(file, labels, classes)
-    return confusion, among_top, replace(report, errors=tuple(failures))
+    return confusion, among_top, replace(report, errors=failures)
 
 
 def _counted(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:

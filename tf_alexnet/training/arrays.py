@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,18 +36,18 @@ class ArrayFeatures:
     ----------
     photos : PhotoSet
         Examples are called ``images[0]``, ``images[1]``, ...
-    blocks : list of ndarray of float32
-        All rows, in the order given; taken away by `rows`, because memory may be short.
     labels : ndarray
         (N,) int or (N, classes) bool.
     aside : ndarray of bool, (N,)
         Which rows are for validation.
+    blocks : list of ndarray of float32
+        All rows, in the order given; taken away by `rows`, because memory may be short.
     """
 
     photos: PhotoSet
-    blocks: list[np.ndarray]
     labels: np.ndarray
     aside: np.ndarray
+    blocks: list[np.ndarray]
     skipped = ()  # an image that can't be read is an error
 
     def rows(self, layer: str) -> tuple[Rows, Rows]:
@@ -94,59 +95,71 @@ def read_arrays(
         If fewer than two classes, or photos of a class, can be told apart.
     """
     check_seed(seed)
-    blocks: list[np.ndarray] = []
-    given: list[np.ndarray] = []
-    contents: list[str | None] = []
-    counts = []
     both = [(data, labels)]
     if validation_data is not None:
         pair = isinstance(validation_data, tuple) and len(validation_data) == 2
         both.append(validation_data if pair else (validation_data, None))
+    both = [pair if pair[1] is None else _matched(*pair) for pair in both]
+    common = classes, multi_label, val_split, seed
+    if all(some is not None for _, some in both):  # complain before much is computed
+        _examples([some for _, some in both], None, *common)
+    blocks: list[np.ndarray] = []
+    given: list[np.ndarray] = []
+    contents: list[str | None] = []
+    done = 0
     for images, some in both:
-        done, total = sum(counts), None if some is None else sum(counts) + len(some)
+        chunks, total = [], None if some is None else done + len(some)
         for chunk, values in _chunks(images, some):
             rows = _features(chunk) if extractor is None else _computed(chunk, extractor, pool)
             blocks.append(rows)
-            given.append(values)
+            chunks.append(values)
             contents += map(_digest, chunk)
             done += len(rows)
             if progress:
                 progress("photos", done, total, {"errors": 0})
-        counts.append(done - sum(counts))
-    encoded, names = _encoded(np.concatenate(given), classes, multi_label)
-    photos = _photo_set(encoded, names, contents, counts, multi_label, val_split, seed)
-    chosen = {example.path for example in photos.val}
-    aside = np.array([f"images[{i}]" in chosen for i in range(len(encoded))])
-    return ArrayFeatures(photos, blocks, encoded, aside)
+        given.append(np.concatenate(chunks))
+    return ArrayFeatures(*_examples(given, contents, *common), blocks)
 
 
-def _chunks(data: Any, labels: Any) -> Iterator[tuple[Sequence, np.ndarray]]:
+def _matched(data: Any, labels: Any) -> tuple[Sequence, np.ndarray]:
+    """Images, or rows of features, and as many labels."""
+    labels = _joined(np.asarray, labels)
+    images = np.asarray(data) if is_features(data) else as_sequence(data)
+    if labels.ndim not in (1, 2) or len(labels) != len(images) or not len(labels):
+        found = f"shape {labels.shape}, with {len(images)} images"
+        raise InputError("labels", found, "Give (N,) or (N, classes) for N images.")
+    return images, labels
+
+
+def _chunks(data: Any, labels: np.ndarray | None) -> Iterator[tuple[Sequence, np.ndarray]]:
     """Images, or rows of features, and their labels, some at a time."""
     if labels is not None:
-        labels = np.asarray(labels)
-        images = np.asarray(data) if is_features(data) else as_sequence(data)
-        if labels.ndim not in (1, 2) or len(labels) != len(images) or not len(labels):
-            found = f"shape {labels.shape}, with {len(images)} images"
-            raise InputError("labels", found, "Give (N,) or (N, classes) for N images.")
         for start in range(0, len(labels), _CHUNK):
-            yield images[start : start + _CHUNK], labels[start : start + _CHUNK]
+            yield data[start : start + _CHUNK], labels[start : start + _CHUNK]
         return
-    images, labels = [], []
-    for image, label in _pairs(data):
-        images.append(image)
-        labels.append(label)
-        if len(images) == _CHUNK:
-            yield images, np.stack(labels)
-            images, labels = [], []
-    if images:
-        yield images, np.stack(labels)
+    pairs = _pairs(data)
+    while some := list(itertools.islice(pairs, _CHUNK)):
+        images, values = zip(*some, strict=True)
+        yield images, _joined(np.stack, values)
+
+
+def _joined(join: Callable[..., np.ndarray], labels: Any) -> np.ndarray:
+    try:
+        return join(labels)
+    except ValueError:
+        found = "some have other shapes than others"
+        raise InputError("labels", found, "Give (N,), or 0 and 1 (N, classes).") from None
 
 
 def _pairs(data: Any) -> Iterator[tuple[Any, np.ndarray]]:
     """The (image, label) pairs of an iterable, which may give batches of them."""
     advice = "Pass labels too, or (image, label) pairs (TensorFlow Datasets: as_supervised=True)."
     number = -1
-    for number, pair in enumerate(data if isinstance(data, Iterable) else ()):
+    try:
+        pairs = iter(data)
+    except TypeError:
+        pairs = iter(())
+    for number, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             found = f"{type(pair).__name__}, not an (image, label) pair"
             raise InputError(f"data[{number}]", found, advice)
@@ -211,23 +224,26 @@ def _encoded(
     return encoded, names
 
 
-def _photo_set(
-    labels: np.ndarray,
-    names: tuple[str, ...],
-    contents: Sequence[str | None],
-    counts: Sequence[int],
+def _examples(
+    given: Sequence[np.ndarray],
+    contents: Sequence[str | None] | None,
+    names: Sequence[str] | None,
     multi_label: bool,
     val_split: float,
     seed: int,
-) -> PhotoSet:
-    """The examples, in splits."""
+) -> tuple[PhotoSet, np.ndarray, np.ndarray]:
+    """The examples in splits, their encoded labels, and which of them are for validation."""
+    labels, classes = _encoded(_joined(np.concatenate, given), names, multi_label)
     places = [f"images[{i}]" for i in range(len(labels))]
     values = [tuple(np.flatnonzero(x).tolist()) if multi_label else int(x) for x in labels]
     examples = tuple(map(Example, places, values))
-    train, val = examples[: counts[0]], examples[counts[0] :]
-    drawn = len(counts) == 1
-    if drawn:
-        train, val = set_aside(train, names, val_split, seed)
-    digests = dict(zip(places, contents, strict=True))
+    train, val = examples[: len(given[0])], examples[len(given[0]) :]
+    if drawn := len(given) == 1:
+        train, val = set_aside(train, classes, val_split, seed)
+    digests = dict(zip(places, contents or [None] * len(places), strict=True))
     notes = tuple(note_duplicates({"train": train, "val": val, "test": ()}, digests, "."))
-    return PhotoSet(".", names, train, val, drawn, notes, multi_label=multi_label, contents=digests)
+    photos = PhotoSet(
+        ".", classes, train, val, drawn, notes, multi_label=multi_label, contents=digests
+    )
+    chosen = {example.path for example in val}
+    return photos, labels, np.array([place in chosen for place in places])

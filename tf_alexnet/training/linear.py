@@ -378,17 +378,18 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 def judge(head: Linear, blocks: Blocks, weights: np.ndarray | None = None) -> tuple[float, float]:
     """(Weighted) mean cross-entropy; and accuracy, or mean average precision over the classes."""
-    loss = total = 0.0
-    right = []
+    loss = total = right = 0.0
+    count = 0
     for rows, labels in blocks():
         scores = head.scores(rows)
         each = _weights_of(labels, weights)
         loss += float((each * _cross_entropy(scores, labels)[0]).sum())
         total += float(each.sum())
-        right.append(scores.argmax(axis=1) == labels if labels.ndim == 1 else [])
-    if labels.ndim == 2:
-        return loss / total, float(np.nanmean(precisions_of(head, blocks)))
-    return loss / total, float(np.concatenate(right).mean())
+        right += float((scores.argmax(axis=1) == labels).sum()) if labels.ndim == 1 else 0
+        count += len(rows)
+    if labels.ndim == 1:
+        return loss / total, right / count
+    return loss / total, float(np.nanmean(precisions_of(head, blocks)))
 
 
 def precisions_of(head: Linear, blocks: Blocks) -> np.ndarray:

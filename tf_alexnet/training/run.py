@@ -154,7 +154,7 @@ def _is_split(value: Any) -> bool:
     if not isinstance(value, dict) or type(value.get("drawn")) is not bool:
         return False
     counts = [value.get(x) for x in ("train", "val", "skipped")] + [value.get("test", 0)]
-    texts = [value.get("folder", ""), value.get("trained_on", "")]
+    texts = [value.get("place", ""), value.get("trained_on", "")]
     names = value.get("val_photos", [])
     return (
         all(type(x) is int and x >= 0 for x in counts)
@@ -213,8 +213,8 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     dict
         ``drawn``, whether the validation photos were set aside at random; ``train``, ``val`` and
         ``skipped``, counts of photos; ``trained_on``, `short_digest` of each training photo.
-        If drawn, also ``val_photos``, their paths below the data folder, and ``folder``, which
-        stands for its place.
+        If drawn, also ``val_photos``, their paths below the data folder, and ``place``, which
+        stands for where the folder or table was.
     """
     bad = {failure.path for failure in skipped}
     train, val = ([x for x in part if x.path not in bad] for part in (photos.train, photos.val))
@@ -223,7 +223,7 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     found["trained_on"] = " ".join(sorted(map(short_digest, digests)))
     if photos.split:
         found["val_photos"] = [photos.name_of(example) for example in photos.val]
-        found["folder"] = place_digest(photos.folder)
+        found["place"] = place_digest(photos.source) if photos.source else ""
     return found
 
 
@@ -232,9 +232,9 @@ def short_digest(digest: str) -> str:
     return digest[:12]
 
 
-def place_digest(folder: str | os.PathLike) -> str:
-    """A text that stands for the place of a folder, and does not give it away."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+def place_digest(path: str | os.PathLike) -> str:
+    """A text that stands for the place of a folder or file, and does not give it away."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
 
 
 @dataclass(frozen=True, repr=False)
@@ -280,9 +280,12 @@ class Run:
         """The network as `predict_photos` takes it."""
         from tf_alexnet.extraction import FeatureExtractor
 
-        # fc8: a sigmoid per class is applied to it, not the network's softmax.
-        layer = "fc8" if self.record.multi_label else "prob"
-        return FeatureExtractor(self.arrays, (layer,), architecture=self.record.architecture)
+        return FeatureExtractor(self.arrays, self.outputs, architecture=self.record.architecture)
+
+    @property
+    def outputs(self) -> tuple[str]:
+        """The layer that `predict_photos` needs: `fc8` if a sigmoid per class follows it."""
+        return ("fc8" if self.record.multi_label else "prob",)
 
     def predict(
         self, images: Any, *, top: int | None = None, crops: str = "center", batch_size: int = 32
