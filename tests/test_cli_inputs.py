@@ -97,7 +97,7 @@ CALLS = [
     (("evaluate", "nothere"), 5, "nothere: there is no such folder"),
     (("evaluate", "empty"), 2, "no class folder in it"),
     (("evaluate", "data", "--csv", "a.png/c.csv"), 4, "a.png is not a folder"),
-    (("evaluate", "data", "--plot", "c.doc"), 2, "not a name for a picture"),
+    (("evaluate", "data", "--plot", "c.doc"), 2, "not a name for one"),
     (("evaluate", "data", "--keep", "k.npz"), 2, "k.npz: not the name of an .h5"),
     (("evaluate", "data", "--architecture", "vgg"), 2, "architecture 'vgg'"),
     (("evaluate", "--imagenet-val", "data", "--ground-truth", "no"), 5, "the list can't be read"),

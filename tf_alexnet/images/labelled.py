@@ -123,12 +123,19 @@ def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], l
     Raises
     ------
     UsageError
-        If there are folders, but not of classes.
+        If there are no folders, or not of classes.
     ImageError
         If a folder is missing or can't be read.
     """
     top = os.fspath(data)
     folders, notes = subfolders(top), []
+    if not folders:
+        raise UsageError(
+            top,
+            "no class folder in it",
+            "Put the photos of each class into a folder of its name, or name a table: path,label "
+            "(for ILSVRC's validation photos there is evaluate --imagenet-val).",
+        )
     splits: dict[str, str] = {}
     looks = {name: _look(path) for name, path in folders.items() if name.lower() in _SPLIT_OF}
     for name, (inner, photos) in looks.items():

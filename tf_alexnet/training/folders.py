@@ -172,7 +172,7 @@ def _indexed(
     if len(classes) < 2:
         raise UsageError(
             data,
-            f"one class only ({classes[0]})" if classes else "no class folder in it",
+            f"one class only ({classes[0]})" if classes else "no photo in it",
             "Give photos of two classes or more, each in a folder of its own.",
         )
     index = {name: i for i, name in enumerate(classes)}
