@@ -507,6 +507,15 @@ def test_given_splits_are_told_by_content(network, convs, tmp_path):
     assert "RUN was trained on photos of D/val: 1 are left out, 12 are evaluated" in notes
 
 
+def test_a_test_split_beside_photos_that_were_set_aside(network, convs, tmp_path):
+    for i in range(24):
+        draw(tmp_path / "D" / ("train", "test")[i % 2] / NAMES[i // 8] / f"{i}.png", i)
+    made = write("RUN", recorded("D"), head_of(convs, 3))
+    assert made.record.split["train"] == 9
+    assert judged("D") == (12, "D has train and test: test is evaluated")
+    assert judged("D/train")[0] == 3
+
+
 def test_a_photo_that_can_no_longer_be_read_is_not_scored(network, aside, monkeypatch):
     """Its kept probabilities are those of what it held before."""
     place = aside.record.split["val_photos"][0]

@@ -217,29 +217,35 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
     here = set(aside) & set(names)
     # Runs of version 0.1.0 record neither the place nor what the photos held.
     own = split["place"] == place_digest(data) if "place" in split else bool(here)
-    if own:
-        chosen = [i for i, name in enumerate(names) if name in here]
-    else:
-        digests = read_digests(truth.paths) if trained else {}
-        seen = {path for path, x in digests.items() if x and short_digest(x) in trained}
-        chosen = [i for i, path in enumerate(truth.paths) if path not in seen]
+    # Class folders, or the one split that they are in
+    parts = {name.split(os.sep)[0] for name in aside} if own else set()
+    known = [name.split(os.sep)[0] in parts for name in names]
+    others = [path for path, is_known in zip(truth.paths, known, strict=True) if not is_known]
+    digests = read_digests(others) if trained else {}
+    seen = {path for path, x in digests.items() if x and short_digest(x) in trained}
+    chosen = [
+        i
+        for i, (path, name) in enumerate(zip(truth.paths, names, strict=True))
+        if (name in here if known[i] else path not in seen)
+    ]
     left_out = len(names) - len(chosen)
-    if not left_out and not own:
-        unknown = f"{run.folder} does not record what it was trained on: it may be these photos"
-        return truth if trained else replace(truth, notes=(*truth.notes, unknown))
+    missing = [name for name in aside if name not in here] if left_out or any(known) else []
     if not chosen:
         raise UsageError(
             os.fspath(data),
-            f"{run.folder} was trained on all of its {len(names)} photos"
-            if not own
-            else f"none of the {len(aside)} photos that {run.folder} set aside here is left",
+            f"none of the {len(aside)} photos that {run.folder} set aside here is left"
+            if any(known)
+            else f"{run.folder} was trained on all of its {len(names)} photos",
             "Name photos that it has not seen; its figures on training photos are in report.md.",
         )
+    if not left_out and not missing:
+        unknown = f"{run.folder} does not record what it was trained on: it may be these photos"
+        return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     notes = [
         f"{run.folder} was trained on photos of {os.fspath(data)}: {left_out} are left out, "
         f"{len(chosen)} are evaluated"
     ]
-    if missing := [name for name in aside if name not in here]:
+    if missing:
         notes.append(
             f"{len(missing)} of the {len(aside)} photos that it set aside for validation are "
             f"missing: {listed(missing)}"

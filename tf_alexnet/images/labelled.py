@@ -113,7 +113,8 @@ def _chosen(data: str, splits: dict, first_of: Sequence[str], notes: list[str]) 
     if chosen is None:
         return splits
     if len(splits) > 1:
-        notes.append(f"{data} has {' and '.join(splits)}: {chosen} is evaluated")
+        there = " and ".join(split for split in SPLITS if split in splits)
+        notes.append(f"{data} has {there}: {chosen} is evaluated")
     return {chosen: splits[chosen]}
 
 
