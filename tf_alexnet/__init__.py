@@ -17,13 +17,16 @@ from tf_alexnet.version import VERSION as __version__
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
     from tf_alexnet import visualize
     from tf_alexnet.evaluation.evaluate import evaluate_photos
-    from tf_alexnet.extraction import FeatureExtractor, extract_features
+    from tf_alexnet.extraction import FeatureExtractor, extract_features, predict_photos
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
     from tf_alexnet.labels import decode_predictions
     from tf_alexnet.loading import load_model
     from tf_alexnet.model import AlexNet, features, preset_of
     from tf_alexnet.sklearn_features import AlexNetFeatures
+    from tf_alexnet.training.finetune import train_network
+    from tf_alexnet.training.head import train_head
+    from tf_alexnet.training.run import load_run
     from tf_alexnet.weights import (
         catalog,
         fetch_weights,
@@ -54,9 +57,13 @@ _HOMES = {
     "identify_weights": "tf_alexnet.weights",
     "load_image": "tf_alexnet.images",
     "load_model": "tf_alexnet.loading",
+    "load_run": "tf_alexnet.training.run",
+    "predict_photos": "tf_alexnet.extraction",
     "preprocess_input": "tf_alexnet.images",
     "preset_of": "tf_alexnet.model",
     "read_weights": "tf_alexnet.weights",
+    "train_head": "tf_alexnet.training.head",
+    "train_network": "tf_alexnet.training.finetune",
     "visualize": "tf_alexnet.visualize",
     "write_weights": "tf_alexnet.weights",
 }

@@ -13,7 +13,9 @@ _HOMES = {
     "PhotoReader": "tf_alexnet.extraction.reader",
     "check_job": "tf_alexnet.extraction.job",
     "check_output": "tf_alexnet.extraction.storage",
+    "PhotoPrediction": "tf_alexnet.extraction.predictions",
     "extract_features": "tf_alexnet.extraction.job",
+    "predict_photos": "tf_alexnet.extraction.predictions",
 }
 
 __all__ = sorted(_HOMES)
