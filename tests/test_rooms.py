@@ -48,6 +48,7 @@ FORBIDDEN = {
     "evaluation.ground_truth": (*TENSORFLOW, "tf_alexnet.model"),
     "sklearn_features": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
+    "export": ("typer", "rich", "tf_alexnet.cli"),
     "demo": ("typer", "rich", "tf_alexnet.cli"),
     "cli": ("numpy", "cv2", "PIL", "h5py", "keras"),
 }
@@ -134,6 +135,7 @@ def test_the_library_never_prints():
         "import tf_alexnet.testing",
         "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.softmax",
         "import tf_alexnet.cli.main",
+        "import tf_alexnet.export.exporter, tf_alexnet.export.targets",
     ],
 )
 def test_tensorflow_is_not_imported_before_it_is_needed(statement):

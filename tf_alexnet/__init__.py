@@ -16,6 +16,7 @@ from tf_alexnet.version import VERSION as __version__
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
     from tf_alexnet.evaluation.evaluate import evaluate_photos
+    from tf_alexnet.export import export_model
     from tf_alexnet.extraction import FeatureExtractor, extract_features
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
@@ -47,6 +48,7 @@ _HOMES = {
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
     "evaluate_photos": "tf_alexnet.evaluation.evaluate",
+    "export_model": "tf_alexnet.export.exporter",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
     "fetch_weights": "tf_alexnet.weights",
