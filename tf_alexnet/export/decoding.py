@@ -136,24 +136,24 @@ def _number(octets: tf.Tensor, place: tf.Tensor, size: int, little: tf.Tensor | 
 
 def _tagged(octets: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     """The orientation in the first directory of a TIFF structure (TIFF 6.0, section 2)."""
-    little = octets[start] == ord("I")
+    little = _is_at(octets, start, b"II*\0")
+    sound = little | _is_at(octets, start, b"MM\0*")
     directory = start + _small(octets, start + 4, little)
-    entries = _number(octets, directory, 2, little)
+    entries = tf.where(sound, _number(octets, directory, 2, little), 0)
     last = tf.size(octets) - 12
 
     def look(entry: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         place = directory + 2 + 12 * entry
         tag, kind = (_number(octets, place + x, 2, little) for x in (0, 2))
-        value = tf.where(
-            kind == 1,  # BYTE
-            _number(octets, place + 8, 1, little),
-            tf.where(
-                kind == 3,  # SHORT, else LONG
-                _number(octets, place + 8, 2, little),
-                _small(octets, place + 8, little),
-            ),
-        )
-        return entry + 1, tf.where(tag == _ORIENTATION, value, found)
+        ours = (tag == _ORIENTATION) & (_small(octets, place + 4, little) == 1)
+        values = {
+            1: _number(octets, place + 8, 1, little),  # BYTE, SHORT and LONG
+            3: _number(octets, place + 8, 2, little),
+            4: _small(octets, place + 8, little),
+        }
+        for code, value in values.items():
+            found = tf.where(ours & (kind == code), value, found)
+        return entry + 1, found
 
     def more(entry: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
         return (entry < entries) & (directory + 2 + 12 * entry <= last)
