@@ -1,6 +1,7 @@
 """Every export does in a fresh process of its own runtime what the library does, or is not made."""
 
 import base64
+import importlib.util
 import json
 import os
 import re
@@ -85,7 +86,7 @@ def test_what_is_measured(target, exports, arrays):
 
 
 def importable(name):
-    return __import__("importlib").util.find_spec(name) is not None
+    return importlib.util.find_spec(name) is not None
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -195,11 +196,18 @@ def test_a_saved_model_serves_photos_without_this_package(exports, expected, tmp
         assert [x.decode() for x in found["served_classes"][row]] == [CLASSES[i] for i in order]
         np.testing.assert_allclose(found["served_probabilities"][row], prob[order], rtol=1e-4)
     assert found["served_classes"][1].tolist() == [b""] * 5
-    assert ta.preset_of(__import__("tensorflow").saved_model.load(folder / "1")) == "caffe"
+
+
+def test_a_saved_model_tells_its_preset(exports):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(exports("savedmodel").folder / "1"))
+    assert ta.preset_of(loaded) == "caffe"
 
 
 def test_labels_and_warm_up_lie_where_serving_looks(exports):
     import tensorflow as tf
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
 
     from tf_alexnet.wire import Wire, fields
 
@@ -215,19 +223,9 @@ def test_labels_and_warm_up_lie_where_serving_looks(exports):
     assert log["spec"] == [{"name": ["alexnet"], "signature": ["serving_default"]}]
     (given,) = log["inputs"]
     assert given["key"] == ["image_bytes"]
-    photos = tf.make_ndarray(
-        tf.core.framework.tensor_pb2.TensorProto.FromString(bytes(given["value"][0]))
-        if hasattr(tf, "core")
-        else tensor_proto(bytes(given["value"][0]))
-    )
+    photos = tf.make_ndarray(TensorProto.FromString(bytes(given["value"][0])))
     served = tf.saved_model.load(str(folder)).signatures["serving_default"]
     assert served(image_bytes=tf.constant(photos))["status"].numpy().tolist() == [b"ok"]
-
-
-def tensor_proto(content):
-    from tensorflow.core.framework import tensor_pb2
-
-    return tensor_pb2.TensorProto.FromString(content)
 
 
 def test_a_saved_model_runs_in_a_session(exports):
@@ -420,7 +418,7 @@ def test_a_conversion_that_is_killed_leaves_nothing(weights, tmp_path, monkeypat
     from tf_alexnet.export import children
 
     monkeypatch.setattr(children, "_PROGRAM", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(OutputError, match="killed by signal 9.*memory ran out"):
+    with pytest.raises(OutputError, match=r"killed by signal 9.*memory ran out"):
         export_model(weights, "litert", tmp_path / "out", photos=PHOTOS)
     assert not list(tmp_path.iterdir())
 

@@ -127,7 +127,8 @@ def _verification(checked: Verification, variant: str) -> str:
 def _usage(source: Source, target: str) -> str:
     side, blobs = source.table.input_size, list(source.blobs)
     layers = opencv_layers(source)
-    more = "`classes`, `synsets` and `probabilities` (N, 5), most probable first, "
+    count = min(TOP, len(source.labels))
+    more = f"`classes`, `synsets` and `probabilities` (N, {count}), most probable first, "
     text = (
         TARGETS[target]
         .load()
@@ -158,7 +159,7 @@ def _weights(source: Source) -> str:
     what = one_line(Path(source.arrays.source).name)
     if source.arrays.untrained:
         return what
-    return f"{what} (convolutions of {known})" if known else f"{what}, not a known training"
+    return f"{what}, convolutions of {known}" if known else f"{what}, not a known training"
 
 
 def _shape(source: Source, blob: str) -> str:
