@@ -17,7 +17,6 @@ from conftest import EXAMPLE_PHOTOS
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES, LRN
-from tf_alexnet.cli.main import main
 from tf_alexnet.errors import OutputError, UsageError
 from tf_alexnet.export import TARGETS, export_model, targets
 from tf_alexnet.export.source import open_source
@@ -309,21 +308,6 @@ def test_wrong_labels_are_noticed(arrays, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "write", swapped)
     with pytest.raises(OutputError, match="names the wrong classes"):
         export_model(arrays, "savedmodel", tmp_path / "out", photos=PHOTOS, labels=CLASSES)
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
