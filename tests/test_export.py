@@ -115,7 +115,10 @@ READ_BACK = {
 }
 
 
-@pytest.mark.parametrize("target", [x for x in TARGETS if x != "savedmodel"])
+@pytest.mark.parametrize(
+    "target",
+    ["litert", "onnx", "openvino", "caffe", pytest.param("keras", marks=pytest.mark.slow)],
+)
 def test_the_code_on_the_card_computes_what_numpy_does(target, exports, expected, tmp_path):
     folder = exports(target).folder
     if target == "litert" and not importable("ai_edge_litert"):
@@ -146,55 +149,47 @@ def run_python(program, folder):
     return done.stdout
 
 
-SERVED = """
-import base64, json, sys
-sys.modules["tf_alexnet"] = None
-import numpy as np, tensorflow as tf
-loaded = tf.saved_model.load("1")
-assert sorted(loaded.signatures) == ["serving_default", "tensor"]
-served, tensor = loaded.signatures["serving_default"], loaded.signatures["tensor"]
-# As TensorFlow Serving does: base64 in JSON, one row for each instance.
-request = json.loads(open(sys.argv[1] if len(sys.argv) > 1 else "REQUEST").read())
-photos = [base64.b64decode(x["image_bytes"]["b64"]) for x in request["instances"]]
-found = served(image_bytes=tf.constant(photos))
-ops = set()
-for signature in (served, tensor):
-    graph = signature.graph.as_graph_def()
-    for nodes in (graph.node, *(f.node_def for f in graph.library.function)):
-        ops |= {node.op for node in nodes}
-        assert not any("_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b
-                       for node in nodes)
-x = np.load("X")
-rows = {k: v.numpy() for k, v in tensor(data=tf.constant(x)).items()}
-np.savez("FOUND", **rows, **{"served_" + k: v.numpy().astype("S") if v.dtype == tf.string
-                             else v.numpy() for k, v in found.items()})
-print(json.dumps(sorted(ops)))
-"""
+def test_a_saved_model_answers_as_tensorflow_serving_asks(exports, expected):
+    """Base64 in JSON, a row for each instance; verification ran it without this package."""
+    import tensorflow as tf
 
-
-def test_a_saved_model_serves_photos_without_this_package(exports, expected, tmp_path):
-    folder = exports("savedmodel").folder
+    loaded = tf.saved_model.load(str(exports("savedmodel").folder / "1"))
+    assert sorted(loaded.signatures) == ["serving_default", "tensor"]
     contents = [path.read_bytes() for path in PHOTOS]
     contents.insert(1, b"no photo")
     instances = [{"image_bytes": {"b64": base64.b64encode(x).decode()}} for x in contents]
-    (tmp_path / "request").write_text(json.dumps({"instances": instances}))
-    np.save(tmp_path / "x.npy", expected["x"])
-    places = {"REQUEST": "request", "X": "x.npy", "FOUND": "found.npz"}
-    program = re.sub('"(REQUEST|X|FOUND)"', lambda x: repr(str(tmp_path / places[x[1]])), SERVED)
-    ops = json.loads(run_python(program, folder))
-    assert {"LRN", "Conv2D", "DecodeJpeg"} <= set(ops)
-    assert not [x for x in ops if "Py" in x or "Xla" in x or "OneDnn" in x]
-    found = np.load(tmp_path / "found.npz")
-    for name in ("pool5", "prob"):
-        assert reference.relative_error(found[name], expected[name]) < 1e-5
-    assert found["served_status"].tolist() == [b"ok", b"not_an_image", b"ok"]
-    assert reference.relative_error(found["served_pool5"][[0, 2]], expected["pool5"]) < 1e-5
-    assert not found["served_pool5"][1].any()
+    request = json.loads(json.dumps({"instances": instances}))
+    photos = [base64.b64decode(x["image_bytes"]["b64"]) for x in request["instances"]]
+    found = loaded.signatures["serving_default"](image_bytes=tf.constant(photos))
+    found = {name: x.numpy() for name, x in found.items()}
+    assert found["status"].tolist() == [b"ok", b"not_an_image", b"ok"]
+    assert reference.relative_error(found["pool5"][[0, 2]], expected["pool5"]) < 1e-5
+    assert not found["pool5"][1].any()
     for row, prob in zip((0, 2), expected["prob"], strict=True):
         order = np.argsort(-prob)
-        assert [x.decode() for x in found["served_classes"][row]] == [CLASSES[i] for i in order]
-        np.testing.assert_allclose(found["served_probabilities"][row], prob[order], rtol=1e-4)
-    assert found["served_classes"][1].tolist() == [b""] * 5
+        assert [x.decode() for x in found["classes"][row]] == [CLASSES[i] for i in order]
+        np.testing.assert_allclose(found["probabilities"][row], prob[order], rtol=1e-4)
+    assert found["classes"][1].tolist() == [b""] * 5
+    rows = loaded.signatures["tensor"](data=tf.constant(expected["x"]))
+    for name in ("pool5", "prob"):
+        assert reference.relative_error(rows[name].numpy(), expected[name]) < 1e-5
+
+
+def test_a_saved_model_has_stock_operations_only(exports):
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(str(exports("savedmodel").folder / "1")).signatures
+    nodes = []
+    for signature in signatures.values():
+        graph = signature.graph.as_graph_def()
+        functions = graph.library.function
+        nodes += [*graph.node, *(node for f in functions for node in f.node_def)]
+        assert not any("_XlaMustCompile" in f.attr for f in functions)
+    ops = {node.op for node in nodes}
+    assert {"LRN", "Conv2D", "DecodeJpeg"} <= ops
+    assert not [x for x in ops if "Py" in x or "Xla" in x or "OneDnn" in x]
+    # oneDNN alone has grouped kernels: here inputs and kernels are split.
+    assert "Split" in ops
 
 
 def test_a_saved_model_tells_its_preset(exports):
@@ -240,8 +235,8 @@ def test_a_saved_model_runs_in_a_session(exports):
         feed = {signature.inputs["image_bytes"].name: [data, b"", data]}
         found = session.run(outputs, feed)
     assert found["status"].tolist() == [b"ok", b"empty", b"ok"]
-    assert (found["pool5"][0] == found["pool5"][2]).all()
-    assert found["pool5"][0].any()
+    assert reference.relative_error(found["pool5"][0], found["pool5"][2]) < 1e-5
+    assert not found["pool5"][1].any()
 
 
 def test_a_caffe_mean_is_what_the_preset_subtracts(exports):
@@ -275,7 +270,7 @@ def wrong(source, fault):
         *(("openvino", fault) for fault in ("alpha", "channels", "order")),
         *(("caffe", fault) for fault in ("alpha", "channels", "order")),
         ("onnx", "channels"),
-        ("savedmodel", "alpha"),
+        pytest.param("savedmodel", "alpha", marks=pytest.mark.slow),
     ],
 )
 def test_a_wrong_export_is_not_made(target, fault, arrays, monkeypatch, tmp_path):
@@ -288,6 +283,7 @@ def test_a_wrong_export_is_not_made(target, fault, arrays, monkeypatch, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_graph_with_other_jpeg_pixels_is_not_made(arrays, monkeypatch, tmp_path):
     import tensorflow as tf
 
@@ -298,6 +294,7 @@ def test_a_graph_with_other_jpeg_pixels_is_not_made(arrays, monkeypatch, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_noticed(arrays, monkeypatch, tmp_path):
     module = TARGETS["savedmodel"].load()
     write = module.write
@@ -337,8 +334,7 @@ def test_command_and_verify_only(run, weights, tmp_path):
     code, _, err = run(*(x if x != "onnx" else "keras" for x in arguments), "--verify-only")
     assert code == 2
     assert "it is onnx, float32" in err
-    other = ("random:1", "--architecture", "bvlc_alexnet", *arguments[2:])
-    code, _, err = run("export", *other, "--verify-only")
+    code, _, err = run("export", "torchvision-convs", *arguments[2:], "--verify-only")
     assert code == 2
     assert "it was made of other weights" in err
     # Damage after the fact is found.
@@ -357,7 +353,7 @@ def test_command_and_verify_only(run, weights, tmp_path):
         (("--to", "litert", "--variant", "int8"), 2, "Give --calibrate DIR with int8 only."),
         (("--to", "litert", "--calibrate", "."), 2, "Give --calibrate DIR with int8 only."),
         (("--to", "onnx", "--verify-only"), 2, "Name a folder that `tf-alexnet export` made"),
-        (("--to", "onnx", "--photos", "nothing.jpg"), 2, "nothing.jpg"),
+        (("--to", "onnx", "--photos", "nothing.jpg"), 5, "nothing.jpg"),
         (("--to", "onnx", "--preset", "squash.size224"), 2, "the network takes 227"),
         (("--to", "onnx", "--labels", "three.txt"), 2, "3 names for 5 classes"),
         (("--to", "onnx", "--architecture", "compact"), 3, "compact"),
@@ -411,7 +407,7 @@ def test_sources_end_where_their_weights_do(arrays):
     convolutions = open_source("torchvision-convs")
     assert convolutions.blobs == ("pool5",)
     assert convolutions.licence == "BSD-3-Clause"
-    assert convolutions.trained_as == "torchvision-convs"
+    assert convolutions.trained_as == "torchvision"
     control = open_source("random:3", architecture="compact")
     assert control.blobs == ("fc7", "prob")
     assert control.arrays.untrained
@@ -430,7 +426,7 @@ def test_untrained_weights_and_other_presets_are_named(tmp_path):
     assert "random:3 (untrained)" in card
     assert "antialiased" in card
     assert not (out / "mean.binaryproto").exists(), "no mean says what this preset does"
-    assert (out / "labels.txt").read_text().startswith("n01440764 tench\n")
+    assert (out / "labels.txt").read_text().startswith("n01440764 tench, Tinca tinca\n")
 
 
 def test_a_run_is_exported_with_its_classes(tmp_path, run):
@@ -440,12 +436,12 @@ def test_a_run_is_exported_with_its_classes(tmp_path, run):
 
     from tf_alexnet.training import train_head
 
-    data = plant(tmp_path / "data")
+    data = plant(tmp_path / "data", train=4, val=2)
     train_head(data, tmp_path / "RUN", weights="torchvision-convs")
     arguments = ["export", tmp_path / "RUN", "--to", "onnx", "-o", tmp_path / "out"]
     code, shown, err = run(*arguments, "--photos", data / "val")
     assert code == 0, err
-    assert "same top 1                12 of 12 photos" in shown
+    assert "same top 1                6 of 6 photos" in shown
     assert (tmp_path / "out" / "labels.txt").read_text().split() == list(PLANTED)
     shutil.rmtree(tmp_path / "out")
     code, _, err = run(*arguments, "--architecture", "torchvision")

@@ -68,7 +68,7 @@ FILES = {
         for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}))
     },
     **{f"turned by {n}": with_segment(JPEG, exif(n, "<>"[n % 2])) for n in range(10)},
-    "turned, as BYTE": with_segment(JPEG, exif(6, "<", 1)),
+    "not turned, as BYTE": with_segment(JPEG, exif(6, "<", 1)),
     "turned, as LONG": with_segment(JPEG, exif(8, ">", 4)),
     "behind another APP1": with_segment(JPEG, exif(6), b"http://ns.adobe.com/xap/1.0/\0<x/>"),
     "damaged EXIF": with_segment(JPEG, b"Exif\0\0MM\0*\xff\xff\xff\xff"),

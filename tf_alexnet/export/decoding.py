@@ -13,6 +13,7 @@ import tensorflow as tf
 
 _ORIENTATION = 0x0112
 _JPEG, _PNG, _RIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
+_PNG_COLOUR = 25  # place of the colour type, in whose bits 4 stands for alpha
 _KINDS = (_JPEG, _PNG, b"GIF8", b"BM", _RIFF)
 OK, EMPTY, NOT_AN_IMAGE, DAMAGED = "ok", "empty", "not_an_image", "damaged"
 
@@ -67,7 +68,14 @@ def decode_photo(data: tf.Tensor) -> tf.Tensor:
         return _turned(pixels, _orientation(data, _jpeg_exif))
 
     def png() -> tf.Tensor:
-        pixels = _over_white(tf.io.decode_png(data, 4))
+        octets = _octets(data)
+        # Asked for alpha that is not there, TensorFlow adds a wrong one to less than 8 bits.
+        alpha = (octets[_PNG_COLOUR] & 4 > 0) | (_png_chunk(octets, b"tRNS") > 0)
+        pixels = tf.cond(
+            alpha,
+            lambda: _over_white(tf.io.decode_png(data, 4)),
+            lambda: tf.io.decode_png(data, 3),
+        )
         return _turned(pixels, _orientation(data, _png_exif))
 
     def webp() -> tf.Tensor:
@@ -119,11 +127,17 @@ def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 def _orientation(data: tf.Tensor, find: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """The orientation that an image's EXIF states; 1 where it states none."""
-    octets = tf.io.decode_raw(data, tf.uint8)
-    # Whatever an offset in a damaged file says, there is something to read.
-    octets = tf.concat([octets, tf.zeros(16, tf.uint8)], 0)
+    octets = _octets(data)
     start = find(octets)
     return tf.cond(start > 0, lambda: _tagged(octets, start), lambda: tf.constant(1))
+
+
+def _octets(data: tf.Tensor) -> tf.Tensor:
+    """The bytes, and zeros: whatever an offset in a damaged file says, there is something to read.
+
+    Returns uint8 (length + 32,).
+    """
+    return tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros(32, tf.uint8)], 0)
 
 
 def _number(octets: tf.Tensor, place: tf.Tensor, size: int, little: tf.Tensor | bool) -> tf.Tensor:
@@ -146,14 +160,9 @@ def _tagged(octets: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
         place = directory + 2 + 12 * entry
         tag, kind = (_number(octets, place + x, 2, little) for x in (0, 2))
         ours = (tag == _ORIENTATION) & (_small(octets, place + 4, little) == 1)
-        values = {
-            1: _number(octets, place + 8, 1, little),  # BYTE, SHORT and LONG
-            3: _number(octets, place + 8, 2, little),
-            4: _small(octets, place + 8, little),
-        }
-        for code, value in values.items():
-            found = tf.where(ours & (kind == code), value, found)
-        return entry + 1, found
+        short, long = _number(octets, place + 8, 2, little), _small(octets, place + 8, little)
+        found = tf.where(ours & (kind == 3), short, found)
+        return entry + 1, tf.where(ours & (kind == 4), long, found)
 
     def more(entry: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
         return (entry < entries) & (directory + 2 + 12 * entry <= last)
@@ -210,11 +219,15 @@ def _jpeg_exif(octets: tf.Tensor) -> tf.Tensor:
 
 
 def _png_exif(octets: tf.Tensor) -> tf.Tensor:
-    """Chunks; EXIF is in eXIf."""
+    return _png_chunk(octets, b"eXIf")
+
+
+def _png_chunk(octets: tf.Tensor, name: bytes) -> tf.Tensor:
+    """Where the content of a PNG's chunk of this name begins, or 0 (PNG, section 5)."""
 
     def step(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        exif = _is_at(octets, place + 4, b"eXIf")
-        return tf.where(exif, place + 8, 0), place + 12 + _small(octets, place, False)
+        found = _is_at(octets, place + 4, name)
+        return tf.where(found, place + 8, 0), place + 12 + _small(octets, place, False)
 
     return _walk(octets, 8, step)
 

@@ -21,6 +21,7 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 def savedmodel(folder: Path, job: dict) -> tuple[str, Run]:
     """The signature ``tensor``; ``serving_default`` is run as well, on the files themselves."""
+    sys.modules["tf_alexnet"] = None  # an import of it would fail
     import tensorflow as tf
 
     signatures = tf.saved_model.load(str(folder / "1")).signatures
@@ -150,7 +151,6 @@ def main(path: str) -> None:
         "milliseconds": 1000 * float(np.median(times)),
         "ready_seconds": ready,
         "tensorflow": "tensorflow" in sys.modules,
-        "tf_alexnet": "tf_alexnet" in sys.modules,
     }
     Path(job["report"]).write_text(json.dumps(report))
 

@@ -68,7 +68,7 @@ class _Network(tf.Module):
     def __init__(self, source: Source, labels: Path | None):
         super().__init__(name=source.table.name)
         self._source = source
-        self.layers = {
+        self.arrays = {
             name: [tf.Variable(x, trainable=False, name=name) for x in layer]
             for name, layer in source.arrays.layers.items()
         }
@@ -83,7 +83,7 @@ class _Network(tf.Module):
         source = self._source
         # Where `preset_of` looks for it.
         x = tf.identity(data, name=preset_layer(source.arrays.metadata["preset"]))
-        return forward(source.table.layers, self.layers, x, source.blobs, portable=True)
+        return forward(source.table.layers, self.arrays, x, source.blobs, portable=True)
 
     def _serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         source, side = self._source, self._source.table.input_size
