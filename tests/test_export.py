@@ -92,7 +92,7 @@ def importable(name):
 def test_the_folder_describes_itself(target, exports, arrays):
     folder = exports(target).folder
     card = (folder / "README.md").read_text()
-    assert card.startswith("# bvlc_alexnet as a")
+    assert card.startswith("# bvlc_alexnet: ")
     for text in (arrays.digest, "`caffe`", "227", "2 photos", "104.0069879", "not recorded"):
         assert text in card, text
     assert "Untrained" not in card

@@ -88,7 +88,7 @@ def card_text(source: Source, target: str, variant: str, checked: Verification) 
         rows[4:5] = [("input", f"`data`: float32 (N, 3, {side}, {side}), preprocessed")]
     warning = "**Untrained**: random numbers, a control. Its answers mean nothing.\n\n"
     return (
-        f"# {source.table.name} as a {kind}\n\n"
+        f"# {source.table.name}: {kind}\n\n"
         f"{warning if source.arrays.untrained else ''}"
         f"{_table([('', ''), *rows])}\n"
         f"## Use\n\n{_usage(source, target)}\n"
@@ -99,7 +99,10 @@ def card_text(source: Source, target: str, variant: str, checked: Verification) 
 def verification_rows(checked: Verification, variant: str) -> list[tuple[str, str]]:
     """What was measured, as rows of a table."""
     tolerances = TOLERANCES[variant]
-    rows = [("runtime", checked.runtime), ("compared with", f"tf_alexnet, {checked.engine}")]
+    rows = [
+        ("runtime", checked.runtime),
+        ("compared with", f"tf_alexnet {VERSION}, engine {checked.engine}"),
+    ]
     if checked.without_tensorflow:
         rows[0] = ("runtime", f"{checked.runtime}, in a process without TensorFlow")
     rows.append(("photos", str(checked.photos)))
@@ -133,10 +136,10 @@ def _usage(source: Source, target: str) -> str:
         TARGETS[target]
         .load()
         .USAGE.format(
-            blobs=blobs,
+            blobs=json.dumps(blobs),
             names=", ".join(blobs) + ("," if len(blobs) == 1 else ""),
             features=source.features,
-            layers=[layers[x] for x in blobs],
+            layers=json.dumps([layers[x] for x in blobs]),
             mean=f"`{MEAN}` is what the preset subtracts."
             if mean_image(source) is not None
             else "",

@@ -125,7 +125,7 @@ def export_model(
         return _verified(source, output, to, variant, photos)
     with _new_folder(output) as folder:
         _write(source, folder, to, variant, calibrate)
-        _log.info("verifying it with %s", target_named(to, variant).runtime)
+        _log.info("verifying it: %s", target_named(to, variant).runtime)
         found = _verified(source, folder, to, variant, photos)
         about = source, to, variant, found.verification
         (folder / CARD).write_text(card_text(*about), encoding="utf-8")
@@ -196,7 +196,7 @@ def _write(source: Source, folder: Path, to: str, variant: str, calibrate) -> No
     if source.labels:
         (folder / LABELS).write_text(source.labels_text, encoding="utf-8")
     settings = {"variant": variant, "calibrate": calibrate} if len(target.variants) > 1 else {}
-    _log.info("writing a %s", target.title)
+    _log.info("writing it: %s", target.title)
     target.load().write(source, folder / target.file, **settings)
 
 
