@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing a
     from tf_alexnet import visualize
     from tf_alexnet.evaluation.evaluate import evaluate_photos
     from tf_alexnet.extraction import FeatureExtractor, extract_features, predict_photos
+    from tf_alexnet.export import export_model
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
     from tf_alexnet.labels import decode_predictions
@@ -51,6 +52,7 @@ _HOMES = {
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
     "evaluate_photos": "tf_alexnet.evaluation.evaluate",
+    "export_model": "tf_alexnet.export.exporter",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
     "fetch_weights": "tf_alexnet.weights",

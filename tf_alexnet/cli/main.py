@@ -14,6 +14,7 @@ from tf_alexnet.cli import (
     console,
     demo,
     evaluate,
+    export,
     extract,
     predict,
     summary,
@@ -39,6 +40,7 @@ for command in (
     extract.extract,
     train.train,
     evaluate.evaluate,
+    export.export,
     summary.summary,
 ):
     app.command()(command)
