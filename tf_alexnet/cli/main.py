@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tf_alexnet.cli import console, demo, evaluate, extract, predict, summary, train, weights
+from tf_alexnet.cli import console, demo, evaluate, extract, predict, serve, summary, train, weights
 from tf_alexnet.cli.options import Quiet
 from tf_alexnet.errors import AlexNetError, OutputError
 from tf_alexnet.version import VERSION
@@ -29,6 +29,7 @@ for command in (
     extract.extract,
     train.train,
     evaluate.evaluate,
+    serve.serve,
     summary.summary,
 ):
     app.command()(command)
