@@ -1,10 +1,14 @@
 """Requests that nobody should send: for the application, and for a socket."""
 
 import base64
+import contextlib
 import gzip
 import json
 import random
+import re
+import socket
 import struct
+import time
 import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -270,3 +274,17 @@ def hostile_bytes(host="localhost"):
         "upgrade": [good[:-2] + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"],
         "expectation": [head + length % 10**9 + b"Expect: 100-continue\r\n\r\n"],
     }
+
+
+def exchange(address, parts, pause=0.05, patience=5.0):
+    """Send parts to a server; the statuses of what it answers until it or `patience` ends."""
+    answer = b""
+    with contextlib.suppress(OSError), socket.create_connection(address, patience) as connection:
+        with contextlib.suppress(OSError):  # it may close before all is sent
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause if len(parts) > 1 else 0)
+            connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(2**16):
+            answer += part
+    return [int(x) for x in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer)]
