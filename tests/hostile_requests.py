@@ -34,7 +34,8 @@ class Hostile:
 
     def raw(self, host="localhost"):
         """As bytes for a socket."""
-        headers = {"Host": host, "Content-Length": str(len(self.body)), **self.headers}
+        headers = {"Host": host, "Connection": "close", "Content-Length": str(len(self.body))}
+        headers |= self.headers
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"{self.method} {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + self.body
 
@@ -284,7 +285,6 @@ def exchange(address, parts, pause=0.05, patience=5.0):
             for part in parts:
                 connection.sendall(part)
                 time.sleep(pause if len(parts) > 1 else 0)
-            connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(2**16):
             answer += part
     return [int(x) for x in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer)]

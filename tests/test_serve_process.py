@@ -1,4 +1,4 @@
-"""The server as a process: sockets, signals, limits of its own, and a campaign of hostile requests."""
+"""The server as a process: sockets, signals, its own limits, a campaign of hostile requests."""
 
 import json
 import os
@@ -157,23 +157,23 @@ def test_token_opens_the_server_to_other_machines(run):
 
 
 def campaign(seed, count):
-    """Hostile requests in random order: (parts for a socket, the statuses that are right)."""
+    """Hostile requests: (parts for a socket, seconds to wait, the statuses that are right)."""
     random_ = random.Random(seed)
     table = [x for x in hostile_requests() if x.name != "too large"]
     for number in range(count):
         kind = number % 10
         if kind < 4:
             hostile = random_.choice(table)
-            yield [hostile.raw()], REFUSED
+            yield [hostile.raw()], 40, REFUSED
         elif kind < 8:
             content = damaged(random_, photo(random_, *random_.choice(WRITERS)))
             hostile = Hostile("damaged", "/predict", form(content), HEADERS)
-            yield [hostile.raw()], REFUSED | {200}  # some survive
+            yield [hostile.raw()], 40, REFUSED | {200}  # some survive
         elif number % 100 == 9:
             large = next(x for x in hostile_requests() if x.name == "too large")
-            yield [large.raw()], REFUSED
+            yield [large.raw()], 40, REFUSED
         else:
-            yield random_.choice([*hostile_bytes().values()]), REFUSED | {200}
+            yield random_.choice([*hostile_bytes().values()]), 1, REFUSED | {200}
 
 
 @pytest.mark.slow
@@ -191,8 +191,8 @@ def test_thousand_hostile_requests(run, example_photos):
                     answers.append(client.post("/predict", **good).json())
 
         def misbehave(task):
-            parts, right = task
-            found = exchange(address, parts, patience=20.0)
+            parts, patience, right = task
+            found = exchange(address, parts, patience=patience)
             assert set(found) <= right, found
 
         tasks = list(campaign(1, 1000))
