@@ -59,6 +59,22 @@ def _no_memory_of_other_modules():
     free(keep=False)
 
 
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
+    from tf_alexnet.cli.main import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def example_photos():
     """Paths of the photos that the repository ships."""

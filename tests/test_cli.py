@@ -20,25 +20,9 @@ from weight_seeds import deep_compression_file
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.cli.main import main
 from tf_alexnet.weights import LayerArrays, Source, WeightArrays, catalog, known_weights
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture(autouse=True)

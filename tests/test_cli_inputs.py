@@ -15,7 +15,6 @@ from PIL import Image
 import tf_alexnet as ta
 from tf_alexnet import progress
 from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, TORCHVISION, blob_names
-from tf_alexnet.cli.main import main
 from tf_alexnet.errors import LayerError, UsageError
 from tf_alexnet.predictions import predict_photos
 from tf_alexnet.training import Run, train_head
@@ -147,19 +146,14 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """Run `tf-alexnet` in this process; returns (exit code, stdout, lines of stderr)."""
+def run(run):
+    """`run` of all tests, with stderr as lines, without the note of the engine."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        lines = [x for x in err.splitlines() if not x.startswith("note: engine ")]
-        return exit_.value.code or 0, out, lines
+    def lines(*arguments):
+        code, out, err = run(*arguments)
+        return code, out, [x for x in err.splitlines() if not x.startswith("note: engine ")]
 
-    return run
+    return lines
 
 
 def test_calls_that_can_not_work_end_before_tensorflow_and_downloads(folder):

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 
 import h5py
 import jobs
@@ -13,7 +12,6 @@ from PIL import Image
 from sklearn import metrics
 
 import tf_alexnet as ta
-from tf_alexnet.cli.main import main
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.evaluation import evaluate as evaluating
 from tf_alexnet.evaluation import ground_truth
@@ -389,21 +387,6 @@ def test_photos_that_are_there_twice_count_once(network, validation, weights):
     found = ta.evaluate_photos("data", weights)
     assert found.photos == 12
     assert "11 photos are links to others of them and count once" in found.notes
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

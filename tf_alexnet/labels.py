@@ -9,6 +9,7 @@ Caffe, torchvision and Keras number the classes in the ASCII order of their Word
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 import re
@@ -178,6 +179,49 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
     if isinstance(labels, bytes | set | frozenset) or not isinstance(labels, Iterable):
         raise InputError(asked, f"got {type(labels).__name__}", "Give a list of names.")
     return tuple(_label(item, number, asked) for number, item in enumerate(labels))
+
+
+def find_class(name: str | int, labels: Sequence[Label]) -> int:
+    """The index of a class that a user names.
+
+    Parameters
+    ----------
+    name : str or int
+        Its index, its synset id, its label, or one of the names in its label; in small or capital
+        letters.
+    labels : sequence of Label
+        All classes.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InputError
+        If there is no such class, or several.
+    """
+    text = str(name).strip()
+    asked = f"class {text!r}"
+    if _INDEX.fullmatch(text) and not any(x.label == text for x in labels):
+        if int(text) < len(labels):
+            return int(text)
+        advice = f"Give an index from 0 to {len(labels) - 1}, or a name."
+        raise InputError(asked, f"there are {len(labels)} classes", advice)
+    wanted = text.casefold()
+    exact = [i for i, x in enumerate(labels) if wanted in (x.label.casefold(), x.synset)]
+    found = exact or [
+        i for i, x in enumerate(labels) if wanted in map(str.strip, x.label.casefold().split(","))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{i} ({labels[i].synset or labels[i].label})" for i in found)
+        raise InputError(asked, f"several classes have that name: {several}", "Give the index.")
+    names = {part.strip().casefold(): x.label for x in labels for part in x.label.split(",")}
+    close = difflib.get_close_matches(wanted, names, n=3)
+    hint = f"Similar are: {'; '.join(dict.fromkeys(names[x] for x in close))}." if close else ""
+    raise InputError(asked, "there is no such class", hint or "Give an index or another name.")
 
 
 def _text(path: str | PathLike, asked: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_alexnet.errors import UsageError, one_line
 from tf_alexnet.files import replacing
-from tf_alexnet.visualize import check_picture
+from tf_alexnet.visualize.sheets import check_picture
 
 if TYPE_CHECKING:
     from tf_alexnet.extraction.reader import Failure

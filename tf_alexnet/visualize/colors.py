@@ -10,7 +10,6 @@ import numpy as np
 # ColorBrewer's RdBu, dark blue to dark red, told apart also by the colour-blind.
 _DIVERGING = ((5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31))
 _SEQUENTIAL = {"viridis": cv2.COLORMAP_VIRIDIS, "inferno": cv2.COLORMAP_INFERNO}
-NAMES = (*_SEQUENTIAL, "diverging")
 
 
 @functools.cache
@@ -19,7 +18,7 @@ def color_table(name: str) -> np.ndarray:
 
     Parameters
     ----------
-    name : {"viridis", "inferno", "diverging"}
+    name : {"viridis", "inferno", "gray", "diverging"}
         The last is blue, white, red; the entry in its middle is white.
 
     Returns
@@ -33,6 +32,8 @@ def color_table(name: str) -> np.ndarray:
         table = np.rint(np.stack(channels, axis=1)).astype(np.uint8)
     else:
         grey = np.rint(np.linspace(0, 255, 255)).astype(np.uint8)[:, None]
+        if name == "gray":
+            return grey.repeat(3, axis=1)
         table = cv2.applyColorMap(grey, _SEQUENTIAL[name])[:, 0, ::-1].copy()  # OpenCV's are BGR
     table.flags.writeable = False
     return table

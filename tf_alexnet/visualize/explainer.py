@@ -14,6 +14,7 @@ from tf_alexnet.architectures import PREACT, Architecture
 from tf_alexnet.errors import InputError, LayerError, UsageError
 from tf_alexnet.images import Preset, preprocess_input
 from tf_alexnet.images.mean_image import Mean
+from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
 from tf_alexnet.visualize.geometry import cell_centres, crop_of
 from tf_alexnet.weights import LayerArrays, WeightArrays
 from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
@@ -95,6 +96,27 @@ class Explainer:
             for name, pair in self._arrays.items()
         }
         self._graphs = _Graphs(self.table, self._variables, self.score_layer)
+
+    def labels(self, names: Labels | None = None) -> tuple[Label, ...]:
+        """A name for every class: given ones, ImageNet's for 1000 classes, or numbers.
+
+        Raises
+        ------
+        InputError
+            If names are given, and not one for each class.
+        """
+        if self.score_layer != LOGITS:
+            return tuple(Label("", f"channel {i} of pool5") for i in range(self.classes))
+        if names is None and self.classes == len(imagenet_labels()):
+            return imagenet_labels()
+        known = read_labels(map(str, range(self.classes)) if names is None else names)
+        if len(known) != self.classes:
+            raise InputError(
+                f"{len(known)} class names",
+                f"the network has {self.classes} classes",
+                "Give one name for each, in the order of the network's output.",
+            )
+        return known
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """The part of a photo that the network sees: uint8 RGB, (S, S, 3).

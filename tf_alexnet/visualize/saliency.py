@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -13,12 +13,28 @@ from tf_alexnet.errors import InputError, UsageError
 from tf_alexnet.images import load_image
 from tf_alexnet.visualize.colors import colored
 from tf_alexnet.visualize.explainer import Explainer
+from tf_alexnet.visualize.figures import INK, PALE, color_bar, label, new_figure, show, shrunk
 from tf_alexnet.visualize.geometry import Placement, cell_centres
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHODS = ("gradcam", "gradient", "smoothgrad", "integrated", "occlusion", "guided")
 SIGNED = ("integrated", "occlusion")
 BASELINES = ("mean", "black", "blur")
 GAP_LIMIT = 0.05  # completeness gap above which integrated gradients should not be trusted
+GUIDED_NOTE = (
+    "guided backpropagation shows what the lower layers see; it depends little on the class "
+    "(Adebayo et al. 2018)"
+)
+_READINGS = {  # what the numbers at the colour bar are
+    "gradcam": "weighted activation",
+    "gradient": "|gradient of the score|",
+    "smoothgrad": "mean |gradient of the score|",
+    "integrated": "part of the score (red speaks for the class)",
+    "occlusion": "fall of the score when covered (red speaks for the class)",
+    "guided": "|guided gradient|",
+}
 _LIMIT = 99  # percentile of the values at which colours end
 _BLUR = 1 / 20  # standard deviation of the blurred baseline, as a part of the input's side
 
@@ -60,6 +76,11 @@ class SaliencyMap:
     def signed(self) -> bool:
         """Whether values below zero speak against the class."""
         return self.method in SIGNED
+
+    @property
+    def colors(self) -> str:
+        """The colour map that it is drawn in."""
+        return "diverging" if self.signed else "viridis"
 
     @property
     def constant(self) -> bool:
@@ -193,8 +214,7 @@ class Task:
         index : int
             The class.
         """
-        if method not in METHODS:
-            raise UsageError(f"method {method!r}", "unknown", f"Use one of {', '.join(METHODS)}.")
+        check_method(method)
         points = np.arange(x.shape[1], dtype=np.float64)
         gap = None
         if method == "gradcam":
@@ -270,6 +290,13 @@ class Task:
         return np.concatenate(falls).reshape(len(starts), len(starts)), centres
 
 
+def check_method(method: str) -> str:
+    """`method`, if there is such a one (UsageError otherwise)."""
+    if method not in METHODS:
+        raise UsageError(f"method {method!r}", "unknown", f"Use one of {', '.join(METHODS)}.")
+    return method
+
+
 def filler(explainer: Explainer, x: np.ndarray) -> np.ndarray:
     """The mean colour as the network takes it: 0, unless the preset subtracts no mean."""
     if explainer.preset.is_raw:
@@ -314,7 +341,55 @@ def overlay(image: np.ndarray, found: SaliencyMap | np.ndarray, alpha: float = 0
         )
     if found.constant:
         return image.copy()
-    colors = colored(found.values, "diverging" if found.signed else "viridis", *found.limits)
+    colors = colored(found.values, found.colors, *found.limits)
     mixed = image * np.float32(1 - alpha) + colors * np.float32(alpha)
     seen = np.isfinite(found.values)[..., None]
     return np.where(seen, np.rint(mixed).astype(np.uint8), image)
+
+
+def saliency_figure(
+    image: np.ndarray,
+    found: SaliencyMap,
+    *,
+    name: str = "",
+    class_name: str = "",
+    alpha: float = 0.5,
+) -> Figure:
+    """The photo, and the map over it with a colour bar.
+
+    Parameters
+    ----------
+    image, found, alpha
+        As in `overlay`.
+    name, class_name : str
+        Of the photo and of the class, for the title.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    height, width = image.shape[:2]
+    tall = height > width / 2
+    ratio = min(4.0, max(0.25, height / width))
+    size = (9.6, 4.6 * min(ratio, 1.6) + 1.3) if tall else (8.0, 15 * ratio + 1.9)
+    figure = new_figure(*size)
+    panels = figure.subplots(1, 2) if tall else figure.subplots(2, 1)
+    aspect = "equal" if 0.25 < height / width < 4 else "auto"
+    low, high = found.limits
+    for axes, pixels in zip(panels, (image, overlay(image, found, alpha)), strict=True):
+        show(axes, shrunk(pixels), aspect=aspect)
+    what = f"class {found.class_index}" + (f" {class_name}" if class_name else "")
+    figure.suptitle(
+        f"{label(name, 60)}\n{found.method}, {label(what, 60)}, score {found.score:.4g}".strip(),
+        fontsize=10,
+        color=INK,
+    )
+    if found.constant:
+        seen = found.values[np.isfinite(found.values)]
+        value = f"{seen[0]:.3g}" if seen.size else "nothing"
+        panels[1].set_xlabel(f"the map is {value} everywhere: it says nothing", color=INK)
+        return figure
+    color_bar(figure, panels[1], found.colors, low, high, _READINGS[found.method])
+    if found.method == "guided":
+        figure.supxlabel(GUIDED_NOTE, fontsize=8, color=PALE)
+    return figure
