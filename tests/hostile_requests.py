@@ -159,7 +159,8 @@ def _json():
         "base64 in lines": {"instances": [{"b64": good[:40] + "\n" + good[40:]}]},
         "surrogates": {"instances": [{"b64": "\ud800"}]},
         "another signature": {"signature_name": "x", "instances": [{"b64": good}]},
-        "one of two broken": {"instances": [{"b64": good}, {"b64": "AAAA"}]},
+        "both broken": {"instances": [{"b64": ""}, {"b64": "AAAA"}]},
+        "one of two bad": {"instances": [{"b64": good}, {"b64": "%"}]},
     }
     for name, value in values.items():
         yield Hostile(f"JSON: {name}", TENSORFLOW, json.dumps(value).encode())

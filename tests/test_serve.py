@@ -166,14 +166,17 @@ def b64(photo):
 def test_tensorflow_serving_by_row_and_column(ask, photos, expected):
     instances = [{"image_bytes": {"b64": b64(photo)}} for photo in photos[:3]]
     rows = content_of(ask(TENSORFLOW, "POST", json={"instances": instances}))["predictions"]
-    assert [set(row) for row in rows] == [{"classes", "synsets", "probabilities", "pool5"}] * 3
+    assert [set(row) for row in rows] == [
+        {"classes", "synsets", "probabilities", "pool5", "status"}
+    ] * 3
     order = np.argsort(-expected["prob"][:3], axis=1)[:, :5]
     for row, best, values in zip(rows, order, expected["prob"], strict=False):
         assert row["classes"] == [CLASSES[i] for i in best]
         assert row["synsets"] == [""] * 5
         assert row["probabilities"] == pytest.approx(values[best].tolist(), rel=1e-4)
     pool5 = np.array([row["pool5"] for row in rows])
-    assert reference.relative_error(pool5, expected["pool5"][:3].reshape(3, -1)) < 1e-5
+    assert reference.relative_error(pool5, expected["pool5"][:3]) < 1e-5
+    assert [row["status"] for row in rows] == ["ok"] * 3
     short = [{"b64": b64(photo)} for photo in photos[:3]]
     for inputs in (short, {"image_bytes": short}):
         request = {"signature_name": "serving_default", "inputs": inputs}
@@ -181,6 +184,15 @@ def test_tensorflow_serving_by_row_and_column(ask, photos, expected):
         columns = content_of(ask(path, "POST", json=request))["outputs"]
         assert columns["classes"] == [row["classes"] for row in rows]
         assert np.allclose(columns["pool5"], pool5, rtol=1e-4, atol=1e-4)
+
+
+def test_broken_photo_fails_alone(ask, photos):
+    instances = [{"b64": b64(x)} for x in (photos[0], b"no photo")]
+    good, bad = content_of(ask(TENSORFLOW, "POST", json={"instances": instances}))["predictions"]
+    assert (good["status"], bad["status"]) == ("ok", "not_an_image")
+    assert bad["classes"] == [""] * 5
+    assert not np.any(bad["pool5"])
+    assert np.shape(bad["pool5"]) == np.shape(good["pool5"])
 
 
 def test_tensorflow_serving_says_what_it_serves(ask):
@@ -195,7 +207,8 @@ def test_tensorflow_serving_says_what_it_serves(ask):
         for name, output in signature["outputs"].items()
     }
     assert dims == {
-        "classes": [-1, 5], "synsets": [-1, 5], "probabilities": [-1, 5], "pool5": [-1, 9216]
+        "classes": [-1, 5], "synsets": [-1, 5], "probabilities": [-1, 5],
+        "pool5": [-1, 6, 6, 256], "status": [-1],
     }  # fmt: skip
 
 
@@ -208,7 +221,7 @@ def test_kserve_in_json_and_with_binary_data(ask, photos, expected):
     found = content_of(ask(KSERVE, "POST", json=kserve(photos[:2])))
     assert (found["model_name"], found["model_version"], found["id"]) == ("alexnet", "1", "42")
     outputs = {x["name"]: x for x in found["outputs"]}
-    assert [outputs["pool5"][x] for x in ("datatype", "shape")] == ["FP32", [2, 9216]]
+    assert [outputs["pool5"][x] for x in ("datatype", "shape")] == ["FP32", [2, 6, 6, 256]]
     pool5 = np.array(outputs["pool5"]["data"]).reshape(2, -1)
     assert reference.relative_error(pool5, expected["pool5"][:2].reshape(2, -1)) < 1e-5
     assert outputs["classes"]["shape"] == [2, 5]
@@ -231,7 +244,7 @@ def test_kserve_says_what_it_serves(ask):
     assert content_of(ask("/v2"))["extensions"] == ["binary_tensor_data"]
     found = content_of(ask("/v2/models/alexnet"))
     assert found["inputs"] == [{"name": "image_bytes", "datatype": "BYTES", "shape": [-1]}]
-    assert {x["name"]: x["shape"] for x in found["outputs"]}["pool5"] == [-1, 9216]
+    assert {x["name"]: x["shape"] for x in found["outputs"]}["pool5"] == [-1, 6, 6, 256]
 
 
 def test_neighbours_are_the_nearest_rows(ask, photos, expected, example_photos):
@@ -257,7 +270,10 @@ def test_neighbours_are_the_nearest_rows(ask, photos, expected, example_photos):
 def test_index_of_other_weights_is_refused(index, tmp_path):
     with pytest.raises(UsageError, match="its weights_digest is sha256:"):
         Service("random:1", architecture="compact", index=index, engine="openvino")
-    for name, reason in (("none.h5", "there is no such file"), ("bad.h5", "it can't be read")):
+    for name, reason in (
+        ("none.h5", "there is no such file"),
+        ("bad.h5", "it can't be read as features"),
+    ):
         (tmp_path / "bad.h5").write_bytes(b"no features")
         with pytest.raises(UsageError, match=reason):
             Service("torchvision-convs", index=tmp_path / name)
@@ -554,7 +570,7 @@ def test_weights_without_classes(client, photos):
         assert len(found["pool5"]) == 9216
         instances = {"instances": [{"b64": b64(photos[0])}]}
         found = content_of(client.ask(app, TENSORFLOW, "POST", json=instances))
-        assert found["predictions"][0].keys() == {"pool5"}
+        assert found["predictions"][0].keys() == {"pool5", "status"}
     finally:
         service.close()
 
@@ -562,7 +578,7 @@ def test_weights_without_classes(client, photos):
 def test_layer_that_is_answered():
     for weights, architecture, layer in (("random:1", "compact", "fc7"),):
         service = Service(weights, architecture=architecture, engine="openvino", workers=1)
-        assert (service.layer, service.width, service.classes) == (layer, 2048, 1000)
+        assert (service.layer, service.shape, service.classes) == (layer, (2048,), 1000)
         assert service.facts()["untrained"] is True
         service.close()
 

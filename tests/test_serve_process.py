@@ -127,7 +127,7 @@ def command(*arguments, **environment):
         (["--host", "0.0.0.0"], 2, "no token is set. Set --token or TF_ALEXNET_TOKEN"),
         (["--token", "short"], 2, "5 characters, fewer than 16"),
         (["--host", "256.1.1.1"], 4, "can't be used"),
-        (["--index", "none.h5", "--port", "0"], 2, "index none.h5: there is no such file"),
+        (["--index", "none.h5", "--port", "0"], 2, "none.h5: there is no such file"),
     ],
 )
 def test_wrong_calls_end_in_a_line(arguments, code, text, run):

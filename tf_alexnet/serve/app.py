@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -288,12 +289,13 @@ class _Endpoints:
         """KServe: photos to tensors."""
         length = request.headers.get("inference-header-content-length")
         id_, _, found = await self._computed(request, lambda body: parse_kserve(body, length))
+        kinds = self._outputs()
         outputs = [
             {
                 "name": name,
-                "datatype": self._outputs()[name][0],
-                "shape": [len(rows), len(rows[0])],
-                "data": [value for row in rows for value in row],
+                "datatype": kinds[name][0],
+                "shape": [len(rows), *kinds[name][1]],
+                "data": np.array(rows).ravel().tolist(),
             }
             for name, rows in found.items()
         ]
@@ -301,13 +303,17 @@ class _Endpoints:
         return JSONResponse(content if id_ is None else {**content, "id": id_})
 
     def _outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """KServe's type and the shape of a photo's part of every output."""
+        """KServe's type and the shape of a photo's part of every output.
+
+        They are those of an exported SavedModel.
+        """
         classes = min(_TOP, self._service.classes or 0)
         outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         if classes:
             outputs = dict.fromkeys(("classes", "synsets"), ("BYTES", (classes,)))
             outputs["probabilities"] = "FP32", (classes,)
-        return {**outputs, self._service.layer: ("FP32", (self._service.width,))}
+        outputs[self._service.layer] = "FP32", self._service.shape
+        return {**outputs, "status": ("BYTES", ())}
 
     async def _computed(
         self, request: Request, parse: Callable[[bytes], Wanted]
@@ -321,23 +327,31 @@ class _Endpoints:
                 raise RequestError(400, found)
             ticket.add_images(len(wanted.photos))
             answers = await self._service.answers(wanted.photos)
-            for place, answer in enumerate(answers):
-                if isinstance(answer, Failure):
-                    error = _refusal(answer)
-                    raise RequestError(error.status, f"photo {place}: {error.message}")
-            rows = [self._row(answer, names) for answer in answers]
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        if len(failures) == len(answers):
+            raise _refusal(failures[0])
+        rows = [self._row(answer) for answer in answers]
         return wanted.id, wanted.columns, {name: [row[name] for row in rows] for name in names}
 
-    def _row(self, answer: Answer, names: Collection[str]) -> dict[str, list[Any]]:
+    def _row(self, answer: Answer | Failure) -> dict[str, Any]:
+        """All outputs for a photo; of one that can't be read they are empty but for its status."""
+        if isinstance(answer, Failure):
+            count = min(_TOP, self._service.classes or 0)
+            empty = {
+                "classes": [""] * count,
+                "synsets": [""] * count,
+                "probabilities": [0.0] * count,
+            }
+            features = np.zeros(self._service.shape).tolist()
+            return {**empty, self._service.layer: features, "status": answer.code}
         found = self._service.predictions(answer, _TOP)
-        row: dict[str, list[Any]] = {
+        return {
             "classes": [x.label for x in found],
             "synsets": [x.synset for x in found],
             "probabilities": [x.probability for x in found],
+            self._service.layer: answer.features.tolist(),
+            "status": "ok",
         }
-        if self._service.layer in names:
-            row[self._service.layer] = answer.features.ravel().tolist()
-        return row
 
     async def _one(self, request: Request, ticket: Ticket) -> tuple[Upload, dict[str, str]]:
         uploads, fields = await self._form(request, ticket)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tf_alexnet.errors import AlexNetError
 from tf_alexnet.serve.limits import RequestError
-from tf_alexnet.serve.photo_index import jpeg, shrunk
+from tf_alexnet.serve.photo_index import jpeg
 from tf_alexnet.weights import WeightArrays
 
 _SIDE = 1024  # larger photos are explained as a copy of so many pixels
@@ -158,6 +158,7 @@ def _drawn(
 ) -> tuple[dict[str, Any], bytes]:
     from tf_alexnet.images.decode import decode_photo
     from tf_alexnet.visualize import overlay, saliency_map
+    from tf_alexnet.visualize.figures import shrunk
 
     photo = shrunk(decode_photo(content, opencv=True), _SIDE)
     found = saliency_map(explainer, photo, method, target)

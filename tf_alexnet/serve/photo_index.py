@@ -8,12 +8,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.errors import ImageError, InputError, UsageError
 from tf_alexnet.extraction import FeatureExtractor
-from tf_alexnet.extraction.formats import open_output
+from tf_alexnet.extraction.formats import printable
 from tf_alexnet.extraction.spec import POOLS
 from tf_alexnet.images import load_image
+from tf_alexnet.visualize.features_file import read_features
+from tf_alexnet.visualize.figures import shrunk
 
+_ADVICE = "Extract the index with the weights that are served."
 _TILE = 224  # pixels of a thumbnail's longer side
 
 
@@ -41,7 +44,8 @@ class PhotoIndex:
     Parameters
     ----------
     path : path
-        A file that `extract_features` wrote; of several layers the last is used.
+        What `extract_features` wrote, as `read_features` takes it; of several layers the last is
+        used.
 
     Attributes
     ----------
@@ -52,33 +56,20 @@ class PhotoIndex:
 
     Raises
     ------
-    UsageError
+    InputError
         If there is no such file, or it is not one of features.
     """
 
     def __init__(self, path: str | os.PathLike):
         self._path = os.fspath(path)
-        if not os.path.isfile(path):
-            advice = "Name a file that `tf-alexnet extract` wrote."
-            raise UsageError(f"index {self._path}", "there is no such file", advice)
-        try:
-            with open_output(path) as output:
-                if not output.count:
-                    raise ValueError("it holds no rows")
-                self.layer = [*output.layers][-1]
-                self._attributes = output.attributes
-                self._photos = [photo.place or photo.path for photo in output.photos]
-                blocks = output.blocks([self.layer])
-                rows = [_flat(np.float32(block[self.layer])) for block in blocks]
-        except (ValueError, KeyError, OSError, ImportError) as error:
-            advice = "Name a file that `tf-alexnet extract` wrote."
-            raise UsageError(f"index {self._path}", f"it can't be read ({error})", advice) from None
-        self._rows = np.concatenate(rows)
-        del rows
-        if not np.isfinite(self._rows).all():  # --missing nan
-            self._rows = np.nan_to_num(self._rows, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-        self._rows /= _norms(self._rows)
-        self.names = _below_common_folder(self._photos)
+        found = read_features(path)
+        self.layer = [*found.layers][-1]
+        self._photos, rows, _ = found.complete(self.layer)
+        if not self._photos:
+            raise InputError(self._path, f"no row of {self.layer} is complete", _ADVICE)
+        self._attributes = found.attributes
+        self._rows = rows / _norms(rows)
+        self.names = [printable(name) for name in _below_common_folder(self._photos)]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,13 +93,13 @@ class PhotoIndex:
                 raise UsageError(
                     f"index {self._path}",
                     f"its {name} is {found[name]}, and the network that is served has {value}",
-                    "Extract the index with the weights that are served.",
+                    _ADVICE,
                 )
 
     def row_of(self, blob: np.ndarray) -> np.ndarray:
         """A photo's blob of `layer` as a row of the index: pooled, flat, of length 1."""
         pool = POOLS.get(self._attributes.get("pool", "none"))
-        row = _flat((pool(blob, axis=(0, 1)) if pool and blob.ndim == 3 else blob)[None])
+        row = (pool(blob, axis=(0, 1)) if pool and blob.ndim == 3 else blob).reshape(1, -1)
         return (row / _norms(row))[0]
 
     def nearest(self, row: np.ndarray, count: int) -> list[Neighbour]:
@@ -135,25 +126,11 @@ class PhotoIndex:
         return jpeg(shrunk(load_image(path), _TILE), 85)
 
 
-def shrunk(photo: np.ndarray, most: int) -> np.ndarray:
-    """`photo`, uint8 (H, W, 3), with at most so many pixels a side."""
-    height, width = photo.shape[:2]
-    scale = most / max(height, width)
-    if scale >= 1:
-        return photo
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
-
-
 def jpeg(picture: np.ndarray, quality: int = 90) -> bytes:
     """A picture, uint8 (H, W, 3) RGB or (H, W) grey, as a JPEG file."""
     if picture.ndim == 3:
         picture = picture[..., ::-1]
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-
-
-def _flat(rows: np.ndarray) -> np.ndarray:
-    return rows.reshape(len(rows), -1)
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from tf_alexnet.architectures import PREACT, Conv, Dense
 from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.decoder import Failure
+from tf_alexnet.extraction.formats import printable
 from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.labels import Prediction, decode_predictions
 from tf_alexnet.serve.batching import SIZE, Batcher
@@ -66,8 +66,8 @@ class Service:
     extractor : FeatureExtractor
     layer : str
         Layer of the features that are answered: the index's, or else the last one before `fc8`.
-    width : int
-        Values of that layer.
+    shape : tuple of int
+        Of these features.
     layers : tuple of str
         Layers that `activations` shows.
     classes : int or None
@@ -109,7 +109,7 @@ class Service:
         if self.index:
             self.index.check(self.extractor)
         blob = self.layer.removesuffix(PREACT)
-        self.width = next(math.prod(x.output_shape) for x in table.rows() if x.name == blob)
+        self.shape = next(x.output_shape for x in table.rows() if x.name == blob)
         self._side = table.input_size
         names = [layer.name for layer in table.layers]
         self.layers = tuple(names[: names.index("pool5") + 1])
@@ -247,5 +247,5 @@ class Service:
 def _class_names(run: Run | None, count: int | None) -> Sequence[str] | None:
     """Labels for `decode_predictions`; None for ImageNet's."""
     if run is not None:
-        return run.record.classes
+        return [printable(name) for name in run.record.classes]
     return None if count in (None, 1000) else [f"class {i}" for i in range(count)]
