@@ -77,8 +77,8 @@ def create_app(
         await asyncio.to_thread(service.close)
 
     async def failed(_: Request, error: Exception) -> Response:
-        found = f"{error.detail}: see the list of endpoints in the README"
-        return error_response(RequestError(error.status_code, found, dict(error.headers or {})))
+        found = RequestError(error.status_code, error.detail, dict(error.headers or {}))
+        return error_response(found)
 
     guard = Middleware(
         Guard, counters=service.counters, seconds=limits.seconds, token=token, hosts=hosts
