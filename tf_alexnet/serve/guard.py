@@ -105,7 +105,8 @@ class Guard:
         if self._token is not None and scope["path"] not in _OPEN:
             given = headers.get("authorization", "")
             kind, _, token = given.partition(" ")
-            same = hmac.compare_digest(token.strip().encode(), self._token.encode())
+            # Headers are bytes, shown as Latin-1.
+            same = hmac.compare_digest(token.strip().encode("latin-1"), self._token.encode())
             if kind.lower() != "bearer" or not same:
                 advice = "send Authorization: Bearer TOKEN"
                 raise RequestError(401, advice, {"WWW-Authenticate": "Bearer"})

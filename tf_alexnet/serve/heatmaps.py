@@ -21,6 +21,8 @@ from tf_alexnet.serve.limits import RequestError
 from tf_alexnet.serve.photo_index import jpeg
 from tf_alexnet.weights import WeightArrays
 
+_READY = b"ready"
+_LATER = {"Retry-After": "2"}
 _SIDE = 1024  # larger photos are explained as a copy of so many pixels
 
 
@@ -54,7 +56,7 @@ class HeatMaps:
         self._lock = threading.Lock()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
-        self._closed = False
+        self._ready = self._closed = False
 
     def draw(self, photo: bytes, method: str, target: int | None, seconds: float) -> HeatMap:
         """Explain a class of a photo; may be called from any thread, and waits for its turn.
@@ -73,25 +75,24 @@ class HeatMaps:
         Raises
         ------
         RequestError
-            400 if the photo can't be explained, 503 while others are, 504 if it takes too long.
+            400 if the photo can't be explained; 503 while others are, and while the process
+            starts; 504 if it takes too long.
         """
         end = time.monotonic() + seconds
         if not self._lock.acquire(timeout=seconds / 2):
-            raise RequestError(503, "other photos are being explained", {"Retry-After": "5"})
+            raise RequestError(503, "other photos are being explained", _LATER)
         try:
-            if self._process is None:
-                self._start()
-            try:
-                self._pipe.send_bytes(json.dumps([method, target]).encode())
-                self._pipe.send_bytes(photo)
-                if not self._pipe.poll(max(0.0, end - time.monotonic())):
-                    self._end()
-                    raise RequestError(504, f"{method} took more than {seconds:.0f} seconds")
-                facts = json.loads(self._pipe.recv_bytes())
-                picture = self._pipe.recv_bytes()
-            except (EOFError, OSError):
+            self._wait_for_start(seconds / 2)
+            self._pipe.send_bytes(json.dumps([method, target]).encode())
+            self._pipe.send_bytes(photo)
+            if not self._pipe.poll(max(0.0, end - time.monotonic())):
                 self._end()
-                raise RequestError(503, "the process that explains photos ended") from None
+                raise RequestError(504, f"{method} took more than {seconds:.0f} seconds")
+            facts = json.loads(self._pipe.recv_bytes())
+            picture = self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            self._end()
+            raise RequestError(503, "the process that explains photos ended", _LATER) from None
         finally:
             self._lock.release()
         if "error" in facts:
@@ -104,9 +105,19 @@ class HeatMaps:
         if process := self._process:
             process.kill()
 
+    def _wait_for_start(self, seconds: float) -> None:
+        """Start the process if need be, and wait until it is ready."""
+        if self._process is None:
+            self._start()
+        if not self._ready:
+            if not self._pipe.poll(seconds):  # it goes on starting
+                raise RequestError(503, "TensorFlow is being loaded; try again", _LATER)
+            self._ready = self._pipe.recv_bytes() == _READY
+
     def _start(self) -> None:
         if self._closed:
             raise RequestError(503, "the server is stopping")
+        self._ready = False
         # A fork would inherit threads of the server in the midst of anything.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -128,22 +139,21 @@ def _main(
 ) -> None:
     """The process: explain photos until the server goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server's business
-    with contextlib.suppress(AttributeError, OSError):
-        os.nice(5)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
-    explainer = None
+    from tf_alexnet.visualize import Explainer
+
+    explainer = Explainer(weights, architecture=architecture)
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(5)  # predictions come first
     with contextlib.suppress(EOFError, OSError):
+        pipe.send_bytes(_READY)
         while True:
             method, target = json.loads(pipe.recv_bytes())
             photo, picture = pipe.recv_bytes(), b""
             try:
-                if explainer is None:
-                    from tf_alexnet.visualize import Explainer
-
-                    explainer = Explainer(weights, architecture=architecture)
                 facts, picture = _drawn(explainer, photo, method, target)
             except AlexNetError as error:
                 facts = {"error": error.found}

@@ -10,6 +10,7 @@ const METHODS = {
 };
 const TOKEN = "tf-alexnet-token";
 const NEIGHBOURS = 8;
+const TRIES = 10; // of a server that is busy
 
 const at = (id) => document.getElementById(id);
 
@@ -55,11 +56,16 @@ async function call(path, fields, signal) {
     for (const [key, value] of Object.entries(fields)) options.body.append(key, value);
   }
   let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer.");
+  for (let tries = 0; tries < TRIES; tries++) {
+    try {
+      response = await fetch(path, options);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server does not answer.");
+    }
+    const wait = response.status === 503 && Number(response.headers.get("Retry-After"));
+    if (!wait) break;
+    await new Promise((done) => setTimeout(done, 1000 * wait));
   }
   if (response.ok) return response;
   if (response.status === 401) at("token-form").hidden = false;
