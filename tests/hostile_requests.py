@@ -268,7 +268,7 @@ def hostile_bytes(host="localhost"):
         "NUL": [b"GET /\0 HTTP/1.1\r\nHost: localhost\r\n\r\n"],
         "header in lines": [b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n"],
         "pipelined": [good * 20],
-        "pipelined, then noise": [good * 3 + b"\xff" * 100],
+        "pipelined, then noise": [good * 3 + b"\xff" * 100 + b"\r\n\r\n"],
         "slow head": [head[i : i + 8] for i in range(0, 48, 8)],
         "slow body": [head + length % len(body) + b"\r\n", *([b"-"] * 5)],
         "nothing": [b""],

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Annotated
+import socket
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tf_alexnet.cli import console
 from tf_alexnet.cli.options import Architecture, Engine, EngineName, Quiet
 from tf_alexnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from tf_alexnet.training import Run
 
 _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 _SHORTEST_TOKEN = 16
@@ -47,28 +51,42 @@ def serve(
         raise UsageError("--token", found, "Use a longer one, of random characters.")
     is_run = os.path.isdir(network)
     console.check_names(None if is_run else network, architecture)
-    from tf_alexnet.serve import Service, create_app, is_loopback, listen, run_server
+    from tf_alexnet.serve import is_loopback, listen
+
+    with listen(host, port) as bound:
+        local = is_loopback(bound)
+        if not local and token is None:
+            raise UsageError(
+                f"--host {host}",
+                "other machines could use it, and no token is set",
+                "Set --token or TF_ALEXNET_TOKEN, or leave --host out.",
+            )
+        chosen = console.choose_engine(engine.value)
+        weights = console.open_run(network) if is_run else console.find_weights(network)
+        if chosen == "tensorflow":
+            console.load_tensorflow()
+        _serve(bound, weights, architecture, index, chosen, host, token, local)
+
+
+def _serve(
+    bound: socket.socket,
+    weights: Run | str,
+    architecture: str | None,
+    index: str | None,
+    engine: str,
+    host: str,
+    token: str | None,
+    local: bool,
+) -> None:
+    from tf_alexnet.serve import Service, create_app, run_server
     from tf_alexnet.serve.guard import LOOPBACK
 
-    bound = listen(host, port)
-    local = is_loopback(bound)
-    if not local and token is None:
-        raise UsageError(
-            f"--host {host}",
-            "other machines could use it, and no token is set",
-            "Set --token or TF_ALEXNET_TOKEN, or leave --host out.",
-        )
-    chosen = console.choose_engine(engine.value)
-    weights = console.open_run(network) if is_run else console.find_weights(network)
-    if chosen == "tensorflow":
-        console.load_tensorflow()
-    service = Service(weights, architecture=architecture, index=index, engine=chosen)
+    service = Service(weights, architecture=architecture, index=index, engine=engine)
     try:
         service.start()
-        if not is_run:
+        if isinstance(weights, str):
             console.unknown_weights_note(service.extractor)
-        hosts = {*LOOPBACK, host.lower()} if local else None
-        app = create_app(service, token=token, hosts=hosts)
+        app = create_app(service, token=token, hosts={*LOOPBACK, host.lower()} if local else None)
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{bound.getsockname()[1]}/"
         run_server(app, bound, ready=lambda: print(f"{url} (Ctrl+C ends it)", flush=True))
