@@ -1,11 +1,13 @@
 """A small network to serve, with classes: the embedded convolutions and a random classifier."""
 
+import asyncio
 import contextlib
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -88,3 +90,31 @@ def server(*arguments, environment=None):
             process.kill()
             process.communicate()
             raise
+
+
+class Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def run(self, coroutine):
+        """What a coroutine returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
+
+    def close(self):
+        """End what still runs, and the loop."""
+
+        async def end():
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+        self.run(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,13 +1,11 @@
 """The page in a browser, driven by Chromium's DevTools protocol."""
 
-import asyncio
 import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from base64 import b64decode
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
-from serving import CLASSES, server, small_run
+from serving import CLASSES, Loop, server, small_run
 
 import tf_alexnet as ta
 
@@ -42,15 +40,12 @@ class Browser:
         )  # fmt: skip
         port = Path(folder, "DevToolsActivePort")
         until(lambda: port.exists() and port.read_text().count("\n"), "Chromium's port")
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._loop = Loop()
+        self._run = self._loop.run
         self.events, self._number = [], 0
         self._run(self._connect(f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"))
         for domain in ("Page", "Network", "Runtime", "Log", "DOM", "Accessibility"):
             self.command(f"{domain}.enable")
-
-    def _run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     async def _connect(self, url):
         self._session = aiohttp.ClientSession()
@@ -127,7 +122,7 @@ class Browser:
         return {url.split("/")[2] for url in urls if not url.startswith("blob:")}
 
     def complaints(self):
-        """Errors of scripts and of the policy, but for statuses that are tested."""
+        """Errors of scripts and of the policy; refusals are told apart."""
         self.value("1")
         return [
             x
@@ -136,7 +131,7 @@ class Browser:
             or (
                 x["method"] == "Log.entryAdded"
                 and x["params"]["entry"]["level"] == "error"
-                and "status of 4" not in x["params"]["entry"]["text"]
+                and "responded with a status of" not in x["params"]["entry"]["text"]
             )
         ]
 
@@ -146,7 +141,7 @@ class Browser:
         self._process.terminate()
         self._process.wait(20)
         self._run(self._session.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.close()
 
 
 def until(holds, what, seconds=30):
@@ -202,7 +197,7 @@ MOSAIC = "document.querySelector('#mosaic').naturalWidth > 100"
 def test_photo_is_explained(size, dark, browser, address, example_photos, expected):
     browser.open(f"http://{address}/", size, dark)
     browser.until("document.querySelectorAll('#layers input').length === 8")
-    assert "RUN" not in browser.text("#network")
+    assert browser.text("#network") == "torchvision, run (a RUN of tf-alexnet train)"
     save(browser, f"empty-{size[0]}-{'dark' if dark else 'light'}")
     photo, values = example_photos[2], expected[2]
     browser.choose(photo)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import threading
 import time
 
 import httpx
@@ -17,7 +16,7 @@ import reference
 import unreliable
 from hostile_requests import FORM, KSERVE, TENSORFLOW, form, hostile_requests, picture
 from PIL import Image
-from serving import CLASSES, small_run
+from serving import CLASSES, Loop, small_run
 
 import tf_alexnet as ta
 from tf_alexnet.errors import UsageError
@@ -30,15 +29,8 @@ from tf_alexnet.visualize import mosaic
 HEADERS = {"Content-Type": FORM}
 
 
-class Client:
+class Client(Loop):
     """Requests to applications that share an event loop, as connections to a server do."""
-
-    def __init__(self):
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
-
-    def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(120)
 
     def ask(self, app, path, method="GET", url="http://localhost", **arguments):
         async def request():
@@ -91,7 +83,9 @@ def service(run, index):
 
 @pytest.fixture(scope="module")
 def client():
-    return Client()
+    client = Client()
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,8 @@ class Service:
     classes : int or None
         Number of classes.
     index : PhotoIndex or None
+    run : Run or None
+        The training that is served.
     counters : Counters
 
     Raises
@@ -97,13 +99,10 @@ class Service:
             raise UsageError("Service(None)", "it needs weights", "Pass a weight file.")
         self.classes = arrays.classes
         self._names = _class_names(run, arrays.classes)
-        self.from_run = run is not None
-        dense = [x.name for x in table.layers if isinstance(x, Dense) and x.name in arrays.layers]
-        self.layer = [*dense, "pool5"][len(dense) - 2 if len(dense) > 1 else -1]
-        if not self.classes and dense:
-            self.layer = dense[-1]
-        if self.index:
-            self.layer = self.index.layer
+        self.run = run
+        dense = [x.name for x in table.layers if isinstance(x, Dense)]
+        features = [x for x in dense if x in arrays.layers and x != "fc8"] or ["pool5"]
+        self.layer = self.index.layer if self.index else features[-1]
         wanted = (*(("prob",) if self.classes else ()), self.layer)
         self.extractor = FeatureExtractor(arrays, wanted, architecture=architecture, engine=engine)
         if self.index:
@@ -124,7 +123,9 @@ class Service:
         self.counters = Counters()
         self._batcher = Batcher(self._answers, self.counters.batch)
         self._workers = workers or os.cpu_count() or 1
-        self._reader = PhotoReader(self.extractor.preset, workers=self._workers)
+        self._reader = PhotoReader(
+            self.extractor.preset, mean_image=self.extractor.mean_image, workers=self._workers
+        )
         self._decoding = ThreadPoolExecutor(self._workers, "decoding")
         self._drawing = ThreadPoolExecutor(4, "heat maps")
 
@@ -194,11 +195,11 @@ class Service:
         extractor = self.extractor
         facts: dict[str, Any] = {
             "architecture": extractor.architecture,
-            "weights": os.path.basename(extractor.weights_source),
+            "weights": os.path.basename(self.run.folder if self.run else extractor.weights_source),
             "weights_digest": extractor.weights_digest,
             "trained_as": extractor.trained_as,
             "untrained": extractor.untrained,
-            "run": self.from_run,
+            "run": self.run is not None,
             "preset": extractor.preset,
             "engine": extractor.engine,
             "classes": self.classes,

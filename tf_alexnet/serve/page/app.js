@@ -234,8 +234,9 @@ function chips(id, names, label, changed) {
 }
 
 function describe() {
-  const trained = about.run ? "trained here" : about.trained_as || "of unknown training";
-  at("network").textContent = `${about.architecture}, weights ${about.weights} (${trained})`;
+  const known = about.trained_as ? `the weights of ${about.trained_as}` : "of unknown training";
+  const trained = about.run ? "a RUN of tf-alexnet train" : about.untrained ? "untrained" : known;
+  at("network").textContent = `${about.architecture}, ${about.weights} (${trained})`;
   let warning = "";
   if (about.untrained) warning = "Untrained: these weights are random, and the answers mean nothing.";
   else if (!about.classes) warning = "These weights have no classifier: features and pictures only.";
@@ -248,7 +249,7 @@ function describe() {
     Network: about.architecture,
     Weights: about.weights,
     Digest: about.weights_digest,
-    Training: about.untrained ? "untrained" : trained,
+    Training: trained,
     Preset: about.preset,
     Classes: about.classes ?? "none",
     Engine: about.engine,
