@@ -255,7 +255,7 @@ def test_file_that_is_no_photo(browser, address, tmp_path, example_photos):
     broken.write_bytes(b"\xff\xd8\xff no photo")
     browser.choose(broken)
     browser.until("!document.querySelector('#error').hidden")
-    assert re.match("(damaged|not_an_image): ", browser.text("#error"))
+    assert re.match("broken <b>.jpg: (damaged|not_an_image): ", browser.text("#error"))
     assert browser.value(SHOWN) is False
     save(browser, "broken-390-light")
     large = tmp_path / "large.jpg"
@@ -344,7 +344,13 @@ def test_page_asks_for_the_token(run, browser):
     with server(run.folder, "--token", token) as (_, (host, port)):
         browser.open(f"http://{host}:{port}/", PHONE)
         browser.until("!document.querySelector('#token-form').hidden")
+        assert browser.value("document.querySelector('#error').hidden")
         save(browser, "token-390-light")
+        browser.value(
+            "document.querySelector('#token').value = 'another one'; "
+            "document.querySelector('#token-form').requestSubmit()"
+        )
+        browser.until("document.querySelector('#error').textContent === 'That is not its token.'")
         browser.value(
             f"document.querySelector('#token').value = {token!r}; "
             "document.querySelector('#token-form').requestSubmit()"

@@ -68,7 +68,11 @@ async function call(path, fields, signal) {
     await new Promise((done) => setTimeout(done, 1000 * wait));
   }
   if (response.ok) return response;
-  if (response.status === 401) at("token-form").hidden = false;
+  if (response.status === 401) {
+    at("network").textContent = "";
+    at("token-form").hidden = false;
+    throw new Error(token ? "That is not its token." : "");
+  }
   let found = `The server answered ${response.status}.`;
   try {
     found = (await response.json()).error;
@@ -96,7 +100,7 @@ async function open(file) {
   const { signal } = running;
   fail("");
   at("result").hidden = true;
-  if (about && file.size > about.limits.body) {
+  if (file.size > about.limits.body) {
     say("");
     fail(`${file.name}: the file has more than ${about.limits.body >> 20} MiB.`);
     return;
@@ -105,9 +109,14 @@ async function open(file) {
   target = null;
   say(`Looking at ${file.name} …`);
   await part(async () => {
-    const path = `/predict?top=5&neighbours=${about?.index ? NEIGHBOURS : 0}`;
-    const response = await call(path, { photo: file }, signal);
-    const [found] = (await response.json()).photos;
+    const path = `/predict?top=5&neighbours=${about.index ? NEIGHBOURS : 0}`;
+    const [found] = await call(path, { photo: file }, signal).then(
+      async (response) => (await response.json()).photos,
+      (error) => {
+        if (error.name !== "AbortError") error.message = `${file.name}: ${error.message}`;
+        throw error;
+      },
+    );
     show(at("photo"), file, file.name);
     showClasses(found.predictions);
     at("result").hidden = false;
