@@ -45,6 +45,7 @@ FORBIDDEN = {
     "evaluation": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "evaluation.metrics": (*TENSORFLOW, "tf_alexnet.model"),
     "evaluation.ground_truth": (*TENSORFLOW, "tf_alexnet.model"),
+    "serve": ("typer", "rich", "tf_alexnet.cli", *TENSORFLOW, "tf_alexnet.model"),
     "sklearn_features": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model", "tf_alexnet.training"),
     "visualize.architecture": (*TENSORFLOW, "numpy", "PIL"),

@@ -17,8 +17,8 @@ from tf_alexnet.version import VERSION as __version__
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
     from tf_alexnet import visualize
     from tf_alexnet.evaluation.evaluate import evaluate_photos
-    from tf_alexnet.extraction import FeatureExtractor, extract_features, predict_photos
     from tf_alexnet.export import export_model
+    from tf_alexnet.extraction import FeatureExtractor, extract_features, predict_photos
     from tf_alexnet.images import Preset, load_image, preprocess_input
     from tf_alexnet.images.preprocessing import Preprocessing
     from tf_alexnet.labels import decode_predictions

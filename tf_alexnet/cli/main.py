@@ -17,6 +17,7 @@ from tf_alexnet.cli import (
     export,
     extract,
     predict,
+    serve,
     summary,
     train,
     visualize,
@@ -41,6 +42,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     export.export,
+    serve.serve,
     summary.summary,
 ):
     app.command()(command)
