@@ -199,7 +199,7 @@ def open_run(folder: str | None) -> Run | None:
 
 def unknown_weights_note(extractor) -> None:
     """Say so where the numbers may mean nothing."""
-    if extractor.weights_source.endswith("(untrained)"):
+    if extractor.untrained:
         note(f"{extractor.weights_source}: a control, its classes mean nothing")
     elif extractor.trained_as is None:
         note(
