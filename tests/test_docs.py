@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from planted import plant
-from prototxt import prototxt
 from weight_seeds import message, varint
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights import WeightArrays
+from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))]
@@ -56,13 +57,19 @@ def write_own_model(folder, arrays):
 
 
 @pytest.fixture
-def inside(folder, monkeypatch):
-    """The folder as working folder, without a network and without weights from elsewhere."""
-    monkeypatch.chdir(folder)
+def inside(folder, tmp_path, monkeypatch):
+    """A working folder that holds links to `folder`; no network, no weights from elsewhere."""
+    for path in folder.iterdir():
+        if path.name != "weights":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "bvlc-alexnet.npy").symlink_to(folder / "weights" / "bvlc-alexnet.npy")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
     monkeypatch.setenv("TF_ALEXNET_CACHE", str(folder / "cache"))
     monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
-    return folder
+    yield tmp_path
+    shutil.rmtree(tmp_path)  # some pages write networks of 244 MB
 
 
 def blocks(page, *kinds):

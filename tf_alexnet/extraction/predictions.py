@@ -1,0 +1,138 @@
+"""Photos -> the classes that the network sees in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from tf_alexnet.extraction.extractor import FeatureExtractor
+from tf_alexnet.extraction.reader import PhotoReader
+from tf_alexnet.extraction.spec import CROPS
+from tf_alexnet.images import find_images, load_image
+from tf_alexnet.images.discovery import ImagePaths
+from tf_alexnet.images.lists import as_sequence
+from tf_alexnet.labels import Labels, Prediction, decode_predictions, labels_of_network
+from tf_alexnet.progress import progress_callback
+
+
+@dataclass(frozen=True)
+class PhotoPrediction:
+    """What the network sees in one photo.
+
+    Attributes
+    ----------
+    path : str
+        The photo.
+    predictions : tuple of Prediction
+        Most probable first; empty if the photo could not be read.
+    error : str or None
+        Why it could not be read.
+    """
+
+    path: str
+    predictions: tuple[Prediction, ...] = ()
+    error: str | None = None
+
+
+def predict_photos(
+    images: Any,
+    extractor: FeatureExtractor,
+    *,
+    top: int | None = 5,
+    crops: str = "center",
+    depth: str = "auto",
+    batch_size: int = 32,
+    classes: Labels | None = None,
+    progress: Callable[[int, int, int, int], None] | bool | None = None,
+) -> Iterator[PhotoPrediction]:
+    """Predict photos, batch by batch.
+
+    Parameters
+    ----------
+    images : path, sequence of paths, or images
+        Photos, folders, lists, as in `extract_features`; or images in memory, as in
+        `FeatureExtractor.from_images`, which are called ``images[0]``, ``images[1]``, ...
+    extractor : FeatureExtractor
+        Made with ``layers=("prob",)``, or with ``("fc8",)`` for a network with a sigmoid per class
+        (multi-label).
+    top : int or None
+        How many classes; None for all.
+    crops : {"center", "ten"}
+        One centre crop, or the mean over four corners, the centre, and their mirror images.
+    depth : {"auto", "16", "12", "8"}
+        As in `load_image`.
+    batch_size : int
+        Photos that go through the network together.
+    classes : sequence of str, mapping or path, optional
+        Names of the classes, as `labels` of `decode_predictions`. By default those of ImageNet, or
+        where the network has another number of them, their indices.
+    progress : callable or bool, optional
+        As in `extract_features`; without bytes written.
+
+    Yields
+    ------
+    PhotoPrediction
+        In the order of the photos within a batch, those that could not be read after the others.
+    """
+    if classes is not None:
+        classes = labels_of_network(classes, extractor.classes)
+    if not isinstance(images, str | os.PathLike | ImagePaths):
+        images = as_sequence(images)
+        if not all(isinstance(x, str | os.PathLike) for x in images):
+            yield from _in_memory(images, extractor, top, crops, depth, batch_size, classes)
+            return
+    paths = find_images(images)
+    done = errors = 0
+    with (
+        PhotoReader(
+            extractor.preset, mean_image=extractor.mean_image, crops=crops, depth=depth
+        ) as reader,
+        progress_callback(progress) as tell,
+    ):
+        if tell:
+            tell(0, len(paths), 0, 0)
+        for batch in reader.batches(paths, batch_size):
+            done += len(batch.paths) + len(batch.failures)
+            errors += len(batch.failures)
+            if batch.paths:
+                found = _decode(extractor(batch.pixels), crops, top, classes)
+                for path, predictions in zip(batch.paths, found, strict=True):
+                    yield PhotoPrediction(path, tuple(predictions))
+            for failure in batch.failures:
+                yield PhotoPrediction(failure.path, error=failure.detail)
+            if tell:
+                tell(done, len(paths), errors, 0)
+
+
+def _in_memory(
+    images: list,
+    extractor: FeatureExtractor,
+    top: int | None,
+    crops: str,
+    depth: str,
+    batch_size: int,
+    classes: Labels | None,
+) -> Iterator[PhotoPrediction]:
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        pixels = [x if isinstance(x, np.ndarray) else load_image(x, depth=depth) for x in some]
+        blobs = extractor(extractor.preprocess(pixels, crops))
+        for number, found in enumerate(_decode(blobs, crops, top, classes), start):
+            yield PhotoPrediction(f"images[{number}]", tuple(found))
+
+
+def _decode(
+    blobs: Mapping[str, np.ndarray], crops: str, top: int | None, names: Labels | None
+) -> list[list[Prediction]]:
+    independent = "prob" not in blobs
+    probabilities = expit(blobs["fc8"]) if independent else blobs["prob"]
+    classes = probabilities.shape[1]
+    mean = probabilities.reshape(-1, CROPS[crops], classes).mean(axis=1)
+    if names is None and classes != 1000:
+        names = [f"class {i}" for i in range(classes)]
+    return decode_predictions(mean, top=top or classes, labels=names, multi_label=independent)
