@@ -305,7 +305,7 @@ def test_settings_are_compared_with_those_it_was_begun_with(tmp_path):
         with pytest.raises(UsageError, match="seed 4 -> 0"):
             begin_run(place, SETTINGS)
         (place / "settings.json").write_text("{")
-        with pytest.raises(OutputError, match="Begin anew with --force"):
+        with pytest.raises(OutputError, match="Start over with --force"):
             begin_run(place, SETTINGS)
 
 
