@@ -278,7 +278,7 @@ def curves_figure(history: Sequence[Mapping[str, float]], chosen: float | None =
     upper.legend(frameon=False, loc="best")
     lower.set_xlabel(by)
     if by == "epoch":
-        lower.xaxis.get_major_locator().set_params(integer=True)
+        lower.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         lower.set_xlim(min(steps) - 0.5, max(steps) + 0.5)
     if by == "l2" and len(steps) > 1:
         lower.set_xscale("log")
