@@ -72,16 +72,19 @@ def test_the_minimum_is_scikit_learns(l2, weight):
     rows, labels = made(240, 40, 4, shares=(0.6, 0.2, 0.15, 0.05) if weight else None)
     x, _ = standardised(rows, labels)
     weights = balanced(labels, 4) if weight else None
-    head, _ = fit_linear(blocks_of(x, labels, 64), 4, l2, weights)
+    head, _ = fit_linear(blocks_of(x, labels, 64), 4, l2, weights, tolerance=1e-7)
+    quick, _ = fit_linear(blocks_of(x, labels, 64), 4, l2, weights)
     # Its objective: C * sum of cross-entropies + 1/2 * sum of squares.
     peer = LogisticRegression(
         C=1 / (l2 * len(x)), tol=1e-9, max_iter=10_000, class_weight=weight
     ).fit(x.astype(np.float64), labels)
     theirs = loss_of((peer.coef_.T, peer.intercept_), blocks_of(x, labels), l2, weights)
-    ours = loss_of(head, blocks_of(x, labels), l2, weights)
-    assert abs(ours - theirs) < 1e-5 * theirs
-    probabilities = np.exp(log_softmax(head.scores(x)))
-    assert np.abs(probabilities - peer.predict_proba(x)).max() < 5e-3
+    ours, usual = (loss_of(h, blocks_of(x, labels), l2, weights) for h in (head, quick))
+    assert abs(ours - theirs) < 1e-6 * theirs
+    assert 0 < usual - theirs < 2e-3 * theirs  # observed: 6e-4
+    for found, largest in ((head, 1e-3), (quick, 5e-2)):
+        probabilities = np.exp(log_softmax(found.scores(x)))
+        assert np.abs(probabilities - peer.predict_proba(x)).max() < largest
 
 
 @pytest.mark.parametrize("weight", [None, "balanced"])
@@ -90,7 +93,7 @@ def test_sigmoids_are_scikit_learns_one_versus_rest(l2, weight):
     rows, labels = made_of_several(300, 30, 5)
     x, _ = standardised(rows, labels)
     weights = balanced(labels, 5) if weight else None
-    head, _ = fit_linear(blocks_of(x, labels, 64), 5, l2, weights)
+    head, _ = fit_linear(blocks_of(x, labels, 64), 5, l2, weights, tolerance=1e-7)
     peer = OneVsRestClassifier(
         LogisticRegression(C=1 / (l2 * len(x)), tol=1e-9, max_iter=10_000, class_weight=weight)
     ).fit(x.astype(np.float64), labels)
@@ -112,7 +115,7 @@ def test_balanced_weights_are_scikit_learns():
     np.testing.assert_allclose(balanced(labels, 3), theirs)
     flags = np.stack([labels == 0, labels == 1], axis=1)
     for i, (without, having) in enumerate(balanced(flags, 2).T):
-        theirs = compute_class_weight("balanced", classes=[False, True], y=flags[:, i])
+        theirs = compute_class_weight("balanced", classes=np.array([False, True]), y=flags[:, i])
         np.testing.assert_allclose([without, having], theirs)
 
 
@@ -142,16 +145,15 @@ def test_mean_average_precision_is_scikit_learns():
     np.testing.assert_allclose(precisions_of(head, blocks), theirs, rtol=1e-9)
     loss, metric = judge(head, blocks)
     assert metric == pytest.approx(theirs.mean())
-    probabilities = 1 / (1 + np.exp(-head.scores(rows).astype(np.float64)))
-    picked = np.where(labels, probabilities, 1 - probabilities)
-    assert loss == pytest.approx(-np.log(np.maximum(picked, 1e-300)).mean(), rel=1e-3)
+    scores = head.scores(rows).astype(np.float64)
+    assert loss == pytest.approx(np.logaddexp(0, np.where(labels, -scores, scores)).mean())
 
 
 def test_the_slope_at_the_minimum_is_flat_by_differences():
     rows, labels = made(90, 6, 3)
     x, _ = standardised(rows, labels)
     blocks = blocks_of(x, labels)
-    kernel, bias = fit_linear(blocks, 3, 0.01)[0]
+    kernel, bias = fit_linear(blocks, 3, 0.01, tolerance=1e-7)[0]
     least = loss_of((kernel, bias), blocks, 0.01)
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -197,10 +199,11 @@ def test_a_folded_head_gives_the_same_scores_of_raw_rows():
 def test_blocks_and_warm_starts_lead_to_the_same_minimum():
     rows, labels = made(200, 20, 3)
     x, _ = standardised(rows, labels)
-    cold, _ = fit_linear(blocks_of(x, labels), 3, 1e-3)
+    tight = {"tolerance": 1e-7}
+    cold, _ = fit_linear(blocks_of(x, labels), 3, 1e-3, **tight)
     strong, _ = fit_linear(blocks_of(x, labels, 17), 3, 1e-1)
-    warm, _ = fit_linear(blocks_of(x, labels, 17), 3, 1e-3, start=strong)
-    assert np.abs(warm.kernel - cold.kernel).max() < 1e-2 * np.abs(cold.kernel).max()
+    warm, _ = fit_linear(blocks_of(x, labels, 17), 3, 1e-3, start=strong, **tight)
+    assert np.abs(warm.kernel - cold.kernel).max() < 2e-3 * np.abs(cold.kernel).max()
 
 
 def test_the_penalty_is_the_one_with_the_least_validation_loss():
@@ -225,8 +228,8 @@ def test_a_best_penalty_at_the_edge_is_noted_and_the_grid_widened():
     x, _ = standardised(rows, labels)
     train = blocks_of(x, labels)
     _, weak, steps = choose_penalty(train, train, 3)
-    assert weak.l2 < GRID[-1], "what is validated on training rows wants no penalty"
-    assert min(x.l2 for x in steps) >= 0.99e-10
+    assert weak.l2 <= GRID[-1], "what is validated on training rows wants no penalty"
+    assert 0.99e-10 < steps[-1].l2 < GRID[-1], "weaker ones were tried"
     assert "at the edge of the usual range (1 to 1e-06), which was widened" in edge_note(weak)
 
     wrong = blocks_of(x, np.random.default_rng(0).permutation(labels))

@@ -123,7 +123,7 @@ def test_the_command_shows_the_table(data, tmp_path, run):
     assert run(*command, "--layer", "conv1,pool5", "--l2", "0.01", "-q")[1].endswith(
         "(finished before, nothing was done)\n"
     )
-    code, _, err = run("predict", data, "--model", tmp_path / "RUN")
+    code, _, err = run("predict", data, "--model", tmp_path / "RUN", "-q")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "a read-out of layers, which has no network to use" in err
     code, _, err = run(*command, "--layer", "conv3", "--features", tmp_path / "f.h5")

@@ -28,7 +28,9 @@ _WEAKER = tuple(GRID[-1] * 10.0 ** (-i / 2) for i in range(1, 9))
 _STRONGER = tuple(10.0 ** (i / 2) for i in range(1, 9))
 _PATIENCE = 3  # weaker penalties tried after the best one
 _STEPS = 1000
-_TOLERANCE = 1e-4  # of the largest slope, as scikit-learn's
+# Of the largest slope, as scikit-learn's. On all of pool5 (600 photos of flowers) 1e-4 in float32
+# takes 1.9 s of processor time, 1e-6 in float64 13 s; penalty and accuracy are the same.
+_TOLERANCE = 1e-4
 _MEMORY = 1 << 30  # bytes of rows held in memory; more are read again in every pass
 
 # Called once per pass: yields rows (n, d) and their labels, in blocks that fit memory.
@@ -292,6 +294,7 @@ def fit_linear(
     l2: float,
     weights: np.ndarray | None = None,
     start: Linear | None = None,
+    tolerance: float = _TOLERANCE,
 ) -> tuple[Linear, int]:
     """Minimise mean cross-entropy + l2 / 2 * sum of squares of the kernel; the bias is free.
 
@@ -309,6 +312,8 @@ def fit_linear(
         From `balanced`.
     start : Linear, optional
         Where to start (default: at zero).
+    tolerance : float
+        Stop when no slope is larger.
 
     Returns
     -------
@@ -342,7 +347,7 @@ def fit_linear(
         np.concatenate([start.kernel.ravel(), start.bias]),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": _STEPS, "maxfun": 2 * _STEPS, "gtol": _TOLERANCE, "ftol": 1e-11},
+        options={"maxiter": _STEPS, "maxfun": 2 * _STEPS, "gtol": tolerance, "ftol": 1e-11},
     )
     return _unravelled(found.x.copy(), shape), int(found.nit)
 
