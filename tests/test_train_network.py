@@ -337,8 +337,7 @@ def test_the_first_lines_say_what_is_trained_on_what(data, tmp_path):
     settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
     progress = lambda *values: lines.append(values)  # noqa: E731
     train_network(data, tmp_path / "run", **settings, note=told.append, progress=progress)
-    assert told[0].startswith("on CPU, ")
-    assert told[0].endswith(": 15 photos for training, 3 for validation, 3 classes")
+    assert told[0] == "on CPU: 15 photos for training, 3 for validation, 3 classes"
     assert told[1].startswith("fc8 are trained, 27,651 parameters; conv1 to conv5 stay")
     stage, done, total, figures = lines[-1]
     assert (stage, done, total) == ("epoch 1/1", 15, 15)
@@ -555,10 +554,10 @@ def test_two_devices_come_to_the_same_weights(data, tmp_path):
     for name, layer in whole.arrays.layers.items():
         # Adam makes much of rounding where gradients are small, as those of biases.
         for one, other, most in zip(run.arrays.layers[name], layer, (1e-3, 0.05), strict=True):
-            np.testing.assert_allclose(one, other, atol=most * np.abs(other).max())
+            assert np.linalg.norm(one - other) < most * np.linalg.norm(other), name
 
 
-def test_a_device_may_be_left_without_photos(data, tmp_path):
+def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, tmp_path):
     settings = {"epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
     whole = train_network(data, tmp_path / "one", **{**SMALL, **settings}).run
     process = start(data, tmp_path / "two", two_devices=True, **settings)

@@ -91,9 +91,9 @@ def _rgb(picture: np.ndarray, preset: Preset) -> np.ndarray:
 class Photos(keras.utils.PyDataset):
     """Batches of photos, labels and weights; a pure function of seed, epoch and index.
 
-    Batches have nearly equal sizes (65 photos in batches of at most 32: 22, 22, 21), so that no
-    device is left without photos. Keras reads ahead in one thread, which shares the photos of a
-    batch among threads of its own. A context manager.
+    Batches have nearly equal sizes, the last one the least (65 photos in batches of at most 32: 22,
+    22, 21), so that no device is left without photos. Keras reads ahead in one thread, which shares
+    the photos of a batch among threads of its own. A context manager.
 
     Parameters
     ----------

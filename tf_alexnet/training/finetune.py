@@ -427,7 +427,7 @@ class _Training:
         note: Callable[[str], None] | None,
     ):
         self._plan, self._photos, self._folder = plan, photos, folder
-        self._strategy = strategy_for(devices, plan.settings["mixed_precision"])
+        self._devices = _devices(devices, plan.settings["mixed_precision"])
         self._progress, self._note = progress or (lambda *_: None), note or (lambda text: None)
         self._notes = list(photos.notes)
 
@@ -445,11 +445,12 @@ class _Training:
         train, val = self._data(parts, state, workers)
         with train, val, _events(tensorboard) as log, _own_errors(train, val):
             dtype = "bfloat16" if settings["mixed_precision"] else None
-            with self._strategy.scope(), _products_in(dtype):
+            strategy = _strategy(self._devices, train, val)
+            with strategy.scope(), _products_in(dtype):
                 model = training_model(plan, len(train))
             checkpoint = Checkpoint(path, state, plan.metric, settings["patience"], log)
             checkpoint.restore(model, tensors)
-            if self._strategy.num_replicas_in_sync > 1:
+            if strategy.num_replicas_in_sync > 1:
                 model.test_on_batch(*val[0])
             epochs = Epochs(train, plan.metric, settings["seed"], self._progress)
             model.fit(
@@ -469,7 +470,7 @@ class _Training:
     def _where(self) -> str:
         train, val = (f"{len(part):,}" for part in (self._photos.train, self._photos.val))
         return (
-            f"on {_device_names(self._strategy)}: {train} photos for training, {val} for "
+            f"on {', '.join(self._devices) or 'CPU'}: {train} photos for training, {val} for "
             f"validation, {len(self._photos.classes):,} classes"
         )
 
@@ -618,16 +619,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def strategy_for(
-    devices: Sequence[str] | None = None, mixed_precision: bool = False
-) -> tf.distribute.Strategy:
-    """One device or several (default: all GPUs).
-
-    Raises
-    ------
-    UsageError
-        If a GPU can't do what mixed precision needs.
-    """
+def _devices(devices: Sequence[str] | None, mixed_precision: bool) -> list[str]:
+    """The devices to use: those given, or all GPUs; none for TensorFlow's own choice."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus if mixed_precision else ():
         details = tf.config.experimental.get_device_details(gpu)
@@ -637,19 +630,15 @@ def strategy_for(
                 f"{details.get('device_name', gpu.name)} has no bfloat16",
                 "Leave it out; GPUs since compute capability 8.0 have it.",
             )
-    devices = devices or [f"/GPU:{number}" for number in range(len(gpus))]
+    return list(devices or [f"/GPU:{number}" for number in range(len(gpus))])
+
+
+def _strategy(devices: Sequence[str], *data: Photos) -> tf.distribute.Strategy:
+    """No more devices than there are photos in any batch: some layers fail without photos."""
+    devices = devices[: min(photos.size(-1) for photos in data)]
     if len(devices) > 1:
-        return tf.distribute.MirroredStrategy(list(devices))
+        return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.get_strategy()
-
-
-def _device_names(strategy: tf.distribute.Strategy) -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    if strategy.num_replicas_in_sync > 1:
-        return ", ".join(strategy.extended.worker_devices)
-    if not gpus:
-        return f"CPU, {os.cpu_count()} processors"
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
 @contextlib.contextmanager
