@@ -484,28 +484,17 @@ def read_record(folder: str | os.PathLike) -> RunRecord | None:
 
 def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> None:
     """Refuse weights of another network, or of other classes, than the record speaks of."""
-    path = str(folder / WEIGHTS)
+    table, classes = ARCHITECTURES[record.architecture], len(record.classes)
+    whole = table.with_head(record.layer, classes)
     if arrays.architecture != record.architecture:
-        raise WeightsError(
-            path,
-            f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights",
-            "Get both files from the same RUN again.",
-        )
-    table = own_table(arrays, ARCHITECTURES[record.architecture])
-    if arrays.classes != len(record.classes):
-        raise WeightsError(
-            path,
-            f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {len(record.classes)} "
-            "classes",
-            "Get both files from the same RUN again.",
-        )
-    whole = ARCHITECTURES[record.architecture].with_head(record.layer, len(record.classes))
-    if table.parameter_shapes() != whole.parameter_shapes():
-        raise WeightsError(
-            path,
-            f"its classifier does not stand on {record.layer}, as {RECORD} says",
-            "Get both files from the same RUN again.",
-        )
+        fault = f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights"
+    elif arrays.classes != classes:
+        fault = f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {classes} classes"
+    elif own_table(arrays, table).parameter_shapes() != whole.parameter_shapes():
+        fault = f"its classifier does not stand on {record.layer}, as {RECORD} says"
+    else:
+        return
+    raise WeightsError(str(folder / WEIGHTS), fault, "Get both files from the same RUN again.")
 
 
 def write_run(
