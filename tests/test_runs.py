@@ -155,6 +155,19 @@ def test_the_pictures_show_what_they_are_told(written, tmp_path):
     assert upper == pytest.approx(lower)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 30])
+def test_epochs_are_whole_numbers(epochs):
+    from tf_alexnet.training.report import curves_figure
+
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_accuracy": 0.5} for i in range(1, epochs + 1)]
+    figure = curves_figure(rows, epochs)
+    figure.draw_without_rendering()
+    low, high = figure.axes[1].get_xlim()
+    ticks = [x for x in figure.axes[1].get_xticks() if low <= x <= high]
+    assert ticks
+    assert all(x == round(x) for x in ticks), ticks
+
+
 def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
     from tf_alexnet.visualize import figures
 

@@ -34,7 +34,7 @@ from tf_alexnet.training.report import chance_note
 from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
-from tf_alexnet.weights.resolve import resolve_weights
+from tf_alexnet.weights.resolve import resolve_weights, trained_preset
 
 _CHOICES = {
     "mode": ("finetune", "scratch"),
@@ -245,7 +245,7 @@ def planned(
     if scratch:
         weights, architecture = None, architecture or "compact"
     base, table = resolve_weights(weights, architecture)
-    name = preset or (base and base.metadata.get("preset")) or table.preset
+    name = preset or trained_preset(base, table)
     record = check_augmentation(settings["augment"], name)
     if record.size != table.input_size:
         raise UsageError(
