@@ -5,7 +5,8 @@
 
 `scratch --architecture compact` (Adam) and `finetune` of bvlc_alexnet from conv5 (SGD). Engines
 take turns, each in a process of its own that sleeps while others work; PyTorch runs in both of its
-memory formats, and compiled (which needs a C++ compiler). Printed are medians, and the ratio to the faster PyTorch, round by round.
+memory formats, and compiled (which needs a C++ compiler). Printed are medians, and the ratio to the
+fastest PyTorch, round by round.
 """
 
 import argparse

@@ -103,7 +103,7 @@ def test_what_is_written_is_read_back(written, weights):
     assert run.arrays.metadata["preset"] == "compact"
     assert ta.AlexNet(run.weights).output_shape == (None, 3)
     assert json.loads((written / "class_indices.json").read_text()) == {
-        name: i for i, name in enumerate(CLASSES)
+        str(i): name for i, name in enumerate(CLASSES)
     }
     with open(written / "history.csv") as file:
         rows = list(csv.DictReader(file))
@@ -138,14 +138,15 @@ def test_the_report_says_it_all_and_nothing_in_it_is_markup(written):
 
 
 def test_the_pictures_show_what_they_are_told(written, tmp_path):
-    from tf_alexnet.training.report import save_confusion
+    from tf_alexnet.training.report import confusion_figure
+    from tf_alexnet.visualize.figures import save_figure
 
     for name in ("curves.png", "confusion.png"):
         with Image.open(written / name) as picture:
             assert min(picture.size) > 200
     pictures = []
     for matrix in ([[5, 0], [0, 5]], [[0, 5], [5, 0]]):
-        save_confusion(tmp_path / "x.png", ["a", "b"], np.array(matrix), "title")
+        save_figure(confusion_figure(["a", "b"], np.array(matrix), "title"), tmp_path / "x.png")
         with Image.open(tmp_path / "x.png") as picture:
             pictures.append(np.asarray(picture.convert("L"), int))
     same, swapped = pictures
@@ -154,10 +155,23 @@ def test_the_pictures_show_what_they_are_told(written, tmp_path):
     assert upper == pytest.approx(lower)
 
 
-def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
-    import sys
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 30])
+def test_epochs_are_whole_numbers(epochs):
+    from tf_alexnet.training.report import curves_figure
 
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_accuracy": 0.5} for i in range(1, epochs + 1)]
+    figure = curves_figure(rows, epochs)
+    figure.draw_without_rendering()
+    low, high = figure.axes[1].get_xlim()
+    ticks = [x for x in figure.axes[1].get_xticks() if low <= x <= high]
+    assert ticks
+    assert all(x == round(x) for x in ticks), ticks
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
+    from tf_alexnet.visualize import figures
+
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
     write_run(
         tmp_path,
         record(),
@@ -174,7 +188,8 @@ def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
 
 def test_missing_folders_and_files(folder, tmp_path):
     assert "there is no such folder" in refusal(tmp_path / "nosuch", UsageError)
-    assert "a file, not a folder" in refusal(folder / "run.json", UsageError)
+    assert "a file, not a folder" in refusal(folder / "report.md", UsageError)
+    assert Run.open(folder / "run.json").record == Run.open(folder).record
     (folder / "weights.safetensors").rename(folder / "w")
     assert "weights.safetensors: there is no such file" in refusal(folder)
     (folder / "run.json").unlink()

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import training
-from sklearn.utils.class_weight import compute_class_weight
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
@@ -22,7 +21,7 @@ from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, callbacks, read_photos
 from tf_alexnet.training import finetune as room
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, State
-from tf_alexnet.training.data import Photos, balanced_weights, examine_photos
+from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.finetune import Dropout, train_network
 from tf_alexnet.training.folders import PhotoSet
 from tf_alexnet.weights import WeightArrays, find_weights
@@ -312,10 +311,12 @@ def test_weights_that_are_no_numbers_are_found_behind_a_relu(tmp_path):
 
 
 def test_accuracy_of_chance_is_called_that(data, tmp_path):
+    for name in ("blue", "red"):  # photos alike: all are taken for one class
+        shutil.copytree(f"{data}/blue", tmp_path / "data" / name)
     told = []
-    settings = {**SMALL, "epochs": 1, "learning_rate": 100.0, "unfreeze_from": "fc8"}
-    report = train_network(data, tmp_path / "run", **settings, note=told.append)
-    assert report.run.record.metrics["val_accuracy"] == pytest.approx(1 / 3)
+    settings = {**SMALL, "epochs": 1, "augment": "none", "unfreeze_from": "fc8"}
+    report = train_network(tmp_path / "data", tmp_path / "run", **settings, note=told.append)
+    assert report.run.record.metrics["val_accuracy"] == 0.5
     (line,) = [text for text in told if "no better than" in text]
     assert line in report.notes
     assert line in (tmp_path / "run" / "report.md").read_text()
@@ -336,8 +337,7 @@ def test_the_first_lines_say_what_is_trained_on_what(data, tmp_path):
     settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
     progress = lambda *values: lines.append(values)  # noqa: E731
     train_network(data, tmp_path / "run", **settings, note=told.append, progress=progress)
-    assert told[0].startswith("on CPU, ")
-    assert told[0].endswith(": 15 photos for training, 3 for validation, 3 classes")
+    assert told[0] == "on CPU: 15 photos for training, 3 for validation, 3 classes"
     assert told[1].startswith("fc8 are trained, 27,651 parameters; conv1 to conv5 stay")
     stage, done, total, figures = lines[-1]
     assert (stage, done, total) == ("epoch 1/1", 15, 15)
@@ -482,10 +482,7 @@ def test_batches_have_nearly_equal_sizes_and_weights_that_make_a_mean(data, phot
     assert weights.sum() == pytest.approx(1)
 
 
-def test_balanced_weights_are_scikit_learns(data):
-    labels = [0] * 7 + [1] * 2 + [2]
-    theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(balanced_weights(labels, 3), theirs, rtol=1e-6)
+def test_classes_have_weights(data):
     examples = read_photos(data, duplicates=False).train
     with Photos(examples, PRESETS["compact"], 3, class_weights=np.float32([1, 2, 3])) as photos:
         _, labels, weights = photos[len(photos) - 1]
@@ -544,11 +541,6 @@ def start(data, run, **settings):
     return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
-def wait_for_epochs(process, count):
-    """Until so many epochs have been kept; False if it ended before."""
-    return any(line.startswith(f"epoch {count + 1}/") for line in process.stdout)
-
-
 def test_two_devices_come_to_the_same_weights(data, tmp_path):
     # Batches of 5 are split into 3 and 2. The network has dropout, which must be the same.
     settings = {"mode": "scratch", "epochs": 1, "batch_size": 5}
@@ -560,11 +552,12 @@ def test_two_devices_come_to_the_same_weights(data, tmp_path):
     for name, value in whole.record.metrics.items():
         assert run.record.metrics[name] == pytest.approx(value, rel=1e-3), name
     for name, layer in whole.arrays.layers.items():
-        for one, other in zip(run.arrays.layers[name], layer, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(other).max())
+        # Adam makes much of rounding where gradients are small, as those of biases.
+        for one, other, most in zip(run.arrays.layers[name], layer, (1e-3, 0.05), strict=True):
+            assert np.linalg.norm(one - other) < most * np.linalg.norm(other), name
 
 
-def test_a_device_may_be_left_without_photos(data, tmp_path):
+def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, tmp_path):
     settings = {"epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
     whole = train_network(data, tmp_path / "one", **{**SMALL, **settings}).run
     process = start(data, tmp_path / "two", two_devices=True, **settings)
@@ -575,24 +568,26 @@ def test_a_device_may_be_left_without_photos(data, tmp_path):
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
 
 
-def killed_and_resumed(data, folder, unbroken, kills, seed):
-    """Kill a training at random moments until it ends by itself."""
-    moments = random.Random(seed)
-    count = 0
-    while True:
-        process = start(data, folder, **{})
-        if count < kills:
-            try:
-                process.wait(moments.uniform(3, 12))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                count += 1
-                process.communicate()
-                continue
-        _, err = process.communicate(timeout=300)
+def killed_and_resumed(data, folder, unbroken, kills, seed, **settings):
+    """Kill a training at random moments, then let it end by itself; how often it was killed."""
+    moments, count = random.Random(seed), 0
+    for _ in range(kills):
+        process = start(data, folder, **settings)
+        any(line.startswith("epoch") for line in process.stdout)  # reads on until then
+        try:
+            process.wait(moments.uniform(0, 3))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+        count += 1
+    if process.returncode:
+        process = start(data, folder, **settings)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
-        same(Run.open(folder), unbroken)
-        return
+    same(Run.open(folder), unbroken)
+    return count
 
 
 def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path):
@@ -623,7 +618,26 @@ def test_kill_9_at_any_moment_costs_no_more_than_an_epoch(data, unbroken, tmp_pa
     assert not [x for x in (tmp_path / "run").iterdir() if x.name.startswith(".tf")]
 
 
-@pytest.mark.slow
-def test_kill_9_at_ten_random_moments(data, unbroken, tmp_path):
-    for number in range(5):
-        killed_and_resumed(data, tmp_path / f"run{number}", unbroken, 2, seed=100 + number)
+@pytest.mark.kills
+@pytest.mark.parametrize(
+    ("kills", "settings"),
+    [
+        (20, {"mode": "scratch", "epochs": 5, "batch_size": 4}),
+        (3, {"architecture": "bvlc_alexnet", "epochs": 2, "batch_size": 8}),
+    ],
+)
+def test_killed_again_and_again(kills, settings, data, tmp_path, alexnet_file):
+    if "architecture" in settings:
+        settings |= {"weights": str(alexnet_file)}
+    settings = {**SMALL, **settings}
+    whole = train_network(data, tmp_path / "whole", **settings).run
+    count, number = 0, 0
+    while count < kills:
+        run = tmp_path / f"run{number}"
+        workers = 1 + number % 3
+        count += killed_and_resumed(
+            data, run, whole, min(4, kills - count), seed=number, workers=workers, **settings
+        )
+        number += 1
+        shutil.rmtree(run)
+    print(f"killed {count} times in {number} trainings")

@@ -15,6 +15,7 @@ from tf_alexnet.lazy import after_import, lazy_names
 from tf_alexnet.version import VERSION as __version__
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
+    from tf_alexnet import visualize
     from tf_alexnet.evaluation.evaluate import evaluate_photos
     from tf_alexnet.extraction import FeatureExtractor, extract_features, predict_photos
     from tf_alexnet.images import Preset, load_image, preprocess_input
@@ -63,6 +64,7 @@ _HOMES = {
     "read_weights": "tf_alexnet.weights",
     "train_head": "tf_alexnet.training.head",
     "train_network": "tf_alexnet.training.finetune",
+    "visualize": "tf_alexnet.visualize",
     "write_weights": "tf_alexnet.weights",
 }
 

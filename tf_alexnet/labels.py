@@ -297,7 +297,7 @@ def _in_table(path: str, text: str) -> dict[str, str] | list[str] | None:
     rows = [*text_rows(text.splitlines(keepends=True), os.path.splitext(path)[1].lower())]
     if not rows or min(map(len, rows)) < 2:
         return None
-    for some in (rows[1:], rows):  # with a header or without
+    for some in (rows, rows[1:]):  # without a header or with one
         for column in (0, 1):
             if {row[column].strip() for row in some} == set(map(str, range(len(some)))):
                 return {row[column].strip(): row[1 - column].strip() for row in some}

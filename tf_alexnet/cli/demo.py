@@ -27,7 +27,7 @@ def demo(
     """Run the main job on a few photos: classes, features, neighbours, a contact sheet."""
     from tf_alexnet.engines import choose_engine
     from tf_alexnet.images import find_images
-    from tf_alexnet.visualize import check_picture
+    from tf_alexnet.visualize.sheets import check_picture
 
     check_picture(output)
     console.check_names(weights)

@@ -10,7 +10,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tf_alexnet.cli import console, demo, evaluate, extract, predict, summary, train, weights
+from tf_alexnet.cli import (
+    console,
+    demo,
+    evaluate,
+    extract,
+    predict,
+    summary,
+    train,
+    visualize,
+    weights,
+)
 from tf_alexnet.cli.options import Quiet
 from tf_alexnet.errors import AlexNetError, OutputError
 from tf_alexnet.version import VERSION
@@ -33,6 +43,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(weights.app, name="weights")
+app.add_typer(visualize.app, name="visualize")
 
 
 def _version(wanted: bool) -> None:

@@ -20,14 +20,6 @@ class Crops(str, Enum):
 Photos = Annotated[
     list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
 ]
-Weights = Annotated[
-    str,
-    typer.Option(
-        "--weights",
-        "-w",
-        help="Weight file, name in the catalogue, or random:SEED for an untrained control.",
-    ),
-]
 OwnWeights = Annotated[
     str | None,
     typer.Option(

@@ -68,7 +68,7 @@ def predict(
     console.check_model(model, weights, architecture)
     from tf_alexnet.images import find_images
     from tf_alexnet.labels import read_labels
-    from tf_alexnet.visualize import check_picture, predictions_sheet, save_picture
+    from tf_alexnet.visualize.sheets import check_picture, predictions_sheet, save_picture
 
     if plot:
         check_picture(plot)

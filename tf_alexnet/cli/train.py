@@ -293,11 +293,12 @@ def _show(report: TrainingReport, folder: str) -> None:
     split, metrics = record.split, record.metrics
     classes = ", ".join(record.classes[:8]) + (", ..." if len(record.classes) > 8 else "")
     skipped = f", {split['skipped']} skipped" if split["skipped"] else ""
+    test = f", {split['test']} test" if "test" in split else ""
     source = record.base.get("source", "")
     start = f", starting from {source}" if source.endswith("(untrained)") else ""
     rows = [
         ("classes", f"{len(record.classes)}: {classes}"),
-        ("photos", f"{split['train']} training, {split['val']} validation{skipped}"),
+        ("photos", f"{split['train']} training, {split['val']} validation{test}{skipped}"),
         (
             "network",
             f"{record.architecture}, classifier on {record.layer}, mode {record.mode}{start}",
@@ -308,11 +309,14 @@ def _show(report: TrainingReport, folder: str) -> None:
         rows.append(("l2", f"{metrics['l2']:.3g}, {how}"))
     if "epoch" in metrics:
         rows.append(("best epoch", f"{metrics['epoch']:g}"))
-    metric, name = ("map", "mAP") if record.multi_label else ("accuracy", "accuracy")
+    merit, form = ("map", ".3f") if record.multi_label else ("accuracy", ".1%")
     parts = (("train", "training"), ("val", "validation"), ("test", "test"))
-    figures = [f"{x} {metrics[f'{part}_{metric}']:.1%}" for part, x in parts
-               if f"{part}_{metric}" in metrics]  # fmt: skip
-    rows.append((name, ", ".join(figures)))
+    figures = [
+        f"{title} {metrics[f'{part}_{merit}']:{form}}"
+        for part, title in parts
+        if f"{part}_{merit}" in metrics
+    ]
+    rows.append(("mAP" if record.multi_label else "accuracy", ", ".join(figures)))
     before = " (finished before, nothing was done)" if report.finished_before else ""
     rows.append(("written", f"{folder}: {_FILES}{before}"))
     rows.append(("next", f"tf-alexnet predict PHOTOS --model {folder}"))

@@ -28,13 +28,14 @@ from tf_alexnet.evaluation.scores import score_photos
 from tf_alexnet.extraction import ExtractionReport, extract_features
 from tf_alexnet.extraction.extractor import resolve_preset
 from tf_alexnet.extraction.formats import open_output
-from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.extraction.job import failures_among
 from tf_alexnet.extraction.spec import ExtractionSpec
 from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.files import check_folder
 from tf_alexnet.images import recorded_name
 from tf_alexnet.images.labelled import listed
 from tf_alexnet.labels import Label, Labels, imagenet_labels, labels_of_network
+from tf_alexnet.remote import is_url
 from tf_alexnet.training.folders import read_digests
 from tf_alexnet.training.run import Run, place_digest, run_folder, short_digest
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
@@ -207,38 +208,47 @@ def _truth(
 def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
     """Without the photos that a RUN was trained on.
 
-    They are told by content. In the folder that it set its validation photos aside in, only those
-    are unseen: there, others may be training photos that were edited since.
+    They are told by content, and in the folder or table that it split itself also by name: there,
+    photos may have been edited since.
     """
     split, folder = run.record.split, os.fspath(data)
     folder = folder if os.path.isdir(folder) else os.path.dirname(folder) or "."
-    names = [os.path.relpath(path, folder) for path in truth.paths]
+    names = dict(zip(truth.paths, (os.path.relpath(x, folder) for x in truth.paths), strict=True))
     aside, trained = split.get("val_photos", ()), set(split.get("trained_on", "").split())
-    here = set(aside) & set(names)
-    # Runs of version 0.1.0 record neither the folder nor what the photos held.
-    own = split["folder"] == place_digest(folder) if "folder" in split else bool(here)
-    if own:
-        chosen = [i for i, name in enumerate(names) if name in here]
-    else:
-        digests = read_digests(truth.paths) if trained else {}
-        seen = {path for path, x in digests.items() if x and short_digest(x) in trained}
-        chosen = [i for i, path in enumerate(truth.paths) if path not in seen]
+    here = set(aside) & set(names.values())
+    if "place" in split:
+        own = split["place"] == place_digest(data)
+        learned = set(split["train_photos"]) if own else set()
+    else:  # runs of version 0.1.0 record only the photos they set aside
+        own = bool(here)
+        learned = set(names.values()) - here if own else set()
+    seen = {path for path, name in names.items() if name in learned}
+    if trained:
+        others = [path for path, name in names.items() if not own or name not in here]
+        digests = read_digests(others)
+        seen |= {path for path, x in digests.items() if x and short_digest(x) in trained}
+    chosen = [i for i, path in enumerate(truth.paths) if path not in seen]
     left_out = len(names) - len(chosen)
-    if not left_out and not own:
-        return truth
+    missing = []
+    if own or (here and left_out):
+        local = [name for name in aside if not is_url(name)]
+        missing = [name for name in local if not os.path.lexists(os.path.join(folder, name))]
     if not chosen:
         raise UsageError(
-            folder,
-            f"{run.folder} was trained on all of its {len(names)} photos"
-            if not own
-            else f"none of the {len(aside)} photos that {run.folder} set aside here is left",
+            os.fspath(data),
+            f"none of the {len(aside)} photos that {run.folder} set aside here is left"
+            if own
+            else f"{run.folder} was trained on all of its {len(names)} photos",
             "Name photos that it has not seen; its figures on training photos are in report.md.",
         )
+    if not left_out and not missing:
+        unknown = f"{run.folder} does not record what it was trained on: it may be these photos"
+        return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     notes = [
         f"{run.folder} was trained on photos of {os.fspath(data)}: {left_out} are left out, "
         f"{len(chosen)} are evaluated"
     ]
-    if missing := [name for name in aside if name not in here]:
+    if missing:
         notes.append(
             f"{len(missing)} of the {len(aside)} photos that it set aside for validation are "
             f"missing: {listed(missing)}"
@@ -292,9 +302,11 @@ def _compared(
     settings = {"layers": ["prob"], **settings}
     job = ExtractionSpec(weights, **settings).fingerprint(weights.digest)
     real = functools.cache(os.path.realpath)
-    labels: dict[str, int] = {}
+    photos, labels = {}, {}
     for path, label in zip(truth.paths, truth.labels.tolist(), strict=True):
-        labels.setdefault(place_of(path, real), label)
+        place = place_of(path, real)
+        photos.setdefault(place, path)
+        labels.setdefault(place, label)
     with _kept(keep, job, truth) as file:
         report = extract_features(
             list(truth.paths),
@@ -306,13 +318,11 @@ def _compared(
             retry_errors=True,
             add=True,
         )
-        failures = [x for x in report.errors if x.place in labels]
-        if report.unreadable:  # their rows are of what they held when they could be read
-            for path, digest in read_digests(truth.paths).items():
-                if digest is None and labels.pop(place_of(path, real), None) is not None:
-                    failures.append(Failure(path, "unreadable", "it can't be read any more"))
+        failures = failures_among(report, photos)
+        for failure in failures:
+            labels.pop(failure.place, None)
         confusion, among_top = _counted(file, labels, classes)
-    return confusion, among_top, replace(report, errors=tuple(failures))
+    return confusion, among_top, replace(report, errors=failures)
 
 
 def _counted(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:

@@ -79,9 +79,8 @@ def read_labelled(
     if not photos:
         raise UsageError(
             os.fspath(data),
-            "not a photo in its class folders" if empty else "no class folder in it",
-            "Put the photos of each class into a folder of its name, or name a table: path,label; "
-            "ILSVRC's validation photos go with a list: --imagenet-val DIR --ground-truth FILE.",
+            "not a photo in its class folders" if empty else "not a photo in it",
+            "Put photos there.",
         )
     names = dict.fromkeys(x for _, labels in photos for x in labels)
     indices = _matched(os.fspath(data), sorted([*names, *empty], key=os.fsencode), classes)

@@ -113,7 +113,8 @@ def _chosen(data: str, splits: dict, first_of: Sequence[str], notes: list[str]) 
     if chosen is None:
         return splits
     if len(splits) > 1:
-        notes.append(f"{data} has {' and '.join(splits)}: {chosen} is evaluated")
+        there = " and ".join(split for split in SPLITS if split in splits)
+        notes.append(f"{data} has {there}: {chosen} is evaluated")
     return {chosen: splits[chosen]}
 
 
@@ -123,12 +124,19 @@ def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], l
     Raises
     ------
     UsageError
-        If there are folders, but not of classes.
+        If there are no folders, or not of classes.
     ImageError
         If a folder is missing or can't be read.
     """
     top = os.fspath(data)
     folders, notes = subfolders(top), []
+    if not folders:
+        raise UsageError(
+            top,
+            "no class folder in it",
+            "Put the photos of each class into a folder of its name, or name a table: path,label "
+            "(for ILSVRC's validation photos there is evaluate --imagenet-val).",
+        )
     splits: dict[str, str] = {}
     looks = {name: _look(path) for name, path in folders.items() if name.lower() in _SPLIT_OF}
     for name, (inner, photos) in looks.items():
@@ -161,13 +169,14 @@ def _look(folder: str) -> tuple[set[str], bool]:
     """Names of the folders in a folder; and whether it holds photos, which ends the search."""
     inner = set()
     try:
-        for entry in os.scandir(folder):
-            if entry.name.startswith(".") or entry.name.lower() in FOREIGN:
-                continue
-            if entry.is_dir():
-                inner.add(entry.name)
-            elif has_image_suffix(entry.name):
-                return inner, True
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in FOREIGN:
+                    continue
+                if entry.is_dir():
+                    inner.add(entry.name)
+                elif has_image_suffix(entry.name):
+                    return inner, True
     except OSError:  # the search for photos has the better words for it
         pass
     return inner, False

@@ -184,7 +184,8 @@ class Checkpoint(keras.callbacks.Callback):
         figures = _figures(logs, self._metric)
         row = {"epoch": epoch + 1, **{f"train_{name}": x for name, x in figures.items()}}
         row |= _figures(logs, self._metric, "val_")
-        row["learning_rate"] = float(self.model.optimizer.learning_rate)
+        rate = self.model.optimizer.learning_rate
+        row["learning_rate"] = float(keras.ops.convert_to_numpy(rate))
         row |= {name: logs[name] for name in ("photos_per_second", "data_wait", "seconds")}
         tensors = {name: _array(variable) for name, variable in _variables(self.model).items()}
         # A NaN in the weights need not reach the loss: ReLU makes 0 of it.
@@ -288,35 +289,30 @@ def read_checkpoint(path: Path, settings: str) -> tuple[State, dict[str, np.ndar
                 raise _unfit(path, "it is not a checkpoint of this version")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
         state = State(**json.loads(metadata["state"]))
-        fault = _fault(state)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        sound = bool(tensors) and _is_sound(state)
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise _unfit(path, f"it is damaged ({error})") from None
-    if fault or not tensors:
-        raise _unfit(path, f"its state is damaged ({fault or 'no tensors'})")
+    except RecursionError:
+        sound = False
+    if not sound:
+        raise _unfit(path, "its state is damaged")
     if state.settings != settings:
         raise _unfit(path, "it belongs to a training with other settings")
     return state, tensors
 
 
-def _fault(state: State) -> str | None:
-    """What is wrong with counters and history; None if nothing is."""
-    if type(state.epoch) is not int or type(state.best_epoch) is not int:
-        return "epochs are not numbers"
-    if not 1 <= state.best_epoch <= state.epoch or len(state.history) != state.epoch:
-        return "its epochs don't add up"
-    for number, row in enumerate(state.history, 1):
-        values = row.values()
-        if row.get("epoch") != number or not all(type(x) in (int, float) for x in values):
-            return f"epoch {number} is not a row of numbers"
-        if not all(map(math.isfinite, values)) or list(row) != list(state.history[0]):
-            return f"epoch {number} is not a row like the first"
-    if not all(len(x) == 3 and all(isinstance(y, str) for y in x) for x in state.failures):
-        return "photos that failed"
-    if state.covariance is not None:
-        covariance = np.array(state.covariance, np.float64)
-        if covariance.shape != (3, 3) or not np.isfinite(covariance).all():
-            return "the colours' covariance"
-    return None
+def _is_sound(state: State) -> bool:
+    """Whether counters, history and the rest have the types and sizes that they must have."""
+    rows, covariance = state.history, state.covariance
+    return (
+        type(state.epoch) is type(state.best_epoch) is int
+        and 1 <= state.best_epoch <= state.epoch == len(rows)
+        and all(row["epoch"] == number for number, row in enumerate(rows, 1))
+        and all(list(row) == list(rows[0]) for row in rows)
+        and all(type(x) in (int, float) and math.isfinite(x) for y in rows for x in y.values())
+        and all(len(x) == 3 and all(isinstance(y, str) for y in x) for x in state.failures)
+        and (covariance is None or np.isfinite(np.array(covariance, float)).sum() == 9)
+    )
 
 
 def _unfit(path: Path, found: str) -> OutputError:

@@ -22,6 +22,7 @@ from tf_alexnet.images import load_image
 from tf_alexnet.images.presets import Preset
 from tf_alexnet.training.augment import augmented
 from tf_alexnet.training.folders import Example
+from tf_alexnet.training.linear import label_array
 
 _BATCH = 64  # photos, in the first pass
 
@@ -90,9 +91,9 @@ def _rgb(picture: np.ndarray, preset: Preset) -> np.ndarray:
 class Photos(keras.utils.PyDataset):
     """Batches of photos, labels and weights; a pure function of seed, epoch and index.
 
-    Batches have nearly equal sizes (65 photos in batches of at most 32: 22, 22, 21), so that no
-    device is left without photos. Keras reads ahead in one thread, which shares the photos of a
-    batch among threads of its own. A context manager.
+    Batches have nearly equal sizes, the last one the least (65 photos in batches of at most 32: 22,
+    22, 21), so that no device is left without photos. Keras reads ahead in one thread, which shares
+    the photos of a batch among threads of its own. A context manager.
 
     Parameters
     ----------
@@ -201,13 +202,11 @@ class Photos(keras.utils.PyDataset):
             raise
         self.ready[index] = time.perf_counter()
         weights = np.full(len(places), 1 / len(places), np.float32)
-        found = [self._examples[place].label for place in places]
+        labels = [self._examples[place].label for place in places]
         if self._classes:
-            labels = np.zeros((len(places), self._classes), np.float32)
-            for row, some in zip(labels, found, strict=True):
-                row[list(some)] = 1
-            return np.stack(pixels), labels, weights
-        labels = np.array(found, np.int32)
+            marks = label_array(labels, self._classes, multi_label=True)
+            return np.stack(pixels), marks.astype(np.float32), weights
+        labels = np.array(labels, np.int32)
         if self._class_weights is not None:
             weights *= self._class_weights[labels]
         return np.stack(pixels), labels, weights
@@ -216,9 +215,3 @@ class Photos(keras.utils.PyDataset):
         rgb = load_image(self._examples[place].path)
         generator = np.random.Generator(np.random.Philox(key=[self._seed, (epoch << 40) | place]))
         return augmented(rgb, self._augment, self._preset, generator, self._covariance)
-
-
-def balanced_weights(labels: Sequence[int], classes: int) -> np.ndarray:
-    """Weights by class, float32 (classes,): n / (classes * n_c), as scikit-learn's "balanced"."""
-    counts = np.bincount(labels, minlength=classes)
-    return (len(labels) / (classes * counts)).astype(np.float32)

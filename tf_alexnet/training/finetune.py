@@ -26,11 +26,12 @@ from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.augment import check_augmentation
 from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
-from tf_alexnet.training.data import Photos, balanced_weights, examine_photos
+from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
+from tf_alexnet.training.linear import balanced, label_array
 from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import RunRecord, TrainingReport, split_record, write_run
+from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
 from tf_alexnet.weights.resolve import resolve_weights
@@ -296,6 +297,7 @@ def _complete(settings: dict[str, Any], adam: bool) -> None:
             "gamma or step size", "only the schedule step has them", "Use --schedule step."
         )
     settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    settings |= {"learning_rate": float(settings["learning_rate"])}
     settings["optimizer"] = "Adam" if adam else "CaffeSGD"
     # The only schedule whose first epochs depend on the number of all.
     settings["cosine_epochs"] = settings["epochs"] if settings["schedule"] == "cosine" else None
@@ -367,6 +369,16 @@ class Dropout(keras.layers.Dropout):
         return tf.where(draws[first:] >= self.rate, kept, tf.zeros_like(inputs))
 
 
+class Network(keras.Model):
+    """A model whose devices may have batches of unequal sizes."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        # Keras adds up the devices' first batches, only to learn their shapes. `test_on_batch`
+        # tells it those.
+        if iterator is None:
+            super()._maybe_symbolic_build(data_batch=data_batch)
+
+
 def training_model(plan: Plan, steps: int) -> keras.Model:
     """The network as it is trained: from preprocessed photos to `fc8`, without the softmax.
 
@@ -383,7 +395,7 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
         if isinstance(layer, keras.layers.Dropout):
             layer = Dropout(layer.rate, name=layer.name)
         x = layer(x)
-    model = keras.Model(network.inputs[0], x)
+    model = Network(network.inputs[0], x)
     rate = scheduled(settings, steps)
     losses, metrics, logits = keras.losses, keras.metrics, {"from_logits": True}
     if settings["multi_label"]:
@@ -396,8 +408,9 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
         kept = [metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy")]
         kept.append(metrics.SparseCategoricalAccuracy(name="accuracy"))
     # Compiled by XLA, all of it takes twice as long on processors.
-    model.compile(optimizer_for(plan.trained, rate, settings), loss, kept, jit_compile=False)
-    model.optimizer.build(model.trainable_variables)
+    optimizer = optimizer_for(plan.trained, rate, settings)
+    model.compile(optimizer, loss, metrics=kept, jit_compile=False)
+    optimizer.build(model.trainable_variables)
     return model
 
 
@@ -414,7 +427,7 @@ class _Training:
         note: Callable[[str], None] | None,
     ):
         self._plan, self._photos, self._folder = plan, photos, folder
-        self._strategy = strategy_for(devices, plan.settings["mixed_precision"])
+        self._devices = _devices(devices, plan.settings["mixed_precision"])
         self._progress, self._note = progress or (lambda *_: None), note or (lambda text: None)
         self._notes = list(photos.notes)
 
@@ -432,10 +445,13 @@ class _Training:
         train, val = self._data(parts, state, workers)
         with train, val, _events(tensorboard) as log, _own_errors(train, val):
             dtype = "bfloat16" if settings["mixed_precision"] else None
-            with self._strategy.scope(), _products_in(dtype):
+            strategy = _strategy(self._devices, train, val)
+            with strategy.scope(), _products_in(dtype):
                 model = training_model(plan, len(train))
             checkpoint = Checkpoint(path, state, plan.metric, settings["patience"], log)
             checkpoint.restore(model, tensors)
+            if strategy.num_replicas_in_sync > 1:
+                model.test_on_batch(*val[0])
             epochs = Epochs(train, plan.metric, settings["seed"], self._progress)
             model.fit(
                 train,
@@ -454,7 +470,7 @@ class _Training:
     def _where(self) -> str:
         train, val = (f"{len(part):,}" for part in (self._photos.train, self._photos.val))
         return (
-            f"on {_device_names(self._strategy)}: {train} photos for training, {val} for "
+            f"on {', '.join(self._devices) or 'CPU'}: {train} photos for training, {val} for "
             f"validation, {len(self._photos.classes):,} classes"
         )
 
@@ -502,7 +518,8 @@ class _Training:
         shared |= {"preset": self._plan.preset, "batch_size": settings["batch_size"]}
         weights = None
         if settings["class_weight"]:
-            weights = balanced_weights([x.label for x in parts["train"]], count)
+            labels = np.array([x.label for x in parts["train"]])
+            weights = balanced(labels, count).astype(np.float32)
         train = Photos(
             parts["train"],
             shuffle=True,
@@ -517,22 +534,20 @@ class _Training:
     def _written(
         self, model: keras.Model, state: State, logits: np.ndarray, val: Sequence[Example]
     ) -> TrainingReport:
-        plan, photos = self._plan, self._photos
+        photos = self._photos
         row, count = state.history[state.best_epoch - 1], len(photos.classes)
         skipped = tuple(Failure(*values) for values in state.failures)
         metrics = {name: row[name] for name in row if name.startswith(("train_", "val_"))}
         metrics |= {"epoch": row["epoch"], "epochs": state.epoch}
-        if plan.settings["multi_label"]:
-            marks = np.zeros((len(val), count), bool)
-            for some, example in zip(marks, val, strict=True):
-                some[list(example.label)] = True
-            found = {"precisions": average_precisions(marks, logits)}
+        labels = label_array([x.label for x in val], count, photos.multi_label)
+        if photos.multi_label:
+            found = {"precisions": average_precisions(labels, logits)}
             metrics["val_map"] = float(np.nanmean(found["precisions"]))
             chance = None
         else:
-            labels = [x.label for x in val]
             found = {"confusion": np.zeros((count, count), np.int64)}
             np.add.at(found["confusion"], (labels, logits.argmax(axis=1)), 1)
+            metrics["val_accuracy"] = float(found["confusion"].trace() / len(val))
             chance = chance_note(labels, metrics["val_accuracy"])
         if chance:
             self._note(chance)
@@ -543,7 +558,7 @@ class _Training:
             self._folder,
             record,
             arrays,
-            AlexNet(arrays, classifier_activation="sigmoid" if photos.multi_label else "softmax"),
+            model_of(record, arrays),
             history=state.history,
             **found,
             test=photos.test,
@@ -604,16 +619,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def strategy_for(
-    devices: Sequence[str] | None = None, mixed_precision: bool = False
-) -> tf.distribute.Strategy:
-    """One device or several (default: all GPUs).
-
-    Raises
-    ------
-    UsageError
-        If a GPU can't do what mixed precision needs.
-    """
+def _devices(devices: Sequence[str] | None, mixed_precision: bool) -> list[str]:
+    """The devices to use: those given, or all GPUs; none for TensorFlow's own choice."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus if mixed_precision else ():
         details = tf.config.experimental.get_device_details(gpu)
@@ -623,19 +630,15 @@ def strategy_for(
                 f"{details.get('device_name', gpu.name)} has no bfloat16",
                 "Leave it out; GPUs since compute capability 8.0 have it.",
             )
-    devices = devices or [f"/GPU:{number}" for number in range(len(gpus))]
+    return list(devices or [f"/GPU:{number}" for number in range(len(gpus))])
+
+
+def _strategy(devices: Sequence[str], *data: Photos) -> tf.distribute.Strategy:
+    """No more devices than there are photos in any batch: some layers fail without photos."""
+    devices = devices[: min(photos.size(-1) for photos in data)]
     if len(devices) > 1:
-        return tf.distribute.MirroredStrategy(list(devices))
+        return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.get_strategy()
-
-
-def _device_names(strategy: tf.distribute.Strategy) -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    if strategy.num_replicas_in_sync > 1:
-        return ", ".join(strategy.extended.worker_devices)
-    if not gpus:
-        return f"CPU, {os.cpu_count()} processors"
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -58,6 +58,8 @@ class PhotoSet:
         Whether a photo has any number of labels.
     contents : mapping of str to str or None
         Path -> digest of the photo's bytes, None if it can't be read; empty if none was read.
+    source : str
+        The data folder or table; empty if they came from memory.
     """
 
     folder: str
@@ -69,6 +71,7 @@ class PhotoSet:
     test: tuple[Example, ...] = ()
     multi_label: bool = False
     contents: Mapping[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+    source: str = field(default="", compare=False)
 
     def name_of(self, example: Example) -> str:
         """The photo's path below `folder`."""
@@ -143,7 +146,7 @@ def read_photos(
         notes += note_duplicates(splits, contents, found.folder)
     return PhotoSet(
         found.folder, classes, splits["train"], splits["val"], drawn, tuple(notes), splits["test"],
-        multi_label, contents,
+        multi_label, contents, os.fspath(data),
     )  # fmt: skip
 
 
@@ -169,7 +172,7 @@ def _indexed(
     if len(classes) < 2:
         raise UsageError(
             data,
-            f"one class only ({classes[0]})" if classes else "no class folder in it",
+            f"one class only ({classes[0]})" if classes else "no photo in it",
             "Give photos of two classes or more, each in a folder of its own.",
         )
     index = {name: i for i, name in enumerate(classes)}
@@ -212,26 +215,32 @@ def set_aside(
             "nothing would be left on one side",
             "Use a fraction between 0 and 1, such as 0.2.",
         )
+    labels = [x.label if isinstance(x.label, tuple) else (x.label,) for x in photos]
     groups = defaultdict(list)
     for i, example in enumerate(photos):
         groups[0 if isinstance(example.label, tuple) else example.label].append(i)
+    left = Counter(label for some in labels for label in some)  # photos to train on
     aside: set[int] = set()
-    for label, group in sorted(groups.items()):
-        if len(group) < 2:
+    for group, members in sorted(groups.items()):
+        if len(members) < 2:
             raise UsageError(
-                f"class {classes[label]}",
+                f"class {classes[group]}",
                 "it has a single photo, too few for training and validation",
                 "Add photos of that class.",
             )
-        count = min(max(1, round(fraction * len(group))), len(group) - 1)
-        order = np.random.default_rng([seed, label]).permutation(len(group))
-        aside.update(group[i] for i in order[:count].tolist())
-    train = [x for i, x in enumerate(photos) if i not in aside]
-    if any(isinstance(x.label, tuple) for x in train):
-        learned = {label for x in train for label in x.label}  # each class keeps a training photo
-        aside = {i for i in aside if set(photos[i].label) <= learned}
-        train = [x for i, x in enumerate(photos) if i not in aside]
-    return tuple(train), tuple(photos[i] for i in sorted(aside))
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        order = np.random.default_rng([seed, group]).permutation(len(members)).tolist()
+        for i in (members[j] for j in order):
+            if count and all(left[label] > 1 for label in labels[i]):
+                aside.add(i)
+                left.subtract(labels[i])
+                count -= 1
+    if not aside:
+        raise UsageError(
+            "validation photos", "each photo is the only one of a class", "Add more photos."
+        )
+    train = tuple(x for i, x in enumerate(photos) if i not in aside)
+    return train, tuple(photos[i] for i in sorted(aside))
 
 
 def note_duplicates(

@@ -16,6 +16,7 @@ from tf_alexnet.architectures import Architecture, Conv, Dense
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.extraction import FeatureExtractor, extract_features
 from tf_alexnet.extraction.formats import open_output
+from tf_alexnet.extraction.job import failures_among
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name
@@ -322,6 +323,7 @@ def extract_photos(
     real = functools.cache(os.path.realpath)  # rows are found by place, under whatever name
     splits = photos.train, photos.val
     parts = [[(place_of(x.path, real), x.label) for x in part] for part in splits]
+    named = {place_of(x.path, real): x.path for x in (*photos.val, *photos.train)}
     paths = list(dict.fromkeys(path for part in parts for path, _ in part))
 
     def watch(done: int, total: int, errors: int, *_) -> None:
@@ -350,10 +352,11 @@ def extract_photos(
         if not replace:
             raise
         report = extract(True)
-    wanted = set(paths)
-    skipped = tuple(failure for failure in report.errors if failure.place in wanted)
+    skipped = failures_among(report, named)
+    gone = {failure.place for failure in skipped}
     with open_output(file) as output:
-        index = {photo.place: i for i, photo in enumerate(output.photos)}
+        rows = enumerate(output.photos)
+        index = {photo.place: i for i, photo in rows if photo.place not in gone}
     found = []
     for part in parts:
         known = sorted((index[path], label) for path, label in part if path in index)

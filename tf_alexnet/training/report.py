@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.evaluation.metrics import class_results
 from tf_alexnet.visualize.figures import INK, label, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -33,19 +34,6 @@ def history_table(history: Sequence[Mapping[str, float]]) -> str:
     table.writeheader()
     table.writerows(history)
     return text.getvalue()
-
-
-def class_table(classes: Sequence[str], confusion: np.ndarray) -> list[tuple[str, int, str, str]]:
-    """Class, photos, recall and precision, the last two as ``81.2 %`` or ``-`` of no photo."""
-    right, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-
-    def share(part: int, whole: int) -> str:
-        return f"{part / whole:.1%}" if whole else "-"
-
-    return [
-        (name, int(actual[i]), share(right[i], actual[i]), share(right[i], predicted[i]))
-        for i, name in enumerate(classes)
-    ]
 
 
 def chance_note(labels: Sequence[int], accuracy: float) -> str | None:
@@ -98,7 +86,7 @@ def report_text(
         "",
     ]
     lines += [explanation, ""] if explanation else []
-    how = "the validation photos were set aside at random" if split["drawn"] else "they were given"
+    drawn_here = "The validation photos were set aside at random."
     lines += [
         f"| | photos | {title} | loss |",
         "|---|---|---|---|",
@@ -109,7 +97,7 @@ def report_text(
             if f"{part}_{merit}" in metrics
         ),
         "",
-        f"The splits: {how}.",
+        drawn_here if split["drawn"] else "The splits are those of the data.",
         "",
     ]
     if confusion is not None:
@@ -117,8 +105,8 @@ def report_text(
             "| class | validation photos | found (recall) | right when named (precision) |",
             "|---|---|---|---|",
             *(
-                f"| {_cell(name)} | {n} | {recall} | {precision} |"
-                for name, n, recall, precision in class_table(record.classes, confusion)
+                f"| {_cell(x.name)} | {x.photos} | {_share(x.recall)} | {_share(x.precision)} |"
+                for x in class_results(record.classes, confusion)
             ),
             "",
         ]
@@ -132,6 +120,10 @@ def report_text(
     lines += _remarks(notes, skipped)
     lines += _use(record)
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _figure(value: float | None) -> str:
@@ -278,7 +270,7 @@ def curves_figure(history: Sequence[Mapping[str, float]], chosen: float | None =
     upper.legend(frameon=False, loc="best")
     lower.set_xlabel(by)
     if by == "epoch":
-        lower.xaxis.get_major_locator().set_params(integer=True)
+        lower.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         lower.set_xlim(min(steps) - 0.5, max(steps) + 0.5)
     if by == "l2" and len(steps) > 1:
         lower.set_xscale("log")

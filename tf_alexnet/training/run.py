@@ -45,7 +45,7 @@ RECORD, WEIGHTS, MODEL = "run.json", "weights.safetensors", "model.keras"
 READOUT = "readout.csv"  # of a layer-wise read-out, which has no network
 FORMAT = 1  # of run.json
 MODES = ("head", "finetune", "scratch")
-MAX_BYTES = 1 << 26  # the names of a million photos take 30 MB
+MAX_BYTES = 1 << 27  # names and digests of a million photos take 50 MB
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -154,12 +154,13 @@ def _is_split(value: Any) -> bool:
     if not isinstance(value, dict) or type(value.get("drawn")) is not bool:
         return False
     counts = [value.get(x) for x in ("train", "val", "skipped")] + [value.get("test", 0)]
-    texts = [value.get("folder", ""), value.get("trained_on", "")]
-    names = value.get("val_photos", [])
+    texts = [value.get("place", ""), value.get("trained_on", "")]
+    names = [value.get(x, []) for x in ("train_photos", "val_photos")]
     return (
         all(type(x) is int and x >= 0 for x in counts)
-        and isinstance(names, list)
-        and all(isinstance(x, str) for x in (*names, *texts))
+        and all(isinstance(x, list) for x in names)
+        and all(isinstance(x, str) for x in (*texts, *names[0], *names[1]))
+        and ("place" in value) == ("train_photos" in value)
     )
 
 
@@ -213,8 +214,8 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     dict
         ``drawn``, whether the validation photos were set aside at random; ``train``, ``val`` and
         ``skipped``, counts of photos; ``trained_on``, `short_digest` of each training photo.
-        If drawn, also ``val_photos``, their paths below the data folder, and ``folder``, which
-        stands for its place.
+        If drawn, also ``train_photos`` and ``val_photos``, their paths below the data folder, and
+        ``place``, which stands for where the folder or table was.
     """
     bad = {failure.path for failure in skipped}
     train, val = ([x for x in part if x.path not in bad] for part in (photos.train, photos.val))
@@ -222,8 +223,9 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     found = {"drawn": photos.split, "train": len(train), "val": len(val), "skipped": len(bad)}
     found["trained_on"] = " ".join(sorted(map(short_digest, digests)))
     if photos.split:
-        found["val_photos"] = [photos.name_of(example) for example in photos.val]
-        found["folder"] = place_digest(photos.folder)
+        for name, part in (("train_photos", photos.train), ("val_photos", photos.val)):
+            found[name] = [photos.name_of(example) for example in part]
+        found["place"] = place_digest(photos.source) if photos.source else ""
     return found
 
 
@@ -232,9 +234,9 @@ def short_digest(digest: str) -> str:
     return digest[:12]
 
 
-def place_digest(folder: str | os.PathLike) -> str:
-    """A text that stands for the place of a folder, and does not give it away."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+def place_digest(path: str | os.PathLike) -> str:
+    """A text that stands for the place of a folder or file, and does not give it away."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
 
 
 @dataclass(frozen=True, repr=False)
@@ -482,28 +484,17 @@ def read_record(folder: str | os.PathLike) -> RunRecord | None:
 
 def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> None:
     """Refuse weights of another network, or of other classes, than the record speaks of."""
-    path = str(folder / WEIGHTS)
+    table, classes = ARCHITECTURES[record.architecture], len(record.classes)
+    whole = table.with_head(record.layer, classes)
     if arrays.architecture != record.architecture:
-        raise WeightsError(
-            path,
-            f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights",
-            "Get both files from the same RUN again.",
-        )
-    table = own_table(arrays, ARCHITECTURES[record.architecture])
-    if arrays.classes != len(record.classes):
-        raise WeightsError(
-            path,
-            f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {len(record.classes)} "
-            "classes",
-            "Get both files from the same RUN again.",
-        )
-    whole = ARCHITECTURES[record.architecture].with_head(record.layer, len(record.classes))
-    if table.parameter_shapes() != whole.parameter_shapes():
-        raise WeightsError(
-            path,
-            f"its classifier does not stand on {record.layer}, as {RECORD} says",
-            "Get both files from the same RUN again.",
-        )
+        fault = f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights"
+    elif arrays.classes != classes:
+        fault = f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {classes} classes"
+    elif own_table(arrays, table).parameter_shapes() != whole.parameter_shapes():
+        fault = f"its classifier does not stand on {record.layer}, as {RECORD} says"
+    else:
+        return
+    raise WeightsError(str(folder / WEIGHTS), fault, "Get both files from the same RUN again.")
 
 
 def write_run(

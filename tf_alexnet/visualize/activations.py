@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_alexnet.errors import InputError
+from tf_alexnet.images import as_preset
+from tf_alexnet.labels import Labels, decode_predictions, imagenet_labels
 from tf_alexnet.visualize.figures import INK, color_bar, label, new_figure, show, shrunk
+from tf_alexnet.visualize.geometry import crop_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from tf_alexnet.extraction import FeatureExtractor
 
 _GAP = 1  # pixels between channels
 _LIMIT = 99.9  # percentile of the values that is drawn as white
@@ -72,6 +77,36 @@ def mosaic(blob: np.ndarray) -> np.ndarray:
 def strongest(blob: np.ndarray) -> np.ndarray:
     """Channels of a blob (h, w, channels) by their largest value, the largest first."""
     return np.argsort(-blob.max(axis=(0, 1)), kind="stable")
+
+
+def photo_blobs(
+    extractor: FeatureExtractor, image: np.ndarray, names: Labels | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[str, float]]]:
+    """What `activations_figure` draws of a photo.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+    image : ndarray of uint8, (H, W, 3)
+    names : sequence of str, mapping or path, optional
+        Class names, as in `decode_predictions`.
+
+    Returns
+    -------
+    blobs : dict of str to ndarray of float32
+        Layer -> (h, w, channels) or (units,).
+    crop : ndarray of uint8, (S, S, 3)
+        What the network sees.
+    classes : list of (str, float)
+        The five most probable classes, where `prob` is among the layers and the classes are known.
+    """
+    batch = extractor.preprocess([image])
+    blobs = {name: values[0] for name, values in extractor(batch).items()}
+    crop = crop_of(image, as_preset(extractor.preset), batch.shape[1])
+    prob = blobs.get("prob")
+    if prob is None or (names is None and prob.size != len(imagenet_labels())):
+        return blobs, crop, []
+    return blobs, crop, [(x.label, x.probability) for x in decode_predictions(prob, 5, names)[0]]
 
 
 def activations_figure(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_alexnet.architectures import blob_names
-from tf_alexnet.errors import InputError, LayerError
+from tf_alexnet.errors import AlexNetError, InputError, LayerError
 from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.extraction.storage import SUFFIXES
 
@@ -108,11 +108,8 @@ def _telling(path: Path) -> Iterator[None]:
     except ImportError:
         advice = "Install it: pip install 'tf-alexnet[parquet]'."
         raise InputError(os.fspath(path), "pyarrow is not installed", advice) from None
-    except (KeyError, OSError, MemoryError) as error:
+    except AlexNetError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         found = f"it can't be read as features ({error or type(error).__name__})"
-        raise InputError(os.fspath(path), found, _ADVICE) from None
-    except ValueError as error:
-        if isinstance(error, LayerError | InputError):
-            raise
-        found = f"it can't be read as features ({error})"
         raise InputError(os.fspath(path), found, _ADVICE) from None

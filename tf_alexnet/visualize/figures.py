@@ -35,10 +35,7 @@ def new_figure(width: float, height: float, dpi: int = 110) -> Figure:
     UsageError
         If matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "figures", "matplotlib is not installed", "Install it: pip install 'tf-alexnet[plot]'."
-        )
+    check_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -61,7 +58,15 @@ def check_figure(path: str | os.PathLike) -> None:
     else:
         known = ", ".join((*SUFFIXES, *VECTOR))
         raise UsageError(f"picture {os.fspath(path)}", "not a name for one", f"Use {known}.")
-    new_figure(1, 1)
+    check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Raise a UsageError if matplotlib is not installed; it is not imported."""
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "figures", "matplotlib is not installed", "Install it: pip install 'tf-alexnet[plot]'."
+        )
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:

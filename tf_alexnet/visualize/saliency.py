@@ -214,8 +214,7 @@ class Task:
         index : int
             The class.
         """
-        if method not in METHODS:
-            raise UsageError(f"method {method!r}", "unknown", f"Use one of {', '.join(METHODS)}.")
+        check_method(method)
         points = np.arange(x.shape[1], dtype=np.float64)
         gap = None
         if method == "gradcam":
@@ -289,6 +288,13 @@ class Task:
                 self.progress("occlusion", first + len(some), len(corners), {})
         centres = np.array(starts, np.float64) + (patch - 1) / 2
         return np.concatenate(falls).reshape(len(starts), len(starts)), centres
+
+
+def check_method(method: str) -> str:
+    """`method`, if there is such a one (UsageError otherwise)."""
+    if method not in METHODS:
+        raise UsageError(f"method {method!r}", "unknown", f"Use one of {', '.join(METHODS)}.")
+    return method
 
 
 def filler(explainer: Explainer, x: np.ndarray) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tf_alexnet.errors import OutputError, UsageError, one_line
+from tf_alexnet.errors import ImageError, OutputError, UsageError, one_line
 from tf_alexnet.files import check_folder, replacing
 from tf_alexnet.images import load_image
 from tf_alexnet.version import VERSION
@@ -49,15 +48,19 @@ def check_foreign(path: str | os.PathLike) -> None:
 
     Drawings say so in their first or last bytes.
     """
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        head = file.read(_LOOK)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOK))
-        if b"tf_alexnet" not in head + file.read():
-            raise OutputError(
-                os.fspath(path),
-                "it exists, and tf-alexnet did not write it",
-                "Choose another name with -o, or remove the file.",
-            )
+    advice = "Choose another name with -o, or remove the file."
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_LOOK)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOK))
+            ours = b"tf_alexnet" in head + file.read()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        found = f"it can't be replaced ({error.strerror or error})"
+        raise OutputError(os.fspath(path), found, advice) from None
+    if not ours:
+        raise OutputError(os.fspath(path), "it exists, and tf-alexnet did not write it", advice)
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
@@ -148,9 +151,13 @@ def contact_sheet(
 
 
 def _thumbnail(sheet: Image.Image, path: str, corner: tuple[int, int]) -> None:
-    photo = Image.fromarray(load_image(path))
-    photo.thumbnail((_TILE, _TILE))
     left, top = corner
+    try:
+        photo = Image.fromarray(load_image(path))
+    except ImageError:
+        _caption(sheet, (left, top + _TILE // 2 - _LINE), "can't be read now", _TILE, _PALE)
+        return
+    photo.thumbnail((_TILE, _TILE))
     sheet.paste(photo, (left + (_TILE - photo.width) // 2, top + (_TILE - photo.height) // 2))
 
 
