@@ -12,7 +12,7 @@ from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import COMPACT, Conv
-from tf_alexnet.errors import OutputError, UsageError, WeightsError
+from tf_alexnet.errors import OutputError, PresetError, UsageError, WeightsError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, RunRecord, write_run
@@ -399,8 +399,8 @@ def test_a_loaded_run_predicts_and_says_what_it_is(written, tmp_path):
                 assert p.probability == pytest.approx(row[p.index], abs=1e-5)
     (best,) = run.predict(paths[0], top=1)[0].predictions
     assert best.index == expected[0].argmax()
-    (ten,) = run.predict(pixels[:1], crops="ten")
-    assert sum(p.probability for p in ten.predictions) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(PresetError, match="crops='ten' with preset 'compact'"):
+        run.predict(pixels, crops="ten")
 
 
 def test_a_run_is_loaded_by_any_of_its_files(written):

@@ -214,7 +214,8 @@ class Setup(NamedTuple):
     ) -> Setup:
         """From `weights`, `architecture` and `preset`, and the settings of the fit."""
         if l2 is not None and not 0 < l2 < float("inf"):
-            raise UsageError(f"l2 {l2}", "not an L2 penalty", "Use a number above 0, as 0.001.")
+            advice = "Use a number above 0, such as 0.001."
+            raise UsageError(f"l2 {l2}", "not an L2 penalty", advice)
         if class_weight not in (None, "balanced"):
             found = "not a class weight"
             raise UsageError(f"class_weight {class_weight!r}", found, "Use balanced, or none.")
