@@ -16,7 +16,7 @@ from tf_alexnet.errors import OutputError, PresetError, UsageError, WeightsError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, RunRecord, write_run
-from tf_alexnet.training.begin import begin_run, working_in
+from tf_alexnet.training.run import begin_run, working_in
 
 CLASSES = ("ant", "bee | *wasp*", "caf\udce9")
 SETTINGS = {"mode": "head", "l2": 0.01, "seed": 0, "photos": 9}
