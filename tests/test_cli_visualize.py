@@ -92,7 +92,7 @@ def test_saliency(run, small, tmp_path):
     command = ("visualize", "saliency", CHELSEA, "-w", small)
     code, out, err = run(*command, "--method", "integrated", "--npy", "map.npy", "--class", "2")
     assert code == 0
-    assert out.splitlines()[0].startswith(f"{CHELSEA}: integrated of class 2 2, score ")
+    assert out.splitlines()[0].startswith(f"{CHELSEA}: integrated of class 2, score ")
     gap = float(out.splitlines()[1].removeprefix("completeness gap: ").rstrip("%"))
     assert gap < 2
     assert "note: wrote map.npy" in err
@@ -103,7 +103,7 @@ def test_saliency(run, small, tmp_path):
     names.write_text("cat\ndog\nbird\nfish\n")
     code, out, _ = run(*command, "--labels", names, "--class", "Bird", "--target", "crop")
     assert code == 0
-    assert ": gradcam of class 2 bird, score " in out
+    assert ": gradcam of class 2 (bird), score " in out
     code, _, err = run(*command, "--labels", names, "--class", "birds")
     assert code == 2
     assert one_error(err) == "error: class 'birds': there is no such class. Similar are: bird."

@@ -45,10 +45,12 @@ FORBIDDEN = {
     "evaluation": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "evaluation.metrics": (*TENSORFLOW, "tf_alexnet.model"),
     "evaluation.ground_truth": (*TENSORFLOW, "tf_alexnet.model"),
+    "serve": ("typer", "rich", "tf_alexnet.cli", *TENSORFLOW, "tf_alexnet.model"),
     "sklearn_features": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model", "tf_alexnet.training"),
     "visualize.architecture": (*TENSORFLOW, "numpy", "PIL"),
     "visualize.similarity": (*TENSORFLOW, "PIL", "matplotlib", "tf_alexnet.extraction"),
+    "export": ("typer", "rich", "tf_alexnet.cli"),
     "demo": ("typer", "rich", "tf_alexnet.cli"),
     "cli": ("numpy", "cv2", "PIL", "h5py", "keras"),
 }
@@ -136,6 +138,7 @@ def test_the_library_never_prints():
         "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.linear",
         "import tf_alexnet.visualize.sanity, tf_alexnet.visualize.rsm, tf_alexnet.visualize.maps",
         "import tf_alexnet.cli.main",
+        "import tf_alexnet.export.exporter, tf_alexnet.export.targets",
     ],
 )
 def test_tensorflow_is_not_imported_before_it_is_needed(statement):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import EXAMPLE_PHOTOS
 from reference import forward, relative_error
 
 import tf_alexnet as ta
@@ -13,9 +14,11 @@ from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.visualize import Explainer, SaliencyMap, overlay, saliency_map
 from tf_alexnet.visualize.colors import color_table
 from tf_alexnet.visualize.explainer import Graphs
+from tf_alexnet.visualize.geometry import Placement
 from tf_alexnet.visualize.saliency import METHODS, Task
 from tf_alexnet.weights import LayerArrays, WeightArrays, read_weights
 
+CHELSEA = EXAMPLE_PHOTOS / "chelsea.jpg"
 BVLC, COMPACT = ARCHITECTURES["bvlc_alexnet"], ARCHITECTURES["compact"]
 
 
@@ -41,8 +44,8 @@ def embedded(example_photos):
 
 
 @pytest.fixture(scope="module")
-def photo(example_photos):
-    return ta.load_image(example_photos[1])
+def photo():
+    return ta.load_image(CHELSEA)
 
 
 def test_scores_are_the_logits(bvlc, photo):
@@ -57,13 +60,13 @@ def test_scores_are_the_logits(bvlc, photo):
 def thin(table):
     """The same network with few channels, which NumPy computes quickly."""
     layers = (
-        replace(layer, filters=8 * layer.groups) if isinstance(layer, Conv) else layer
+        replace(layer, filters=4 * layer.groups) if isinstance(layer, Conv) else layer
         for layer in table.with_head("pool5", 3).layers[:-1]
     )
     return replace(table, layers=tuple(layers))
 
 
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet", "torchvision"])
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "torchvision"])
 def test_gradients_equal_numeric_differences_at_50_pixels(name):
     import tensorflow as tf
 
@@ -74,16 +77,16 @@ def test_gradients_equal_numeric_differences_at_50_pixels(name):
     generator = np.random.default_rng(0)
     x = (100 * generator.standard_normal((1, size, size, 3))).astype(np.float32)
     gradient = graphs.gradient(x, 2).numpy()[0]
-    step, found, expected = 1e-4, [], []
-    for _ in range(50):
-        place = (*generator.integers(30, size - 30, 2), generator.integers(3))
-        scores = []
-        for change in (step, -step):
-            moved = x[0].astype(np.float64)
-            moved[place] += change
-            scores.append(forward(table, arrays, moved.transpose(2, 0, 1)[None])["fc8"][0, 2])
-        expected.append((scores[0] - scores[1]) / (2 * step))
-        found.append(gradient[place])
+    places = [(*generator.integers(30, size - 30, 2), generator.integers(3)) for _ in range(50)]
+    step, expected = 1e-4, []
+    for some in (places[start : start + 10] for start in range(0, 50, 10)):
+        moved = x.astype(np.float64).repeat(2 * len(some), axis=0)
+        for number, place in enumerate(some):
+            moved[(2 * number, *place)] += step
+            moved[(2 * number + 1, *place)] -= step
+        scores = forward(table, arrays, moved.transpose(0, 3, 1, 2))["fc8"][:, 2]
+        expected.extend((scores[::2] - scores[1::2]) / (2 * step))
+    found = [gradient[place] for place in places]
     assert relative_error(np.array(found), np.array(expected)) < 1e-4
 
 
@@ -95,19 +98,22 @@ def test_gradcam_is_the_formula_on_keras_own_gradients(bvlc, photo):
     outputs = ta.features(model, ["conv5", "fc8"])
     x = tf.constant(bvlc.preprocess(photo))
     tail = [model.get_layer(name) for name in ("pool5", "flatten", "fc8")]
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         blob = outputs(x)["conv5"]
         tape.watch(blob)
         y = blob
         for layer in tail:
             y = layer(y)
-        score = y[0, 1]
-    weights = tape.gradient(score, blob).numpy()[0].astype(np.float64).mean(axis=(0, 1))
-    expected = np.maximum((blob.numpy()[0] * weights).sum(axis=-1), 0)
-    found = saliency_map(bvlc, photo, "gradcam", 1)
+        scores = tf.unstack(y[0])
+    drawn = 0
+    for index, score in enumerate(scores):
+        weights = tape.gradient(score, blob).numpy()[0].astype(np.float64).mean(axis=(0, 1))
+        expected = np.maximum((blob.numpy()[0] * weights).sum(axis=-1), 0)
+        found = saliency_map(bvlc, photo, "gradcam", index)
+        np.testing.assert_allclose(found.cells, expected, atol=1e-4 * (expected.max() or 1))
+        drawn += expected.any()
+    assert drawn
     assert found.cells.shape == (13, 13)
-    assert expected.max() > 0
-    assert relative_error(found.cells, expected) < 1e-4
     np.testing.assert_array_equal(found.rows, 17 + 16 * np.arange(13))
 
 
@@ -163,7 +169,7 @@ def test_integrated_gradients_add_up_to_the_score(network, embedded, bvlc, photo
 
 def test_baselines_of_integrated_gradients(embedded, photo):
     for baseline in ("black", "blur"):
-        found = saliency_map(embedded, photo, "integrated", 0, baseline=baseline)
+        found = saliency_map(embedded, photo, "integrated", 0, baseline=baseline, steps=32)
         assert found.completeness_gap < 0.05
     few = saliency_map(embedded, photo, "integrated", 0, steps=1)
     assert few.completeness_gap > 0.05
@@ -179,16 +185,17 @@ def test_occlusion_equals_a_loop(patch, stride, bvlc, photo):
         bvlc, photo, "occlusion", 1, patch=patch, stride=stride,
         progress=lambda *about: told.append(about),
     )  # fmt: skip
-    model = ta.AlexNet(headed(BVLC), classifier_activation=None)
     x = bvlc.preprocess(photo)
     starts = [*range(0, 227 - patch, stride), 227 - patch]
-    whole = model.predict(x, verbose=0)[0, 1]
-    for i, top in enumerate(starts):
-        for j, left in enumerate(starts):
-            covered = x.copy()
-            covered[0, top : top + patch, left : left + patch] = 0  # the mean colour
-            fall = whole - model.predict(covered, verbose=0)[0, 1]
-            assert found.cells[i, j] == pytest.approx(fall, abs=2e-5 * abs(whole))
+    covered = [x[0]]
+    for top in starts:
+        for left in starts:
+            covered.append(x[0].copy())
+            covered[-1][top : top + patch, left : left + patch] = 0  # the mean colour
+    extractor = ta.FeatureExtractor(headed(BVLC), "fc8", engine="openvino")
+    whole, *scores = extractor(np.stack(covered))["fc8"][:, 1].astype(np.float64)
+    expected = (whole - np.array(scores)).reshape(len(starts), len(starts))
+    np.testing.assert_allclose(found.cells, expected, atol=2e-5 * abs(whole))
     np.testing.assert_allclose(found.rows, np.array(starts) + (patch - 1) / 2)
     assert told[-1] == ("occlusion", len(starts) ** 2, len(starts) ** 2, {})
 
@@ -208,9 +215,8 @@ def test_occlusion_covers_every_pixel_by_default(bvlc, photo):
 
 
 def detector(table):
-    """A network that looks for bright things: its first channel is the picture, blurred."""
+    """A network that looks for bright things: one channel is the picture, blurred by conv1."""
     layers = {}
-    tap = np.array([1, 2, 3, 2, 1], np.float32)
     for name, (shape, size) in table.with_head("pool5", 2).parameter_shapes().items():
         kernel = np.zeros(shape, np.float32)
         if name == "conv1":
@@ -218,8 +224,7 @@ def detector(table):
         elif name == "fc8":
             kernel[:: table.convolutions[-1].filters, 1] = 1
         else:
-            around = tap if shape[0] == 5 else tap[1:4]
-            kernel[:, :, 0, 0] = np.outer(around, around) / around.sum() ** 2
+            kernel[shape[0] // 2, shape[1] // 2, 0, 0] = 1
         layers[name] = LayerArrays(kernel, np.zeros(size, np.float32))
     return WeightArrays(layers, table.name)
 
@@ -228,38 +233,27 @@ def detector(table):
 def test_the_peak_of_gradcam_is_where_the_object_is(name):
     table = ARCHITECTURES[name]
     explainer = Explainer(detector(table))
-    size, stretched = table.input_size, []
-    height, width = 400, 600
+    size, (height, width) = table.input_size, (400, 600)
+    place = Placement.of(height, width, explainer.preset, size)
+    scale = np.array([height, width]) / place.resized
     y, x = np.mgrid[:height, :width]
-    generator = np.random.default_rng(5)
-    edges = [(24, 24), (24, size - 25), (size - 25, 24), (size - 25, size - 25)]
-    for row, column in [*edges, *generator.integers(20, size - 20, (16, 2))]:
-        place = placement_of(explainer, height, width)
-        top, left = place.to_photo(row, column)
-        scale = height / place.resized[0], width / place.resized[1]
-        distance = ((y - top) / scale[0]) ** 2 + ((x - left) / scale[1]) ** 2
-        image = np.rint(255 * np.exp(-distance / (2 * 9**2))).astype(np.uint8)[..., None]
-        found = saliency_map(explainer, image.repeat(3, axis=-1), "gradcam", 1)
-        peak = peak_of(found.values)
-        assert abs(peak[0] - top) <= 8 * scale[0] + 1, (row, column)
-        assert abs(peak[1] - left) <= 8 * scale[1] + 1, (row, column)
-        cell = np.unravel_index(found.cells.argmax(), found.cells.shape)
-        wide = [(i + 0.5) * size / len(found.cells) - 0.5 for i in cell]
-        stretched.append(max(abs(wide[0] - row), abs(wide[1] - column)))
-    assert max(stretched) > 9, "the map stretched over the input is further off"
-
-
-def placement_of(explainer, height, width):
-    from tf_alexnet.visualize.geometry import Placement
-
-    return Placement.of(height, width, explainer.preset, explainer.table.input_size)
-
-
-def peak_of(values):
-    """The highest pixel; of equal ones, along an edge where values go on, the innermost."""
-    places = np.argwhere(values >= np.nanmax(values) * (1 - 1e-6))
-    middle = (np.array(values.shape) - 1) / 2
-    return places[np.abs(places - middle).sum(axis=1).argmin()]
+    corners = [(i, j) for i in (19, size - 20) for j in (19, size - 20)]
+    stretched = []
+    for spot in [*corners, *np.random.default_rng(5).integers(19, size - 20, (16, 2))]:
+        row, column = place.to_photo(*spot)
+        distance = ((y - row) / scale[0]) ** 2 + ((x - column) / scale[1]) ** 2
+        bright = np.rint(255 * np.exp(-distance / (2 * 9**2))).astype(np.uint8)
+        image = bright[..., None].repeat(3, axis=-1)
+        found = saliency_map(explainer, image, "gradcam", 1)
+        # Neighbours have the same value where their pooling windows share the brightest place.
+        cells = np.argwhere(found.cells >= found.cells.max() * (1 - 1e-5))
+        peak = place.to_photo(found.rows[cells[:, 0]].mean(), found.columns[cells[:, 1]].mean())
+        assert (np.abs(np.subtract(peak, (row, column))) <= 8 * scale).all(), (spot, peak)
+        nearest = tuple(np.rint(peak).astype(int))
+        assert found.values[nearest] >= 0.99 * np.nanmax(found.values)
+        wide = (cells.mean(axis=0) + 0.5) * size / len(found.cells) - 0.5
+        stretched.append(np.abs(wide - spot).max())
+    assert max(stretched) > 9, "a map stretched over the input is further off"
 
 
 def test_a_network_without_classes_explains_channels(photo):
@@ -270,7 +264,8 @@ def test_a_network_without_classes_explains_channels(photo):
     assert relative_error(explainer.scores(x), rows.mean(axis=(1, 2))) < 1e-5
     found = saliency_map(explainer, photo)
     assert found.class_index == rows.mean(axis=(1, 2))[0].argmax()
-    assert explainer.labels()[found.class_index].label == f"channel {found.class_index} of pool5"
+    labels, index = explainer.labels(), found.class_index
+    assert explainer.title(index, labels) == f"channel {index} of pool5"
 
 
 @pytest.mark.parametrize("method", METHODS)

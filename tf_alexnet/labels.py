@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +51,7 @@ class Label(NamedTuple):
     label: str
 
 
-class Prediction(tuple):
+class Prediction(tuple[str, str, float]):
     """One class of a photo: Keras's triple ``synset, label, probability``, with an index.
 
     Attributes
@@ -67,9 +66,19 @@ class Prediction(tuple):
         Position of the class in the network's output, from 0. Not one of the triple's items.
     """
 
-    synset = property(itemgetter(0))
-    label = property(itemgetter(1))
-    probability = property(itemgetter(2))
+    index: int  # type: ignore[assignment]  # where other tuples have a method
+
+    @property
+    def synset(self) -> str:
+        return self[0]
+
+    @property
+    def label(self) -> str:
+        return self[1]
+
+    @property
+    def probability(self) -> float:
+        return self[2]
 
     def __new__(cls, synset: str, label: str, probability: float, index: int) -> Prediction:
         """Make the triple."""

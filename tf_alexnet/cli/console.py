@@ -198,7 +198,7 @@ def open_run(model: str | None, weights: str | None = None) -> Run | None:
 
 def unknown_weights_note(extractor) -> None:
     """Say so where the numbers may mean nothing."""
-    if extractor.weights_source.endswith("(untrained)"):
+    if extractor.untrained:
         note(f"{extractor.weights_source}: a control, its classes mean nothing")
     elif extractor.trained_as is None:
         note(

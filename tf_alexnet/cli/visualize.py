@@ -229,12 +229,11 @@ def saliency(
             progress=progress,
         )
     drawn = image if target is On.photo else explainer.crop(image)
-    what = names[found.class_index].label
-    save_figure(saliency_figure(drawn, found, name=_base(photo), class_name=what), output)
+    what = explainer.title(found.class_index, names)
+    save_figure(saliency_figure(drawn, found, name=_base(photo), class_title=what), output)
     if npy:
         write_matrix(npy, found.values)
-    text = f"class {found.class_index} {one_line(what)}, score {found.score:.4g}"
-    print(f"{one_line(photo)}: {method.value} of {text}")
+    print(f"{one_line(photo)}: {method.value} of {one_line(what)}, score {found.score:.4g}")
     if found.constant:
         console.note("the map is constant: it says nothing")
     if found.completeness_gap is not None:
@@ -278,8 +277,7 @@ def sanity(
     save_figure(sanity_figure(explainer.crop(image), found, name=_base(photo)), output)
     if csv:
         found.write_csv(csv)
-    what = names[found.class_index].label
-    print(f"{one_line(photo)}: class {found.class_index} {one_line(what)}")
+    print(f"{one_line(photo)}: {one_line(explainer.title(found.class_index, names))}")
     print("rank correlation with the map of the trained network, layers randomised down to")
     print("  ".join(["layer  ", *(f"{name:>10}" for name in wanted)]))
     columns = zip(*(found.correlations[name] for name in wanted), strict=True)

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from tf_alexnet.errors import one_line
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.files import replacing
 from tf_alexnet.labels import Label
@@ -104,6 +105,13 @@ class Evaluation:
     trained_as: str | None
     published: Accuracy | None = None
     kept: int = 0
+
+    def __repr__(self) -> str:
+        top5 = "" if self.top5 is None else f", top-5 {self.top5:.1%}"
+        return (
+            f"<Evaluation {one_line(self.weights_source)}: {self.photos} photos, "
+            f"{len(self.classes)} classes, top-1 {self.top1:.1%}{top5}>"
+        )
 
     @cached_property
     def photos(self) -> int:

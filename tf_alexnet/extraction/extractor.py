@@ -138,6 +138,13 @@ class FeatureExtractor:
         pool.shutdown(wait=False)
         self.trained_as, self.weights_digest = identify_weights(weights).name, weights.digest
 
+    def __repr__(self) -> str:
+        known = "untrained" if self.untrained else self.trained_as or "unknown"
+        return (
+            f"<FeatureExtractor {', '.join(self.layers)} of {self.architecture} "
+            f"({known} weights), preset {self.preset}, {self.engine} {self.precision}>"
+        )
+
     @property
     def on_gpu(self) -> bool:
         """Whether the network computes on a GPU."""

@@ -23,7 +23,7 @@ import numpy as np
 from tf_alexnet import remote
 from tf_alexnet.architectures import ALL, ARCHITECTURES, PREACT, blob_names
 from tf_alexnet.engines import choose_engine
-from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
+from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError, one_line
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import (
     Output,
@@ -111,6 +111,13 @@ class ExtractionReport:
     unreadable: int = 0
     repeats: int = 0
     nan: int = 0
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        return (
+            f"<ExtractionReport {one_line(self.output)}: inputs {self.inputs}, rows {self.rows}, "
+            f"errors {len(self.errors)}; {arrays}>"
+        )
 
 
 def extract_features(

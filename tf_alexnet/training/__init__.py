@@ -3,7 +3,19 @@
 Names are imported when they are first used: reading a folder or a RUN needs no TensorFlow.
 """
 
+from typing import TYPE_CHECKING
+
 from tf_alexnet.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tf_alexnet.training.finetune import train_network as train_network
+    from tf_alexnet.training.folders import Example as Example
+    from tf_alexnet.training.folders import PhotoSet as PhotoSet
+    from tf_alexnet.training.folders import read_folders as read_folders
+    from tf_alexnet.training.head import train_head as train_head
+    from tf_alexnet.training.record import RunRecord as RunRecord
+    from tf_alexnet.training.run import Run as Run
+    from tf_alexnet.training.run import write_run as write_run
 
 _HOMES = {
     "Example": "tf_alexnet.training.folders",
@@ -19,5 +31,5 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,6 +116,13 @@ class Explainer:
                 "Give one name for each, in the order of the network's output.",
             )
         return known
+
+    def title(self, index: int, labels: Sequence[Label]) -> str:
+        """A class in words: ``class 281 (tabby, tabby cat)``, or ``channel 53 of pool5``."""
+        if self.score_layer != LOGITS:
+            return labels[index].label
+        name = labels[index].label
+        return f"class {index}" + (f" ({name})" if name != str(index) else "")
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """The part of a photo that the network sees: uint8 RGB, (S, S, 3).

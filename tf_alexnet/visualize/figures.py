@@ -138,7 +138,8 @@ def color_bar(
     from matplotlib.colors import Normalize
 
     values = ScalarMappable(Normalize(low, high), colormap(name))
-    bar = figure.colorbar(values, ax=axes, location=where, fraction=0.05, pad=0.02, aspect=30)
+    place = {"location": where, "fraction": 0.05, "pad": 0.02, "aspect": 30, "panchor": False}
+    bar = figure.colorbar(values, ax=axes, **place)
     bar.outline.set_visible(False)
     bar.set_label(title, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, length=3)
