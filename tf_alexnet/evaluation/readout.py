@@ -16,7 +16,6 @@ from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.spec import POOLS
 from tf_alexnet.progress import progress_callback
-from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import PhotoSet, read_photos
 from tf_alexnet.training.head import (
     FEATURES,
@@ -27,7 +26,7 @@ from tf_alexnet.training.head import (
     fit_rows,
 )
 from tf_alexnet.training.report import history_table, readout_text
-from tf_alexnet.training.run import READOUT, write_text
+from tf_alexnet.training.run import READOUT, begin_run, working_in, write_text
 from tf_alexnet.visualize.figures import INK, PALE, PALETTE, label, new_figure, save_figure
 from tf_alexnet.weights import WeightArrays
 

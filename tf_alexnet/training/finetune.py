@@ -24,14 +24,21 @@ from tf_alexnet.images.presets import Preset
 from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.augment import check_augmentation
-from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
 from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.linear import balanced, label_array
 from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
+from tf_alexnet.training.run import (
+    RunRecord,
+    TrainingReport,
+    begin_run,
+    model_of,
+    split_record,
+    working_in,
+    write_run,
+)
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
 from tf_alexnet.weights.resolve import resolve_weights, trained_preset
