@@ -158,7 +158,7 @@ def linear_readout(
             tell(text)
         notes += _drawn(folder, rows, metric, _share(photos))
         table = [_row(result, metric) for result in rows]
-        text = readout_text(table, settings, len(photos.classes), notes, found.skipped)
+        text = readout_text(table, settings, photos, notes, found.skipped)
         write_text(folder / "report.md", text)
         write_text(folder / READOUT, history_table(table))
     return ReadoutReport(folder, metric, tuple(rows), tuple(notes), found.skipped)
@@ -232,7 +232,7 @@ def readout_figure(
         axes.axhline(100 * share, color=PALE, linewidth=1, linestyle=":", label="largest class")
     for place, row in zip(places, rows, strict=True):
         axes.annotate(
-            f"{100 * row.val:.0f}", (place, 100 * row.val), (0, -14), textcoords="offset points",
+            f"{100 * row.val:.1f}", (place, 100 * row.val), (0, -14), textcoords="offset points",
             ha="center", fontsize=8, color=PALETTE[0],
         )  # fmt: skip
     axes.set_xticks(places, [label(row.layer) for row in rows], rotation=45, ha="right")
