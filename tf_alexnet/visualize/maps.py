@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROJECTIONS = {"pca": None, "tsne": "sklearn", "umap": "umap"}  # and the module each needs
 _THUMBNAILS = 250  # photos that are drawn as such; the others are dots
-_SIDE, _CROWD = 46, 80  # of a thumbnail, pixels; more photos than that get smaller ones
+_SIDES = 24, 110  # of a thumbnail, pixels: of many photos, and of few
 _NAMED = 40  # stimuli up to which a matrix has their names at its sides
 _STIMULI = 10_000
 
@@ -110,7 +110,7 @@ def embedding_figure(
     dots = np.setdiff1d(np.arange(len(paths)), drawn)
     axes.scatter(*places.T, s=0)  # the axes' limits
     axes.scatter(*places[dots].T, s=9, c=[from_folder[i] for i in dots], linewidths=0)
-    side = round(_SIDE / max(1.0, (len(drawn) / _CROWD) ** 0.5))
+    side = round(min(max(400 / len(drawn) ** 0.5, _SIDES[0]), _SIDES[1]))
     for done, i in enumerate(drawn, 1):
         _thumbnail(axes, paths[i], places[i], from_folder[i], side)
         if progress:
