@@ -1,4 +1,4 @@
-"""Custom Keras layers, and `forward`, a faster form of the network for extraction and training."""
+"""Custom Keras layers, and `forward`, a faster form of the network for extraction and exports."""
 
 from __future__ import annotations
 
@@ -194,8 +194,7 @@ def forward(
     x: tf.Tensor,
     wanted: Sequence[str],
     *,
-    dtype: tf.DType = tf.float32,
-    drop: Callable[[Dropout, tf.Tensor], tf.Tensor] | None = None,
+    relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu,
     portable: bool = False,
 ) -> dict[str, tf.Tensor]:
     """Compute blobs of a network from its table: the sums of the Keras model, in a faster order.
@@ -210,10 +209,8 @@ def forward(
         Input of the first step: (N, H, W, C), or (N, units) for dense layers.
     wanted : sequence of str
         Names of blobs, or ``<name>_preact`` for values before the ReLU; ``data`` is `x`.
-    dtype : tf.DType
-        Type of the products; everything else is computed in float32.
-    drop : callable, optional
-        Computes dropout from the layer and its input; without it, inputs pass unchanged.
+    relu : callable
+        A ReLU with another gradient, for guided backpropagation.
     portable : bool
         Use only operations that every TensorFlow has: neither XLA nor oneDNN's grouped kernels,
         which this machine may have and the one that serves an exported graph may not.
@@ -227,26 +224,22 @@ def forward(
         if set(wanted) <= blobs.keys():
             break
         if isinstance(layer, Conv | Dense):
-            kernel, bias = (tf.cast(values, dtype) for values in variables[layer.name])
-            x = tf.cast(x, dtype)
+            kernel, bias = map(tf.convert_to_tensor, variables[layer.name])
             if isinstance(layer, Conv):
                 x = _convolved(layer, x, kernel, portable)
             else:
                 x = tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel)
             x = blobs[layer.name + PREACT] = tf.nn.bias_add(x, bias)
-            x = tf.nn.relu(x) if getattr(layer, "relu", True) else x
+            x = relu(x) if getattr(layer, "relu", True) else x
         elif isinstance(layer, LRN):
-            x = tf.cast(x, tf.float32)
             kind = _normalize_stock if portable else normalize
             x = kind(x, layer.local_size, layer.alpha, layer.beta, layer.k)
         elif isinstance(layer, MaxPool):
             x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
         elif not isinstance(layer, Dropout):
             x = tf.nn.softmax(x)
-        elif drop:
-            x = drop(layer, x)
         blobs[layer.name] = x
-    return {name: tf.cast(blobs[name], tf.float32) for name in wanted}
+    return {name: blobs[name] for name in wanted}
 
 
 def _convolved(layer: Conv, x: tf.Tensor, kernel: tf.Tensor, portable: bool) -> tf.Tensor:
@@ -256,8 +249,7 @@ def _convolved(layer: Conv, x: tf.Tensor, kernel: tf.Tensor, portable: bool) -> 
         padding = "SAME"
     elif layer.pad:
         x = tf.pad(x, [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]])
-    native = x.dtype == tf.float32 and not portable and groups_are_native()
-    if layer.groups == 1 or native:
+    if layer.groups == 1 or (not portable and groups_are_native()):
         return tf.nn.conv2d(x, kernel, layer.stride, padding)
     pairs = zip(tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
     return tf.concat([tf.nn.conv2d(a, b, layer.stride, padding) for a, b in pairs], -1)
