@@ -149,7 +149,8 @@ class Service:
 
     async def answer(self, photo: bytes) -> Answer | Failure:
         """Classes and features of a photo, computed together with those of other requests."""
-        found, pixels = await self._decode(photo)
+        with self._batcher.expecting():
+            found, pixels = await self._decode(photo)
         if isinstance(found, Failure):
             return found
         return await self._batcher.compute(pixels[0])
