@@ -48,7 +48,9 @@ FORBIDDEN = {
     "evaluation.ground_truth": (*TENSORFLOW, "tf_alexnet.model"),
     "serve": ("typer", "rich", "tf_alexnet.cli", *TENSORFLOW, "tf_alexnet.model"),
     "sklearn_features": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
-    "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model"),
+    "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model", "tf_alexnet.training"),
+    "visualize.architecture": (*TENSORFLOW, "numpy", "PIL"),
+    "visualize.similarity": (*TENSORFLOW, "PIL", "matplotlib", "tf_alexnet.extraction"),
     "demo": ("typer", "rich", "tf_alexnet.cli"),
     "cli": ("numpy", "cv2", "PIL", "h5py", "keras"),
 }
@@ -134,6 +136,7 @@ def test_the_library_never_prints():
         "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
         "import tf_alexnet.testing",
         "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.softmax",
+        "import tf_alexnet.visualize.sanity, tf_alexnet.visualize.rsm, tf_alexnet.visualize.maps",
         "import tf_alexnet.cli.main",
     ],
 )

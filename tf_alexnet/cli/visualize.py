@@ -136,8 +136,7 @@ def activations(
 
     image = load_image(photo)
     source, run = _network(weights, model, architecture)
-    if console.choose_engine("auto", 1) == "tensorflow":
-        console.load_tensorflow()
+    _load_engine()
     from tf_alexnet.extraction import FeatureExtractor
     from tf_alexnet.visualize.activations import activations_figure, photo_blobs
     from tf_alexnet.visualize.figures import save_figure
@@ -167,13 +166,18 @@ def architecture(
     quiet: Quiet = False,
 ) -> None:
     """Draw the network: towers, shapes, kernels and receptive fields."""
-    from tf_alexnet.visualize.architecture import architecture_text, save_architecture
+    from tf_alexnet.visualize.architecture import (
+        architecture_text,
+        check_architecture,
+        save_architecture,
+    )
     from tf_alexnet.visualize.sheets import check_foreign
 
     table = architecture_named(name)
     if output is None:
         print(architecture_text(table))
         return
+    check_architecture(output)
     check_foreign(output)
     save_architecture(table, output)
     print(f"{one_line(output)}: {table.name}, {table.parameters:,} parameters")
@@ -225,12 +229,11 @@ def saliency(
             progress=progress,
         )
     drawn = image if target is On.photo else explainer.crop(image)
-    what = names[found.class_index].label
-    save_figure(saliency_figure(drawn, found, name=_base(photo), class_name=what), output)
+    what = explainer.title(found.class_index, names)
+    save_figure(saliency_figure(drawn, found, name=_base(photo), class_title=what), output)
     if npy:
         write_matrix(npy, found.values)
-    text = f"class {found.class_index} {one_line(what)}, score {found.score:.4g}"
-    print(f"{one_line(photo)}: {method.value} of {text}")
+    print(f"{one_line(photo)}: {method.value} of {one_line(what)}, score {found.score:.4g}")
     if found.constant:
         console.note("the map is constant: it says nothing")
     if found.completeness_gap is not None:
@@ -274,8 +277,7 @@ def sanity(
     save_figure(sanity_figure(explainer.crop(image), found, name=_base(photo)), output)
     if csv:
         found.write_csv(csv)
-    what = names[found.class_index].label
-    print(f"{one_line(photo)}: class {found.class_index} {one_line(what)}")
+    print(f"{one_line(photo)}: {one_line(explainer.title(found.class_index, names))}")
     print("rank correlation with the map of the trained network, layers randomised down to")
     print("  ".join(["layer  ", *(f"{name:>10}" for name in wanted)]))
     columns = zip(*(found.correlations[name] for name in wanted), strict=True)
@@ -338,17 +340,18 @@ def neighbours(
     """Find the photos most like another by their features: a table and a sheet."""
     from tf_alexnet.visualize import neighbours as near
     from tf_alexnet.visualize.features_file import read_features
-    from tf_alexnet.visualize.sheets import check_picture
+    from tf_alexnet.visualize.sheets import check_foreign, check_picture
 
     output = output or f"{_stem(features)}-neighbours.png"
     check_picture(output)
+    check_foreign(output)
     _check_table(csv)
     found = read_features(features, layer)
     chosen, paths, rows = _rows(found)
     rest = near.outside(query or (), paths)
     if rest:
         source = console.find_weights(weights or "imagenet")
-        console.load_tensorflow()
+        _load_engine()
         asked = near.rows_of(rest, found.attributes, chosen, source, mean_image)
     else:
         asked = {}
@@ -417,6 +420,14 @@ def _network(weights: str | None, model: str | None, architecture: str | None) -
     console.check_names(weights, architecture)
     run = console.open_run(model)
     return (run.arrays if run else console.find_weights(weights or "imagenet")), run
+
+
+def _load_engine() -> None:
+    """Import TensorFlow, if features are computed with it."""
+    from tf_alexnet.engines import choose_engine
+
+    if choose_engine(photos=1) == "tensorflow":
+        console.load_tensorflow()
 
 
 def _explainer(

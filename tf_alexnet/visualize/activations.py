@@ -156,6 +156,7 @@ def _single(layer: str, blob: np.ndarray, image: np.ndarray, name: str) -> Figur
     figure = new_figure(11.5, 8.2, dpi=130)
     photo, sheet = figure.subplots(1, 2, width_ratios=(1, 3.2))
     show(photo, shrunk(image), label(name) or "input")
+    photo.set_anchor("N")
     show(sheet, mosaic(blob), _about(layer, blob), cmap="gray", vmin=0, vmax=255)
     color_bar(figure, sheet, "gray", 0, ceiling(blob) or 1, "activation", where="right")
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,12 +90,11 @@ class Explainer:
         self.table = table.until(self.score_layer)
         self.classes = [*self.table.rows()][-1].output_shape[-1]
         self.weights_source, self.untrained = arrays.source, arrays.untrained
-        self._arrays = fitted_layers(arrays, self.table, table, None)
         self._variables = {
             name: tuple(tf.Variable(values, trainable=False, dtype=tf.float32) for values in pair)
-            for name, pair in self._arrays.items()
+            for name, pair in fitted_layers(arrays, self.table, table, None).items()
         }
-        self._graphs = _Graphs(self.table, self._variables, self.score_layer)
+        self._graphs = Graphs(self.table, self._variables, self.score_layer)
 
     def labels(self, names: Labels | None = None) -> tuple[Label, ...]:
         """A name for every class: given ones, ImageNet's for 1000 classes, or numbers.
@@ -117,6 +116,13 @@ class Explainer:
                 "Give one name for each, in the order of the network's output.",
             )
         return known
+
+    def title(self, index: int, labels: Sequence[Label]) -> str:
+        """A class in words: ``class 281 (tabby, tabby cat)``, or ``channel 53 of pool5``."""
+        if self.score_layer != LOGITS:
+            return labels[index].label
+        name = labels[index].label
+        return f"class {index}" + (f" ({name})" if name != str(index) else "")
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """The part of a photo that the network sees: uint8 RGB, (S, S, 3).
@@ -174,11 +180,13 @@ class Explainer:
         with full_precision():
             return tuple(x.numpy() for x in graph(batch, index))
 
-    def randomize(self, layers: dict[str, LayerArrays] | None = None) -> None:
-        """Replace the weights of some layers, or put all of them back."""
-        for name, pair in (self._arrays if layers is None else layers).items():
-            for variable, values in zip(self._variables[name], pair, strict=True):
-                variable.assign(values)
+    def replace(self, layer: str, arrays: LayerArrays) -> LayerArrays:
+        """Give a layer other weights; those that it had are returned."""
+        variables = self._variables[layer]
+        before = LayerArrays(*(variable.numpy() for variable in variables))
+        for variable, values in zip(variables, arrays, strict=True):
+            variable.assign(values)
+        return before
 
     def check_class(self, index: Any) -> int:
         """`index`, if it is one of a class.
@@ -214,8 +222,18 @@ class Explainer:
         return np.concatenate(parts)
 
 
-class _Graphs:
-    """The graphs of an `Explainer`, each made once."""
+class Graphs:
+    """The graphs of an `Explainer`, each made once.
+
+    Parameters
+    ----------
+    table : Architecture
+        The network as far as the layer with the scores.
+    variables : dict of str to (kernel, bias)
+        Variables or tensors of float32.
+    score_layer : str
+        As in `Explainer`.
+    """
 
     def __init__(self, table: Architecture, variables: dict[str, tuple], score_layer: str):
         import tensorflow as tf

@@ -35,10 +35,7 @@ def new_figure(width: float, height: float, dpi: int = 110) -> Figure:
     UsageError
         If matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "figures", "matplotlib is not installed", "Install it: pip install 'tf-alexnet[plot]'."
-        )
+    check_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -61,7 +58,15 @@ def check_figure(path: str | os.PathLike) -> None:
     else:
         known = ", ".join((*SUFFIXES, *VECTOR))
         raise UsageError(f"picture {os.fspath(path)}", "not a name for one", f"Use {known}.")
-    new_figure(1, 1)
+    check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Raise a UsageError if matplotlib is not installed; it is not imported."""
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "figures", "matplotlib is not installed", "Install it: pip install 'tf-alexnet[plot]'."
+        )
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
@@ -131,9 +136,12 @@ def color_bar(
     """A colour bar with numbers, for pixels that were coloured with `colored`."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
 
     values = ScalarMappable(Normalize(low, high), colormap(name))
-    bar = figure.colorbar(values, ax=axes, location=where, fraction=0.05, pad=0.02, aspect=30)
+    place = {"location": where, "fraction": 0.05, "pad": 0.02, "aspect": 30, "panchor": False}
+    place["ticks"] = MaxNLocator(6)  # more would run into each other
+    bar = figure.colorbar(values, ax=axes, **place)
     bar.outline.set_visible(False)
     bar.set_label(title, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, length=3)

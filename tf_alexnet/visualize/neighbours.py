@@ -66,12 +66,13 @@ def rows_of(
     """
     from tf_alexnet.extraction.extractor import FeatureExtractor
 
-    # Pictures that no file of version 0.1 has said anything about were made in the usual way.
+    # What files of version 0.1 don't record was the same for all of them.
     settings = {"dtype": "float32", "pool": "none", "crops": "center", "depth": "auto"}
     settings |= {name: attributes[name] for name in settings if name in attributes}
     network = {name: attributes.get(name) for name in ("architecture", "preset")}
     extractor = FeatureExtractor(weights, (layer,), **network, mean_image=mean_image)
-    spec = ExtractionSpec(weights, (layer,), **network, mean_image=extractor.mean_image, **settings)
+    network |= {name: getattr(extractor, name) for name in (*network, "mean_image")}
+    spec = ExtractionSpec(weights, (layer,), **network, **settings)
     made = spec.fingerprint(extractor.weights_digest)
     for name, advice in (
         ("weights_digest", "Give the weights of the file with --weights."),

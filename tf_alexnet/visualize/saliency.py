@@ -352,7 +352,7 @@ def saliency_figure(
     found: SaliencyMap,
     *,
     name: str = "",
-    class_name: str = "",
+    class_title: str = "",
     alpha: float = 0.5,
 ) -> Figure:
     """The photo, and the map over it with a colour bar.
@@ -361,8 +361,10 @@ def saliency_figure(
     ----------
     image, found, alpha
         As in `overlay`.
-    name, class_name : str
-        Of the photo and of the class, for the title.
+    name : str
+        Of the photo, for the title.
+    class_title : str
+        The class in words, as of `Explainer.title`.
 
     Returns
     -------
@@ -378,18 +380,19 @@ def saliency_figure(
     low, high = found.limits
     for axes, pixels in zip(panels, (image, overlay(image, found, alpha)), strict=True):
         show(axes, shrunk(pixels), aspect=aspect)
-    what = f"class {found.class_index}" + (f" {class_name}" if class_name else "")
+        axes.set_anchor("N")  # in line, though one has a colour bar
+    what = class_title or f"class {found.class_index}"
     figure.suptitle(
         f"{label(name, 60)}\n{found.method}, {label(what, 60)}, score {found.score:.4g}".strip(),
         fontsize=10,
         color=INK,
     )
+    if found.method == "guided":
+        figure.supxlabel(GUIDED_NOTE, fontsize=8, color=PALE)
     if found.constant:
         seen = found.values[np.isfinite(found.values)]
         value = f"{seen[0]:.3g}" if seen.size else "nothing"
         panels[1].set_xlabel(f"the map is {value} everywhere: it says nothing", color=INK)
         return figure
     color_bar(figure, panels[1], found.colors, low, high, _READINGS[found.method])
-    if found.method == "guided":
-        figure.supxlabel(GUIDED_NOTE, fontsize=8, color=PALE)
     return figure

@@ -95,17 +95,18 @@ def sanity_check(
     layers = [layer.name for layer in explainer.table.weighted][::-1]
     fresh = fresh_layers(explainer.table, seed)
     maps: dict[str, list[SaliencyMap]] = {method: [] for method in methods}
-    total = len(methods) * (1 + len(layers))
+    total, own = len(methods) * (1 + len(layers)), {}
     try:
         for layer in [None, *layers]:
             if layer:
-                explainer.randomize({layer: fresh[layer]})
+                own[layer] = explainer.replace(layer, fresh[layer])
             for method in methods:
                 maps[method].append(_map(explainer, method, crop, x, index))
                 if progress:
                     progress("maps", sum(map(len, maps.values())), total, {})
     finally:
-        explainer.randomize()
+        for layer, arrays in own.items():
+            explainer.replace(layer, arrays)
     correlations = {name: _correlations([x.cells for x in made]) for name, made in maps.items()}
     return SanityCheck(("trained", *layers), maps, correlations, index)
 

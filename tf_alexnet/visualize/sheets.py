@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,15 +48,19 @@ def check_foreign(path: str | os.PathLike) -> None:
 
     Drawings say so in their first or last bytes.
     """
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        head = file.read(_LOOK)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOK))
-        if b"tf_alexnet" not in head + file.read():
-            raise OutputError(
-                os.fspath(path),
-                "it exists, and tf-alexnet did not write it",
-                "Choose another name with -o, or remove the file.",
-            )
+    advice = "Choose another name with -o, or remove the file."
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_LOOK)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOK))
+            ours = b"tf_alexnet" in head + file.read()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        found = f"it can't be replaced ({error.strerror or error})"
+        raise OutputError(os.fspath(path), found, advice) from None
+    if not ours:
+        raise OutputError(os.fspath(path), "it exists, and tf-alexnet did not write it", advice)
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from tf_alexnet.errors import InputError, UsageError
 
@@ -107,6 +106,8 @@ def rsa(matrices: Mapping[str, np.ndarray]) -> np.ndarray:
     ndarray of float64, (layers, layers)
         Over the pairs of stimuli that all matrices know; NaN with fewer than 2 such pairs.
     """
+    from scipy.stats import spearmanr  # takes half a second to import
+
     pairs = np.stack([x[np.triu_indices(len(x), 1)] for x in matrices.values()])
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     found = np.full((len(pairs), len(pairs)), np.nan)
