@@ -41,7 +41,6 @@ FORBIDDEN = {
     "model": ("PIL", "cv2", "h5py", "tf_alexnet.images", "tf_alexnet.extraction"),
     "images": ("h5py", "tf_alexnet.model", "tf_alexnet.weights", "tf_alexnet.extraction"),
     "extraction": ("typer", "rich", "tf_alexnet.cli"),
-    "predictions": ("typer", "rich", "tf_alexnet.cli"),
     "training": ("typer", "rich", "tf_alexnet.cli"),
     "evaluation": ("typer", "rich", "tf_alexnet.cli", "PIL", "cv2", "h5py"),
     "evaluation.metrics": (*TENSORFLOW, "tf_alexnet.model"),
@@ -51,6 +50,7 @@ FORBIDDEN = {
     "visualize": ("typer", "rich", "tf_alexnet.cli", "tf_alexnet.model", "tf_alexnet.training"),
     "visualize.architecture": (*TENSORFLOW, "numpy", "PIL"),
     "visualize.similarity": (*TENSORFLOW, "PIL", "matplotlib", "tf_alexnet.extraction"),
+    "export": ("typer", "rich", "tf_alexnet.cli"),
     "demo": ("typer", "rich", "tf_alexnet.cli"),
     "cli": ("numpy", "cv2", "PIL", "h5py", "keras"),
 }
@@ -135,9 +135,10 @@ def test_the_library_never_prints():
         "import tf_alexnet",
         "import tf_alexnet.weights, tf_alexnet.labels, tf_alexnet.images",
         "import tf_alexnet.testing",
-        "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.softmax",
+        "import tf_alexnet.training.folders, tf_alexnet.training.run, tf_alexnet.training.linear",
         "import tf_alexnet.visualize.sanity, tf_alexnet.visualize.rsm, tf_alexnet.visualize.maps",
         "import tf_alexnet.cli.main",
+        "import tf_alexnet.export.exporter, tf_alexnet.export.targets",
     ],
 )
 def test_tensorflow_is_not_imported_before_it_is_needed(statement):

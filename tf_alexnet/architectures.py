@@ -188,6 +188,13 @@ class Architecture:
     pool_rounds_up: bool
     layers: tuple[Layer, ...]
 
+    def __repr__(self) -> str:
+        size = self.input_size
+        return (
+            f"<Architecture {self.name}: input {size}x{size} {self.channels}, "
+            f"{self.layers[0].name} to {self.layers[-1].name}, {self.parameters:,} parameters>"
+        )
+
     @property
     def weighted(self) -> tuple[Conv | Dense, ...]:
         """The layers that have a kernel and a bias, in order."""
