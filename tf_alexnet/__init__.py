@@ -14,9 +14,12 @@ from tf_alexnet.lazy import after_import, lazy_names
 from tf_alexnet.version import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
+    from tf_alexnet import visualize as visualize
     from tf_alexnet.evaluation.evaluate import evaluate_photos as evaluate_photos
+    from tf_alexnet.export.exporter import export_model as export_model
     from tf_alexnet.extraction import FeatureExtractor as FeatureExtractor
     from tf_alexnet.extraction import extract_features as extract_features
+    from tf_alexnet.extraction import predict_photos as predict_photos
     from tf_alexnet.images import Preset as Preset
     from tf_alexnet.images import load_image as load_image
     from tf_alexnet.images import preprocess_input as preprocess_input
@@ -27,6 +30,9 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing a
     from tf_alexnet.model import features as features
     from tf_alexnet.model import preset_of as preset_of
     from tf_alexnet.sklearn_features import AlexNetFeatures as AlexNetFeatures
+    from tf_alexnet.training.finetune import train_network as train_network
+    from tf_alexnet.training.head import train_head as train_head
+    from tf_alexnet.training.run import load_run as load_run
     from tf_alexnet.weights import catalog as catalog
     from tf_alexnet.weights import fetch_weights as fetch_weights
     from tf_alexnet.weights import identify_weights as identify_weights
@@ -49,15 +55,21 @@ _HOMES = {
     "catalog": "tf_alexnet.weights",
     "decode_predictions": "tf_alexnet.labels",
     "evaluate_photos": "tf_alexnet.evaluation.evaluate",
+    "export_model": "tf_alexnet.export.exporter",
     "extract_features": "tf_alexnet.extraction",
     "features": "tf_alexnet.model",
     "fetch_weights": "tf_alexnet.weights",
     "identify_weights": "tf_alexnet.weights",
     "load_image": "tf_alexnet.images",
     "load_model": "tf_alexnet.loading",
+    "load_run": "tf_alexnet.training.run",
+    "predict_photos": "tf_alexnet.extraction",
     "preprocess_input": "tf_alexnet.images",
     "preset_of": "tf_alexnet.model",
     "read_weights": "tf_alexnet.weights",
+    "train_head": "tf_alexnet.training.head",
+    "train_network": "tf_alexnet.training.finetune",
+    "visualize": "tf_alexnet.visualize",
     "write_weights": "tf_alexnet.weights",
 }
 

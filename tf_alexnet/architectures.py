@@ -128,6 +128,11 @@ class LayerRow:
         Shape of the weights, in TensorFlow's layout; empty where there are none.
     receptive_field : int
         Side, in input pixels, of the square that one output depends on (at most the input's side).
+    centre : float
+        Row and column of the input pixel on which the receptive field of output 0 is centred.
+    step : int
+        Input pixels from the centre of one output's receptive field to that of the next; 0 for
+        layers without height and width.
     """
 
     name: str
@@ -139,6 +144,8 @@ class LayerRow:
     output_shape: tuple[int, ...]
     kernel_shape: tuple[int, ...]
     receptive_field: int
+    centre: float
+    step: int
 
     @property
     def parameters(self) -> int:
@@ -295,8 +302,8 @@ class Architecture:
             If the input is too small for a layer.
         """
         size = input_size or self.input_size
-        shape, field, step = (size, size, 3), 1, 1
-        yield LayerRow("data", "Input", None, None, None, None, shape, (), 1)
+        shape, field, centre, step = (size, size, 3), 1, 0.0, 1
+        yield LayerRow("data", "Input", None, None, None, None, shape, (), 1, centre, step)
         for layer in self.layers:
             kernel = ()
             if isinstance(layer, Conv):
@@ -308,7 +315,7 @@ class Architecture:
                 shape = (side, side, shape[2])
             elif isinstance(layer, Dense):
                 kernel = (math.prod(shape), layer.units)
-                shape, field = (layer.units,), size
+                shape, field, centre, step = (layer.units,), size, (size - 1) / 2, 0
             elif isinstance(layer, Dropout):
                 continue
             if shape[0] < 1:
@@ -318,9 +325,12 @@ class Architecture:
                     f"Use {self.input_size}x{self.input_size}, or a larger picture.",
                 )
             if isinstance(layer, Conv | MaxPool):
-                field, step = min(size, field + (layer.kernel - 1) * step), step * layer.stride
+                field = min(size, field + (layer.kernel - 1) * step)
+                centre += ((layer.kernel - 1) / 2 - layer.pad) * step
+                step *= layer.stride
             numbers = (getattr(layer, x, None) for x in ("kernel", "stride", "pad", "groups"))
-            yield LayerRow(layer.name, type(layer).__name__, *numbers, shape, kernel, field)
+            about = layer.name, type(layer).__name__, *numbers, shape, kernel
+            yield LayerRow(*about, field, centre, step)
 
     def parameter_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Layer name -> (kernel shape, bias shape), in TensorFlow's layout.

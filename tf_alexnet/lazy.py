@@ -24,14 +24,15 @@ def lazy_names(
     package : str
         Its name, for messages.
     homes : mapping of str to str
-        Public name -> the module it lives in.
+        Public name -> the module it lives in; a module of the package may be a name itself.
     """
 
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            return getattr(import_module(homes[name]), name)
+            home = import_module(homes[name])
+            return home if homes[name] == f"{package}.{name}" else getattr(home, name)
         except ImportError as error:
             if error.name in _OTHER_BACKENDS:
                 raise other_backend(error.name) from None

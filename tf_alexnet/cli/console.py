@@ -188,13 +188,12 @@ def check_model(model: str | None, weights: str | None, architecture: str | None
             )
 
 
-def open_run(folder: str | None) -> Run | None:
-    """What `tf-alexnet train` made, where a folder is given."""
-    if folder is None:
-        return None
-    from tf_alexnet.training import Run
+def open_run(model: str | None, weights: str | None = None) -> Run | None:
+    """The RUN that `--model` names, or `--weights` as a file of it; None if neither does."""
+    from tf_alexnet.training.run import Run, run_folder
 
-    return Run.open(folder)
+    named = model if model is not None else weights and run_folder(weights) and weights
+    return Run.open(named) if named else None
 
 
 def unknown_weights_note(extractor) -> None:

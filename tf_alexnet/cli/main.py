@@ -10,7 +10,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tf_alexnet.cli import console, demo, evaluate, extract, predict, summary, train, weights
+from tf_alexnet.cli import (
+    console,
+    demo,
+    evaluate,
+    export,
+    extract,
+    predict,
+    serve,
+    summary,
+    train,
+    visualize,
+    weights,
+)
 from tf_alexnet.cli.commands import CallError, Commands, usage_error
 from tf_alexnet.cli.options import Quiet
 from tf_alexnet.errors import AlexNetError, OutputError, UsageError
@@ -28,10 +40,13 @@ for command in (
     extract.extract,
     train.train,
     evaluate.evaluate,
+    export.export,
+    serve.serve,
     summary.summary,
 ):
     app.command()(command)
 app.add_typer(weights.app, name="weights")
+app.add_typer(visualize.app, name="visualize")
 
 
 def _version(wanted: bool) -> None:

@@ -15,7 +15,8 @@ from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.images import find_images
 from tf_alexnet.labels import Prediction, decode_predictions
-from tf_alexnet.visualize import contact_sheet, save_picture
+from tf_alexnet.visualize.neighbours import find as find_neighbours
+from tf_alexnet.visualize.sheets import contact_sheet, save_picture
 from tf_alexnet.weights import find_weights, known_weights, local_file
 
 SMALL = "deep-compression"
@@ -127,7 +128,7 @@ def run_demo(
     # Classes of untrained weights would be noise that looks like an answer.
     known = extractor.trained_as is not None and "prob" in extractor.layers
     predictions = decode_predictions(np.concatenate(probabilities)) if known else None
-    neighbours = nearest(kept, features)
+    neighbours = [x.neighbours for x in find_neighbours(kept, features, count=_NEIGHBOURS)]
     captions = [x[0].label for x in predictions] if predictions else map(os.path.basename, kept)
     picture = contact_sheet(
         list(zip(kept, captions, neighbours, strict=True)),
@@ -138,16 +139,6 @@ def run_demo(
     return Demo(
         extractor, missing, layer, kept, features, predictions, neighbours, failures, str(sheet)
     )
-
-
-def nearest(paths: Sequence[str], features: np.ndarray) -> list[list[tuple[str, float]]]:
-    """For each photo the most similar others, by cosine similarity of their rows."""
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -np.inf)
-    count = min(_NEIGHBOURS, len(paths) - 1)
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-    return [[(paths[j], float(similarity[i, j])) for j in best] for i, best in enumerate(order)]
 
 
 def _network(weights: str | None, find: Callable) -> tuple[FeatureExtractor, str | None]:

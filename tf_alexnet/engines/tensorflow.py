@@ -68,7 +68,7 @@ def network(
 
     batches = False  # such a job's last few photos need no graph of their own
 
-    @_full_precision()
+    @full_precision()
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         nonlocal batches
         _check_process()
@@ -123,7 +123,7 @@ def _compiled(
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Keep newer GPUs from computing in TensorFloat-32, which has 10 bits, during a block."""
     switch = tf.config.experimental
     before = switch.tensor_float_32_execution_enabled()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_alexnet.architectures import PREACT, blob_names
+from tf_alexnet.architectures import PREACT, Architecture, blob_names
 from tf_alexnet.engines import choose_engine, import_engine, load_network
 from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
@@ -28,7 +28,7 @@ from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
-from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
+from tf_alexnet.weights.resolve import fitted_layers, resolve_weights, trained_preset
 
 if TYPE_CHECKING:
     import keras
@@ -71,6 +71,8 @@ class FeatureExtractor:
         Where the weights came from.
     untrained : bool
         Whether they are random numbers, as a control (``"random:SEED"``).
+    classes : int or None
+        How many classes the network tells apart; None without `fc8`.
     trained_as : str or None
         Catalogue name of the trained network these weights are known to be; None where they are
         not known, and what comes out may mean nothing.
@@ -117,19 +119,11 @@ class FeatureExtractor:
         self._blobs = {name: table.check_blob(own.get(name, name)) for name in wanted}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
         self.architecture = table.name
-        trained = as_preset(weights.metadata.get("preset") or table.preset)
-        record, self.mean_image = resolve(preset or trained, mean_image)
+        record, self.mean_image = resolve_preset(weights, table, preset, mean_image)
         self.preset = recorded_name(record)
         self._size, self._centred = table.input_size, record.mean != (0.0, 0.0, 0.0)
-        if record.size not in (None, self._size):
-            raise PresetError(
-                f"preset {self.preset!r} for {table.name}",
-                f"it makes pictures of {record.size} pixels a side, the network takes {self._size}",
-                f"Use {table.preset!r}.",
-            )
-        if preset is not None and misfit(record, trained):
-            warnings.warn(misfit(record, trained), stacklevel=2)
         self.weights_source, self.untrained = weights.source, weights.untrained
+        self.classes = weights.classes
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
         # A file without the layers behind those wanted will do.
@@ -282,3 +276,29 @@ class FeatureExtractor:
             raise InputError(asked, "values lie in 0..1, but 0..255 minus a mean is due", advice)
         if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
+
+
+def resolve_preset(
+    weights: WeightArrays, table: Architecture, preset: str | Preset | None, mean_image: Mean
+) -> tuple[Preset, np.ndarray | None]:
+    """The preprocessing for weights, by default the one they were trained with, and its mean image.
+
+    Warns of a preset that the network can't make sense of.
+
+    Raises
+    ------
+    PresetError
+        If there is no such preset, or it makes pictures of another size.
+    """
+    trained = as_preset(trained_preset(weights, table))
+    record, mean = resolve(preset or trained, mean_image)
+    size = table.input_size
+    if record.size not in (None, size):
+        raise PresetError(
+            f"preset {recorded_name(record)!r} for {table.name}",
+            f"it makes pictures of {record.size} pixels a side, the network takes {size}",
+            f"Use {table.preset!r}.",
+        )
+    if preset is not None and misfit(record, trained):
+        warnings.warn(misfit(record, trained), stacklevel=3)
+    return record, mean

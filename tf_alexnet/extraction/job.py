@@ -286,6 +286,27 @@ def extract_features(
     return replace(report, repeats=len(lines) - len(paths))
 
 
+def failures_among(report: ExtractionReport, photos: Mapping[str, str]) -> tuple[Failure, ...]:
+    """Photos that can't be read now, also those whose rows of an earlier run stay.
+
+    Parameters
+    ----------
+    report : ExtractionReport
+    photos : dict of str to str
+        Place (`place_of`) -> path of each photo to look for.
+    """
+    failed = (x for x in report.errors if x.place in photos)
+    failures = [x._replace(path=photos[x.place]) for x in failed]
+    if report.unreadable:
+        told = {x.place for x in failures}
+        failures += [
+            Failure(path, "unreadable", "it can't be read any more", place=place)
+            for place, path in photos.items()
+            if place not in told and not is_url(path) and read_state(path) is None
+        ]
+    return tuple(failures)
+
+
 def check_job(
     output: str | os.PathLike,
     layers: str | Sequence[str] = ("fc7",),

@@ -12,7 +12,7 @@ from typing import Any
 
 from tf_alexnet.errors import OutputError, UsageError
 from tf_alexnet.extraction.storage import Target, locked
-from tf_alexnet.training.run import RECORD, Run, read_record, write_text
+from tf_alexnet.training.run import READOUT, RECORD, Run, read_record, write_text
 
 SETTINGS = "settings.json"  # what a training was begun with
 
@@ -66,21 +66,21 @@ def _is_foreign(path: Path) -> bool:
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | None:
-    """Compare what is there with the settings of this training, and record them if it is new.
+    """Compare a RUN with the settings of a training, and record them if the training is new.
 
     Parameters
     ----------
     folder : Path
         From `working_in`.
     settings : dict of str to str, int, float, bool or None
-        All that the result depends on.
+        All that the result depends on. The number of ``epochs`` may be larger than before.
     force : bool
-        Begin anew whatever is there.
+        Start over whatever is there.
 
     Returns
     -------
     Run or None
-        The finished run where these very settings made one; None where there is work to do.
+        The finished run of these very settings; None where there is work to do.
 
     Raises
     ------
@@ -91,23 +91,31 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     """
     settings = dict(settings)
     if force:
-        for name in (RECORD, SETTINGS):
+        for name in (RECORD, READOUT, SETTINGS):
             (folder / name).unlink(missing_ok=True)
     record = read_record(folder)
-    old = _begun(folder) if record is None else dict(record.settings)
-    if old is not None and old != settings:
-        names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-        changed = ", ".join(f"{x} {old.get(x)} -> {settings.get(x)}" for x in names)
-        raise UsageError(
-            str(folder),
-            f"it was begun with other settings: {changed}",
-            "Use the same settings, name another folder, or begin anew with --force (force=True).",
-        )
-    if record is not None:
+    if record is not None and dict(record.settings) == settings:
         return Run.open(folder)
-    if old is None:
+    # A finished run that is being continued has other settings than its record.
+    old = _begun(folder)
+    old = dict(record.settings) if old is None and record is not None else old
+    if old is not None:
+        names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+        if names and not (names == ["epochs"] and _grows(old["epochs"], settings["epochs"])):
+            changed = ", ".join(f"{x} {old.get(x)} -> {settings.get(x)}" for x in names)
+            raise UsageError(
+                str(folder),
+                f"it was begun with other settings: {changed}",
+                "Use the same settings, name another folder, or start over with --force "
+                "(force=True).",
+            )
+    if old != settings:
         write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
     return None
+
+
+def _grows(old: Any, new: Any) -> bool:
+    return type(old) is type(new) is int and old < new
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
@@ -118,6 +126,6 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(
-            str(folder / SETTINGS), f"it can't be read ({error})", "Begin anew with --force."
+            str(folder / SETTINGS), f"it can't be read ({error})", "Start over with --force."
         ) from None
     return content if isinstance(content, dict) else {}

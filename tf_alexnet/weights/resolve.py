@@ -72,6 +72,11 @@ def resolve_weights(
     return weights, table
 
 
+def trained_preset(weights: WeightArrays | None, table: Architecture) -> str:
+    """The preset that weights were trained with: the one they record, or the network's own."""
+    return (weights and weights.metadata.get("preset")) or table.preset
+
+
 def fitted_layers(
     weights: WeightArrays, table: Architecture, own: Architecture, classes: int | None
 ) -> dict[str, LayerArrays]:

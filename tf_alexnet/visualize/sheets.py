@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with Pillow."""
+"""Sheets of photos, drawn with Pillow, and how pictures are saved."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.errors import ImageError, OutputError, UsageError, one_line
 from tf_alexnet.files import check_folder, replacing
 from tf_alexnet.images import load_image
+from tf_alexnet.version import VERSION
 
 _TILE = 220  # side of a thumbnail, pixels
 _GAP = 12
 _LINE = 20
 _PERCENT = 55  # room for a figure behind a bar
 _INK, _PALE, _PAPER, _BAR = (20, 20, 20), (110, 110, 110), (255, 255, 255), (188, 212, 240)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+PAGE_ROWS = 50  # of a contact sheet; a JPEG ends at 65,500 pixels, and people before
+MARK = f"tf_alexnet {VERSION}"  # in every picture, so that the next one may replace it
+_SOFTWARE = 0x0131  # EXIF tag
+_LOOK = 4096  # bytes at either end in which a mark is looked for
 
 
 def check_picture(path: str | os.PathLike) -> None:
@@ -30,11 +36,31 @@ def check_picture(path: str | os.PathLike) -> None:
         If it could not be written.
     """
     Image.init()
-    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if Path(path).suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"picture {os.fspath(path)}", "not a name for a picture", "End it with .png."
         )
     check_folder(path)
+
+
+def check_foreign(path: str | os.PathLike) -> None:
+    """Refuse (OutputError) a path where there is a file that this package did not draw.
+
+    Drawings say so in their first or last bytes.
+    """
+    advice = "Choose another name with -o, or remove the file."
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_LOOK)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOK))
+            ours = b"tf_alexnet" in head + file.read()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        found = f"it can't be replaced ({error.strerror or error})"
+        raise OutputError(os.fspath(path), found, advice) from None
+    if not ours:
+        raise OutputError(os.fspath(path), "it exists, and tf-alexnet did not write it", advice)
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
@@ -47,8 +73,10 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
     """
     check_picture(path)
     kind = Image.registered_extensions()[Path(path).suffix.lower()]
+    about = Image.Exif()
+    about[_SOFTWARE] = MARK
     with replacing(path) as temporary:
-        picture.save(temporary, format=kind)
+        picture.save(temporary, format=kind, exif=about)
 
 
 def predictions_sheet(
@@ -123,9 +151,13 @@ def contact_sheet(
 
 
 def _thumbnail(sheet: Image.Image, path: str, corner: tuple[int, int]) -> None:
-    photo = Image.fromarray(load_image(path))
-    photo.thumbnail((_TILE, _TILE))
     left, top = corner
+    try:
+        photo = Image.fromarray(load_image(path))
+    except ImageError:
+        _caption(sheet, (left, top + _TILE // 2 - _LINE), "can't be read now", _TILE, _PALE)
+        return
+    photo.thumbnail((_TILE, _TILE))
     sheet.paste(photo, (left + (_TILE - photo.width) // 2, top + (_TILE - photo.height) // 2))
 
 

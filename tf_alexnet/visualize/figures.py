@@ -1,0 +1,145 @@
+"""What all figures share: matplotlib's `Figure` without its global state, and how it is saved."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.files import check_folder, replacing
+from tf_alexnet.visualize.colors import color_table
+from tf_alexnet.visualize.sheets import MARK, SUFFIXES, check_picture, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, PALE = "#222222", "#6e6e6e"
+# Okabe and Ito's colours, which the colour-blind tell apart, and markers for print without colour.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+VECTOR = (".svg", ".pdf")
+_LONGEST = 30  # characters of a label
+_PIXELS = 1600  # longer side of a photo in a figure
+
+
+def new_figure(width: float, height: float, dpi: int = 110) -> Figure:
+    """An empty figure, of inches.
+
+    Raises
+    ------
+    UsageError
+        If matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def check_figure(path: str | os.PathLike) -> None:
+    """Refuse a path that no figure could be saved to, before any work is done for it.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is not that of a picture, or matplotlib is not installed.
+    OutputError
+        If it could not be written.
+    """
+    if Path(path).suffix.lower() in VECTOR:
+        check_folder(path)
+    elif Path(path).suffix.lower() in SUFFIXES:
+        check_picture(path)
+    else:
+        known = ", ".join((*SUFFIXES, *VECTOR))
+        raise UsageError(f"picture {os.fspath(path)}", "not a name for one", f"Use {known}.")
+    check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Raise a UsageError if matplotlib is not installed; it is not imported."""
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "figures", "matplotlib is not installed", "Install it: pip install 'tf-alexnet[plot]'."
+        )
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure as PNG, JPEG, WebP, SVG or PDF, under a temporary name at first.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `check_figure`.
+    """
+    check_figure(path)
+    suffix = Path(path).suffix.lower()
+    if suffix not in VECTOR:
+        save_picture(picture_of(figure), path)
+        return
+    about = {"Creator": MARK, "Date" if suffix == ".svg" else "CreationDate": None}
+    with replacing(path) as temporary:
+        figure.savefig(os.fspath(temporary), format=suffix[1:], metadata=about)
+
+
+def picture_of(figure: Figure) -> Image.Image:
+    """A figure as RGB pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def label(text: object, longest: int = _LONGEST) -> str:
+    """A name as a label: one line, not too long, and no mathematics, which ``$`` would begin."""
+    text = one_line(str(text))
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def show(axes: Any, pixels: np.ndarray, title: str = "", **settings: Any) -> Any:
+    """Draw an array of pixels, (H, W) or (H, W, 3), without ticks."""
+    image = axes.imshow(pixels, **settings)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=9, color=INK)
+    return image
+
+
+def shrunk(pixels: np.ndarray, longest: int = _PIXELS) -> np.ndarray:
+    """uint8 pixels, made smaller if a side is longer than `longest`."""
+    if max(pixels.shape[:2]) <= longest:
+        return pixels
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((longest, longest))
+    return np.asarray(picture)
+
+
+def colormap(name: str) -> Any:
+    """A table of `color_table` for matplotlib."""
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(color_table(name) / 255, name=name)
+
+
+def color_bar(
+    figure: Figure, axes: Any, name: str, low: float, high: float, title: str, where: str = "bottom"
+) -> None:
+    """A colour bar with numbers, for pixels that were coloured with `colored`."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    values = ScalarMappable(Normalize(low, high), colormap(name))
+    place = {"location": where, "fraction": 0.05, "pad": 0.02, "aspect": 30, "panchor": False}
+    bar = figure.colorbar(values, ax=axes, **place)
+    bar.outline.set_visible(False)
+    bar.set_label(title, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, length=3)
