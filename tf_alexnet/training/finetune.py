@@ -31,7 +31,14 @@ from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.linear import balanced, label_array
 from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
+from tf_alexnet.training.run import (
+    RunRecord,
+    TrainingReport,
+    base_record,
+    model_of,
+    split_record,
+    write_run,
+)
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
 from tf_alexnet.weights.resolve import resolve_weights
@@ -569,9 +576,7 @@ class _Training:
         return TrainingReport(run, (*self._notes, self._what_trains()), skipped)
 
     def _record(self, metrics: dict[str, float], skipped: Sequence[Failure]) -> RunRecord:
-        plan, settings, base = self._plan, self._plan.settings, {}
-        if plan.base is not None:
-            base = {"digest": plan.base.digest, "source": os.path.basename(plan.base.source)}
+        plan, settings, base = self._plan, self._plan.settings, base_record(self._plan.base)
         return RunRecord(
             self._photos.classes, plan.table.name, plan.preset.name, settings["layer"],
             settings["mode"], base, settings, split_record(self._photos, skipped), metrics,
