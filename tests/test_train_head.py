@@ -138,6 +138,8 @@ def test_features_of_photos_that_changed_are_not_used_again(data, tmp_path):
         one.rename(tmp_path / "x")
         other.rename(one)
         (tmp_path / "x").rename(other)
+    with pytest.raises(UsageError, match="begun with other settings: data sha256"):
+        train_head(tmp_path / "data", tmp_path / "run", **settings)
     seen = []
     again = train_head(
         tmp_path / "data", tmp_path / "run", **settings, force=True,
@@ -147,6 +149,12 @@ def test_features_of_photos_that_changed_are_not_used_again(data, tmp_path):
     fresh = train_head(tmp_path / "data", tmp_path / "fresh", **settings).run
     kernels = [run.arrays.layers["fc8"].kernel for run in (again, fresh)]
     np.testing.assert_allclose(*kernels, atol=1e-4 * np.abs(kernels[1]).max())
+    photo = tmp_path / "data" / "train" / CLASSES[0] / "000.png"
+    photo.unlink()
+    photo.symlink_to("nowhere")
+    lost = train_head(tmp_path / "data", tmp_path / "run", **settings, force=True)
+    assert [x.path for x in lost.skipped] == [str(photo)], "what it held before is not used"
+    assert (lost.run.record.split["train"], lost.run.record.split["skipped"]) == (35, 1)
 
 
 def test_features_are_found_by_the_place_of_a_photo(data, run, tmp_path, monkeypatch):
