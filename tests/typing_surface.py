@@ -14,7 +14,7 @@ import tf_alexnet as ta
 from tf_alexnet.evaluation.metrics import Evaluation
 from tf_alexnet.extraction import ExtractionReport
 from tf_alexnet.labels import Prediction
-from tf_alexnet.training import Run
+from tf_alexnet.training.run import Run, TrainingReport
 from tf_alexnet.weights import Identification, KnownWeights, WeightArrays
 
 Array = npt.NDArray[Any]
@@ -72,4 +72,13 @@ def classifiers(path: Path) -> None:
     measured = ta.evaluate_photos(path, model=path, crops="ten")
     assert_type(measured, Evaluation)
     assert_type(measured.top5, float | None)
-    assert_type(Run.open(path), Run)
+    trained = ta.train_head(path, path / "RUN", layer="pool5", class_weight="balanced")
+    assert_type(trained, TrainingReport)
+    assert_type(trained.run, Run | None)
+    assert_type(ta.train_network(path, path / "RUN", mode="scratch"), TrainingReport)
+    run = ta.load_run(path)
+    assert_type(run, Run)
+    assert_type(run.classes, tuple[str, ...])
+    assert_type(run.predict([path], top=1)[0].predictions[0].label, str)
+    for photo in ta.predict_photos(path, run.extractor):
+        assert_type(photo.error, str | None)
