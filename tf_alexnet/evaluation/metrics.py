@@ -204,6 +204,13 @@ class MultiLabelEvaluation:
     trained_as: str | None
     untrained: bool = False
 
+    def __repr__(self) -> str:
+        return (
+            f"<MultiLabelEvaluation {one_line(self.weights_source)}: {self.photos} photos, "
+            f"{len(self.classes)} classes, mean average precision "
+            f"{self.mean_average_precision:.3f}>"
+        )
+
     @property
     def mean_average_precision(self) -> float:
         """The mean over the classes that photos show (macro), 0..1."""

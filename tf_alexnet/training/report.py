@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tf_alexnet.extraction.reader import Failure
+    from tf_alexnet.training.folders import PhotoSet
     from tf_alexnet.training.run import RunRecord
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
@@ -169,23 +170,25 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 def readout_text(
     rows: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
-    classes: int,
+    photos: PhotoSet,
     notes: Sequence[str] = (),
     skipped: Sequence[Failure] = (),
 ) -> str:
     """The Markdown of ``report.md`` for `linear_readout`; `rows` are those of ``readout.csv``."""
     pool = {"none": "all values of", "avg": "the mean over positions of"}
     what = pool.get(settings["pool"], "the maximum over positions of")
-    names = list(rows[0])
+    titles = {"l2": "L2 penalty", "train": "training", "val": "validation", "map": "mAP"}
+    names = [" ".join(titles.get(x, x) for x in name.split("_")) for name in rows[0]]
     return "\n".join(
         [
-            f"# Linear read-out of {len(rows)} layers: {classes} classes",
+            f"# Linear read-out of {len(rows)} layers: {len(photos.classes)} classes, "
+            f"{len(photos.train)} training and {len(photos.val)} validation photos",
             "",
             "The network was not trained. For each layer, a linear classifier was fitted on "
-            f"{what} its blobs, with the L2 penalty that has the least loss on the validation "
+            f"{what} its output, with the L2 penalty that has the least loss on the validation "
             "photos (so their figures are slightly optimistic), or the one given.",
             "",
-            f"| {' | '.join(name.replace('_', ' ') for name in names)} |",
+            f"| {' | '.join(names)} |",
             "|---" * len(names) + "|",
             *(
                 f"| {_cell(layer)} | {width} | {l2:.3g} | {train:.1%} | {val:.1%} |"
