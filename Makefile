@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Tests with networks of 244 MB, or with a Ray: a process for each file, so that all of it stays
 # below 4 GB. Two of the medium ones fit beside each other; the longest come first.
 LARGE = $(patsubst %,tests/test_%.py,cli extractor model opencv train_network)
-MEDIUM = $(patsubst %,tests/test_%.py,readme ray extraction onnx parity sklearn verify)
+MEDIUM = $(patsubst %,tests/test_%.py,readme ray extraction onnx page parity serve sklearn verify)
 
 .PHONY: demo test faults kill-tests fuzz format clean
 

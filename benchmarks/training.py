@@ -5,7 +5,8 @@
 
 `scratch --architecture compact` (Adam) and `finetune` of bvlc_alexnet from conv5 (SGD). Engines
 take turns, each in a process of its own that sleeps while others work; PyTorch runs in both of its
-memory formats. Printed are medians, and the ratio to the faster PyTorch, round by round.
+memory formats, and compiled (which needs a C++ compiler). Printed are medians, and the ratio to the
+fastest PyTorch, round by round.
 """
 
 import argparse
@@ -48,31 +49,36 @@ class Torch:
 
 
 def ours(name, batch):
-    """A function of a number of steps: the seconds they took."""
-    import tf_alexnet  # noqa: F401 (asks for oneDNN before TensorFlow is there)
-    from tf_alexnet.architectures import ARCHITECTURES
-    from tf_alexnet.training.batches import Batch
-    from tf_alexnet.training.loop import Trainer
-    from tf_alexnet.training.plan import first_weights, optimizer_for
+    """A function of a number of steps: the seconds they took, in the function that fit calls."""
+    import tensorflow as tf
 
-    table = ARCHITECTURES[name].with_classes(5)
-    first, rate = ("conv1", 2e-4) if name == "compact" else ("conv5", 1e-3)
-    trainer = Trainer(
-        first_weights(table, 0),
-        table,
-        first,
-        lambda trained: optimizer_for(trained, rate, adam=name == "compact"),
-    )
+    from tf_alexnet.testing import synthetic_weights
+    from tf_alexnet.training.finetune import planned, training_model
+    from tf_alexnet.training.folders import PhotoSet
+
+    optional = ("layer", "epochs", "learning_rate", "schedule", "gamma", "step_size")
+    settings = {
+        **dict.fromkeys((*optional, "class_weight", "patience", "val_split")),
+        **{"mode": "scratch" if name == "compact" else "finetune", "unfreeze_from": "conv5"},
+        **{"batch_size": batch, "augment": "none", "seed": 0, "multi_label": False},
+        "mixed_precision": False,
+    }
+    photos = PhotoSet(".", tuple("abcde"), (), (), split=False)
+    weights = None if name == "compact" else synthetic_weights(name)
+    plan = planned(photos, weights, name, None, settings)
+    model = training_model(plan, 1)
     generator = np.random.default_rng(0)
-    shape = (batch, table.input_size, table.input_size, 3)
+    shape = (batch, *[plan.table.input_size] * 2, 3)
     pictures = generator.standard_normal(shape, np.float32)
-    data = Batch(pictures, generator.integers(5, size=batch).astype(np.int32))
-    count = iter(range(10**9))
+    labels = generator.integers(5, size=batch).astype(np.int32)
+    data = (pictures, labels, np.full(batch, 1 / batch, np.float32))
+    batches = iter(tf.data.Dataset.from_tensors(data).repeat())
+    model.make_train_function()
 
     def run(steps):
         start = time.perf_counter()
         for _ in range(steps):
-            trainer.step(data, 1, next(count))
+            float(model.train_function(batches)["cross_entropy"])
         return time.perf_counter() - start
 
     return run
@@ -82,7 +88,8 @@ def compare(title, python, rounds, steps=2):
     """Print one case."""
     name, batch = CASES[title]
     peers = {
-        f"PyTorch, {x}": Torch(python, name, batch, x) for x in ("contiguous", "channels_last")
+        f"PyTorch, {x}": Torch(python, name, batch, x)
+        for x in ("contiguous", "channels_last", "compiled")
     }
     engines = {"tf_alexnet": ours(name, batch), **peers}
     for engine in engines.values():

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 
 import tf_alexnet as ta
-from tf_alexnet.training import read_folders
+from tf_alexnet.training import read_photos
 
 base = ta.AlexNet(weights="torchvision-convs", include_top=False)
 x = keras.layers.Flatten()(base.output)
 x = keras.layers.Dense(256, activation="relu")(x)
 x = keras.layers.Dropout(0.5)(x)
-photos = read_folders(sys.argv[1])
+photos = read_photos(sys.argv[1])
 outputs = keras.layers.Dense(len(photos.classes), activation="softmax")(x)
 model = keras.Model(base.input, outputs)
 for layer in model.layers[:-10]:  # everything up to pool1 stays as it is

@@ -11,9 +11,9 @@ from sklearn.metrics import classification_report
 from sklearn.pipeline import make_pipeline
 
 import tf_alexnet as ta
-from tf_alexnet.training import read_folders
+from tf_alexnet.training import read_photos
 
-photos = read_folders(sys.argv[1])
+photos = read_photos(sys.argv[1])
 paths, labels = zip(*photos.train, strict=True)
 model = make_pipeline(
     ta.AlexNetFeatures("pool5", weights="torchvision-convs"),

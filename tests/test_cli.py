@@ -14,6 +14,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+import typer
 from conftest import EXAMPLE_PHOTOS, weights_of
 from mirrors import serving
 from PIL import Image
@@ -21,6 +22,7 @@ from weight_seeds import deep_compression_file
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
+from tf_alexnet.cli.main import app
 from tf_alexnet.weights import LayerArrays, Source, WeightArrays, catalog, known_weights
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]
@@ -64,18 +66,67 @@ def test_help_is_quick_and_needs_no_tensorflow():
         assert command in done.stdout
 
 
-def test_summary(run):
-    code, out, err = run("summary")
+def test_mistakes_in_a_call_are_one_line(run):
+    calls = [
+        (("predict",), "tf-alexnet predict: missing argument 'photos'. See tf-alexnet predict -"),
+        (("predict", "x", "--top", "y"), "tf-alexnet predict: invalid value for '--top': "),
+        (("train", "x", "-o", "y", "--mode", "z"), "invalid value for '--mode': 'z' is not one"),
+        (("train", "x", "-o", "y", "--epochs", "0"), "invalid value for '--epochs': "),
+        (("train", "x", "--layer"), "option '--layer' requires an argument. See tf-alexnet"),
+        (("summary", "--a\nb"), "tf-alexnet summary: no such option: "),
+        (("weights", "fetch", "a", "b"), "tf-alexnet weights fetch: got unexpected extra"),
+        (("nosuch",), "tf-alexnet: no such command 'nosuch'. See tf-alexnet --help."),
+    ]
+    for arguments, message in calls:
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err == one_error(err) + "\n"
+        assert message in err
+    assert "Commands" in run("weights")[1]
+    assert run("weights")[::2] == (2, "")
+
+
+def commands(group, path=()):
+    """(words of the call, command) of a command and all below it."""
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+def test_help_shows_no_type_of_flags(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    every = list(commands(typer.main.get_command(app)))
+    assert len(every) > 12
+    for path, command in every:
+        code, out, err = run(*path, "--help")
+        assert (code, err) == (0, "")
+        assert "<bool>" not in out, path
+        assert f"Usage: {' '.join(('tf-alexnet', *path))} " in out
+        for option in {name for param in command.params for name in param.opts if "--" in name}:
+            assert option in out, path
+
+
+def test_shell_completion(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, err = run("--install-completion", "bash")
     assert (code, err) == (0, "")
-    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-    assert lines["conv2"] == (
-        ["conv2", "Conv", "5", "1", "2", "2", "27x27x256", "307,456", "223,948,800", "51"]
-    )  # fmt: skip
-    assert lines["total"][1] == "60,965,224"
-    assert run("summary", "-a", "torchvision")[1].splitlines()[-1].split()[1] == "61,100,840"
-    code, _, err = run("summary", "-a", "vgg")
-    assert code == 2
-    assert one_error(err).endswith("Known are: bvlc_alexnet, caffenet, torchvision, compact.")
+    assert "bash completion installed" in out
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    assert "complete -o default -F _tf_alexnet_completion tf-alexnet" in script.read_text()
+    monkeypatch.setenv("_TF_ALEXNET_COMPLETE", "complete_bash")
+    for words, expected in (
+        ("tf-alexnet ex", {"extract"}),
+        ("tf-alexnet weights v", {"verify"}),
+        ("tf-alexnet predict --crops t", {"ten"}),
+        ("tf-alexnet predict --mean", {"--mean", "--mean-image"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        code, out, _ = run()
+        assert code == 0
+        assert expected <= set(out.split()), words
 
 
 def test_predict_prints_a_table_a_photo(run, alexnet_file, example_photos):

@@ -9,6 +9,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import typer
 from conftest import EXAMPLE_PHOTOS
 from PIL import Image
 
@@ -16,7 +17,7 @@ import tf_alexnet as ta
 from tf_alexnet import progress
 from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, TORCHVISION, blob_names
 from tf_alexnet.errors import LayerError, UsageError
-from tf_alexnet.predictions import predict_photos
+from tf_alexnet.extraction import predict_photos
 from tf_alexnet.training import Run, train_head
 from tf_alexnet.weights import WeightArrays, check_layers, fresh_layers, fresh_weights, random_seed
 
@@ -96,7 +97,7 @@ CALLS = [
     (("evaluate", "nothere"), 5, "nothere: there is no such folder"),
     (("evaluate", "empty"), 2, "no class folder in it"),
     (("evaluate", "data", "--csv", "a.png/c.csv"), 4, "a.png is not a folder"),
-    (("evaluate", "data", "--plot", "c.doc"), 2, "not a name for a picture"),
+    (("evaluate", "data", "--plot", "c.doc"), 2, "not a name for one"),
     (("evaluate", "data", "--keep", "k.npz"), 2, "k.npz: not the name of an .h5"),
     (("evaluate", "data", "--architecture", "vgg"), 2, "architecture 'vgg'"),
     (("evaluate", "--imagenet-val", "data", "--ground-truth", "no"), 5, "the list can't be read"),
@@ -130,6 +131,60 @@ CALLS = [
     (("demo", "a.png", "-w", "vgg"), 3, "neither a file nor a name"),
     (("demo", "a.png", "-o", "sheet.doc"), 2, "not a name for a picture"),
 ]
+
+
+# Options of `train` -> the modes that have them, as the help says.
+HEAD, FINETUNE, SCRATCH = modes = ("head", "finetune", "scratch")
+TRAINING = {
+    **dict.fromkeys(("--weights x", "--layer fc6"), (HEAD, FINETUNE)),
+    **dict.fromkeys(("--pool avg", "--l2 1", "--features f.h5"), (HEAD,)),
+    "--unfreeze-from fc6": (FINETUNE,),
+    **dict.fromkeys(
+        (
+            *("--epochs 1", "--batch 1", "--lr 1", "--augment none", "--patience 1"),
+            *("--tensorboard x", "--mixed-precision"),
+            *("--schedule step", "--gamma 0.1", "--step-size 1"),
+        ),
+        (FINETUNE, SCRATCH),
+    ),
+    **dict.fromkeys(
+        (
+            *("--architecture compact", "--preset caffe", "--val-split 0.1", "--seed 1"),
+            *(
+                "--workers 1",
+                "--multi-label",
+                "--class-weight balanced",
+                "--resume",
+                "--force",
+                "--quiet",
+                "--output x",
+            ),
+        ),
+        modes,
+    ),
+}
+
+
+def test_every_option_of_train_is_known_for_its_modes():
+    from tf_alexnet.cli.main import app
+
+    (command,) = (x for n, x in typer.main.get_command(app).commands.items() if n == "train")
+    names = {name for x in command.params for name in x.opts if x.param_type_name == "option"}
+    spelt = {"--help", "--out", "-o", "-w", "-l", "--layers", "-q", "--batch-size"}
+    assert names - spelt == {"--mode", *(option.split()[0] for option in TRAINING)}
+
+
+@pytest.mark.parametrize("option", [x for x, known in TRAINING.items() if known != modes])
+def test_an_option_that_a_mode_lacks_is_answered_with_those_that_have_it(option, run, folder):
+    for mode in set(modes) - set(TRAINING[option]):
+        code, out, lines = run("train", "data", "-o", "RUN", "--mode", mode, *option.split())
+        assert (code, out) == (2, "")
+        (line,) = lines
+        name, known = option.split()[0], " or ".join(TRAINING[option])
+        assert line == (
+            f"error: {name} with --mode {mode}: that mode has no such option. "
+            f"Leave it out, or choose --mode {known}."
+        )
 
 
 @pytest.fixture

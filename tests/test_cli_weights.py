@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT
 from mirrors import serving
 from onnx_seeds import export, torch
-from prototxt import prototxt
 from trained import trained_layer
 from weight_seeds import channels_first, small_arrays
 
@@ -28,6 +27,7 @@ from tf_alexnet.weights import (
     inspect_weights,
     known_weights,
 )
+from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 from tf_alexnet.weights.identify import fingerprints
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]

@@ -1,8 +1,10 @@
 """Evaluating: figures against scikit-learn's, folders and lists of truth, refusals, resuming."""
 
 import csv
+import glob
 import json
 import os
+import shutil
 
 import h5py
 import jobs
@@ -15,10 +17,11 @@ import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.evaluation import evaluate as evaluating
 from tf_alexnet.evaluation import ground_truth
-from tf_alexnet.evaluation.metrics import Evaluation
+from tf_alexnet.evaluation.metrics import Evaluation, average_precisions
 from tf_alexnet.extraction import worker
-from tf_alexnet.labels import Label, imagenet_labels
-from tf_alexnet.training import RunRecord, write_run
+from tf_alexnet.labels import Label, imagenet_labels, read_labels
+from tf_alexnet.training import RunRecord, read_photos, write_run
+from tf_alexnet.training.run import split_record
 from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, published_accuracy
 
 NAMES = ("blue", "green", "red")
@@ -152,7 +155,7 @@ def test_ten_crops_are_averaged(weights, folders):
 )
 def test_names_of_class_folders(name, index, tmp_path):
     path = draw(tmp_path / "data" / name / "a.png", 0)
-    truth = ground_truth.read_class_folders("data", imagenet_labels())
+    truth = ground_truth.read_labelled("data", imagenet_labels())
     assert (truth.paths, truth.labels.tolist()) == ((os.path.relpath(path),), [index])
 
 
@@ -170,7 +173,7 @@ def test_folders_of_no_class_are_refused(names, message, tmp_path):
     for name in names:
         draw(tmp_path / "data" / name / "a.png", 0)
     with pytest.raises(UsageError, match=message):
-        ground_truth.read_class_folders("data", imagenet_labels())
+        ground_truth.read_labelled("data", imagenet_labels())
 
 
 def test_val_is_taken_and_empty_folders_are_named(tmp_path):
@@ -179,14 +182,14 @@ def test_val_is_taken_and_empty_folders_are_named(tmp_path):
             draw(tmp_path / "data" / part / name / "a.png", 0)
     (tmp_path / "data" / "val" / "red").mkdir()
     classes = [Label("", name) for name in NAMES]
-    truth = ground_truth.read_class_folders("data", classes)
+    truth = ground_truth.read_labelled("data", classes)
     assert truth.paths == ("data/val/blue/a.png", "data/val/green/a.png")
-    assert truth.notes == ("data has train/ and val/: val/ is evaluated", "no photo in red")
+    assert truth.notes == ("data has train and val: val is evaluated", "no photo in red")
     draw(tmp_path / "data" / "val" / "Red" / "a.png", 0)
     with pytest.raises(UsageError, match=r"called Red\. Name each folder as .* blue, green, red;"):
-        ground_truth.read_class_folders("data", classes)
+        ground_truth.read_labelled("data", classes)
     with pytest.raises(ImageError, match="there is no such folder"):
-        ground_truth.read_class_folders("nowhere", classes)
+        ground_truth.read_labelled("nowhere", classes)
 
 
 INDICES = [65, 970, 0, 809, 516]
@@ -389,9 +392,17 @@ def test_photos_that_are_there_twice_count_once(network, validation, weights):
     assert "11 photos are links to others of them and count once" in found.notes
 
 
+def write(folder, record, arrays, **more):
+    os.mkdir(folder)
+    merit = "val_map" if record.multi_label else "val_accuracy"
+    rows = [{"epoch": 1, merit: 0.5}]
+    model = ta.AlexNet(arrays)
+    return write_run(folder, record, arrays, model, history=rows, **more)
+
+
 @pytest.fixture
 def trained(convs, tmp_path):
-    """A RUN of three classes that parted its photos itself."""
+    """A RUN of three classes, as version 0.1.0 recorded it, that set validation photos aside."""
     photos = [f"{name}/{i}.png" for name in NAMES for i in range(4)]
     for i, path in enumerate(photos):
         draw(tmp_path / "data" / path, i)
@@ -401,11 +412,7 @@ def trained(convs, tmp_path):
         {"drawn": True, "train": 9, "val": 3, "skipped": 0, "val_photos": photos[::4]},
         {"val_accuracy": 0.5},
     )  # fmt: skip
-    (tmp_path / "RUN").mkdir()
-    rows = [{"epoch": 1, "val_accuracy": 0.5}]
-    write_run(
-        "RUN", record, arrays, ta.AlexNet(arrays), history=rows, confusion=np.eye(3, dtype=int)
-    )
+    write("RUN", record, arrays)
     return arrays
 
 
@@ -418,7 +425,7 @@ def test_command_with_a_run(run, trained):
     assert (found["photos"], found["top5"]) == (3, None)
     assert {row["name"] for row in found["classes"]} == set(NAMES)
     assert sum(sum(row.values()) for row in found["confusion"].values()) == 3
-    assert "RUN was trained on data: only the 3 photos that it set aside" in err
+    assert "RUN was trained on photos of data: 9 are left out, 3 are evaluated" in err
     assert "not the weights of a known trained network" not in err
     with Image.open("c.png") as picture:
         assert picture.size[0] > 300
@@ -427,9 +434,237 @@ def test_command_with_a_run(run, trained):
     os.rename("data", "elsewhere")
     code, out, _ = run("evaluate", "elsewhere/", "--model", "RUN")
     assert "3 photos\n" in out, "the same photos under another name"
-    os.rename("elsewhere/blue/0.png", "elsewhere/blue/new.png")
-    code, out, _ = run("evaluate", "elsewhere", "--model", "RUN")
-    assert "12 photos\n" in out, "other photos: all of them"
+    os.remove("elsewhere/blue/0.png")
+    code, out, err = run("evaluate", "elsewhere", "--model", "RUN")
+    assert "2 photos\n" in out, "those that are left"
+    assert "1 of the 3 photos that it set aside for validation are missing: blue/0.png" in err
+    for name in ("green", "red"):
+        os.remove(f"elsewhere/{name}/0.png")
+
+
+def recorded(data, **settings):
+    """A record of a training on these photos."""
+    photos = read_photos(data, 0.25, **settings)
+    merit = "val_map" if photos.multi_label else "val_accuracy"
+    return RunRecord(
+        photos.classes, "torchvision", "torchvision", "pool5", "head", {}, {},
+        split_record(photos), {merit: 0.5}, multi_label=photos.multi_label,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def aside(convs, tmp_path):
+    """A RUN that set one of four photos of each class of ``data`` aside."""
+    for i in range(12):
+        draw(tmp_path / "data" / NAMES[i // 4] / f"{i % 4}.png", i)
+    return write("RUN", recorded("data"), head_of(convs, 3))
+
+
+def judged(data, **settings):
+    found = ta.evaluate_photos(data, model="RUN", **settings)
+    return found.photos, " ".join(found.notes)
+
+
+def test_training_photos_are_never_scored(network, aside):
+    assert judged("data") == (
+        3, "RUN was trained on photos of data: 9 are left out, 3 are evaluated",
+    )  # fmt: skip
+    shutil.copytree("data", "copy")
+    os.rename("copy/blue/0.png", "copy/blue/renamed.png")
+    assert judged("copy")[0] == 3, "they are told by content, wherever they are"
+    for path in glob.glob("data/*/*.png"):
+        with Image.open(path) as photo:
+            photo.resize((50, 50)).save(path)
+    assert judged("data")[0] == 3, "in that folder also by name"
+    first, *others = aside.record.split["val_photos"]
+    os.remove(f"data/{first}")
+    photos, notes = judged("data")
+    assert photos == 2
+    assert f"1 of the 3 photos that it set aside for validation are missing: {first}" in notes
+    for name in others:
+        os.remove(f"data/{name}")
+    with pytest.raises(UsageError, match="data: none of the 3 photos that RUN set aside here is"):
+        judged("data")
+
+
+def test_other_photos_are_scored_whatever_their_names(network, aside, tmp_path):
+    for i in range(12):
+        draw(tmp_path / "new" / NAMES[i // 4] / f"{i % 4}.png", 100 + i)
+    assert judged("new") == (12, "")
+
+
+def test_given_splits_are_told_by_content(network, convs, tmp_path):
+    for i in range(24):
+        split = ("train", "val")[i % 2]
+        draw(tmp_path / "D" / split / NAMES[i // 8] / f"{i}.png", i)
+    write("RUN", recorded("D"), head_of(convs, 3))
+    assert judged("D") == (12, "D has train and val: val is evaluated")
+    with pytest.raises(UsageError, match="D/train: RUN was trained on all of its 12 photos"):
+        judged("D/train")
+    shutil.copy("D/train/red/16.png", "D/val/red/copy.png")
+    photos, notes = judged("D/val")
+    assert photos == 12
+    assert "RUN was trained on photos of D/val: 1 are left out, 12 are evaluated" in notes
+
+
+def test_a_test_split_beside_photos_that_were_set_aside(network, convs, tmp_path):
+    for i in range(24):
+        draw(tmp_path / "D" / ("train", "test")[i % 2] / NAMES[i // 8] / f"{i}.png", i)
+    made = write("RUN", recorded("D"), head_of(convs, 3))
+    assert made.record.split["train"] == 9
+    assert judged("D") == (12, "D has train and test: test is evaluated")
+    assert judged("D/train")[0] == 3
+
+
+def test_a_photo_that_can_no_longer_be_read_is_not_scored(network, aside, monkeypatch):
+    """Its kept probabilities are those of what it held before."""
+    place = aside.record.split["val_photos"][0]
+    assert judged("data", keep="p.h5")[0] == 3
+    os.rename(f"data/{place}", "away.png")
+    os.symlink("nowhere", f"data/{place}")
+    found = ta.evaluate_photos("data", model="RUN", keep="p.h5")
+    assert (found.photos, [x.path for x in found.failures]) == (2, [f"data/{place}"])
+
+
+def test_a_table_instead_of_folders(network, convs, aside, tmp_path):
+    lines = [f"new/{i}.png,{NAMES[i % 3]}" for i in range(6)]
+    for i in range(6):
+        draw(tmp_path / "new" / f"{i}.png", 50 + i)
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines))
+    found = ta.evaluate_photos("labels.csv", model="RUN")
+    assert found.photos == 6
+    np.testing.assert_array_equal(found.confusion.sum(axis=1), [2, 2, 2])
+    (tmp_path / "names.json").write_text('{"red": 0, "blue": 1, "green": 2}')
+    other = ta.evaluate_photos("labels.csv", head_of(convs, 3), labels="names.json")
+    assert [x.label for x in other.classes] == ["red", "blue", "green"]
+    (tmp_path / "names.txt").write_text("red\nblue\n")
+    with pytest.raises(UsageError, match=r"names.txt: 2 names, and the network has 3 outputs\. Gi"):
+        ta.evaluate_photos("labels.csv", head_of(convs, 3), labels="names.txt")
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    random = np.random.default_rng(0)
+    truth = random.random((300, 7)) < random.random(7) * 0.5
+    truth[:, 3] = False
+    scores = np.round(truth * 0.3 + random.normal(0, 1, truth.shape), 1)  # with ties
+    found = average_precisions(truth, scores)
+    assert np.isnan(found[3])
+    rest = np.arange(7) != 3
+    expected = metrics.average_precision_score(truth[:, rest], scores[:, rest], average=None)
+    np.testing.assert_allclose(found[rest], expected, rtol=1e-12)
+
+
+def test_a_multi_label_run(run, convs, tmp_path):
+    random = np.random.default_rng(0)
+    labels = [[name for name in NAMES if random.random() < 0.5] for _ in range(16)]
+    for i in range(16):
+        draw(tmp_path / "photos" / f"{i}.png", i)
+    rows = [f"photos/{i}.png,{'|'.join(x)}" for i, x in enumerate(labels)]
+    (tmp_path / "train.csv").write_text("path,label\n" + "\n".join(rows[:8]))
+    (tmp_path / "test.csv").write_text("path,label\n" + "\n".join(rows[8:]))
+    arrays = head_of(convs, 3)
+    write("RUN", recorded("train.csv", multi_label=True), arrays)
+    pictures = [ta.load_image(f"photos/{i}.png") for i in range(8, 16)]
+    logits = ta.features(ta.AlexNet(arrays), ["fc8"]).predict(
+        ta.preprocess_input(pictures, "torchvision"), verbose=0
+    )["fc8"]
+    truth = np.array([[name in x for name in NAMES] for x in labels[8:]])
+    expected = metrics.average_precision_score(truth, logits)
+    code, out, err = run("evaluate", "test.csv", "--model", "RUN", "--json", "--csv", "t.csv")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["mean_average_precision"] == pytest.approx(expected, abs=1e-9)
+    assert [x["name"] for x in found["classes"]] == list(NAMES)
+    code, out, _ = run("evaluate", "test.csv", "--model", "RUN")
+    assert f"mean average precision  {expected:.4f}" in out
+    with open("t.csv") as file:
+        assert len(file.readlines()) == 4
+
+
+def test_a_test_split_is_evaluated_at_the_end(convs, tmp_path):
+    """With a `RunRecord` and photos as both modes of training have them."""
+    for i in range(36):
+        split = ("Training", "valid", "test_set")[i % 3]
+        draw(tmp_path / "D" / split / NAMES[i // 12] / f"{i}.png", i)
+    (tmp_path / "D/test_set/red/bad.png").write_text("no photo")
+    photos = read_photos("D")
+    arrays = head_of(convs, 3)
+    made = write("RUN", recorded("D"), arrays, test=photos.test, confusion=np.eye(3, dtype=int))
+    good = [x for x in photos.test if not x.path.endswith("bad.png")]
+    assert len(good) == 12
+    x = ta.preprocess_input([ta.load_image(x.path) for x in good], "torchvision")
+    probabilities = ta.AlexNet(arrays).predict(x, verbose=0)
+    truth = [x.label for x in good]
+    figures = made.record.metrics
+    assert figures["test_accuracy"] == metrics.accuracy_score(truth, probabilities.argmax(1))
+    assert figures["test_loss"] == pytest.approx(metrics.log_loss(truth, probabilities), rel=1e-5)
+    assert made.record.split["test"] == 12
+    text = (tmp_path / "RUN" / "report.md").read_text()
+    assert f"| test | 12 | {figures['test_accuracy']:.1%} |" in text
+    assert "bad.png" in text
+    json_ = json.loads((tmp_path / "RUN" / "class_indices.json").read_text())
+    assert json_ == {"0": "blue", "1": "green", "2": "red"}
+    assert [x.label for x in read_labels("RUN/class_indices.json")] == list(NAMES)
+    for path in (tmp_path / "D" / "test_set").rglob("*.png"):
+        path.write_text("no photo")
+    lost = write("LOST", recorded("D"), arrays, test=photos.test)
+    assert "test_accuracy" not in lost.record.metrics
+    assert "no test photo was evaluated" in (tmp_path / "LOST" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "named", [["--model", "RUN/model.keras"], ["-w", "RUN/weights.safetensors"], ["-w", "RUN"]]
+)
+def test_a_run_is_found_by_its_files(named, run, trained):
+    code, out, err = run("predict", "data/red/1.png", *named)
+    assert code == 0, err
+    assert {line.split()[1] for line in out.splitlines()[1:]} == set(NAMES)
+    assert "known trained network" not in err
+    code, out, err = run("evaluate", "data", *named, "--json")
+    assert {x["name"] for x in json.loads(out)["classes"]} == set(NAMES)
+
+
+def test_features_of_a_run(run, trained):
+    code, _, err = run("extract", "data", "-o", "f.h5", "--model", "RUN", "-l", "prob")
+    assert code == 0, err
+    with h5py.File("f.h5") as file:
+        path, row = file["paths"].asstr()[0], file["prob"][0]
+        assert file.attrs["weights_digest"] == trained.digest
+    x = ta.preprocess_input([ta.load_image(path)], "torchvision")
+    np.testing.assert_allclose(row, ta.AlexNet(trained).predict(x, verbose=0)[0], rtol=1e-4)
+    code, _, err = run("extract", "data", "-o", "g.h5", "--model", "RUN", "-w", "x.npy")
+    assert (code, "--model with --weights: a RUN has its own" in err) == (2, True)
+
+
+def test_a_model_that_is_no_longer_that_of_its_run(run, trained, convs):
+    ta.AlexNet(head_of(convs, 3, seed=1)).save("RUN/model.keras")
+    code, _, err = run("predict", "data/red/1.png", "--model", "RUN/model.keras")
+    assert (code, "model.keras: these are not the weights that run.json records" in err) == (
+        3,
+        True,
+    )
+
+
+def test_predict_with_labels(run, trained, tmp_path):
+    ta.write_weights(trained, "plain.safetensors")
+    forms = {
+        "lines.txt": "rot\ngelb\nblau\n",
+        "index.json": '{"0": "rot", "1": "gelb", "2": "blau"}',
+        "names.json": '{"blau": 2, "rot": 0, "gelb": 1}',
+        "signs.csv": "ClassId,SignName\n0,rot\n2,blau\n1,gelb\n",
+    }
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        code, out, _ = run(
+            *("predict", "data/red/1.png", "-w", "plain.safetensors", "--labels", name, "--json")
+        )
+        (photo,) = json.loads(out)
+        named = {x["index"]: x["label"] for x in photo["predictions"]}
+        assert (code, named) == (0, {0: "rot", 1: "gelb", 2: "blau"})
+    (tmp_path / "two.txt").write_text("rot\ngelb\n")
+    code, out, err = run("predict", "data/red/1.png", "--model", "RUN", "--labels", "two.txt")
+    assert (code, out) == (2, "")
+    assert "error: labels two.txt: 2 names, and the network has 3 outputs. Give one name" in err
 
 
 def test_predict_with_a_run(run, trained):
@@ -458,7 +693,7 @@ def test_predict_with_a_run(run, trained):
         (["predict", "data", "--model", "data"], 2, "no finished training is there"),
         (["evaluate", "data", "--model", "nowhere"], 2, "there is no such folder"),
         (["evaluate", "data", "-w", "torchvision-convs"], 3, "it has no fc8"),
-        (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "not a name for a picture"),
+        (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "not a name for one"),
         (
             ["evaluate", "data", "--model", "RUN", "--csv", "data/red/1.png/c.csv"],
             4,

@@ -20,11 +20,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from tf_alexnet.errors import AlexNetError
-from tf_alexnet.evaluation.ground_truth import read_class_folders
+from tf_alexnet.evaluation.ground_truth import read_labelled
 from tf_alexnet.images import find_images
 from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.labels import Label
-from tf_alexnet.training.folders import read_folders
+from tf_alexnet.training.folders import read_photos
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 NAMES = ["a.jpg", "b.png", "two words.jpg", "sub/c.jpg"]
@@ -484,9 +484,9 @@ def test_what_folders_hold_besides(tmp_path, caplog, monkeypatch, kind):
     matches(notes())
     assert len(find_images(tmp_path)) == 4
     matches(notes())
-    assert len(read_folders(tmp_path, val_split=0.5, duplicates=False).train) == 2
+    assert len(read_photos(tmp_path, val_split=0.5, duplicates=False).train) == 2
     matches(notes())
-    assert len(read_class_folders(tmp_path, [Label("", "cat"), Label("", "dog")]).paths) == 4
+    assert len(read_labelled(tmp_path, [Label("", "cat"), Label("", "dog")]).paths) == 4
     matches(notes())
 
 
@@ -494,7 +494,7 @@ def test_foreign_folders_are_no_classes(tmp_path, caplog):
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg", "@eaDir/1.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert read_folders(tmp_path, val_split=0.5).classes == ("cat", "dog")
+    assert read_photos(tmp_path, val_split=0.5).classes == ("cat", "dog")
     assert [record.getMessage() for record in caplog.records] == ["skipped 1 @eaDir"]
     assert find_images(tmp_path / "@eaDir") == [f"{tmp_path}/@eaDir/1.jpg"], "if it is named"
 
@@ -534,7 +534,7 @@ def test_an_unreadable_subfolder_is_a_photo_that_fails(tmp_path, monkeypatch):
         find_images(tmp_path / "shut")
     (tmp_path / "other").mkdir()
     with pytest.raises(AlexNetError, match="shut: the folder can't be read"):
-        read_folders(tmp_path)
+        read_photos(tmp_path)
     with PhotoReader("caffe", workers=1) as reader:
         (batch,) = reader.batches(found, 3)
     assert batch.paths == [found[0], found[2]]

@@ -12,6 +12,7 @@ from tf_alexnet.labels import (
     Prediction,
     decode_predictions,
     imagenet_labels,
+    labels_of_network,
     read_labels,
 )
 
@@ -125,6 +126,31 @@ def test_labels_from_files(text, labels, tmp_path):
         (best,) = decode_predictions([0.25, 0.75], labels=path)
         assert best == [(*labels[1], 0.75), (*labels[0], 0.25)]
         assert [p.index for p in best] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('ClassId,SignName\n0,daisy\n1,"rose, red"\n', "signnames.csv"),
+        ("name;index\nrose, red;1\ndaisy;0\n", "names.csv"),
+        ("1\trose, red\n0\tdaisy\n", "names.tsv"),
+        ('path,label\na.jpg,"rose, red"\nb.jpg,daisy\nc.jpg,daisy\n', "labels.csv"),
+        ('daisy\n"rose, red"\n', "lines.csv"),
+    ],
+)
+def test_labels_from_tables(text, name, tmp_path):
+    (tmp_path / name).write_text(text)
+    found = read_labels(tmp_path / name)
+    assert [x.label.strip('"') for x in found] == ["daisy", "rose, red"]
+
+
+def test_labels_must_be_as_many_as_outputs(tmp_path):
+    assert labels_of_network(PLAIN, 2) == labels_of_network(PLAIN, None) == PLAIN
+    (tmp_path / "words").write_text("daisy\nrose\n")
+    with pytest.raises(InputError, match=r"^labels .*words: 2 names, and the network has 5 out"):
+        labels_of_network(tmp_path / "words", 5)
+    with pytest.raises(InputError, match=r"^labels: 2 names, and the network has 5 outputs"):
+        labels_of_network(PLAIN, 5)
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_other_first_arguments_are_told_what_to_do(weights, message):
 
 
 def test_a_prototxt_names_network_preset_and_classes(tmp_path):
-    from prototxt import prototxt
+    from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 
     table = ARCHITECTURES["caffenet"].with_head("fc7", 3)
     data = 'layer { type: "Data" top: "data" transform_param { crop_size: 227 %s } }\n'

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import reference
 from conftest import model_of, weights_of
-from prototxt import prototxt
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES, Conv, Dense
 from tf_alexnet.testing import synthetic_weights
+from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 
 BOUND = 1e-5  # observed on 13 photos: at most 7e-6 (prob), 4.4e-6 before it
 

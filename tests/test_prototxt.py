@@ -6,10 +6,10 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prototxt import prototxt
 
 from tf_alexnet.architectures import ARCHITECTURES, Conv
 from tf_alexnet.errors import AlexNetError, UsageError, WeightsError
+from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 from tf_alexnet.weights.prototxt import Declared, PrototxtError, parse, resolve_architecture
 
 DATA = """

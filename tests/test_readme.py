@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from planted import plant
-from prototxt import prototxt
 from weight_seeds import message, varint
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights import WeightArrays
+from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 
 README = (ROOT / "README.md").read_text()
 SCRIPT = f"{sys.executable} -m tf_alexnet"

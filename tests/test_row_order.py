@@ -3,11 +3,11 @@
 import h5py
 import numpy as np
 import pytest
-from prototxt import prototxt
 from weight_seeds import message
 
 from tf_alexnet.errors import WeightsError
 from tf_alexnet.weights import LayerArrays, WeightArrays, read_weights, write_weights
+from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 from tf_alexnet.weights.formats import read_file
 
 RANDOM = np.random.default_rng(5)

@@ -12,11 +12,11 @@ from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import COMPACT, Conv
-from tf_alexnet.errors import OutputError, UsageError, WeightsError
+from tf_alexnet.errors import OutputError, PresetError, UsageError, WeightsError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, RunRecord, write_run
-from tf_alexnet.training.begin import begin_run, working_in
+from tf_alexnet.training.run import TrainingReport, begin_run, working_in
 
 CLASSES = ("ant", "bee | *wasp*", "caf\udce9")
 SETTINGS = {"mode": "head", "l2": 0.01, "seed": 0, "photos": 9}
@@ -103,7 +103,7 @@ def test_what_is_written_is_read_back(written, weights):
     assert run.arrays.metadata["preset"] == "compact"
     assert ta.AlexNet(run.weights).output_shape == (None, 3)
     assert json.loads((written / "class_indices.json").read_text()) == {
-        name: i for i, name in enumerate(CLASSES)
+        str(i): name for i, name in enumerate(CLASSES)
     }
     with open(written / "history.csv") as file:
         rows = list(csv.DictReader(file))
@@ -138,14 +138,15 @@ def test_the_report_says_it_all_and_nothing_in_it_is_markup(written):
 
 
 def test_the_pictures_show_what_they_are_told(written, tmp_path):
-    from tf_alexnet.training.report import save_confusion
+    from tf_alexnet.training.report import confusion_figure
+    from tf_alexnet.visualize.figures import save_figure
 
     for name in ("curves.png", "confusion.png"):
         with Image.open(written / name) as picture:
             assert min(picture.size) > 200
     pictures = []
     for matrix in ([[5, 0], [0, 5]], [[0, 5], [5, 0]]):
-        save_confusion(tmp_path / "x.png", ["a", "b"], np.array(matrix), "title")
+        save_figure(confusion_figure(["a", "b"], np.array(matrix), "title"), tmp_path / "x.png")
         with Image.open(tmp_path / "x.png") as picture:
             pictures.append(np.asarray(picture.convert("L"), int))
     same, swapped = pictures
@@ -154,10 +155,23 @@ def test_the_pictures_show_what_they_are_told(written, tmp_path):
     assert upper == pytest.approx(lower)
 
 
-def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
-    import sys
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 30])
+def test_epochs_are_whole_numbers(epochs):
+    from tf_alexnet.training.report import curves_figure
 
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_accuracy": 0.5} for i in range(1, epochs + 1)]
+    figure = curves_figure(rows, epochs)
+    figure.draw_without_rendering()
+    low, high = figure.axes[1].get_xlim()
+    ticks = [x for x in figure.axes[1].get_xticks() if low <= x <= high]
+    assert ticks
+    assert all(x == round(x) for x in ticks), ticks
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
+    from tf_alexnet.visualize import figures
+
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
     write_run(
         tmp_path,
         record(),
@@ -174,7 +188,8 @@ def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
 
 def test_missing_folders_and_files(folder, tmp_path):
     assert "there is no such folder" in refusal(tmp_path / "nosuch", UsageError)
-    assert "a file, not a folder" in refusal(folder / "run.json", UsageError)
+    assert "a file, not a folder" in refusal(folder / "report.md", UsageError)
+    assert Run.open(folder / "run.json").record == Run.open(folder).record
     (folder / "weights.safetensors").rename(folder / "w")
     assert "weights.safetensors: there is no such file" in refusal(folder)
     (folder / "run.json").unlink()
@@ -303,7 +318,7 @@ def test_settings_are_compared_with_those_it_was_begun_with(tmp_path):
         with pytest.raises(UsageError, match="seed 4 -> 0"):
             begin_run(place, SETTINGS)
         (place / "settings.json").write_text("{")
-        with pytest.raises(OutputError, match="Begin anew with --force"):
+        with pytest.raises(OutputError, match="Start over with --force"):
             begin_run(place, SETTINGS)
 
 
@@ -358,3 +373,39 @@ def test_a_cut_network_has_the_convolutions_of_the_whole(written):
     arrays = Run.open(written).arrays
     convolutions = [layer.name for layer in COMPACT.layers if isinstance(layer, Conv)]
     assert list(arrays.layers) == [*convolutions, "fc8"]
+
+
+def test_a_loaded_run_predicts_and_says_what_it_is(written, tmp_path):
+    run = ta.load_run(written)
+    about = "3 classes, compact, classifier on pool5, mode head, val_accuracy 0.500>"
+    assert repr(run) == f"<Run {written}: {about}"
+    assert repr(run.record) == f"<RunRecord {about}"
+    assert repr(TrainingReport(run, ("a note",))) == (
+        f"<TrainingReport {run!r}, notes 1, skipped 0>"
+    )
+    assert run.classes == CLASSES
+    assert run.model is run.model
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 60, 50, 3), np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, x in zip(paths, pixels, strict=True):
+        Image.fromarray(x).save(path)
+    (tmp_path / "bad.jpg").write_text("no photo")
+    expected = run.model.predict(ta.preprocess_input(pixels, "compact"), verbose=0)
+    for images in (paths, pixels, str(tmp_path), [Image.fromarray(x) for x in pixels]):
+        found = {x.path: x for x in run.predict(images)}
+        if isinstance(images, str):
+            assert found.pop(str(tmp_path / "bad.jpg")).error
+        assert len(found) == 2
+        for (_, photo), row in zip(sorted(found.items()), expected, strict=True):
+            assert {p.label for p in photo.predictions} == set(CLASSES)
+            for p in photo.predictions:
+                assert p.probability == pytest.approx(row[p.index], abs=1e-5)
+    (best,) = run.predict(paths[0], top=1)[0].predictions
+    assert best.index == expected[0].argmax()
+    with pytest.raises(PresetError, match="crops='ten' with preset 'compact'"):
+        run.predict(pixels, crops="ten")
+
+
+def test_a_run_is_loaded_by_any_of_its_files(written):
+    for name in ("run.json", "weights.safetensors", "model.keras"):
+        assert ta.load_run(written / name).record == ta.load_run(written).record

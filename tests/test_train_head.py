@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from planted import CLASSES, plant
+from planted import CLASSES, photo, plant
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
@@ -47,9 +47,10 @@ def test_the_planted_signal_is_found(run):
     record = run.record
     assert (record.mode, record.layer, record.classes) == ("head", "pool5", CLASSES)
     assert record.metrics["val_accuracy"] >= 0.9
-    assert record.split == {"drawn": False, "train": 36, "val": 12, "skipped": 0}
+    counts = {"drawn": False, "train": 36, "val": 12, "skipped": 0}
+    assert {**record.split, **counts} == record.split
     assert json.loads((run.folder / "class_indices.json").read_text()) == {
-        name: i for i, name in enumerate(CLASSES)
+        str(i): name for i, name in enumerate(CLASSES)
     }
     for name in ("curves.png", "confusion.png", "model.keras"):
         assert (run.folder / name).stat().st_size > 1000
@@ -120,8 +121,8 @@ def test_photos_that_can_not_be_read_are_skipped_and_counted(data, tmp_path):
     assert [x.path.rsplit("/", 1)[1] for x in report.skipped] == ["bad.jpg"]
     assert report.run.record.split["skipped"] == 1
     assert "bad.jpg" in (tmp_path / "run" / "report.md").read_text()
-    for photo in (tmp_path / "data" / "train" / "rising").iterdir():
-        photo.write_text("no photo")
+    for path in (tmp_path / "data" / "train" / "rising").iterdir():
+        path.write_text("no photo")
     with pytest.raises(ImageError, match="training photos of rising: none of them could be read"):
         train_head(tmp_path / "data", tmp_path / "new", **SETTINGS)
     assert not (tmp_path / "new" / "run.json").exists()
@@ -137,6 +138,8 @@ def test_features_of_photos_that_changed_are_not_used_again(data, tmp_path):
         one.rename(tmp_path / "x")
         other.rename(one)
         (tmp_path / "x").rename(other)
+    with pytest.raises(UsageError, match="begun with other settings: data sha256"):
+        train_head(tmp_path / "data", tmp_path / "run", **settings)
     seen = []
     again = train_head(
         tmp_path / "data", tmp_path / "run", **settings, force=True,
@@ -146,6 +149,12 @@ def test_features_of_photos_that_changed_are_not_used_again(data, tmp_path):
     fresh = train_head(tmp_path / "data", tmp_path / "fresh", **settings).run
     kernels = [run.arrays.layers["fc8"].kernel for run in (again, fresh)]
     np.testing.assert_allclose(*kernels, atol=1e-4 * np.abs(kernels[1]).max())
+    photo = tmp_path / "data" / "train" / CLASSES[0] / "000.png"
+    photo.unlink()
+    photo.symlink_to("nowhere")
+    lost = train_head(tmp_path / "data", tmp_path / "run", **settings, force=True)
+    assert [x.path for x in lost.skipped] == [str(photo)], "what it held before is not used"
+    assert (lost.run.record.split["train"], lost.run.record.split["skipped"]) == (35, 1)
 
 
 def test_features_are_found_by_the_place_of_a_photo(data, run, tmp_path, monkeypatch):
@@ -164,7 +173,7 @@ def test_features_are_found_by_the_place_of_a_photo(data, run, tmp_path, monkeyp
 
 def test_calls_that_can_not_work_are_refused(data, tmp_path):
     for settings, message in (
-        ({"l2": 0.0}, "l2 0.0: no such penalty"),
+        ({"l2": 0.0}, "l2 0.0: not an L2 penalty"),
         ({"pool": "max"}, "pool 'max': no such pooling"),
         ({"layer": "conv5"}, "conv5"),
     ):
@@ -237,3 +246,91 @@ def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path):
     # Other batches, other sums: features differ in the last digits.
     assert np.abs(kernels[0] - kernels[1]).max() < 1e-3 * np.abs(kernels[1]).max()
     assert report.run.record.metrics["val_accuracy"] == unbroken.run.record.metrics["val_accuracy"]
+
+
+def test_classes_can_be_balanced(data, run, tmp_path):
+    """Photos of one class are rare; `test_linear` compares weights with scikit-learn's."""
+    rare = shutil.copytree(data, tmp_path / "data")
+    for path in sorted((rare / "train" / "level").iterdir())[2:]:
+        path.unlink()
+    settings = {**SETTINGS, "l2": 0.3, "features": tmp_path / "f.h5"}
+    plain = train_head(rare, tmp_path / "plain", **settings).run
+    even = train_head(rare, tmp_path / "even", **settings, class_weight="balanced").run
+    assert even.record.settings["class_weight"] == "balanced"
+    assert "classes weighted by inverse frequency" in (even.folder / "report.md").read_text()
+    recalls = []
+    for found in (plain, even):
+        photos = sorted((data / "val" / "level").iterdir())
+        named = [x.predictions[0].label for x in found.predict(photos)]
+        recalls.append(named.count("level"))
+    assert recalls[1] > recalls[0]
+    with pytest.raises(UsageError, match="class_weight None -> balanced"):
+        train_head(rare, plain.folder, **settings, class_weight="balanced")
+
+
+def test_a_classifier_that_learned_nothing_says_so(data, tmp_path):
+    """Each class of the validation photos has the name of another."""
+    mixed = shutil.copytree(data, tmp_path / "data")
+    for old, new in zip((*CLASSES, "x"), ("x", *CLASSES), strict=True):
+        (mixed / "val" / old).rename(mixed / "val" / new)
+    notes = []
+    report = train_head(mixed, tmp_path / "RUN", **SETTINGS, note=notes.append)
+    assert "no better than always predicting the largest class (33.3%)" in " ".join(notes)
+    assert "at the edge of the usual range" in " ".join(notes)
+    assert set(notes) == set(report.notes)
+    assert "largest class" in (report.run.folder / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A table of photos with labels for their stripes, some also "warm" or "pale", and a run."""
+    folder = tmp_path_factory.mktemp("several")
+    lines = []
+    for kind, name in enumerate(CLASSES):
+        for number in range(16):
+            picture = photo(kind, number)
+            red, _, blue = np.asarray(picture).mean(axis=(0, 1))
+            picture.save(folder / f"{name}{number}.png")
+            marks = [name] + ["warm"] * int(red > blue + 10) + ["pale"] * int(red + blue > 260)
+            lines.append(f"{name}{number}.png,{'|'.join(marks)}")
+    (folder / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    run = train_head(folder / "labels.csv", folder / "RUN", **SETTINGS, multi_label=True).run
+    return run, sorted(folder.glob("*.png"))
+
+
+def test_several_labels_have_a_sigmoid_each(several):
+    import keras
+
+    run, photos = several
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["multi_label"] is True
+    assert run.classes == ("level", "pale", "rising", "upright", "warm")
+    assert run.record.metrics["val_map"] > 0.6
+    history = (run.folder / "history.csv").read_text().splitlines()
+    assert history[0] == "l2,train_loss,train_map,val_loss,val_map,iterations"
+    text = (run.folder / "report.md").read_text()
+    assert "one sigmoid per class" in text
+    assert "mean average precision" in text
+    found = run.predict(photos[:5])
+    ours = np.array([[q.probability for q in sorted(p.predictions, key=lambda z: z.index)]
+                     for p in found])  # fmt: skip
+    assert np.abs(ours.sum(axis=1) - 1).max() > 0.1, "they are independent"
+    x = ta.preprocess_input([ta.load_image(path) for path in photos[:5]], run.record.preset)
+    saved = keras.saving.load_model(run.folder / "model.keras")
+    for model in (run.model, saved):
+        assert np.abs(model.predict(x, verbose=0) - ours).max() < 1e-4
+
+
+def test_predict_shows_several_labels(several, capfd, monkeypatch):
+    from tf_alexnet.cli.main import main
+
+    run, photos = several
+    arguments = ["predict", str(photos[0]), "--model", str(run.folder), "--json"]
+    monkeypatch.setattr(sys, "argv", ["tf-alexnet", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    (shown,) = json.loads(capfd.readouterr().out)
+    expected = {p.label: p.probability for p in run.predict(photos[0])[0].predictions}
+    for prediction in shown["predictions"]:
+        assert prediction["probability"] == pytest.approx(expected[prediction["label"]], abs=1e-4)

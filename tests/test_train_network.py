@@ -6,24 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import training
+from sklearn.metrics import average_precision_score
 
 import tf_alexnet as ta
-from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
 from tf_alexnet.images.presets import PRESETS
 from tf_alexnet.testing import synthetic_weights
-from tf_alexnet.training import Run, read_folders
+from tf_alexnet.training import Run, callbacks, read_photos
 from tf_alexnet.training import finetune as room
-from tf_alexnet.training.batches import BatchReader, examine_photos
-from tf_alexnet.training.checkpoint import CHECKPOINT
-from tf_alexnet.training.finetune import train_network
-from tf_alexnet.training.network import Network, dropped
+from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, State
+from tf_alexnet.training.data import Photos, examine_photos
+from tf_alexnet.training.finetune import Dropout, train_network
+from tf_alexnet.training.folders import PhotoSet
 from tf_alexnet.weights import WeightArrays, find_weights
 
 SMALL = {"epochs": 2, "batch_size": 5, "weights": "torchvision-convs", "augment": "light"}
@@ -63,7 +64,7 @@ def test_the_run_is_what_was_trained(unbroken, data):
         "pool5",
         ("blue", "green", "red"),
     )
-    photos = read_folders(data)
+    photos = read_photos(data)
     model = ta.AlexNet(unbroken.arrays)
     x = ta.preprocess_input([ta.load_image(e.path) for e in photos.val], record.preset)
     found = model.predict(x, verbose=0).argmax(1)
@@ -74,7 +75,6 @@ def test_the_run_is_what_was_trained(unbroken, data):
     rows = (unbroken.folder / "history.csv").read_text().splitlines()
     assert rows[0].startswith("epoch,train_loss,train_accuracy,val_loss,val_accuracy,")
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
-    assert not (unbroken.folder / CHECKPOINT).exists()
     report = (unbroken.folder / "report.md").read_text()
     # conv5: 3 * 3 * 256 * 256 + 256; fc8: 9216 * 3 + 3
     assert "conv5, fc8 are trained, 617,731 parameters; conv1 to conv4 stay as they are" in report
@@ -107,19 +107,38 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stopped", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
-    stopped, data, unbroken, tmp_path, monkeypatch
-):
-    def stop(*arguments):
-        write(*arguments)
-        if arguments[-1].epoch == stopped:
-            raise Stop
+@pytest.fixture
+def stop(monkeypatch):
+    """A function: training stops after so many epochs, or in the midst of one, as killed."""
 
-    write = room.write_checkpoint
-    monkeypatch.setattr(room, "write_checkpoint", stop)
+    def stop_after(epochs, steps=None):
+        write, end = callbacks.write_checkpoint, callbacks.Epochs.on_train_batch_end
+
+        def written(*arguments):
+            write(*arguments)
+            if steps is None and arguments[-1].epoch == epochs:
+                raise Stop
+
+        def ended(self, batch, logs):
+            end(self, batch, logs)
+            if self._data.epoch == epochs + 1 and batch + 1 == steps:
+                raise Stop
+
+        monkeypatch.setattr(callbacks, "write_checkpoint", written)
+        monkeypatch.setattr(callbacks.Epochs, "on_train_batch_end", ended)
+
+    return stop_after
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "workers"), [(1, None, 3), (1, 2, 1), pytest.param(2, None, 1)]
+)
+def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
+    epochs, steps, workers, data, unbroken, tmp_path, stop, monkeypatch
+):
+    stop(epochs, steps)
     with pytest.raises(Stop):
-        train_network(data, tmp_path / "run", **SMALL)
+        train_network(data, tmp_path / "run", **SMALL, workers=workers)
     assert not (tmp_path / "run" / "run.json").exists()
     monkeypatch.undo()
     same(train_network(data, tmp_path / "run", **SMALL, resume=True).run, unbroken)
@@ -127,68 +146,109 @@ def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
     assert again.finished_before
 
 
-def test_adam_goes_on_too(data, tmp_path, monkeypatch):
+def test_adam_and_dropout_go_on_too(data, tmp_path, stop, monkeypatch):
     settings = {"mode": "scratch", "epochs": 2, "batch_size": 6}
     whole = train_network(data, tmp_path / "whole", **settings).run
-    write = room.write_checkpoint
-
-    def stop(*arguments):
-        write(*arguments)
-        raise Stop
-
-    monkeypatch.setattr(room, "write_checkpoint", stop)
+    stop(1, 1)
     with pytest.raises(Stop):
         train_network(data, tmp_path / "run", **settings)
     monkeypatch.undo()
     same(train_network(data, tmp_path / "run", **settings, resume=True).run, whole)
     assert whole.record.settings["optimizer"] == "Adam"
+    assert whole.record.settings["schedule"] == "constant"
     assert whole.record.architecture == "compact"
 
 
-def tape(function, variables):
-    with tf.GradientTape() as watch:
-        loss = function()
-    return watch.gradient(loss, variables)
+def test_a_finished_run_continues(data, unbroken, tmp_path, stop):
+    run = tmp_path / "run"
+    first = train_network(data, run, **{**SMALL, "epochs": 1}).run
+    assert first.record.metrics["epochs"] == 1
+    told = []
+    same(train_network(data, run, **SMALL, note=told.append).run, unbroken)
+    assert "continuing after epoch 1" in told
+    rows = (run / "history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
+    with pytest.raises(UsageError, match="begun with other settings: epochs 2 -> 1"):
+        train_network(data, run, **{**SMALL, "epochs": 1})
+    stop(2, 1)
+    with pytest.raises(Stop):
+        train_network(data, run, **{**SMALL, "epochs": 3})
+    # The finished training is there until the longer one replaces it.
+    assert Run.open(run).record.metrics["epochs"] == 2
+    assert train_network(data, run, **{**SMALL, "epochs": 2}).finished_before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bvlc_alexnet",
-        "compact",
-        pytest.param("caffenet", marks=pytest.mark.slow),
-        pytest.param("torchvision", marks=pytest.mark.slow),
-    ],
-)
-def test_sums_and_gradients_are_the_keras_models(name):
-    table = ARCHITECTURES[name].with_classes(7)
-    model = ta.AlexNet(synthetic_weights(table), classifier_activation=None)
-    layers = {layer.name: model.get_layer(layer.name) for layer in table.weighted}
-    variables = {x: (layer.kernel.value, layer.bias.value) for x, layer in layers.items()}
-    network = Network(table, variables, "conv1")
-    x = np.random.default_rng(0).normal(0, 1, (2, table.input_size, table.input_size, 3))
-    x = tf.constant(x.astype(np.float32))
-    wanted = model(x, training=False)
-    np.testing.assert_allclose(network.logits(x), wanted, atol=1e-5 * np.abs(wanted).max())
-    several = [v for pair in variables.values() for v in pair]
-    factors = np.random.default_rng(1).normal(size=wanted.shape).astype(np.float32)
-    ours = tf.function(lambda: tape(lambda: tf.reduce_sum(network.logits(x) * factors), several))()
-    theirs = tape(lambda: tf.reduce_sum(model(x, training=False) * factors), several)
-    for one, other in zip(ours, theirs, strict=True):
-        bound = 1e-4 * np.abs(other).max()  # 6e-6 was seen
-        np.testing.assert_allclose(one, other, atol=bound)
+def test_a_cosine_ends_with_its_epochs(data, tmp_path):
+    run = tmp_path / "run"
+    settings = {**SMALL, "epochs": 1, "schedule": "cosine"}
+    train_network(data, run, **settings)
+    last = (run / "history.csv").read_text().splitlines()[-1].split(",")[5]
+    assert float(last) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UsageError, match="cosine_epochs 1 -> 2"):
+        train_network(data, run, **{**settings, "epochs": 2})
 
 
-def test_dropout_is_a_function_of_its_seed_and_of_the_place_in_the_batch():
+def test_the_rate_falls_in_steps_of_epochs(data, tmp_path):
+    run = tmp_path / "run"
+    settings = {**SMALL, "schedule": "step", "step_size": 1, "gamma": 0.5, "unfreeze_from": "fc8"}
+    train_network(data, run, **settings)
+    rows = [row.split(",") for row in (run / "history.csv").read_text().splitlines()]
+    assert rows[0][5] == "learning_rate"
+    # At the end of an epoch it is that of the next step.
+    assert [float(row[5]) for row in rows[1:]] == pytest.approx([5e-4, 2.5e-4], rel=1e-5)
+
+
+def plan_of(mode="scratch", architecture="compact", weights=None, classes=7, **settings):
+    optional = ("epochs", "learning_rate", "schedule", "gamma", "step_size", "class_weight")
+    usual = {
+        **dict.fromkeys((*optional, "layer", "patience")),
+        **{"mode": mode, "unfreeze_from": "conv5", "batch_size": 4, "augment": "none", "seed": 0},
+        **{"multi_label": False, "mixed_precision": False, "val_split": 0.2},
+    }
+    photos = PhotoSet(".", tuple("abcdefg"[:classes]), (), (), split=True)
+    return room.planned(photos, weights, architecture, None, {**usual, **settings})
+
+
+def test_from_scratch_rates_fall_as_caffes_did():
+    found = plan_of(architecture="bvlc_alexnet").settings
+    names = ("learning_rate", "schedule", "gamma", "step_size", "optimizer")
+    assert [found[name] for name in names] == [0.01, "step", 0.1, 10, "CaffeSGD"]
+    assert plan_of().settings["schedule"] == "constant"
+
+
+@pytest.mark.parametrize("name", ["compact", pytest.param("caffenet", marks=pytest.mark.slow)])
+def test_frozen_layers_get_no_gradient_and_sums_are_the_networks(name):
+    plan = plan_of(mode="finetune", weights=synthetic_weights(name), architecture=name)
+    model = room.training_model(plan, 3)
+    assert model.output_shape == (None, 7)
+    network = ta.AlexNet(room.first_weights(plan), classifier_activation=None)
+    x = np.random.default_rng(0).normal(0, 1, (2, *model.input_shape[1:])).astype(np.float32)
+    np.testing.assert_array_equal(model(x), network(x))
+    variables = {name: model.get_layer(name).kernel.value for name in (*plan.frozen, *plan.trained)}
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True))
+    gradients = dict(zip(variables, tape.gradient(loss, [*variables.values()]), strict=True))
+    assert [name for name, value in gradients.items() if value is None] == [*plan.frozen]
+    assert [v.path for v in model.trainable_variables] == [
+        f"{name}/{kind}" for name in plan.trained for kind in ("kernel", "bias")
+    ]
+
+
+def test_dropout_is_a_function_of_its_seed():
     x = tf.constant(np.random.default_rng(0).uniform(1, 2, (8, 5000)).astype(np.float32))
-    one, other, third = (dropped(x, 0.4, tf.constant(s), 0) for s in ([1, 2], [1, 2], [1, 3]))
-    np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(one, third)
-    kept = one.numpy() > 0
+    layer = Dropout(0.4)
+
+    def drop(*state):
+        layer.seed_generator.state.assign(state)
+        return layer(x, training=True).numpy()
+
+    np.testing.assert_array_equal(layer(x), x)
+    one = drop(1, 2)
+    np.testing.assert_array_equal(one, drop(1, 2))
+    assert not np.array_equal(one, drop(1, 3))
+    kept = one > 0
     assert kept.mean() == pytest.approx(0.6, abs=0.01)
-    np.testing.assert_allclose(one.numpy()[kept], (x / 0.6).numpy()[kept], rtol=1e-6)
-    second_half = dropped(x[4:], 0.4, tf.constant([1, 2]), 4)
-    np.testing.assert_array_equal(second_half, one[4:])
+    np.testing.assert_allclose(one[kept], (x / 0.6).numpy()[kept], rtol=1e-6)
 
 
 def test_half_precision_is_near_and_keeps_float32_variables(data, tmp_path, unbroken):
@@ -198,15 +258,6 @@ def test_half_precision_is_near_and_keeps_float32_variables(data, tmp_path, unbr
     )
     kernel = run.arrays.layers["conv5"].kernel
     assert not np.array_equal(kernel, tf.cast(tf.cast(kernel, tf.bfloat16), tf.float32))
-
-
-def test_response_normalisation_has_a_half_precision_step_too():
-    table = BVLC_ALEXNET.until("conv2")
-    arrays = synthetic_weights(BVLC_ALEXNET)
-    pairs = {x.name: tuple(map(tf.Variable, arrays.layers[x.name])) for x in table.weighted}
-    x = tf.random.stateless_normal((2, 227, 227, 3), [0, 0])
-    plain, half = (Network(table, pairs, "conv1", t).logits(x) for t in (tf.float32, tf.bfloat16))
-    np.testing.assert_allclose(half, plain, atol=0.03 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize(
@@ -236,17 +287,73 @@ def test_other_weights_and_other_photos_are_refused(data, unbroken, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_in_one_line(data, tmp_path):
-    with pytest.raises(UsageError, match=r"the loss is (nan|inf): .*lower learning rate") as caught:
+    with pytest.raises(UsageError, match=r"training diverged. .*lower learning rate") as caught:
         train_network(data, tmp_path / "run", **{**SMALL, "learning_rate": 1e20})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_weights_that_are_no_numbers_are_found_behind_a_relu(tmp_path):
+    inputs = keras.Input((2,))
+    hidden = keras.layers.Dense(3, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="fc8")(hidden))
+    model.compile(optimizer="sgd")
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = Checkpoint(tmp_path / CHECKPOINT, State("x"), "accuracy", None, lambda row: None)
+    checkpoint.set_model(model)
+    names = ("cross_entropy", "accuracy", "val_cross_entropy", "val_accuracy")
+    logs = dict.fromkeys((*names, "photos_per_second", "data_wait", "seconds"), 1.0)
+    checkpoint.on_epoch_end(0, logs)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    model.get_layer("hidden").bias.assign([0, np.nan, 0])
+    with pytest.raises(UsageError, match=r"epoch 2: model/hidden/bias holds NaN .*diverged"):
+        checkpoint.on_epoch_end(1, logs)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_accuracy_of_chance_is_called_that(data, tmp_path):
+    for name in ("blue", "red"):  # photos alike: all are taken for one class
+        shutil.copytree(f"{data}/blue", tmp_path / "data" / name)
+    told = []
+    settings = {**SMALL, "epochs": 1, "augment": "none", "unfreeze_from": "fc8"}
+    report = train_network(tmp_path / "data", tmp_path / "run", **settings, note=told.append)
+    assert report.run.record.metrics["val_accuracy"] == 0.5
+    (line,) = [text for text in told if "no better than" in text]
+    assert line in report.notes
+    assert line in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_what_was_true_of_the_base_alone_is_not_inherited(data, tmp_path):
+    base = ta.read_weights(find_weights("torchvision-convs"))
+    metadata = {**base.metadata, "classes": "1000", "origin_digest": "sha256:0", "licence": "x"}
+    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
+    base = replace(base, metadata=metadata)
+    run = train_network(data, tmp_path / "run", **{**settings, "weights": base}).run
+    assert run.arrays.metadata["licence"] == "x"
+    assert not {"classes", "origin_digest", "untrained"} & run.arrays.metadata.keys()
+
+
+def test_the_first_lines_say_what_is_trained_on_what(data, tmp_path):
+    told, lines = [], []
+    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
+    progress = lambda *values: lines.append(values)  # noqa: E731
+    train_network(data, tmp_path / "run", **settings, note=told.append, progress=progress)
+    assert told[0] == "on CPU: 15 photos for training, 3 for validation, 3 classes"
+    assert told[1].startswith("fc8 are trained, 27,651 parameters; conv1 to conv5 stay")
+    stage, done, total, figures = lines[-1]
+    assert (stage, done, total) == ("epoch 1/1", 15, 15)
+    assert list(figures) == ["loss", "accuracy", "val_loss", "val_accuracy"]
+
+
 def test_patience_ends_a_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_merit", lambda row: -row["epoch"])
-    run = train_network(data, tmp_path / "run", **{**SMALL, "epochs": 9}, patience=2).run
+    monkeypatch.setattr(Checkpoint, "merit", lambda self, row: -row["epoch"])
+    settings = {**SMALL, "unfreeze_from": "fc8", "patience": 2}
+    run = train_network(data, tmp_path / "run", **{**settings, "epochs": 9}).run
     assert run.record.metrics["epochs"] == 3
     assert run.record.metrics["epoch"] == 1
+    more = train_network(data, tmp_path / "run", **{**settings, "epochs": 12}).run
+    assert more.record.metrics == run.record.metrics
+    np.testing.assert_array_equal(*(x.arrays.layers["fc8"].kernel for x in (run, more)))
 
 
 def test_photos_that_can_not_be_read_are_skipped_and_counted(data, tmp_path, unbroken):
@@ -270,7 +377,7 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
     def attempt(**settings):
         train_network(data, tmp_path / "run", **{**SMALL, **settings})
 
-    with pytest.raises(UsageError, match="mode 'heads'"):
+    with pytest.raises(UsageError, match=r"mode 'heads': .*Use finetune or scratch"):
         attempt(mode="heads")
     with pytest.raises(UsageError, match=r"unfreeze from 'pool5': .*Use one of conv1, .*fc8"):
         attempt(unfreeze_from="pool5")
@@ -278,6 +385,16 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
         attempt(learning_rate=0.0)
     with pytest.raises(UsageError, match="epochs 0: nothing would be done"):
         attempt(epochs=0)
+    with pytest.raises(UsageError, match=r"schedule 'linear': .*Use constant or step or"):
+        attempt(schedule="linear")
+    with pytest.raises(UsageError, match="gamma or step size: only the schedule step has them"):
+        attempt(gamma=0.5)
+    with pytest.raises(UsageError, match="gamma inf: out of range"):
+        attempt(schedule="step", gamma=float("inf"))
+    with pytest.raises(UsageError, match=r"class weight 'equal': .*Use balanced"):
+        attempt(class_weight="equal")
+    with pytest.raises(UsageError, match="seed -1: out of range"):
+        attempt(seed=-1)
     with pytest.raises(UsageError, match="makes 227x227 pixels, the network takes 224"):
         attempt(preset="caffe")
     with pytest.raises(WeightsError, match="fc6 is missing"):
@@ -291,14 +408,14 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
 def stopped_run(data, tmp_path_factory):
     """A training that ended after its first epoch."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    write = room.write_checkpoint
+    write = callbacks.write_checkpoint
 
     def stop(*arguments):
         write(*arguments)
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "write_checkpoint", stop)
+        patch.setattr(callbacks, "write_checkpoint", stop)
         with pytest.raises(Stop):
             train_network(data, folder, **SMALL)
     return folder
@@ -318,33 +435,142 @@ def test_a_damaged_checkpoint_is_refused_in_a_line(fault, data, stopped_run, tmp
     else:
         path.write_bytes(whole.replace(b'epoch\\": 1', b'epoch\\": 7', 1))
         assert path.read_bytes() != whole
-    with pytest.raises(OutputError, match=r"checkpoint.safetensors: .* Begin anew with --force"):
+    with pytest.raises(OutputError, match=r"checkpoint.safetensors: .* Start over with --force"):
         train_network(data, tmp_path / "run", **SMALL, resume=True)
 
 
-def test_batches_read_ahead_are_those_of_the_preset(data):
-    photos = read_folders(data)
-    preset = PRESETS["torchvision"]
-    with BatchReader(preset, "light", 4, seed=0) as reader:
-        found = list(reader.validation(photos.val))
-        one, other = (list(reader.training(photos.train, epoch)) for epoch in (1, 2))
-        same = list(reader.training(photos.train, 1))
-    wanted = ta.preprocess_input([ta.load_image(x.path) for x in photos.val], "torchvision")
-    np.testing.assert_array_equal(np.concatenate([x.pixels for x in found]), wanted)
-    assert np.concatenate([x.labels for x in found]).tolist() == [x.label for x in photos.val]
-    assert sum(len(x.labels) for x in one) == len(photos.train)
-    assert sorted(np.concatenate([x.labels for x in one])) == sorted(x.label for x in photos.train)
-    assert [x.labels.tolist() for x in one] == [x.labels.tolist() for x in same]
-    assert [x.labels.tolist() for x in one] != [x.labels.tolist() for x in other]
-    for a, b in zip(one, same, strict=True):
-        np.testing.assert_array_equal(a.pixels, b.pixels)
+def batches(photos):
+    return [photos[index] for index in range(len(photos))]
+
+
+def test_batches_are_a_function_of_seed_epoch_and_index(data):
+    examples = read_photos(data).train
+    settings = {"shuffle": True, "augment": "light", "seed": 3}
+    with (
+        Photos(examples, PRESETS["torchvision"], 4, workers=1, **settings) as one,
+        Photos(examples, PRESETS["torchvision"], 4, workers=3, **settings) as other,
+    ):
+        one.epoch, other.epoch = 2, 1
+        first, before = batches(one), batches(other)
+        other.epoch = 2
+        for index in (3, 0, 2, 1):
+            for a, b in zip(first[index], other[index], strict=True):
+                np.testing.assert_array_equal(a, b)
+    labels = [y.tolist() for _, y, _ in first]
+    assert labels != [y.tolist() for _, y, _ in before]
+    assert sorted(y for some in labels for y in some) == sorted(x.label for x in examples)
+
+
+def test_validation_batches_are_those_of_the_preset(data):
+    examples = read_photos(data).val
+    with Photos(examples, PRESETS["torchvision"], 2) as photos:
+        found = batches(photos)
+    wanted = ta.preprocess_input([ta.load_image(x.path) for x in examples], "torchvision")
+    np.testing.assert_array_equal(np.concatenate([x for x, *_ in found]), wanted)
+    assert np.concatenate([y for _, y, _ in found]).tolist() == [x.label for x in examples]
+
+
+@pytest.mark.parametrize(
+    ("photos", "batch", "sizes"),
+    [(65, 32, [22, 22, 21]), (64, 32, [32, 32]), (1, 32, [1]), (33, 32, [17, 16])],
+)
+def test_batches_have_nearly_equal_sizes_and_weights_that_make_a_mean(data, photos, batch, sizes):
+    examples = [read_photos(data, duplicates=False).train[0]] * photos
+    with Photos(examples, PRESETS["compact"], batch, augment="none") as some:
+        assert [some.size(i) for i in range(len(some))] == sizes
+        pixels, _, weights = some[len(some) - 1]
+    assert len(pixels) == len(weights) == sizes[-1]
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_classes_have_weights(data):
+    examples = read_photos(data, duplicates=False).train
+    with Photos(examples, PRESETS["compact"], 3, class_weights=np.float32([1, 2, 3])) as photos:
+        _, labels, weights = photos[len(photos) - 1]
+    np.testing.assert_allclose(weights, (1 + labels) / 3, rtol=1e-6)
+
+
+def test_photos_of_several_labels_are_trained_with_sigmoids(data, tmp_path):
+    names = {"blue": "cold|sea", "green": "cold|wood", "red": "warm"}
+    rows = [
+        f"{data}/{colour}/{number}.png,{labels}"
+        for colour, labels in names.items()
+        for number in range(6)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    settings = {**SMALL, "unfreeze_from": "fc8", "multi_label": True, "learning_rate": 1e-2}
+    run = train_network(tmp_path / "labels.csv", tmp_path / "run", **settings).run
+    assert run.record.multi_label
+    assert run.classes == ("cold", "sea", "warm", "wood")
+    photos = read_photos(tmp_path / "labels.csv", multi_label=True)
+    x = ta.preprocess_input([ta.load_image(e.path) for e in photos.val], run.record.preset)
+    truth = np.array([[i in e.label for i in range(4)] for e in photos.val])
+    found = keras.saving.load_model(run.folder / "model.keras")(x).numpy()
+    logits = ta.AlexNet(run.arrays, classifier_activation=None)(x).numpy()
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    used = truth.any(axis=0)
+    wanted = average_precision_score(truth[:, used], found[:, used], average="macro")
+    assert run.record.metrics["val_map"] == pytest.approx(wanted, abs=1e-6)
+    with np.errstate(over="ignore"):
+        loss = np.log1p(np.exp(-np.where(truth, logits, -logits).astype(np.float64))).mean()
+    assert run.record.metrics["val_loss"] == pytest.approx(loss, rel=1e-4)
+    with pytest.raises(UsageError, match="class weight with several labels per photo"):
+        train_network(
+            tmp_path / "labels.csv", tmp_path / "new", **settings, class_weight="balanced"
+        )
+
+
+def test_rare_classes_may_weigh_as_much_as_others(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    for number in range(2, 6):
+        (tmp_path / "data" / "red" / f"{number}.png").unlink()
+    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8", "class_weight": "balanced"}
+    weights = []
+    take = Photos.__getitem__
+
+    def taken(self, index):
+        x, y, some = take(self, index)
+        weights.append((y, some * len(y)))
+        return x, y, some
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Photos, "__getitem__", taken)
+        train_network(tmp_path / "data", tmp_path / "run", **settings)
+    labels, found = (np.concatenate(x) for x in zip(*weights, strict=True))
+    counts = np.array([5, 5, 1])  # in training: one photo of each is for validation
+    trained = found != 1
+    np.testing.assert_allclose(found[trained], (11 / 3 / counts)[labels[trained]], rtol=1e-6)
+    assert trained.sum() >= 11
+
+
+def test_labels_may_be_several(data):
+    examples = [x._replace(label=(0, 2)) for x in read_photos(data, duplicates=False).train]
+    with Photos(examples, PRESETS["compact"], 2, classes=4) as photos:
+        _, labels, _ = photos[0]
+    assert labels.tolist() == [[1, 0, 1, 0]] * 2
+
+
+def test_a_photo_that_goes_in_the_midst_is_named(data, tmp_path, stop, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    examine = room.examine_photos
+
+    def gone(paths, *arguments, **settings):
+        found = examine(paths, *arguments, **settings)
+        (tmp_path / "data" / "red" / "0.png").unlink(missing_ok=True)
+        (tmp_path / "data" / "red" / "1.png").unlink()
+        return found
+
+    monkeypatch.setattr(room, "examine_photos", gone)
+    with pytest.raises(ImageError, match=r"red/[01].png") as caught:
+        train_network(tmp_path / "data", tmp_path / "run", **SMALL)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_first_pass_finds_the_colours_of_the_training_photos(data):
-    photos = read_folders(data)
+    photos = read_photos(data)
     paths = [[x.path for x in part] for part in (photos.train, photos.val)]
     for name in ("caffe", "torchvision"):
-        found = examine_photos(*paths, PRESETS[name], covariance=True)
+        failures, covariance = examine_photos(*paths, PRESETS[name], covariance=True)
         size = PRESETS[name].size
         rows = []
         for path in paths[0]:
@@ -355,8 +581,8 @@ def test_the_first_pass_finds_the_colours_of_the_training_photos(data):
                 x = x * np.float32(PRESETS[name].std) + np.float32(PRESETS[name].mean)
             rows.append(x.astype(np.float64))
         wanted = np.cov(np.concatenate(rows).T, bias=True)
-        np.testing.assert_allclose(found.covariance, wanted, rtol=1e-4)
-        assert found.failures == ()
+        np.testing.assert_allclose(covariance, wanted, rtol=1e-4)
+        assert failures == []
 
 
 # What follows starts processes.
@@ -369,41 +595,53 @@ def start(data, run, **settings):
     return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
-def wait_for_epochs(process, count):
-    """Until so many epochs have been kept; False if it ended before."""
-    return any(line.startswith(f"epoch {count + 1}/") for line in process.stdout)
-
-
-def test_two_devices_come_to_the_same_weights(data, unbroken, tmp_path):
-    # A batch of 5 is parted into 3 and 2; dropout is the same.
-    process = start(data, tmp_path / "two", two_devices=True)
+def test_two_devices_come_to_the_same_weights(data, tmp_path):
+    # Batches of 5 are split into 3 and 2. The network has dropout, which must be the same.
+    settings = {"mode": "scratch", "epochs": 1, "batch_size": 5}
+    whole = train_network(data, tmp_path / "one", **settings).run
+    process = start(data, tmp_path / "two", two_devices=True, **settings)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     run = Run.open(tmp_path / "two")
-    for name, value in unbroken.record.metrics.items():
+    for name, value in whole.record.metrics.items():
         assert run.record.metrics[name] == pytest.approx(value, rel=1e-3), name
-    for one, other in zip(run.arrays.layers["fc8"], unbroken.arrays.layers["fc8"], strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+    for name, layer in whole.arrays.layers.items():
+        # Adam makes much of rounding where gradients are small, as those of biases.
+        for one, other, most in zip(run.arrays.layers[name], layer, (1e-3, 0.05), strict=True):
+            assert np.linalg.norm(one - other) < most * np.linalg.norm(other), name
 
 
-def killed_and_resumed(data, folder, unbroken, kills, seed):
-    """Kill a training at random moments until it ends by itself."""
-    moments = random.Random(seed)
-    count = 0
-    while True:
-        process = start(data, folder, **{})
-        if count < kills:
-            try:
-                process.wait(moments.uniform(3, 12))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                count += 1
-                process.communicate()
-                continue
-        _, err = process.communicate(timeout=300)
+def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, tmp_path):
+    settings = {"epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
+    whole = train_network(data, tmp_path / "one", **{**SMALL, **settings}).run
+    process = start(data, tmp_path / "two", two_devices=True, **settings)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    metrics = Run.open(tmp_path / "two").record.metrics
+    for name, value in whole.record.metrics.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-3), name
+
+
+def killed_and_resumed(data, folder, unbroken, kills, seed, **settings):
+    """Kill a training at random moments, then let it end by itself; how often it was killed."""
+    moments, count = random.Random(seed), 0
+    for _ in range(kills):
+        process = start(data, folder, **settings)
+        any(line.startswith("epoch") for line in process.stdout)  # reads on until then
+        try:
+            process.wait(moments.uniform(0, 3))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+        count += 1
+    if process.returncode:
+        process = start(data, folder, **settings)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
-        same(Run.open(folder), unbroken)
-        return
+    same(Run.open(folder), unbroken)
+    return count
 
 
 def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path):
@@ -434,7 +672,26 @@ def test_kill_9_at_any_moment_costs_no_more_than_an_epoch(data, unbroken, tmp_pa
     assert not [x for x in (tmp_path / "run").iterdir() if x.name.startswith(".tf")]
 
 
-@pytest.mark.slow
-def test_kill_9_at_ten_random_moments(data, unbroken, tmp_path):
-    for number in range(5):
-        killed_and_resumed(data, tmp_path / f"run{number}", unbroken, 2, seed=100 + number)
+@pytest.mark.kills
+@pytest.mark.parametrize(
+    ("kills", "settings"),
+    [
+        (20, {"mode": "scratch", "epochs": 5, "batch_size": 4}),
+        (3, {"architecture": "bvlc_alexnet", "epochs": 2, "batch_size": 8}),
+    ],
+)
+def test_killed_again_and_again(kills, settings, data, tmp_path, alexnet_file):
+    if "architecture" in settings:
+        settings |= {"weights": str(alexnet_file)}
+    settings = {**SMALL, **settings}
+    whole = train_network(data, tmp_path / "whole", **settings).run
+    count, number = 0, 0
+    while count < kills:
+        run = tmp_path / f"run{number}"
+        workers = 1 + number % 3
+        count += killed_and_resumed(
+            data, run, whole, min(4, kills - count), seed=number, workers=workers, **settings
+        )
+        number += 1
+        shutil.rmtree(run)
+    print(f"killed {count} times in {number} trainings")

@@ -188,6 +188,13 @@ class Architecture:
     pool_rounds_up: bool
     layers: tuple[Layer, ...]
 
+    def __repr__(self) -> str:
+        size = self.input_size
+        return (
+            f"<Architecture {self.name}: input {size}x{size} {self.channels}, "
+            f"{self.layers[0].name} to {self.layers[-1].name}, {self.parameters:,} parameters>"
+        )
+
     @property
     def weighted(self) -> tuple[Conv | Dense, ...]:
         """The layers that have a kernel and a bias, in order."""
@@ -315,7 +322,7 @@ class Architecture:
                 raise InputError(
                     f"input of {size}x{size}",
                     f"nothing is left of it at layer {layer.name}",
-                    f"Use {self.input_size}x{self.input_size}, or a larger picture.",
+                    "Use a larger picture.",
                 )
             if isinstance(layer, Conv | MaxPool):
                 field = min(size, field + (layer.kernel - 1) * step)

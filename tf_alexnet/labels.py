@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +51,7 @@ class Label(NamedTuple):
     label: str
 
 
-class Prediction(tuple):
+class Prediction(tuple[str, str, float]):
     """One class of a photo: Keras's triple ``synset, label, probability``, with an index.
 
     Attributes
@@ -67,9 +66,19 @@ class Prediction(tuple):
         Position of the class in the network's output, from 0. Not one of the triple's items.
     """
 
-    synset = property(itemgetter(0))
-    label = property(itemgetter(1))
-    probability = property(itemgetter(2))
+    index: int  # type: ignore[assignment]  # where other tuples have a method
+
+    @property
+    def synset(self) -> str:
+        return self[0]
+
+    @property
+    def label(self) -> str:
+        return self[1]
+
+    @property
+    def probability(self) -> float:
+        return self[2]
 
     def __new__(cls, synset: str, label: str, probability: float, index: int) -> Prediction:
         """Make the triple."""
@@ -114,6 +123,8 @@ def decode_predictions(
     predictions: ArrayLike,
     top: int = 5,
     labels: Labels | None = None,
+    *,
+    multi_label: bool = False,
 ) -> list[list[Prediction]]:
     """The most probable classes of each photo.
 
@@ -127,6 +138,8 @@ def decode_predictions(
     labels : sequence of str, mapping or path, optional
         Names of the classes in the order of the network's output, or a file of them, see
         `read_labels`. By default the 1000 classes of ILSVRC-2012.
+    multi_label : bool
+        Each probability stands for itself (a sigmoid), and rows need not add up to 1.
 
     Returns
     -------
@@ -139,7 +152,7 @@ def decode_predictions(
         If `predictions` is not such an array, `top` is below 1, or `labels` are not its classes.
     """
     known = imagenet_labels() if labels is None else read_labels(labels)
-    rows = _checked(predictions, len(known), labels is not None)
+    rows = _checked(predictions, len(known), labels is not None, multi_label)
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top={top!r}", "not a number of classes", "Ask for 1 or more.")
     # A stable sort of the negated row keeps equal values in the order of their index.
@@ -159,7 +172,9 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
         Names, or pairs of synset id and name, in the order of the network's output; a mapping from
         name to index, or from index to either of the two, as in Keras's ``class_indices`` and
         ``imagenet_class_index.json``. A file holds one of these as JSON, or one name per line,
-        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``).
+        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``). A
+        ``.csv`` or ``.tsv`` begins with a column of indices and one of names, in any order; or it
+        is a table of photos to train on, and these are its classes.
 
     Returns
     -------
@@ -173,12 +188,33 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
     asked = "labels"
     if isinstance(labels, str | PathLike):
         asked = f"labels {os.fspath(labels)}"
-        labels = _parsed(_text(labels, asked), asked)
+        text = _text(labels, asked)
+        is_table = os.fspath(labels).lower().endswith((".csv", ".tsv"))
+        labels = (is_table and _in_table(os.fspath(labels), text)) or _parsed(text, asked)
     if isinstance(labels, Mapping):
         labels = _in_order(labels, asked)
     if isinstance(labels, bytes | set | frozenset) or not isinstance(labels, Iterable):
         raise InputError(asked, f"got {type(labels).__name__}", "Give a list of names.")
     return tuple(_label(item, number, asked) for number, item in enumerate(labels))
+
+
+def labels_of_network(labels: Labels, outputs: int | None) -> tuple[Label, ...]:
+    """`read_labels` of a network with so many outputs.
+
+    Raises
+    ------
+    InputError
+        As `read_labels`; also if there is another number of names.
+    """
+    known = read_labels(labels)
+    if outputs is not None and len(known) != outputs:
+        is_path = isinstance(labels, str | PathLike)
+        raise InputError(
+            f"labels {os.fspath(labels)}" if is_path else "labels",
+            f"{len(known)} names, and the network has {outputs} outputs",
+            "Give one name per output, in their order.",
+        )
+    return known
 
 
 def find_class(name: str | int, labels: Sequence[Label]) -> int:
@@ -262,6 +298,21 @@ def _parsed(text: str, asked: str) -> Any:
     ]
 
 
+def _in_table(path: str, text: str) -> dict[str, str] | list[str] | None:
+    """Index -> name, or the classes of a table of photos; None if it is a plain list."""
+    from tf_alexnet.images.labelled import class_names  # which takes OpenCV along
+    from tf_alexnet.images.lists import path_column, text_rows
+
+    rows = [*text_rows(text.splitlines(keepends=True), os.path.splitext(path)[1].lower())]
+    if not rows or min(map(len, rows)) < 2:
+        return None
+    for some in (rows, rows[1:]):  # without a header or with one
+        for column in (0, 1):
+            if {row[column].strip() for row in some} == set(map(str, range(len(some)))):
+                return {row[column].strip(): row[1 - column].strip() for row in some}
+    return None if path_column(rows) is None else class_names(path)
+
+
 def _in_order(labels: Mapping[Any, Any], asked: str) -> list:
     """The names in a mapping from or to their indices."""
     if all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in labels.values()):
@@ -295,7 +346,9 @@ def _label(item: Any, number: int, asked: str) -> Label:
     )
 
 
-def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
+def _checked(
+    predictions: ArrayLike, classes: int, named: bool, multi_label: bool = False
+) -> np.ndarray:
     """`predictions` as (N, classes) float64 probabilities, or an InputError that says why not."""
     array = np.asarray(predictions)
     if array.ndim == 1:
@@ -315,8 +368,9 @@ def _checked(predictions: ArrayLike, classes: int, named: bool) -> np.ndarray:
             "Check the weights and the input; a float16 network may have overflowed.",
         )
     sums = rows.sum(axis=1)
-    if (rows < 0).any() or (np.abs(sums - 1) > _SUM_TOLERANCE).any():
-        worst = int(np.abs(sums - 1).argmax())
+    excess = rows.max(axis=1, initial=0) - 1 if multi_label else np.abs(sums - 1)
+    if (rows < 0).any() or (excess > _SUM_TOLERANCE).any():
+        worst = int(excess.argmax())
         raise InputError(
             asked,
             f"these are not probabilities: row {worst} adds up to {sums[worst]:.4g}, its least "

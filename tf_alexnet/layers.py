@@ -1,4 +1,4 @@
-"""Custom Keras layers, and `forward`, a faster form of the network for extraction and training."""
+"""Custom Keras layers, and `forward`, a faster form of the network for extraction and exports."""
 
 from __future__ import annotations
 
@@ -95,13 +95,8 @@ class LocalResponseNormalization(keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Normalise (N, H, W, C); same shape and dtype."""
         # float32 whatever the policy: bfloat16 has no CPU kernel, and squares overflow float16.
-        normalized = tf.nn.local_response_normalization(
-            tf.cast(inputs, tf.float32),
-            depth_radius=self.local_size // 2,
-            bias=self.k,
-            alpha=self.alpha / self.local_size,  # TensorFlow sums where Caffe takes the mean
-            beta=self.beta,
-        )
+        x = tf.cast(inputs, tf.float32)
+        normalized = _normalize_stock(x, self.local_size, self.alpha, self.beta, self.k)
         return tf.cast(normalized, inputs.dtype)
 
     def compute_output_shape(self, input_shape):
@@ -155,6 +150,14 @@ class Preactivation(keras.layers.Layer):
         return cls(layer, **config)
 
 
+def _normalize_stock(
+    x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float
+) -> tf.Tensor:
+    """`LocalResponseNormalization` by TensorFlow's own operation."""
+    # TensorFlow sums where Caffe takes the mean.
+    return tf.nn.local_response_normalization(x, local_size // 2, k, alpha / local_size, beta)
+
+
 @functools.cache
 def groups_are_native() -> bool:
     """Whether a convolution with bias and ReLU may have groups here; without oneDNN it may not."""
@@ -191,9 +194,8 @@ def forward(
     x: tf.Tensor,
     wanted: Sequence[str],
     *,
-    dtype: tf.DType = tf.float32,
-    drop: Callable[[Dropout, tf.Tensor], tf.Tensor] | None = None,
     relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu,
+    portable: bool = False,
 ) -> dict[str, tf.Tensor]:
     """Compute blobs of a network from its table: the sums of the Keras model, in a faster order.
 
@@ -207,12 +209,11 @@ def forward(
         Input of the first step: (N, H, W, C), or (N, units) for dense layers.
     wanted : sequence of str
         Names of blobs, or ``<name>_preact`` for values before the ReLU; ``data`` is `x`.
-    dtype : tf.DType
-        Type of the products; everything else is computed in float32.
-    drop : callable, optional
-        Computes dropout from the layer and its input; without it, inputs pass unchanged.
     relu : callable
         A ReLU with another gradient, for guided backpropagation.
+    portable : bool
+        Use only operations that every TensorFlow has: neither XLA nor oneDNN's grouped kernels,
+        which this machine may have and the one that serves an exported graph may not.
 
     Returns
     -------
@@ -223,35 +224,32 @@ def forward(
         if set(wanted) <= blobs.keys():
             break
         if isinstance(layer, Conv | Dense):
-            kernel, bias = (tf.cast(values, dtype) for values in variables[layer.name])
-            x = tf.cast(x, dtype)
+            kernel, bias = map(tf.convert_to_tensor, variables[layer.name])
             if isinstance(layer, Conv):
-                x = _convolved(layer, x, kernel)
+                x = _convolved(layer, x, kernel, portable)
             else:
                 x = tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel)
             x = blobs[layer.name + PREACT] = tf.nn.bias_add(x, bias)
             x = relu(x) if getattr(layer, "relu", True) else x
         elif isinstance(layer, LRN):
-            x = tf.cast(x, tf.float32)
-            x = normalize(x, layer.local_size, layer.alpha, layer.beta, layer.k)
+            kind = _normalize_stock if portable else normalize
+            x = kind(x, layer.local_size, layer.alpha, layer.beta, layer.k)
         elif isinstance(layer, MaxPool):
             x = tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
         elif not isinstance(layer, Dropout):
             x = tf.nn.softmax(x)
-        elif drop:
-            x = drop(layer, x)
         blobs[layer.name] = x
-    return {name: tf.cast(blobs[name], tf.float32) for name in wanted}
+    return {name: blobs[name] for name in wanted}
 
 
-def _convolved(layer: Conv, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def _convolved(layer: Conv, x: tf.Tensor, kernel: tf.Tensor, portable: bool) -> tf.Tensor:
     padding = "VALID"
     # Explicit padding in the convolution itself has slow gradients: oneDNN does not know it.
     if layer.pad and layer.stride == 1 and 2 * layer.pad == layer.kernel - 1:
         padding = "SAME"
     elif layer.pad:
         x = tf.pad(x, [[0, 0], [layer.pad, layer.pad], [layer.pad, layer.pad], [0, 0]])
-    if layer.groups == 1 or (x.dtype == tf.float32 and groups_are_native()):
+    if layer.groups == 1 or (not portable and groups_are_native()):
         return tf.nn.conv2d(x, kernel, layer.stride, padding)
     pairs = zip(tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
     return tf.concat([tf.nn.conv2d(a, b, layer.stride, padding) for a, b in pairs], -1)

@@ -39,7 +39,8 @@ def lazy_names(
             raise
 
     def names() -> list[str]:
-        return sorted({*vars(import_module(package)), *homes})
+        special = (name for name in vars(import_module(package)) if name.startswith("__"))
+        return sorted({*special, *homes})
 
     return find, names
 

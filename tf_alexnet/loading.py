@@ -14,7 +14,6 @@ import h5py
 import keras
 
 from tf_alexnet.errors import AlexNetError, UsageError, WeightsError
-from tf_alexnet.model import AlexNet
 
 _MAX_CONFIG = 16 << 20
 # Values that Keras writes as if they were objects of classes
@@ -86,8 +85,7 @@ def _from_folder(folder: Path) -> keras.Model:
     from tf_alexnet.training.run import RECORD, Run
 
     if (folder / RECORD).is_file():
-        run = Run.open(folder)
-        return AlexNet(run.arrays, architecture=run.record.architecture)
+        return Run.open(folder).model
     if (folder / "saved_model.pb").is_file():
         raise UsageError(
             str(folder),

@@ -237,7 +237,7 @@ def _pool5_side(table: Architecture, side: int) -> int:
 
 
 def _recorded_preset(arrays: WeightArrays | None, table: Architecture) -> str:
-    preset = (arrays and arrays.metadata.get("preset")) or table.preset
+    preset = resolve.trained_preset(arrays, table)
     if not re.fullmatch(r"[a-z0-9.-]+", preset):
         raise WeightsError(
             arrays.source, f"it records the preset {preset!r}", "Set metadata['preset'] to a name."

@@ -142,7 +142,8 @@ _CALLBACKS = {"bytes": _bytes, "photos": _photos, "training": _training}
 
 
 def _figure(name: str, value: float) -> str:
-    text = f"{value:.1%}" if "accuracy" in name else f"{value:.3g}"
+    share = "accuracy" in name or name.endswith("map")  # mean average precision
+    text = f"{value:.1%}" if share else f"{value:.3g}"
     return f"{name.replace('_', ' ')} {text}"
 
 

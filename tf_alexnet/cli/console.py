@@ -53,14 +53,16 @@ def notes() -> Iterator[None]:
     _quiet = False
     log, handler = logging.getLogger("tf_alexnet"), _Notes()
     log.addHandler(handler)
-    level = log.level
+    level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
+    log.propagate = False  # absl, which TensorFlow imports, prints what reaches the root
     warnings.showwarning = lambda message, *_, **__: note(str(message))
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+        log.propagate = propagate
 
 
 def error(text: str) -> None:
@@ -188,18 +190,17 @@ def check_model(model: str | None, weights: str | None, architecture: str | None
             )
 
 
-def open_run(folder: str | None) -> Run | None:
-    """What `tf-alexnet train` made, where a folder is given."""
-    if folder is None:
-        return None
-    from tf_alexnet.training import Run
+def open_run(model: str | None, weights: str | None = None) -> Run | None:
+    """The RUN that `--model` names, or `--weights` as a file of it; None if neither does."""
+    from tf_alexnet.training.run import Run, run_folder
 
-    return Run.open(folder)
+    named = model if model is not None else weights and run_folder(weights) and weights
+    return Run.open(named) if named else None
 
 
 def unknown_weights_note(extractor) -> None:
     """Say so where the numbers may mean nothing."""
-    if extractor.weights_source.endswith("(untrained)"):
+    if extractor.untrained:
         note(f"{extractor.weights_source}: a control, its classes mean nothing")
     elif extractor.trained_as is None:
         note(

@@ -36,7 +36,7 @@ def demo(
         console.find_weights(weights)
     if choose_engine() == "tensorflow":
         console.load_tensorflow()
-    from tf_alexnet.demo import example_photos, run_demo
+    from tf_alexnet.demo import EMBEDDED, SMALL, example_photos, run_demo
 
     shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)
     embedded = shown.layer == "pool5"
@@ -54,6 +54,8 @@ def demo(
     for i in range(len(shown.paths)):
         _show(shown, i)
     print(f"contact sheet: {shown.sheet}")
+    chosen = weights or (EMBEDDED if embedded else SMALL if shown.missing else "imagenet")
+    print(f"a page to try it on: tf-alexnet serve {chosen}")
     raise typer.Exit(console.report_failures(shown.failures))
 
 

@@ -14,6 +14,7 @@ from tf_alexnet.cli.options import (
     Crops,
     Engine,
     EngineName,
+    LabelFile,
     MeanImage,
     Model,
     OwnWeights,
@@ -25,7 +26,7 @@ from tf_alexnet.cli.options import (
 from tf_alexnet.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from tf_alexnet.evaluation.metrics import ClassResult, Evaluation
+    from tf_alexnet.evaluation.metrics import ClassResult, Evaluation, MultiLabelEvaluation
 
 _SHOWN = 20  # bad photos that are named on the screen
 _ALL, _WORST = 30, 10  # classes up to which all are shown, and how many of more
@@ -35,7 +36,9 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="DATA", help="Folder with one folder per class, or with val/ of such."
+            metavar="DATA",
+            help="Folder with one folder per class, or with val/ of such; or a table (.csv, .tsv, "
+            ".parquet) with columns path and label.",
         ),
     ] = None,
     model: Model = None,
@@ -53,6 +56,7 @@ def evaluate(
     crops: Annotated[
         Crops, typer.Option(help="Centre crop, or the mean of ten crops.")
     ] = Crops.center,
+    labels: LabelFile = None,
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
@@ -78,11 +82,18 @@ def evaluate(
     console.check_model(model, weights, architecture)
     _check_outputs(csv, plot, keep)
     console.check_names(weights, architecture, preset, mean_image)
-    from tf_alexnet.evaluation.ground_truth import class_folders, read_ilsvrc_validation
+    from tf_alexnet.evaluation.ground_truth import read_ilsvrc_validation
+    from tf_alexnet.images.labelled import class_folders, is_table
+    from tf_alexnet.labels import read_labels
 
-    read_ilsvrc_validation(folder, ground_truth) if ground_truth else class_folders(folder)
+    if labels:
+        read_labels(labels)
+    if ground_truth:
+        read_ilsvrc_validation(folder, ground_truth)
+    elif not is_table(folder):
+        class_folders(folder)
     chosen = console.choose_engine(engine.value, precision=precision.value)
-    run = console.open_run(model)
+    run = console.open_run(model, weights)
     file = "imagenet" if run else console.find_weights(weights or "imagenet")
     if chosen == "tensorflow":
         console.load_tensorflow()
@@ -94,6 +105,7 @@ def evaluate(
             file,
             model=run,
             ground_truth=ground_truth,
+            labels=labels,
             architecture=architecture,
             preset=preset,
             mean_image=mean_image,
@@ -103,15 +115,19 @@ def evaluate(
             keep=keep,
             progress=progress,
         )
-    code = _report(found, as_json, is_run=model is not None)
+    code = _report(found, as_json, is_run=run is not None)
     if csv:
         found.write_csv(csv)
+    if plot and _is_multi_label(found):
+        console.note("no confusion matrix: photos have any number of labels")
+        plot = None
     if plot:
-        from tf_alexnet.training.report import save_confusion
+        from tf_alexnet.training.report import confusion_figure
+        from tf_alexnet.visualize.figures import save_figure
 
-        names = [x.label for x in found.classes]
         title = f"{found.photos:,} photos, top-1 {found.top1:.1%}"
-        save_confusion(plot, names, found.confusion, title)
+        shown = confusion_figure([x.label for x in found.classes], found.confusion, title)
+        save_figure(shown, plot)
     for place in filter(None, (csv, plot)):
         console.note(f"wrote {place}")
     raise typer.Exit(code)
@@ -125,9 +141,9 @@ def _check_outputs(csv: str | None, plot: str | None, keep: str | None) -> None:
     if keep:
         check_folder(keep, ".h5")
     if plot:
-        from tf_alexnet.training.report import check_confusion
+        from tf_alexnet.visualize.figures import check_figure
 
-        check_confusion(plot)
+        check_figure(plot)
 
 
 def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None) -> str:
@@ -145,12 +161,12 @@ def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None
     )
 
 
-def _report(found: Evaluation, as_json: bool, is_run: bool) -> int:
+def _report(found: Evaluation | MultiLabelEvaluation, as_json: bool, is_run: bool) -> int:
     """Everything there is to say; the exit code."""
     for note in found.notes:
         console.note(note)
-    if found.kept:
-        console.note(f"{found.kept} of the photos were done before")
+    if kept := getattr(found, "kept", 0):
+        console.note(f"{kept} of the photos were done before")
     if not is_run:
         console.unknown_weights_note(found)
     code = console.report_failures([(x.path, x.detail) for x in found.failures[:_SHOWN]])
@@ -164,13 +180,16 @@ def _report(found: Evaluation, as_json: bool, is_run: bool) -> int:
     return code
 
 
-def _show(found: Evaluation) -> None:
+def _show(found: Evaluation | MultiLabelEvaluation) -> None:
     network = (
         f"{one_line(found.weights_source)}: {found.architecture}, {len(found.classes)} classes"
     )
     print(f"{network}, preset {found.preset}, {found.crops} crop{'s' * (found.crops == 'ten')}")
     errors = f"; {len(found.failures)} could not be read" if found.failures else ""
     print(f"{found.photos:,} photos{errors}")
+    if _is_multi_label(found):
+        _show_precisions(found)
+        return
     published = found.published
     for name, value in (("top-1", found.top1), ("top-5", found.top5)):
         if value is None:
@@ -183,6 +202,20 @@ def _show(found: Evaluation) -> None:
     if published:
         print(f"published: {published.pipeline}; {published.source}")
     _show_classes([row for row in found.by_class() if row.photos])
+
+
+def _is_multi_label(found: Evaluation | MultiLabelEvaluation) -> bool:
+    """Whether photos may have any number of labels."""
+    return hasattr(found, "precisions")
+
+
+def _show_precisions(found: MultiLabelEvaluation) -> None:
+    print(f"mean average precision  {found.mean_average_precision:.4f}\n")
+    rows = [(one_line(name), value) for name, value in found.by_class() if value is not None]
+    width = min(40, max(5, *(len(name) for name, _ in rows)))
+    print(f"{'class':{width}}  average precision")
+    for name, value in rows:
+        print(f"{name[:width]:{width}}  {value:17.4f}")
 
 
 def _show_classes(rows: list[ClassResult]) -> None:

@@ -19,11 +19,12 @@ from tf_alexnet.cli.options import (
     Engine,
     EngineName,
     MeanImage,
+    Model,
+    OwnWeights,
     Precision,
     PrecisionName,
     Preset,
     Quiet,
-    Weights,
 )
 from tf_alexnet.errors import UsageError, one_line
 
@@ -87,7 +88,8 @@ def extract(
             "May be repeated.",
         ),
     ] = ["fc7"],  # noqa: B006 (typer copies it)
-    weights: Weights = "imagenet",
+    weights: OwnWeights = None,
+    model: Model = None,
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
@@ -183,6 +185,9 @@ def extract(
         "gpus_per_worker": gpus_per_worker,
     }
     check_job(output, **job)
+    console.check_model(model, weights, architecture)
+    run = console.open_run(model)
+    weights = str(run.weights) if run else weights or "imagenet"
     console.check_names(weights, architecture, preset, mean_image, layer)
     paths = find_images(photos, repeats=True)
     chosen = console.choose_engine(engine.value, len(paths), precision.value)

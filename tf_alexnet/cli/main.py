@@ -14,22 +14,23 @@ from tf_alexnet.cli import (
     console,
     demo,
     evaluate,
+    export,
     extract,
     predict,
+    serve,
     summary,
     train,
     visualize,
     weights,
 )
+from tf_alexnet.cli.commands import CallError, Commands, usage_error
 from tf_alexnet.cli.options import Quiet
-from tf_alexnet.errors import AlexNetError, OutputError
+from tf_alexnet.errors import AlexNetError, OutputError, UsageError
 from tf_alexnet.version import VERSION
 
-app = typer.Typer(
+app = Commands(
     name="tf-alexnet",
     help="Caffe's AlexNet in TensorFlow: verified weights, fc7 or any layer, top-5.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -39,6 +40,8 @@ for command in (
     extract.extract,
     train.train,
     evaluate.evaluate,
+    export.export,
+    serve.serve,
     summary.summary,
 ):
     app.command()(command)
@@ -68,10 +71,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with console.notes():
-            app()
+            sys.exit(app(prog_name="tf-alexnet", standalone_mode=False))
+    except CallError as call:
+        if (problem := usage_error(call)) is not None:
+            console.error(str(problem))
+        sys.exit(UsageError.exit_code)
     except AlexNetError as problem:
         console.error(str(problem))
         sys.exit(problem.exit_code)
+    except typer.Abort:
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; Python must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,14 +20,6 @@ class Crops(str, Enum):
 Photos = Annotated[
     list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
 ]
-Weights = Annotated[
-    str,
-    typer.Option(
-        "--weights",
-        "-w",
-        help="Weight file, name in the catalogue, or random:SEED for an untrained control.",
-    ),
-]
 OwnWeights = Annotated[
     str | None,
     typer.Option(
@@ -40,6 +32,14 @@ OwnWeights = Annotated[
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="RUN", help="Use this RUN instead of --weights."),
+]
+
+
+LabelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="Class names: one per line, JSON, or .csv (index, name)."
+    ),
 ]
 
 

@@ -19,6 +19,7 @@ from tf_alexnet.cli.options import (
     DepthName,
     Engine,
     EngineName,
+    LabelFile,
     MeanImage,
     Model,
     OwnWeights,
@@ -34,7 +35,7 @@ _TOP = 5
 _DRAWN = 10  # classes beside a photo
 
 if TYPE_CHECKING:
-    from tf_alexnet.predictions import PhotoPrediction
+    from tf_alexnet.extraction import PhotoPrediction
 
 
 def predict(
@@ -47,10 +48,7 @@ def predict(
     top: Annotated[
         int | None, typer.Option(min=1, help="How many classes (default: 5; all with --model).")
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Class names: text with one per line, or JSON."),
-    ] = None,
+    labels: LabelFile = None,
     crops: Annotated[
         Crops, typer.Option(help="Centre crop, or the mean of ten crops.")
     ] = Crops.center,
@@ -74,20 +72,20 @@ def predict(
 
     if plot:
         check_picture(plot)
-    names = read_labels(labels) if labels else None
+    if labels:
+        read_labels(labels)
     console.check_names(weights, architecture, preset, mean_image)
     paths = find_images(photos)
     chosen = console.choose_engine(engine.value, len(paths), precision.value)
-    run = console.open_run(model)
+    run = console.open_run(model, weights)
     file = run.arrays if run else console.find_weights(weights or "imagenet")
     if chosen == "tensorflow":
         console.load_tensorflow()
-    from tf_alexnet.extraction import FeatureExtractor
-    from tf_alexnet.predictions import predict_photos
+    from tf_alexnet.extraction import FeatureExtractor, predict_photos
 
     extractor = FeatureExtractor(
         file,
-        ("prob",),
+        run.outputs if run else ("prob",),
         architecture=architecture,
         preset=preset,
         mean_image=mean_image,
@@ -98,7 +96,7 @@ def predict(
         console.unknown_weights_note(extractor)
     untrained = extractor.weights_source if extractor.untrained else ""
     show = _show_json if as_json else _show_csv if as_csv else _show_table
-    names = names or (run.record.classes if run else None)
+    names = labels or (run.record.classes if run else None)
     top = top or (None if run else _TOP)
     # A table on a terminal is its own progress.
     silent = sys.stdout.isatty() and not as_json

@@ -13,6 +13,7 @@ from tf_alexnet.cli.options import Architecture, OwnWeights, Preset, Quiet
 from tf_alexnet.errors import UsageError, one_line
 
 if TYPE_CHECKING:
+    from tf_alexnet.evaluation.readout import ReadoutReport
     from tf_alexnet.training.run import TrainingReport
 
 _SHOWN = 20  # bad photos that are named on the screen; all are counted
@@ -27,18 +28,11 @@ class Mode(str, Enum):
     scratch = "scratch"
 
 
-class Layer(str, Enum):
-    """Layer to train the classifier on."""
-
-    pool5 = "pool5"
-    fc6 = "fc6"
-    fc7 = "fc7"
-
-
 class Pool(str, Enum):
-    """Pooling of pool5."""
+    """Pooling of convolutional layers."""
 
     avg = "avg"
+    max = "max"
     none = "none"
 
 
@@ -50,11 +44,26 @@ class Augment(str, Enum):
     paper = "paper"
 
 
+class Schedule(str, Enum):
+    """Schedule of the learning rate."""
+
+    constant = "constant"
+    step = "step"
+    cosine = "cosine"
+
+
+class ClassWeight(str, Enum):
+    """Weights of the classes in the loss."""
+
+    balanced = "balanced"
+
+
 # Options that not all modes have; those not named here are for finetune and scratch.
 _MODES = {
     **dict.fromkeys(("weights", "layer"), (Mode.head, Mode.finetune)),
     **dict.fromkeys(("pool", "l2", "features"), (Mode.head,)),
     "unfreeze_from": (Mode.finetune,),
+    **dict.fromkeys(("multi_label", "class_weight"), tuple(Mode)),
 }
 
 
@@ -63,7 +72,8 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Folder with one folder per class, or with train/ and val/ of such.",
+            help="Folder with one folder per class, or with train/, val/ and test/ of such; or a "
+            "table (.csv, .tsv, .parquet) with columns path, label and, if you like, split.",
         ),
     ],
     run: Annotated[
@@ -77,12 +87,14 @@ def train(
     architecture: Architecture = None,
     preset: Preset = None,
     layer: Annotated[
-        Layer | None,
+        str | None,
         typer.Option(
             "--layer",
             "--layers",
             "-l",
-            help="Layer to train the classifier on (default: the last one the weights have).",
+            help="Layer to train the classifier on: pool5, fc6 or fc7 (default: the last one the "
+            "weights have). head: several layers, others, or all make a read-out, a table and a "
+            "plot of the accuracy on each.",
         ),
     ] = None,
     val_split: Annotated[
@@ -95,7 +107,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     pool: Annotated[
         Pool | None,
-        typer.Option(help="head: pool5 averaged over positions (default), or all of it."),
+        typer.Option(help="head: pooling of pool5 over positions (default: avg)."),
     ] = None,
     l2: Annotated[
         float | None,
@@ -119,6 +131,25 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the classifier; scratch: of all layers.")
     ] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(
+            help="Learning rate over time (default: constant; scratch, except compact: step)."
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="step: factor of the learning rate (default: 0.1).")
+    ] = None,
+    step_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="EPOCHS", help="step: epochs per step (default: 5; scratch: 10)."
+        ),
+    ] = None,
+    class_weight: Annotated[
+        ClassWeight | None,
+        typer.Option(help="Give rare classes as much weight as frequent ones."),
+    ] = None,
     augment: Annotated[
         Augment | None, typer.Option(help="finetune and scratch (default: light).")
     ] = None,
@@ -140,6 +171,10 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Start over, and replace what is in RUN.")
     ] = False,
+    multi_label: Annotated[
+        bool,
+        typer.Option("--multi-label", help="Photos of the table have any number of labels."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a classifier on a folder of photos; the same command resumes an interrupted one."""
@@ -154,21 +189,30 @@ def train(
         epochs=epochs,
         batch=batch,
         lr=lr,
+        schedule=schedule,
+        gamma=gamma,
+        step_size=step_size,
+        class_weight=class_weight,
         augment=augment,
         patience=patience,
         tensorboard=tensorboard,
         mixed_precision=mixed_precision or None,
+        multi_label=multi_label or None,
     )
     _check(data, run, options, architecture, preset, val_split, seed, resume)
     if mode is not Mode.scratch:
         options["weights"] = console.find_weights(weights or "imagenet")
     console.load_tensorflow()
+    from tf_alexnet.evaluation.readout import linear_readout
     from tf_alexnet.training import train_head, train_network
 
+    function = train_head if mode is Mode.head else train_network
     if mode is not Mode.head:
         options["mode"] = mode.value
+    elif _is_readout(options):
+        function, options["layers"] = linear_readout, options.pop("layer")
     with console.progress("training") as progress:
-        report = (train_head if mode is Mode.head else train_network)(
+        report = function(
             data,
             run,
             architecture=architecture,
@@ -185,8 +229,24 @@ def train(
     code = console.report_failures([(x.path, x.detail) for x in report.skipped[:_SHOWN]])
     if len(report.skipped) > _SHOWN:
         console.note(f"{len(report.skipped) - _SHOWN} more could not be read; report.md has 50")
-    _show(report, run)
+    if "layers" in options:
+        _show_readout(report, run)
+    else:
+        _show(report, run)
     raise typer.Exit(code)
+
+
+def _is_readout(options: Mapping[str, Any]) -> bool:
+    """Whether `--layer` names anything but one layer that a network may be cut at."""
+    from tf_alexnet.architectures import HEAD_LAYERS, blob_names
+
+    names = blob_names(options["layer"]) if "layer" in options else ()
+    if len(names) < 2 and set(names) <= {*HEAD_LAYERS}:
+        return False
+    if "features" in options:
+        found = f"a read-out of {options['layer']} keeps its own"
+        raise UsageError("--features", found, "Leave it out, or name one of pool5, fc6 and fc7.")
+    return True
 
 
 def _options_of(mode: Mode, **options: Any) -> dict[str, Any]:
@@ -216,15 +276,16 @@ def _check(
 ) -> None:
     """What can be wrong with a call, before weights are downloaded and TensorFlow is loaded."""
     from tf_alexnet.extraction import check_output
-    from tf_alexnet.training import read_folders
-    from tf_alexnet.training.begin import check_run
+    from tf_alexnet.training import read_photos
+    from tf_alexnet.training.run import check_run
 
-    layers = [options["unfreeze_from"]] if "unfreeze_from" in options else []
+    layers = [options[name] for name in ("unfreeze_from", "layer") if name in options]
     console.check_names(options.get("weights"), architecture, preset, layers=layers)
     check_run(run, resume=resume)
     if "features" in options:
         check_output(options["features"])
-    read_folders(data, val_split, seed, duplicates=False)
+    multi_label = options.get("multi_label", False)
+    read_photos(data, val_split, seed, duplicates=False, multi_label=multi_label)
 
 
 def _show(report: TrainingReport, folder: str) -> None:
@@ -232,11 +293,11 @@ def _show(report: TrainingReport, folder: str) -> None:
     split, metrics = record.split, record.metrics
     classes = ", ".join(record.classes[:8]) + (", ..." if len(record.classes) > 8 else "")
     skipped = f", {split['skipped']} skipped" if split["skipped"] else ""
-    source = record.base.get("source", "")
-    start = f", starting from {source}" if source.endswith("(untrained)") else ""
+    test = f", {split['test']} test" if "test" in split else ""
+    start = f", starting from {record.base['source']}" if "untrained" in record.base else ""
     rows = [
         ("classes", f"{len(record.classes)}: {classes}"),
-        ("photos", f"{split['train']} training, {split['val']} validation{skipped}"),
+        ("photos", f"{split['train']} training, {split['val']} validation{test}{skipped}"),
         (
             "network",
             f"{record.architecture}, classifier on {record.layer}, mode {record.mode}{start}",
@@ -247,11 +308,25 @@ def _show(report: TrainingReport, folder: str) -> None:
         rows.append(("l2", f"{metrics['l2']:.3g}, {how}"))
     if "epoch" in metrics:
         rows.append(("best epoch", f"{metrics['epoch']:g}"))
-    parts = (("train_accuracy", "training"), ("val_accuracy", "validation"))
-    figures = [f"{title} {metrics[name]:.1%}" for name, title in parts if name in metrics]
-    rows.append(("accuracy", ", ".join(figures)))
+    merit, form = ("map", ".3f") if record.multi_label else ("accuracy", ".1%")
+    parts = (("train", "training"), ("val", "validation"), ("test", "test"))
+    figures = [
+        f"{title} {metrics[f'{part}_{merit}']:{form}}"
+        for part, title in parts
+        if f"{part}_{merit}" in metrics
+    ]
+    rows.append(("mAP" if record.multi_label else "accuracy", ", ".join(figures)))
     before = " (finished before, nothing was done)" if report.finished_before else ""
     rows.append(("written", f"{folder}: {_FILES}{before}"))
     rows.append(("next", f"tf-alexnet predict PHOTOS --model {folder}"))
     for name, value in rows:
         print(f"{name:10}  {one_line(value)}")
+
+
+def _show_readout(report: ReadoutReport, folder: str) -> None:
+    title = "mAP" if report.metric == "map" else "accuracy"
+    print(f"{'layer':14}  {'features':>8}  {'l2':>8}  {'training':>8}  validation {title}")
+    for x in report.layers:
+        print(f"{x.layer:14}  {x.features:8}  {x.l2:8.3g}  {x.train:8.1%}  {x.val:.1%}")
+    before = " (finished before, nothing was done)" if report.finished_before else ""
+    print(f"written     {one_line(folder)}: readout.csv, readout.png, report.md{before}")

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tf_alexnet.cli import console
+from tf_alexnet.cli.commands import Commands
 from tf_alexnet.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
     from tf_alexnet.weights import Inspection, KnownWeights, Source
 
-app = typer.Typer(
-    help="List, download, inspect, convert and verify weight files.", no_args_is_help=True
-)
+app = Commands(help="List, download, inspect, convert and verify weight files.")
 WeightFile = Annotated[
     str, typer.Argument(help="A weight file of any format, or a name of the catalogue.")
 ]

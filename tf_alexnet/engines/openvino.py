@@ -46,7 +46,7 @@ def network(
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
     }
-    compiled = openvino.Core().compile_model(_model(table, arrays, blobs), "CPU", hints)
+    compiled = openvino.Core().compile_model(graph(table, arrays, blobs), "CPU", hints)
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         found = compiled(np.ascontiguousarray(batch))
@@ -55,10 +55,13 @@ def network(
     return run
 
 
-def _model(
+def graph(
     table: Architecture, arrays: Mapping[str, LayerArrays], blobs: Sequence[str]
 ) -> openvino.Model:
-    """The table as a graph: OpenVINO's convolutions are channels first, its inputs ours."""
+    """The table as a graph, from ``data`` to `blobs`, which name its outputs.
+
+    Inputs and outputs are channels last, OpenVINO's convolutions channels first.
+    """
     size = table.input_size
     data = op.parameter([-1, size, size, 3], np.float32, name="data")
     found, x = {"data": data.output(0)}, op.transpose(data, op.constant(_TO_NCHW)).output(0)
@@ -91,7 +94,10 @@ def _model(
         if name != "data" and blob.get_partial_shape().rank.get_length() == 4:
             blob = op.transpose(blob, op.constant(_TO_NHWC)).output(0)
         results.append(blob)
-    return openvino.Model(results, [data])
+    model = openvino.Model(results, [data])
+    for port, name in zip((*model.inputs, *model.outputs), ("data", *blobs), strict=True):
+        port.get_tensor().add_names({name})
+    return model
 
 
 def _constant(values: np.ndarray) -> Any:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,18 +20,24 @@ from tf_alexnet.errors import ImageError, UsageError, WeightsError
 from tf_alexnet.evaluation.ground_truth import (
     ILSVRC_PHOTOS,
     GroundTruth,
-    read_class_folders,
     read_ilsvrc_validation,
+    read_labelled,
 )
-from tf_alexnet.evaluation.metrics import TOP, Evaluation
-from tf_alexnet.extraction import extract_features
+from tf_alexnet.evaluation.metrics import TOP, Evaluation, MultiLabelEvaluation
+from tf_alexnet.evaluation.scores import score_photos
+from tf_alexnet.extraction import ExtractionReport, extract_features
+from tf_alexnet.extraction.extractor import resolve_preset
 from tf_alexnet.extraction.formats import open_output
+from tf_alexnet.extraction.job import failures_among
 from tf_alexnet.extraction.spec import ExtractionSpec
 from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.files import check_folder
-from tf_alexnet.images import recorded_name, resolve
-from tf_alexnet.labels import Label, imagenet_labels
-from tf_alexnet.training import Run
+from tf_alexnet.images import recorded_name
+from tf_alexnet.images.labelled import listed
+from tf_alexnet.labels import Label, Labels, imagenet_labels, labels_of_network
+from tf_alexnet.remote import is_url
+from tf_alexnet.training.folders import read_digests
+from tf_alexnet.training.run import Run, place_digest, run_folder, short_digest
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
 from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
@@ -45,6 +52,7 @@ def evaluate_photos(
     *,
     model: str | os.PathLike | Run | None = None,
     ground_truth: str | os.PathLike | None = None,
+    labels: Labels | None = None,
     architecture: str | None = None,
     preset: str | None = None,
     mean_image: np.ndarray | str | os.PathLike | None = None,
@@ -55,7 +63,7 @@ def evaluate_photos(
     batch_size: int | str = "auto",
     workers: int | None = None,
     progress: Callable[[int, int, int, int], None] | bool | None = None,
-) -> Evaluation:
+) -> Evaluation | MultiLabelEvaluation:
     """Compare predictions with the true classes of photos.
 
     The same call resumes an interrupted one: until the end, its results lie in the cache folder.
@@ -63,16 +71,18 @@ def evaluate_photos(
     Parameters
     ----------
     data : path
-        A folder with one folder per class, as for `read_class_folders`. With `ground_truth`: a flat
-        folder of ILSVRC's validation photos.
+        Class folders or a table, as for `read_labelled`. With `ground_truth`: a flat folder of
+        ILSVRC's validation photos.
     weights : str, path or WeightArrays
-        As in `AlexNet`. If they have 1000 classes, these are ImageNet's; otherwise classes without
-        names are called ``0``, ``1``, ...
+        As in `AlexNet`, or a RUN. If they have 1000 classes, these are ImageNet's; otherwise
+        classes without names are called ``0``, ``1``, ...
     model : path or Run, optional
-        A RUN of ``tf-alexnet train``, instead of `weights`. Of the photos that it split into
-        training and validation itself, only the latter are evaluated.
+        A RUN of ``tf-alexnet train``, instead of `weights`. Photos that it was trained on are left
+        out, and in the folder that it set validation photos aside in, all but these.
     ground_truth : path, optional
         As in `read_ilsvrc_validation`.
+    labels : sequence, mapping or path, optional
+        Names of the network's classes, as for `read_labels`.
     architecture, preset, mean_image
         As in `FeatureExtractor`.
     crops : {"center", "ten"}
@@ -87,7 +97,7 @@ def evaluate_photos(
 
     Returns
     -------
-    Evaluation
+    Evaluation or MultiLabelEvaluation
 
     Raises
     ------
@@ -98,74 +108,66 @@ def evaluate_photos(
     ImageError, OutputError
         As `extract_features` raises them.
     """
-    if model is None:
-        run = None
-        arrays, table = resolve_weights(weights, architecture)
-        classes = _classes(arrays)
-    else:
-        run = model if isinstance(model, Run) else Run.open(model)
-        arrays, table = resolve_weights(run.arrays, architecture)
-        classes = tuple(Label("", name) for name in run.record.classes)
+    run = _run_of(weights, model)
+    arrays, table = resolve_weights(run.arrays if run else weights, architecture)
+    classes = _classes(arrays, run, labels)
     truth = _truth(data, ground_truth, classes, run)
-    record, mean_image = resolve(
-        preset or arrays.metadata.get("preset") or table.preset, mean_image
-    )
+    record, mean_image = resolve_preset(arrays, table, preset, mean_image)
     settings = {
-        "layers": ["prob"],
         "architecture": table.name,
         "preset": recorded_name(record),
         "mean_image": mean_image,
         "crops": crops,
         "precision": precision,
     }
-    job = ExtractionSpec(arrays, **settings).fingerprint(arrays.digest)
-    real = functools.cache(os.path.realpath)
-    labels: dict[str, int] = {}
-    for path, label in zip(truth.paths, truth.labels.tolist(), strict=True):
-        labels.setdefault(place_of(path, real), label)
-    with _kept(keep, job, truth) as file:
-        report = extract_features(
-            list(truth.paths),
-            file,
-            weights=arrays,
-            **settings,
-            engine=engine,
-            batch_size=batch_size,
-            workers=workers,
-            shard_size=_SHARD,
-            retry_errors=True,
-            add=True,
-            progress=progress,
+    how = {"engine": engine, "batch_size": batch_size, "workers": workers, "progress": progress}
+    # The convolutions tell the training; a classifier on pool5 or fc6 is another one.
+    whole = table.parameter_shapes().keys() == ARCHITECTURES[table.name].parameter_shapes().keys()
+    known = identify_weights(arrays).name if whole else None
+    facts = {
+        "architecture": table.name,
+        "preset": settings["preset"],
+        "crops": crops,
+        "weights_source": str(run.folder) if run else arrays.source,
+        "trained_as": known,
+    }
+    if run and run.record.multi_label:
+        photos = zip(truth.paths, truth.labels, strict=True)
+        scores = score_photos(arrays, [*photos], multi_label=True, **settings, **how)
+        return MultiLabelEvaluation(
+            classes, scores.precisions, scores.photos, scores.failures, truth.notes, **facts
         )
-        confusion, among_top = _compared(file, labels, len(classes))
+    confusion, among_top, report = _compared(truth, arrays, len(classes), keep, settings, how)
     if not confusion.any():
         raise ImageError(
             os.fspath(data), f"none of {len(truth.paths)} photos could be read", "Check the files."
         )
-    # The convolutions tell the training; a classifier on pool5 or fc6 is another one.
-    whole = table.parameter_shapes().keys() == ARCHITECTURES[table.name].parameter_shapes().keys()
-    known = identify_weights(arrays).name if whole else None
     comparable = ground_truth is not None and known and crops == "center"
     found = Evaluation(
         classes,
         confusion,
         among_top,
-        failures=tuple(x for x in report.errors if x.place in labels),
+        failures=report.errors,
         notes=truth.notes,
-        architecture=table.name,
-        preset=settings["preset"],
-        crops=crops,
-        weights_source=str(run.folder) if run else arrays.source,
-        trained_as=known,
         published=published_accuracy(known, settings["preset"]) if comparable else None,
         kept=report.kept,
+        **facts,
     )
     notes = _notes(found, arrays, len(truth.paths), ground_truth is not None)
     return replace(found, notes=(*truth.notes, *notes))
 
 
-def _classes(weights: WeightArrays | None) -> tuple[Label, ...]:
-    """The classes of weights that record no names."""
+def _run_of(weights: Any, model: Any) -> Run | None:
+    """The RUN that these arguments name, if it is one."""
+    if model is None and isinstance(weights, str | os.PathLike):
+        model = run_folder(weights)
+    return model if model is None or isinstance(model, Run) else Run.open(model)
+
+
+def _classes(
+    weights: WeightArrays | None, run: Run | None, labels: Labels | None
+) -> tuple[Label, ...]:
+    """The network's classes: those that are named, or else recorded, or else numbers."""
     if weights is None:
         raise UsageError("evaluate", "it needs weights", "Pass a weight file.")
     if weights.classes is None:
@@ -174,6 +176,10 @@ def _classes(weights: WeightArrays | None) -> tuple[Label, ...]:
             "it has no fc8, so it names no classes that could be right or wrong",
             "Train one on it (tf-alexnet train), or evaluate weights of a whole network.",
         )
+    if labels is not None:
+        return labels_of_network(labels, weights.classes)
+    if run:
+        return tuple(Label("", name) for name in run.record.classes)
     if weights.classes == len(imagenet_labels()):
         return imagenet_labels()
     return tuple(Label("", str(index)) for index in range(weights.classes))
@@ -187,8 +193,9 @@ def _truth(
 ) -> GroundTruth:
     """The photos to evaluate, and their classes."""
     if ground_truth is None:
-        truth = read_class_folders(data, classes)
-        return _held_out(truth, data, run) if run else truth
+        multi_label = run is not None and run.record.multi_label
+        truth = read_labelled(data, classes, multi_label=multi_label)
+        return _unseen(truth, data, run) if run else truth
     if classes != imagenet_labels():
         raise UsageError(
             os.fspath(ground_truth),
@@ -198,19 +205,59 @@ def _truth(
     return read_ilsvrc_validation(data, ground_truth)
 
 
-def _held_out(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
-    """Without the photos that a RUN was trained on, if it split these photos itself."""
-    validation = set(run.record.split.get("val_photos", ()))
-    names = [os.path.relpath(path, data) for path in truth.paths]
-    if not validation or not validation <= set(names):
-        return truth
-    chosen = [index for index, name in enumerate(names) if name in validation]
-    note = (
-        f"{run.folder} was trained on {os.fspath(data)}: only the {len(chosen)} photos that it set "
-        f"aside for validation are evaluated, {len(names) - len(chosen)} are left out"
-    )
-    paths = tuple(truth.paths[index] for index in chosen)
-    return GroundTruth(paths, truth.labels[chosen], (*truth.notes, note))
+def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
+    """Without the photos that a RUN was trained on.
+
+    They are told by content, and in the folder or table that it split itself also by name: there,
+    photos may have been edited since.
+    """
+    split, folder = run.record.split, os.fspath(data)
+    folder = folder if os.path.isdir(folder) else os.path.dirname(folder) or "."
+    names = dict(zip(truth.paths, (os.path.relpath(x, folder) for x in truth.paths), strict=True))
+    aside, trained = split.get("val_photos", ()), set(split.get("trained_on", "").split())
+    here = set(aside) & set(names.values())
+    if "place" in split:
+        own = split["place"] == place_digest(data)
+        learned = set(split["train_photos"]) if own else set()
+    else:  # runs of version 0.1.0 record only the photos they set aside
+        own = bool(here)
+        learned = set(names.values()) - here if own else set()
+    seen = {path for path, name in names.items() if name in learned}
+    if trained:
+        others = [path for path, name in names.items() if not own or name not in here]
+        digests = read_digests(others)
+        seen |= {path for path, x in digests.items() if x and short_digest(x) in trained}
+    chosen = [i for i, path in enumerate(truth.paths) if path not in seen]
+    left_out = len(names) - len(chosen)
+    missing = []
+    if own or (here and left_out):
+        local = [name for name in aside if not is_url(name)]
+        missing = [name for name in local if not os.path.lexists(os.path.join(folder, name))]
+    if not chosen:
+        raise UsageError(
+            os.fspath(data),
+            f"none of the {len(aside)} photos that {run.folder} set aside here is left"
+            if own
+            else f"{run.folder} was trained on all of its {len(names)} photos",
+            "Name photos that it has not seen; its figures on training photos are in report.md.",
+        )
+    if not left_out and not missing:
+        unknown = f"{run.folder} does not record what it was trained on: it may be these photos"
+        return truth if trained else replace(truth, notes=(*truth.notes, unknown))
+    notes = [
+        f"{run.folder} was trained on photos of {os.fspath(data)}: {left_out} are left out, "
+        f"{len(chosen)} are evaluated"
+    ]
+    if missing:
+        notes.append(
+            f"{len(missing)} of the {len(aside)} photos that it set aside for validation are "
+            f"missing: {listed(missing)}"
+        )
+    labels = [truth.labels[i] for i in chosen]
+    if isinstance(truth.labels, np.ndarray):
+        labels = np.array(labels, np.int64)
+    paths = tuple(truth.paths[i] for i in chosen)
+    return GroundTruth(paths, labels, (*truth.notes, *notes))
 
 
 @contextlib.contextmanager
@@ -240,7 +287,45 @@ def _kept(
     shutil.rmtree(f"{place}.job", ignore_errors=True)
 
 
-def _compared(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:
+def _compared(
+    truth: GroundTruth,
+    weights: WeightArrays,
+    classes: int,
+    keep: str | os.PathLike | None,
+    settings: Mapping[str, Any],
+    how: Mapping[str, Any],
+) -> tuple[np.ndarray, int, ExtractionReport]:
+    """Confusion matrix, photos with their class among the five most probable, and a report.
+
+    The report's failures are those of these photos, also where `keep` has rows of others.
+    """
+    settings = {"layers": ["prob"], **settings}
+    job = ExtractionSpec(weights, **settings).fingerprint(weights.digest)
+    real = functools.cache(os.path.realpath)
+    photos, labels = {}, {}
+    for path, label in zip(truth.paths, truth.labels.tolist(), strict=True):
+        place = place_of(path, real)
+        photos.setdefault(place, path)
+        labels.setdefault(place, label)
+    with _kept(keep, job, truth) as file:
+        report = extract_features(
+            list(truth.paths),
+            file,
+            weights=weights,
+            **settings,
+            **how,
+            shard_size=_SHARD,
+            retry_errors=True,
+            add=True,
+        )
+        failures = failures_among(report, photos)
+        for failure in failures:
+            labels.pop(failure.place, None)
+        confusion, among_top = _counted(file, labels, classes)
+    return confusion, among_top, replace(report, errors=failures)
+
+
+def _counted(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:
     """(confusion matrix, photos with their class among the five most probable)."""
     confusion, among_top, broken = np.zeros((classes, classes), np.int64), 0, 0
     with open_output(file) as output:

@@ -1,4 +1,4 @@
-"""The true class of each photo, from class folders or from ILSVRC's list of ground truth."""
+"""The true class of each photo, from class folders, tables or ILSVRC's list of ground truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.images import find_images
-from tf_alexnet.images.discovery import find_by_class, subfolders
+from tf_alexnet.images.labelled import find_labelled, listed
 from tf_alexnet.labels import Label, imagenet_labels
 
 ILSVRC_PHOTOS = 50_000  # of the validation set
@@ -35,28 +35,32 @@ class GroundTruth:
     ----------
     paths : tuple of str
         The photos.
-    labels : ndarray of int64, (N,)
-        Index of each photo's class among the network's outputs.
+    labels : ndarray of int64, (N,), or list of tuple of int
+        Index of each photo's class among the network's outputs; if multi-label, all of them.
     notes : tuple of str
         What was left out or is missing, one sentence each.
     """
 
     paths: tuple[str, ...]
-    labels: np.ndarray
+    labels: np.ndarray | list[tuple[int, ...]]
     notes: tuple[str, ...] = ()
 
 
-def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> GroundTruth:
-    """Photos in a folder with one folder per class.
+def read_labelled(
+    data: str | os.PathLike, classes: Sequence[Label], *, multi_label: bool = False
+) -> GroundTruth:
+    """Photos in class folders or in a table, and their classes among those of a network.
 
     Parameters
     ----------
     data : path
-        Class folders, searched recursively; or ``train/`` and ``val/`` with class folders, of which
-        ``val/`` is used.
+        As in `find_labelled`; of several splits, the photos of ``val``, else of ``test``.
     classes : sequence of Label
-        The network's classes. A folder has a class's name; for ImageNet's, its synset id (also
-        with more behind it, ``n02085620-Chihuahua``), or one of its names that no other class has.
+        The network's classes. A folder or label has a class's name; for ImageNet's, its synset id
+        (also with more behind it, ``n02085620-Chihuahua``), or one of its names that no other class
+        has.
+    multi_label : bool
+        As in `find_labelled`.
 
     Returns
     -------
@@ -65,46 +69,26 @@ def read_class_folders(data: str | os.PathLike, classes: Sequence[Label]) -> Gro
     Raises
     ------
     UsageError
-        If a folder's name is not that of one class, or there are no photos.
+        If a folder or label is not the name of one class, or there are no photos.
     ImageError
-        If the folder is missing or can't be read.
+        If the folder or table is missing or can't be read.
     """
-    folder, folders, notes = class_folders(data)
-    indices = _matched(folder, list(folders), classes)
-    paths, labels, empty = [], [], []
-    for name, found in find_by_class(folders).items():
-        if not found:
-            empty.append(name)
-        paths += found
-        labels += [indices[name]] * len(found)
-    if not paths:
-        raise UsageError(folder, "not a photo in its class folders", "Put photos there.")
-    if empty:
-        notes.append(f"no photo in {_listed(empty)}")
-    return GroundTruth(tuple(paths), np.array(labels, np.int64), tuple(notes))
-
-
-def class_folders(data: str | os.PathLike) -> tuple[str, dict[str, str], list[str]]:
-    """The folder that is evaluated, name -> path of its class folders, and notes.
-
-    Raises
-    ------
-    UsageError, ImageError
-        As `read_class_folders`.
-    """
-    folder = os.fspath(data)
-    folders, notes = subfolders(folder), []
-    if {"train", "val"} <= folders.keys():
-        folder, notes = folders["val"], [f"{folder} has train/ and val/: val/ is evaluated"]
-        folders = subfolders(folder)
-    if not folders:
+    found = find_labelled(data, multi_label=multi_label, first_of=("val", "test", "train"))
+    ((split, photos),) = found.splits.items()
+    empty = list(map(os.path.basename, found.empty.get(split, ())))
+    if not photos:
         raise UsageError(
-            folder,
-            "no class folder in it",
-            "Put the photos of each class into a folder of its name; ILSVRC's validation photos "
-            "go with a list: --imagenet-val DIR --ground-truth FILE.",
+            os.fspath(data),
+            "not a photo in its class folders" if empty else "not a photo in it",
+            "Put photos there.",
         )
-    return folder, folders, notes
+    names = dict.fromkeys(x for _, labels in photos for x in labels)
+    indices = _matched(os.fspath(data), sorted([*names, *empty], key=os.fsencode), classes)
+    notes = [*found.notes, *([f"no photo in {listed(empty, _SHOWN)}"] if empty else [])]
+    labels = [tuple(sorted(indices[name] for name in some)) for _, some in photos]
+    if not multi_label:
+        labels = np.array([label for (label,) in labels], np.int64)
+    return GroundTruth(tuple(path for path, _ in photos), labels, tuple(notes))
 
 
 def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:
@@ -129,7 +113,7 @@ def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[st
         many = f" ({len(classes)} in all)" if len(classes) > _SHOWN else ""
         raise UsageError(
             folder,
-            f"no class of this network is called {_listed(unknown)}",
+            f"no class of this network is called {listed(unknown, _SHOWN)}",
             f"Name each folder as the network's class, which are {few}{many}; or leave it out.",
         )
     indices = {name: which.pop() for name, which in found.items()}
@@ -137,7 +121,7 @@ def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[st
     twice = [name for name in names if counts[indices[name]] > 1]
     if twice:
         raise UsageError(
-            folder, f"{_listed(twice)} are one class", "Put its photos into one folder."
+            folder, f"{listed(twice, _SHOWN)} are one class", "Give them one name, in one folder."
         )
     return indices
 
@@ -203,9 +187,11 @@ def read_ilsvrc_validation(
         )
     missing = [name for name in truth if name not in found]
     if missing:
-        notes.append(f"{len(missing)} photos of {file} are not in {folder}: {_listed(missing)}")
+        notes.append(
+            f"{len(missing)} photos of {file} are not in {folder}: {listed(missing, _SHOWN)}"
+        )
     if extra:
-        names = _listed([os.path.basename(path) for path in extra])
+        names = listed([os.path.basename(path) for path in extra], _SHOWN)
         notes.append(f"{len(extra)} photos are not in {file} and are left out: {names}")
     labels = np.array([truth[name] for name in found], np.int64)
     return GroundTruth(tuple(found.values()), labels, tuple(notes))
@@ -270,8 +256,3 @@ def _rows(file: str) -> Iterator[tuple[str, str]]:
 
 def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -1,14 +1,16 @@
-"""`Evaluation`: accuracy, class by class, and what was taken for what."""
+"""`Evaluation`: accuracy, class by class, and what was taken for what; average precision."""
 
 from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from tf_alexnet.errors import one_line
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.files import replacing
 from tf_alexnet.labels import Label
@@ -45,6 +47,22 @@ class ClassResult:
     precision: float | None
     confused_with: str
     confused: int
+
+
+def class_results(names: Sequence[str], confusion: np.ndarray) -> list[ClassResult]:
+    """One row per class of a confusion matrix."""
+    rows = []
+    for index, (name, wrong) in enumerate(zip(names, confusion.copy(), strict=True)):
+        photos, predicted = int(wrong.sum()), int(confusion[:, index].sum())
+        correct = int(wrong[index])
+        wrong[index] = 0
+        other = int(wrong.argmax())
+        confused = int(wrong[other])
+        recall = correct / photos if photos else None
+        precision = correct / predicted if predicted else None
+        confused_with = names[other] if confused else ""
+        rows.append(ClassResult(name, photos, correct, recall, precision, confused_with, confused))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,13 @@ class Evaluation:
     published: Accuracy | None = None
     kept: int = 0
 
+    def __repr__(self) -> str:
+        top5 = "" if self.top5 is None else f", top-5 {self.top5:.1%}"
+        return (
+            f"<Evaluation {one_line(self.weights_source)}: {self.photos} photos, "
+            f"{len(self.classes)} classes, top-1 {self.top1:.1%}{top5}>"
+        )
+
     @cached_property
     def photos(self) -> int:
         """How many were evaluated."""
@@ -110,21 +135,7 @@ class Evaluation:
 
     def by_class(self) -> list[ClassResult]:
         """One row per class, in the order of the network's outputs."""
-        names = [shown(label) for label in self.classes]
-        rows = []
-        for index, (name, wrong) in enumerate(zip(names, self.confusion.copy(), strict=True)):
-            photos, predicted = int(wrong.sum()), int(self.confusion[:, index].sum())
-            correct = int(wrong[index])
-            wrong[index] = 0
-            other = int(wrong.argmax())
-            confused = int(wrong[other])
-            recall = correct / photos if photos else None
-            precision = correct / predicted if predicted else None
-            confused_with = names[other] if confused else ""
-            rows.append(
-                ClassResult(name, photos, correct, recall, precision, confused_with, confused)
-            )
-        return rows
+        return class_results([shown(label) for label in self.classes], self.confusion)
 
     def as_dict(self) -> dict:
         """For JSON: figures, classes, and the entries of the confusion matrix that are not 0."""
@@ -157,17 +168,113 @@ class Evaluation:
         OutputError
             If it can't be written.
         """
-        with (
-            replacing(path) as temporary,
-            open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        ):
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(CSV_COLUMNS)
-            for x in self.by_class():
-                shares = ("" if s is None else f"{s:.6f}" for s in (x.recall, x.precision))
-                table.writerow([x.name, x.photos, x.correct, *shares, x.confused_with])
+        rows = []
+        for x in self.by_class():
+            shares = ("" if s is None else f"{s:.6f}" for s in (x.recall, x.precision))
+            rows.append([x.name, x.photos, x.correct, *shares, x.confused_with])
+        _write_csv(path, CSV_COLUMNS, rows)
+
+
+@dataclass(frozen=True)
+class MultiLabelEvaluation:
+    """How well a network ranks photos by each class, where a photo has any number of them.
+
+    Attributes
+    ----------
+    classes : tuple of Label
+        The network's classes.
+    precisions : ndarray of float64, (classes,)
+        `average_precisions`, 0..1; NaN for a class that no photo shows.
+    photos : int
+        How many were evaluated.
+    failures, notes, architecture, preset, crops, weights_source, trained_as
+        As of `Evaluation`.
+    """
+
+    classes: tuple[Label, ...]
+    precisions: np.ndarray
+    photos: int
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    architecture: str
+    preset: str
+    crops: str
+    weights_source: str
+    trained_as: str | None
+
+    def __repr__(self) -> str:
+        return (
+            f"<MultiLabelEvaluation {one_line(self.weights_source)}: {self.photos} photos, "
+            f"{len(self.classes)} classes, mean average precision "
+            f"{self.mean_average_precision:.3f}>"
+        )
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean over the classes that photos show (macro), 0..1."""
+        return float(np.nanmean(self.precisions))
+
+    def by_class(self) -> list[tuple[str, float | None]]:
+        """Name and average precision of each class."""
+        values = (None if np.isnan(x) else float(x) for x in self.precisions)
+        return list(zip(map(shown, self.classes), values, strict=True))
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return {
+            "photos": self.photos,
+            "mean_average_precision": self.mean_average_precision,
+            "architecture": self.architecture,
+            "preset": self.preset,
+            "crops": self.crops,
+            "weights": self.weights_source,
+            "notes": list(self.notes),
+            "errors": [{"path": x.path, "code": x.code, "detail": x.detail} for x in self.failures],
+            "classes": [{"name": name, "average_precision": x} for name, x in self.by_class()],
+        }
+
+    def write_csv(self, path: str | os.PathLike) -> None:
+        """Write a table with one row per class, as `Evaluation.write_csv`."""
+        rows = [(name, "" if x is None else f"{x:.6f}") for name, x in self.by_class()]
+        _write_csv(path, ("class", "average precision"), rows)
+
+
+def _write_csv(path: str | os.PathLike, titles: Sequence[str], rows: Sequence[Sequence]) -> None:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows([titles, *rows])
 
 
 def shown(label: Label) -> str:
     """A class's name in tables: ImageNet's names are not unique, its synset ids are."""
     return f"{label.synset} {label.label}".strip()
+
+
+def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average precision of each class: the area under the steps of precision over recall.
+
+    ``sum((recall[i] - recall[i - 1]) * precision[i])`` over falling thresholds, without
+    interpolation, as scikit-learn's ``average_precision_score``; equal scores share a threshold.
+    The mean over the classes is the mean average precision (macro).
+
+    Parameters
+    ----------
+    truth : ndarray of bool, (N, classes)
+    scores : ndarray of float, (N, classes)
+        Any numbers that rise with the probability.
+
+    Returns
+    -------
+    ndarray of float64, (classes,)
+        0..1; NaN for a class that no photo shows.
+    """
+    found = np.full(truth.shape[1], np.nan)
+    for index in np.flatnonzero(truth.any(axis=0)):
+        order = np.argsort(-scores[:, index], kind="stable")
+        falling = scores[order, index]
+        ends = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
+        hits = np.cumsum(truth[order, index])[ends]
+        found[index] = (np.diff(hits, prepend=0) / hits[-1]) @ (hits / (ends + 1))
+    return found

@@ -28,7 +28,7 @@ from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
-from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
+from tf_alexnet.weights.resolve import fitted_layers, resolve_weights, trained_preset
 
 if TYPE_CHECKING:
     import keras
@@ -71,6 +71,8 @@ class FeatureExtractor:
         Where the weights came from.
     untrained : bool
         Whether they are random numbers, as a control (``"random:SEED"``).
+    classes : int or None
+        How many classes the network tells apart; None without `fc8`.
     trained_as : str or None
         Catalogue name of the trained network these weights are known to be; None where they are
         not known, and what comes out may mean nothing.
@@ -121,6 +123,7 @@ class FeatureExtractor:
         self.preset = recorded_name(record)
         self._size, self._centred = table.input_size, record.mean != (0.0, 0.0, 0.0)
         self.weights_source, self.untrained = weights.source, weights.untrained
+        self.classes = weights.classes
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
         # A file without the layers behind those wanted will do.
@@ -134,6 +137,13 @@ class FeatureExtractor:
         self._network = pool.submit(load_network, self.engine, table, arrays, blobs, precision)
         pool.shutdown(wait=False)
         self.trained_as, self.weights_digest = identify_weights(weights).name, weights.digest
+
+    def __repr__(self) -> str:
+        known = "untrained" if self.untrained else self.trained_as or "unknown"
+        return (
+            f"<FeatureExtractor {', '.join(self.layers)} of {self.architecture} "
+            f"({known} weights), preset {self.preset}, {self.engine} {self.precision}>"
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -280,7 +290,7 @@ def resolve_preset(
     PresetError
         If there is no such preset, or it makes pictures of another size.
     """
-    trained = as_preset(weights.metadata.get("preset") or table.preset)
+    trained = as_preset(trained_preset(weights, table))
     record, mean = resolve(preset or trained, mean_image)
     size = table.input_size
     if record.size not in (None, size):

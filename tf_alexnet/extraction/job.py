@@ -23,7 +23,7 @@ import numpy as np
 from tf_alexnet import remote
 from tf_alexnet.architectures import ALL, ARCHITECTURES, PREACT, blob_names
 from tf_alexnet.engines import choose_engine
-from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError
+from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError, one_line
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import (
     Output,
@@ -111,6 +111,13 @@ class ExtractionReport:
     unreadable: int = 0
     repeats: int = 0
     nan: int = 0
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        return (
+            f"<ExtractionReport {one_line(self.output)}: inputs {self.inputs}, rows {self.rows}, "
+            f"errors {len(self.errors)}; {arrays}>"
+        )
 
 
 def extract_features(
@@ -277,6 +284,27 @@ def extract_features(
                 progress=progress,
             )
     return replace(report, repeats=len(lines) - len(paths))
+
+
+def failures_among(report: ExtractionReport, photos: Mapping[str, str]) -> tuple[Failure, ...]:
+    """Photos that can't be read now, also those whose rows of an earlier run stay.
+
+    Parameters
+    ----------
+    report : ExtractionReport
+    photos : dict of str to str
+        Place (`place_of`) -> path of each photo to look for.
+    """
+    failed = (x for x in report.errors if x.place in photos)
+    failures = [x._replace(path=photos[x.place]) for x in failed]
+    if report.unreadable:
+        told = {x.place for x in failures}
+        failures += [
+            Failure(path, "unreadable", "it can't be read any more", place=place)
+            for place, path in photos.items()
+            if place not in told and not is_url(path) and read_state(path) is None
+        ]
+    return tuple(failures)
 
 
 def check_job(

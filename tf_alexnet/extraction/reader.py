@@ -178,6 +178,33 @@ class PhotoReader(contextlib.AbstractContextManager):
         for decoder in self._decoders:
             decoder.end()
 
+    def decode(self, content: bytes, name: str = "photo") -> tuple[Photo | Failure, np.ndarray]:
+        """Decode and preprocess one photo that is in memory; may be called from any thread.
+
+        Parameters
+        ----------
+        content : bytes
+            Content of an image file.
+        name : str
+            Path of the result.
+
+        Returns
+        -------
+        Photo or Failure, ndarray of float32 (crops, S, S, 3)
+            What was found, and the network's input; of a failure without rows.
+
+        Raises
+        ------
+        UsageError, AlexNetError
+            If the reader is closed; if decoder processes can't be started.
+        """
+        row = np.empty(self._values, np.float32)
+        found, shape = self._decoded(name, None, content, row)
+        if self._closed.is_set():
+            raise _closed()
+        shape = shape or (0, 0, 0, 3)
+        return found, row[: math.prod(shape)].reshape(shape)
+
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos in batches, in the order of the input.
 
@@ -264,6 +291,10 @@ class PhotoReader(contextlib.AbstractContextManager):
                 fetched = self._local.fetcher.fetch(path, self._closed)
             except ImageError as error:
                 return Failure(path, error.code, error.found), ()
+        return self._decoded(path, file, fetched, row)
+
+    def _decoded(self, path: str, file: str | None, fetched: bytes, row: np.ndarray) -> _Found:
+        """Decode a photo into its row, by a process that has no other."""
         decoder = self._idle.get()
         try:
             return decoder.decode(path, file, fetched, row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import logging
@@ -11,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -136,25 +137,84 @@ def read_list(path: str, suffix: str, base: str) -> Iterator[str]:
     ImageError, UsageError
         If it can't be read; if no column holds paths, or pyarrow is missing.
     """
+    with _reading(path), _opened(path, suffix) as file:
+        if suffix == ".parquet":
+            cells = _parquet_cells(file, path)
+        elif suffix == ".txt":
+            cells = (line.removesuffix("\n").removesuffix("\r") for line in file)
+        else:
+            cells = _cells(file, path, suffix)
+        for cell in cells:
+            if cell.strip():
+                yield _entry_in(cell, base)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
     try:
-        with _opened(path, suffix) as file:
-            if suffix == ".parquet":
-                cells = _parquet_cells(file, path)
-            elif suffix == ".txt":
-                cells = (line.removesuffix("\n").removesuffix("\r") for line in file)
-            else:
-                cells = _cells(file, path, suffix)
-            for cell in cells:
-                if "\0" in cell:
-                    raise ValueError("it holds NUL characters")
-                if cell.strip():
-                    yield _as_meant(cell, base)
+        yield
     except AlexNetError:
         raise
     except Exception as error:  # every service has errors of its own kind
         fault = getattr(error, "strerror", None) or str(error)
         advice = "Give text with one path per line, or a table with a column `path`."
         raise ImageError(path, f"the list can't be read ({fault})", advice) from None
+
+
+def _entry_in(cell: str, base: str) -> str:
+    if "\0" in cell:
+        raise ValueError("it holds NUL characters")
+    return _as_meant(cell, base)
+
+
+class Table(NamedTuple):
+    """A table of photos, in memory.
+
+    Attributes
+    ----------
+    paths : list of str
+        Photos, relative to the table's folder, as `read_list` gives them.
+    columns : dict of str to list of str
+        The other columns by title, without blanks around titles and cells. A list in a cell of a
+        Parquet table is joined by ``|``.
+    """
+
+    paths: list[str]
+    columns: dict[str, list[str]]
+
+
+def read_table(path: str) -> Table:
+    """A ``.csv``, ``.tsv`` or ``.parquet`` of photos with all its columns.
+
+    The column of paths is found as by `read_list`. A table of two columns needs no header: the
+    other one is then called ``label``.
+
+    Raises
+    ------
+    ImageError, UsageError
+        If it can't be read, no column holds paths, or two columns have one title.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    with _reading(path), _opened(path, suffix) as file:
+        rows = [*(_parquet_rows(file, path) if suffix == ".parquet" else text_rows(file, suffix))]
+        titles = [title.strip() for title in rows[0]] if rows else []
+        column = path_column(rows) if rows else None
+        if column is None:
+            raise _no_paths(path, [dict.fromkeys(titles)])
+        if has_image_suffix(titles[column]) and len(titles) == 2:
+            titles = ["label", "label"]
+        else:
+            del rows[0]
+        others = [i for i, title in enumerate(titles) if title and i != column]  # "": an index
+        if len({titles[i] for i in others}) < len(others):
+            raise UsageError(path, "two columns have the same title", "Rename one of them.")
+        rows = [row + [""] * (len(titles) - len(row)) for row in rows]
+        rows = [row for row in rows if row[column].strip()]
+        base = os.path.dirname(path)
+        return Table(
+            [_entry_in(row[column], base) for row in rows],
+            {titles[i]: [row[i].strip() for row in rows] for i in others},
+        )
 
 
 def _opened(path: str, suffix: str) -> IO:
@@ -197,12 +257,7 @@ def _as_meant(entry: str, base: str) -> str:
 
 def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
     """The column of paths in a table of text."""
-    lines = iter(lines)
-    first = next((line for line in lines if line.strip()), "")
-    separator = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
-    if match := re.fullmatch(r"sep=(.)\s*", first):  # Excel's
-        separator, first = match[1], ""
-    rows = (row for row in csv.reader(chain([first], lines), delimiter=separator) if row)
+    rows = text_rows(lines, suffix)
     head = [*islice(rows, _ROWS)]
     titles = head[0] if head else [""]
     column = _column(titles, head) or 0
@@ -212,6 +267,21 @@ def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
     for number, row in enumerate(chain(head, rows)):
         if column < len(row) and (number or has_image_suffix(row[column])):
             yield row[column]
+
+
+def text_rows(lines: Iterable[str], suffix: str) -> Iterator[list[str]]:
+    """The rows of a table of text, without empty ones."""
+    lines = iter(lines)
+    first = next((line for line in lines if line.strip()), "")
+    separator = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
+    if match := re.fullmatch(r"sep=(.)\s*", first):  # Excel's
+        separator, first = match[1], ""
+    return (row for row in csv.reader(chain([first], lines), delimiter=separator) if row)
+
+
+def path_column(rows: list[list[str]]) -> int | None:
+    """Which column of a table, whose first row may be a header, holds paths; None if none does."""
+    return _column(rows[0], rows[:_ROWS])
 
 
 def _column(titles: list[str], rows: list[list[str]]) -> int | None:
@@ -228,14 +298,18 @@ def _column(titles: list[str], rows: list[list[str]]) -> int | None:
     return next(iter([x for x in named if x in like] or like or named), None)
 
 
-def _parquet_cells(file: IO, path: str) -> Iterator[str]:
-    """The column of paths in a Parquet table."""
+def _parquet_file(file: IO, path: str) -> Any:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         advice = "Install it: pip install 'tf-alexnet[parquet]'."
         raise UsageError(path, "pyarrow is not installed", advice) from None
-    table = ParquetFile(file)
+    return ParquetFile(file)
+
+
+def _parquet_cells(file: IO, path: str) -> Iterator[str]:
+    """The column of paths in a Parquet table."""
+    table = _parquet_file(file, path)
     names = table.schema_arrow.names
     head = [row for batch in islice(table.iter_batches(_ROWS), 1) for row in batch.to_pylist()]
     rows = [[_path_in(row[name]) for name in names] for row in head]
@@ -246,6 +320,23 @@ def _parquet_cells(file: IO, path: str) -> Iterator[str]:
     _log.info("%s: reading column %r", one_line(path), names[column])
     for batch in table.iter_batches(columns=[names[column]]):
         yield from map(_path_in, batch.column(0).to_pylist())
+
+
+def _parquet_rows(file: IO, path: str) -> Iterator[list[str]]:
+    """The titles and all rows of a Parquet table, as text."""
+    table = _parquet_file(file, path)
+    yield table.schema_arrow.names
+    for batch in table.iter_batches():
+        for row in batch.to_pylist():
+            yield [_text_in(value) for value in row.values()]
+
+
+def _text_in(value: Any) -> str:
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    if isinstance(value, dict | bytes) or value is None:
+        return _path_in(value)
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _path_in(value: Any) -> str:

@@ -89,7 +89,7 @@ def preprocess_input(
     single = not isinstance(images, list | tuple) and _is_single(np.shape(images))
     pictures = _checked([images] if single else images, record, single)
     if record.size is None:
-        out = _stacked([_normalised(picture, mean, record) for picture in pictures])
+        out = _stacked([normalised(picture, mean, record) for picture in pictures])
     else:
         out = np.stack([x for picture in pictures for x in _crops(picture, mean, crops, record)])
     return out[0] if single and crops == "center" else out
@@ -173,11 +173,11 @@ def _crops(picture: np.ndarray, mean_image: np.ndarray | None, crops: str, prese
         region = np.s_[top : top + size, left : left + size]
         whole = mean_image is not None and len(mean_image) != size
         mean = mean_image[region] if whole else mean_image
-        out.append(_normalised(resized[region], mean, preset))
+        out.append(normalised(resized[region], mean, preset))
     return out if crops == "center" else out + [crop[:, ::-1] for crop in out]
 
 
-def _normalised(pixels: np.ndarray, mean_image: np.ndarray | None, preset: Preset) -> np.ndarray:
+def normalised(pixels: np.ndarray, mean_image: np.ndarray | None, preset: Preset) -> np.ndarray:
     """Pixels (H, W, 3) as float32, in the network's channel order and range."""
     if preset.channels == "BGR":
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)  # in a tenth of NumPy's time

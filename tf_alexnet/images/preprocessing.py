@@ -48,7 +48,7 @@ class Preprocessing(keras.layers.Layer):
     >>> photos = photos.map(ta.Preprocessing("caffe"))  # a tf.data.Dataset
     """
 
-    def __init__(self, preset: Any = "caffe", mean_image: Mean = None, **kwargs):
+    def __init__(self, preset: Any = "caffe", mean_image: Mean = None, **kwargs: Any):
         kwargs.setdefault("dtype", "float32")  # 0..255 with fractions need more than 16 bits
         super().__init__(**kwargs)
         self.preset, self.mean_image = resolve(preset, mean_image)

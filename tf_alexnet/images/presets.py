@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -35,12 +35,12 @@ _VARIATION = re.compile(rf"\.(?:size(\d{{1,5}})|(anysize)|mean{_NUMBER}-{_NUMBER
 class Preset:
     """A network's preprocessing, as a record.
 
-    Two presets are equal if their numbers are; `name`, `title` and `source` are not compared.
+    Two presets are equal if their numbers are; `name` and `source` are not compared.
 
     Attributes
     ----------
-    name, title, source : str
-        The name used in calls and files, the pipeline in one line, and where it comes from.
+    name, source : str
+        The name used in calls and files, and where the numbers come from.
     size : int or None
         Height and width of the result; None for a preset that neither resizes nor crops.
     resized : int
@@ -68,7 +68,6 @@ class Preset:
     """
 
     name: str = field(compare=False, kw_only=False)
-    title: str = field(default="", compare=False, kw_only=False)
     source: str = field(default="", compare=False, kw_only=False)
     size: int | None = None
     resized: int = 0
@@ -103,6 +102,33 @@ class Preset:
             found = f"mean={self.mean}, but its pixels lie in 0..{white:g}"
             raise PresetError(asked, found, "Give the means after the division by `divisor`.")
 
+    def __repr__(self) -> str:
+        return f"<Preset {self.name}: {', '.join(self._steps())}>"
+
+    def _steps(self) -> Iterator[str]:
+        """What it does, in order, in words."""
+        if self.is_raw:
+            yield "float32 of what came in"
+            return
+        if self.size is not None:
+            how = "shorter side to" if self.keep_aspect else "squash to"
+            yield f"{how} {self.resized}" + (" (antialiased)" if self.antialias else "")
+        if self.crops:
+            yield f"centre crop {self.size}"
+        yield self.channels
+        if self.divisor != 1:
+            yield f"divided by {self.divisor:g}"
+        if isinstance(self.mean, str):
+            yield (
+                f"minus the photo's {OWN_MEAN}"
+                if self.mean == OWN_MEAN
+                else f"minus a {MEAN_IMAGE}"
+            )
+        elif any(self.mean):
+            yield "minus " + "/".join(f"{x:.6g}" for x in self.mean)
+        if self.std is not None:
+            yield "divided by " + "/".join(f"{x:.6g}" for x in self.std)
+
     def _numbers(self, name: str, values: Any) -> tuple[float, float, float]:
         try:
             numbers = tuple(float(value) for value in values)
@@ -133,53 +159,46 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-# Name, title, source, numbers.
+# Name, source, numbers.
 _ROWS = (
     (
         "caffe",
-        "squash to 256, centre crop 227, BGR, minus the channel mean",
         "models/bvlc_alexnet/train_val.prototxt and python/caffe/io.py of BVLC/caffe",
         {"size": 227, "resized": 256, "channels": "BGR", "mean": CAFFE_MEAN},
     ),
     (
         "caffe-mean-image",
-        "squash to 256, centre crop 227, BGR, minus the mean image cropped alike",
         "models/bvlc_alexnet/train_val.prototxt and data_transformer.cpp of BVLC/caffe",
         {"size": 227, "resized": 256, "channels": "BGR", "mean": MEAN_IMAGE},
     ),
     (
         "squash",
-        "squash to 227, BGR, minus the channel mean",
         "examples/00-classification.ipynb of BVLC/caffe",
         {"size": 227, "channels": "BGR", "mean": CAFFE_MEAN},
     ),
     (
         "kratzert",
-        "squash to 227, BGR, minus 104/117/124",
         "kratzert/finetune_alexnet_with_tensorflow",
         {"size": 227, "channels": "BGR", "mean": (104.0, 117.0, 124.0)},
     ),
     (
         "udacity",
-        "squash to 227, RGB, minus the picture's own mean (for conv1 padded SAME)",
         "udacity/CarND-Alexnet-Feature-Extraction",
         {"size": 227, "mean": OWN_MEAN},
     ),
     (
         "torchvision",
-        "shorter side to 256 (antialiased), centre crop 224, RGB 0..1, ImageNet mean and std",
         "AlexNet_Weights.IMAGENET1K_V1 of torchvision",
         {"size": 224, "resized": 256, "keep_aspect": True, "antialias": True, **_IMAGENET},
     ),
     (
         "compact",
-        "squash to 224 (antialiased), RGB -1..1",
         "Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
         {"size": 224, "antialias": True, "divisor": 255.0, "mean": [0.5] * 3, "std": [0.5] * 3},
     ),
-    ("raw", "float32 of what came in", "for pictures that are preprocessed already", {}),
+    ("raw", "for pictures that are preprocessed already", {}),
 )
-PRESETS = {name: Preset(name, *about, **numbers) for name, *about, numbers in _ROWS}
+PRESETS = {name: Preset(name, source, **numbers) for name, source, numbers in _ROWS}
 
 
 def preset_named(name: str) -> Preset:

@@ -1,4 +1,4 @@
-"""`train_network`: the network itself trained, from given weights or from scratch."""
+"""`train_network`: `keras.Model.fit` on labelled photos, from given weights or from scratch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,49 @@ import hashlib
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
+from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.evaluation.metrics import average_precisions
 from tf_alexnet.extraction.reader import Failure
+from tf_alexnet.images.presets import Preset
+from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
-from tf_alexnet.training.batches import BatchReader, Examined, examine_photos
-from tf_alexnet.training.begin import begin_run, working_in
-from tf_alexnet.training.checkpoint import CHECKPOINT, State, read_checkpoint, write_checkpoint
-from tf_alexnet.training.folders import Example, PhotoSet, read_folders
-from tf_alexnet.training.loop import Pass, Trainer
-from tf_alexnet.training.plan import BODY, Plan, first_weights, optimizer_for, planned, settings_of
-from tf_alexnet.training.record import RunRecord, split_record
-from tf_alexnet.training.report import history_table
-from tf_alexnet.training.run import TrainingReport, write_run, write_text
-from tf_alexnet.weights import LayerArrays, WeightArrays
+from tf_alexnet.training.augment import check_augmentation
+from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
+from tf_alexnet.training.data import Photos, examine_photos
+from tf_alexnet.training.folders import Example, PhotoSet, read_photos
+from tf_alexnet.training.linear import balanced, label_array
+from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
+from tf_alexnet.training.report import chance_note
+from tf_alexnet.training.run import (
+    RunRecord,
+    TrainingReport,
+    base_record,
+    begin_run,
+    model_of,
+    split_record,
+    working_in,
+    write_run,
+)
+from tf_alexnet.version import VERSION
+from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
+from tf_alexnet.weights.resolve import resolve_weights, trained_preset
+
+_CHOICES = {
+    "mode": ("finetune", "scratch"),
+    "schedule": (None, *SCHEDULES),
+    "class_weight": (None, "balanced"),
+}
+_ADAM = ("compact",)  # architectures whose recipe has Adam
 
 Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
 
@@ -45,6 +67,11 @@ def train_network(
     epochs: int | None = None,
     batch_size: int = 32,
     learning_rate: float | None = None,
+    schedule: str | None = None,
+    gamma: float | None = None,
+    step_size: int | None = None,
+    class_weight: str | None = None,
+    multi_label: bool = False,
     augment: str = "light",
     patience: int | None = None,
     mixed_precision: bool = False,
@@ -60,60 +87,72 @@ def train_network(
 ) -> TrainingReport:
     """Train a network on folders of photos: fine-tune a pretrained one, or begin from scratch.
 
-    After every epoch the state is kept in the RUN. The same call again goes on where an
-    interrupted one ended, and comes to the same weights as an unbroken one. The result is the
-    epoch that did best on the validation photos.
+    After every epoch the state is kept in the RUN. The same call again continues an interrupted
+    training, and ends in the same weights as an unbroken one, bit for bit; so does a call with
+    more epochs on a finished RUN. The result is the epoch that did best on the validation photos.
 
     Parameters
     ----------
     data, val_split, seed
-        As in `read_folders`; `seed` is also that of fresh weights, order, augmentation, dropout.
+        As in `read_photos`; `seed` is also that of fresh weights, order, augmentation, dropout.
     run : path
         Folder for the result: see `tf_alexnet.training.run`.
     mode : {"finetune", "scratch"}
         ``finetune``: a new classifier `fc8` and the layers from `unfreeze_from` are trained by
         SGD with momentum 0.9 and weight decay 5e-4; those layers at a tenth of the classifier's
         learning rate, biases at twice that of their kernels and without decay (Caffe's
-        ``lr_mult`` and ``decay_mult``). ``scratch``: all layers, from fresh weights; SGD as
-        before with one rate for all layers, but Adam for `compact`.
+        ``lr_mult`` and ``decay_mult``). ``scratch``: all layers, from fresh weights, at one
+        learning rate; by SGD as above, but by Adam for `compact`.
     weights, preset
-        As in `FeatureExtractor`; `weights` are not looked at from scratch.
+        As in `FeatureExtractor`; `weights` are not used from scratch.
     architecture : str, optional
-        As in `AlexNet`; by default ``compact`` from scratch.
+        As in `AlexNet` (default from scratch: ``compact``).
     layer : {"pool5", "fc6", "fc7"}, optional
-        What the classifier stands on; by default `fc7`, or the last dense layer that the weights
-        have, or `pool5`.
+        Layer to train the classifier on (default: the last one the weights have).
     unfreeze_from : str
-        With ``finetune``: the first layer that is trained; those before stay as they are, to the
-        bit. ``"fc8"`` trains the classifier alone.
+        ``finetune``: first layer to train; those before it don't change by a bit. ``"fc8"``
+        trains the classifier alone.
     epochs : int, optional
-        Passes over the training photos; by default 10, from scratch 30.
+        Passes over the training photos (default: 10, from scratch 30).
     batch_size : int
-        Photos a step.
+        Photos per step, at most; all steps of an epoch have nearly the same number.
     learning_rate : float, optional
-        Of the classifier; by default 1e-3. From scratch: of all layers, by default 2e-4 for
-        `compact` and 0.01 for the others.
+        Of the classifier (default: 1e-3); from scratch of all layers (default: 2e-4 for `compact`,
+        0.01 for the others).
+    schedule : {"constant", "step", "cosine"}, optional
+        Of the learning rate: see `tf_alexnet.training.optimizer.scheduled`. Default: ``step`` from
+        scratch with SGD, as Caffe's networks were trained, otherwise ``constant``. ``cosine`` falls
+        to 0 at the last epoch, so such a training can't be continued with more epochs.
+    gamma, step_size : float, int, optional
+        ``step``: multiply the learning rate by `gamma` (default: 0.1) every `step_size` epochs
+        (default: 5, from scratch 10).
+    class_weight : {"balanced"}, optional
+        Weigh photos in the loss by n / (classes * n_c), where n_c of n training photos are of
+        their class. Reported losses are not weighted.
+    multi_label : bool
+        Photos have any number of labels: train a sigmoid per class. The best epoch is then that of
+        the highest mean average precision (``map``).
     augment : {"none", "light", "paper"}
         See `tf_alexnet.training.augment`.
     patience : int, optional
-        Stop after so many epochs in which validation accuracy reached no new best.
+        Stop after this many epochs without a new best on the validation photos.
     mixed_precision : bool
-        Multiply in bfloat16. Faster on GPUs since compute capability 8.0 and on processors that
-        have it; slower on others.
+        Multiply in bfloat16, with float32 variables. Faster on GPUs since compute capability 8.0
+        and on processors that have it; slower on others.
     workers : int, optional
-        Decoding processes in the first pass, threads in the others.
+        Decoder processes in the first pass, threads in the others.
     devices : sequence of str, optional
-        TensorFlow's names; by default all GPUs. More than one share every batch.
+        TensorFlow's names (default: all GPUs). Several share every batch.
     tensorboard : path, optional
         Folder for TensorBoard's event files.
     resume : bool
         Fail unless `run` holds a training.
     force : bool
-        Begin anew whatever is there.
+        Start over, and replace what is in `run`.
     progress : callable or bool, optional
         True shows a progress bar. A callable is called with (stage, done, total, figures): stage
         "photos" with ``errors``; stage "epoch N/M" with ``loss`` and ``accuracy`` so far, and at
-        its end with ``val_loss`` and ``val_accuracy``.
+        its end with ``val_loss`` and ``val_accuracy`` too.
     note : callable, optional
         Called with sentences for the user as soon as they are known.
 
@@ -125,34 +164,262 @@ def train_network(
     ------
     UsageError
         For data or settings that can't work, settings other than the training was begun with, and
-        a loss that is no longer a number.
+        if training diverged.
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """
-    photos = read_folders(data, val_split, seed)
-    tell = note or (lambda text: None)
-    plan = planned(
-        len(photos.classes), mode, weights, architecture, preset, layer, unfreeze_from,
-        epochs, batch_size, learning_rate, augment, seed, patience, mixed_precision,
-    )  # fmt: skip
-    settings = settings_of(plan, photos, val_split)
-    first = first_weights(plan.table, plan.seed, plan.base)  # complains before a RUN is begun
-    first = replace(first, metadata={"preset": plan.preset.name, "head": plan.layer})
+    settings = {
+        "mode": mode, "layer": layer, "unfreeze_from": unfreeze_from, "epochs": epochs,
+        "batch_size": batch_size, "learning_rate": learning_rate, "schedule": schedule,
+        "gamma": gamma, "step_size": step_size, "class_weight": class_weight,
+        "multi_label": multi_label, "augment": augment, "patience": patience,
+        "mixed_precision": mixed_precision, "seed": seed, "val_split": val_split,
+    }  # fmt: skip
+    photos = read_photos(data, val_split, seed, multi_label=multi_label)
+    plan = planned(photos, weights, architecture, preset, settings)
+    first_weights(plan)  # complains before a RUN is begun
     with (
         working_in(run, resume=resume) as folder,
         progress_callback(progress, "training") as progress,
     ):
         if force:
             (folder / CHECKPOINT).unlink(missing_ok=True)
-        done = begin_run(folder, settings, force=force)
+        done = begin_run(folder, plan.settings, force=force)
         if done is not None:
             return TrainingReport(done, photos.notes, finished_before=True)
-        for text in photos.notes:
-            tell(text)
-        training = _Training(plan, first, photos, folder, settings, devices, progress)
-        for text in training.notes:
-            tell(text)
+        training = _Training(plan, photos, folder, devices, progress, note)
         return training.run(workers, tensorboard)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained, and how: the arguments of `train_network`, checked and completed.
+
+    Attributes
+    ----------
+    table : Architecture
+        The network, with the classifier to train.
+    preset : Preset
+        Its preprocessing.
+    base : WeightArrays or None
+        What training starts from; None from scratch.
+    settings : dict of str to str, int, float, bool or None
+        All that the result depends on.
+    """
+
+    table: Architecture
+    preset: Preset
+    base: WeightArrays | None
+    settings: dict[str, Any]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Layers that change."""
+        names = [x.name for x in self.table.weighted]
+        return tuple(names[names.index(self.settings["unfreeze_from"]) :])
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Layers that don't."""
+        return tuple(x.name for x in self.table.weighted)[: -len(self.trained)]
+
+    @property
+    def metric(self) -> str:
+        """By which epochs are compared: ``accuracy``, or ``map``, mean average precision."""
+        return "map" if self.settings["multi_label"] else "accuracy"
+
+
+def planned(
+    photos: PhotoSet,
+    weights: Any,
+    architecture: str | None,
+    preset: str | None,
+    settings: Mapping[str, Any],
+) -> Plan:
+    """The plan that these arguments of `train_network` ask for.
+
+    Raises
+    ------
+    UsageError
+        If they can't work.
+    """
+    settings = {**settings, "val_split": settings["val_split"] if photos.split else None}
+    for name, known in _CHOICES.items():
+        if settings[name] not in known:
+            known = " or ".join(x for x in known if x)
+            asked = f"{name.replace('_', ' ')} {settings[name]!r}"
+            raise UsageError(asked, "there is no such one", f"Use {known}.")
+    scratch = settings["mode"] == "scratch"
+    if scratch:
+        weights, architecture = None, architecture or "compact"
+    base, table = resolve_weights(weights, architecture)
+    name = preset or trained_preset(base, table)
+    record = check_augmentation(settings["augment"], name)
+    if record.size != table.input_size:
+        raise UsageError(
+            f"preset {record.name!r} with {table.name}",
+            f"it makes {record.size}x{record.size} pixels, the network takes {table.input_size}",
+            f"Use its own preset, {table.preset}.",
+        )
+    if scratch:
+        table = table.with_classes(len(photos.classes))
+        settings |= {"layer": "fc7", "unfreeze_from": table.weighted[0].name}
+    else:
+        settings["layer"] = settings["layer"] or _last_inner(base, table)
+        table = table.with_head(settings["layer"], len(photos.classes))
+    _complete(settings, adam=scratch and table.name in _ADAM)
+    _check(settings, [x.name for x in table.weighted])
+    return Plan(
+        table,
+        record,
+        base,
+        {
+            **settings,
+            "architecture": table.name,
+            "weights": base.digest if base else None,
+            "preset": record.name,
+            "classes": len(photos.classes),
+            "photos": len(photos.train) + len(photos.val),
+            "data": photos.digest,
+            "tf_alexnet_version": VERSION,
+        },
+    )
+
+
+def _last_inner(base: WeightArrays, table: Architecture) -> str:
+    """The last layer of the weights that a classifier can be trained on."""
+    dense = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
+    return next((name for name in reversed(dense) if name in base.layers), "pool5")
+
+
+def _complete(settings: dict[str, Any], adam: bool) -> None:
+    """Put defaults in place of None."""
+    scratch = settings["mode"] == "scratch"
+    rate = (2e-4 if adam else 0.01) if scratch else 1e-3
+    usual = {"epochs": 30 if scratch else 10, "learning_rate": rate}
+    usual["schedule"] = "step" if scratch and not adam else "constant"
+    if (settings["schedule"] or usual["schedule"]) == "step":
+        usual |= {"gamma": 0.1, "step_size": 10 if scratch else 5}
+    elif settings["gamma"] is not None or settings["step_size"] is not None:
+        raise UsageError(
+            "gamma or step size", "only the schedule step has them", "Use --schedule step."
+        )
+    settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    settings |= {"learning_rate": float(settings["learning_rate"])}
+    settings["optimizer"] = "Adam" if adam else "CaffeSGD"
+    # The only schedule whose first epochs depend on the number of all.
+    settings["cosine_epochs"] = settings["epochs"] if settings["schedule"] == "cosine" else None
+
+
+def _check(settings: Mapping[str, Any], layers: Sequence[str]) -> None:
+    if settings["unfreeze_from"] not in layers:
+        raise UsageError(
+            f"unfreeze from {settings['unfreeze_from']!r}",
+            "the network has no such layer with weights",
+            f"Use one of {', '.join(layers)}.",
+        )
+    for name in ("epochs", "batch_size", "patience", "step_size"):
+        if settings[name] is not None and settings[name] < 1:
+            asked = f"{name.replace('_', ' ')} {settings[name]}"
+            raise UsageError(asked, "nothing would be done", "Use 1 or more.")
+    for name in ("learning_rate", "gamma"):
+        if settings[name] is not None and not 0 < settings[name] < math.inf:
+            asked = f"{name.replace('_', ' ')} {settings[name]}"
+            raise UsageError(asked, "out of range", "Use a number above 0, such as 0.001.")
+    if settings["multi_label"] and settings["class_weight"]:
+        raise UsageError(
+            "class weight with several labels per photo",
+            "only --mode head has that",
+            "Leave one of the two out.",
+        )
+
+
+def first_weights(plan: Plan) -> WeightArrays:
+    """What training starts from: the given weights under a fresh `fc8`, or all layers fresh.
+
+    Raises
+    ------
+    WeightsError
+        If the given weights don't fit the network.
+    """
+    table, base, seed = plan.table, plan.base, plan.settings["seed"]
+    metadata = {"preset": plan.preset.name, "head": plan.settings["layer"]}
+    if base is None:
+        return WeightArrays(fresh_layers(table, seed), table.name, "fresh weights", metadata)
+    needed = [x.name for x in table.weighted if x.name != "fc8"]
+    layers = {name: base.layers[name] for name in needed if name in base.layers}
+    check_arrays(WeightArrays(layers, table.name, base.source), table, needed)
+    layers |= fresh_layers(table, seed, ["fc8"])
+    return WeightArrays(layers, table.name, base.source, metadata)
+
+
+class Dropout(keras.layers.Dropout):
+    """Dropout whose mask depends on a photo's place in the batch, not on the device it is on.
+
+    Keras's own gives all devices the same mask. Scaled so that the mean stays (Caffe's too:
+    ``dropout_layer.cpp``).
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Any shape and dtype."""
+        if not training:
+            return inputs
+        shape, first = tf.shape(inputs), 0
+        devices = tf.distribute.get_replica_context()
+        if devices is not None and devices.num_replicas_in_sync > 1:
+            counts = devices.all_gather(shape[:1], axis=0)
+            first = tf.reduce_sum(counts[: devices.replica_id_in_sync_group])
+        # Random numbers of the rows before too, which are other devices'.
+        draws = tf.random.stateless_uniform(
+            tf.concat([[first + shape[0]], shape[1:]], 0), self.seed_generator.next()
+        )
+        kept = inputs / tf.cast(1 - self.rate, inputs.dtype)
+        return tf.where(draws[first:] >= self.rate, kept, tf.zeros_like(inputs))
+
+
+class Network(keras.Model):
+    """A model whose devices may have batches of unequal sizes."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        # Keras adds up the devices' first batches, only to learn their shapes. `test_on_batch`
+        # tells it those.
+        if iterator is None:
+            super()._maybe_symbolic_build(data_batch=data_batch)
+
+
+def training_model(plan: Plan, steps: int) -> keras.Model:
+    """The network as it is trained: from preprocessed photos to `fc8`, without the softmax.
+
+    Layers before the first that is trained get no gradient. It is compiled for epochs of `steps`
+    batches from `Photos`, whose weights make a mean of the sum of losses, on several devices and
+    for unequal batches too.
+    """
+    network, settings = AlexNet(first_weights(plan), classifier_activation=None), plan.settings
+    x = network.inputs[0]
+    for layer in network.layers[1:]:
+        layer.trainable = layer.name not in plan.frozen
+        if plan.frozen and layer.name == plan.trained[0]:
+            x = keras.ops.stop_gradient(x)
+        if isinstance(layer, keras.layers.Dropout):
+            layer = Dropout(layer.rate, name=layer.name)
+        x = layer(x)
+    model = Network(network.inputs[0], x)
+    rate = scheduled(settings, steps)
+    losses, metrics, logits = keras.losses, keras.metrics, {"from_logits": True}
+    if settings["multi_label"]:
+        loss = losses.BinaryCrossentropy(**logits, reduction="sum")
+        kept = [metrics.BinaryCrossentropy(**logits, name="cross_entropy")]
+        labels = {"multi_label": True, "num_labels": plan.table.classes}
+        kept.append(metrics.AUC(curve="PR", **labels, **logits, name="map"))
+    else:
+        loss = losses.SparseCategoricalCrossentropy(**logits, reduction="sum")
+        kept = [metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy")]
+        kept.append(metrics.SparseCategoricalAccuracy(name="accuracy"))
+    # Compiled by XLA, all of it takes twice as long on processors.
+    optimizer = optimizer_for(plan.trained, rate, settings)
+    model.compile(optimizer, loss, metrics=kept, jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    return model
 
 
 class _Training:
@@ -161,200 +428,182 @@ class _Training:
     def __init__(
         self,
         plan: Plan,
-        first: WeightArrays,
         photos: PhotoSet,
         folder: Path,
-        settings: dict[str, Any],
         devices: Sequence[str] | None,
         progress: Progress | None,
+        note: Callable[[str], None] | None,
     ):
         self._plan, self._photos, self._folder = plan, photos, folder
-        self._settings = settings
-        self._progress = progress or (lambda *_: None)
-        # A body rate is for layers that have been trained before.
-        body = BODY if plan.mode == "finetune" else 1.0
-        self._trainer = Trainer(
-            first,
-            plan.table,
-            plan.trained_from,
-            lambda trained: optimizer_for(trained, plan.rate, adam=plan.adam, body=body),
-            seed=plan.seed,
-            mixed_precision=plan.mixed_precision,
-            devices=devices,
-        )
-        self.notes = (self._what_trains(),)
-        self._best: dict[str, np.ndarray] = {}
-
-    def _what_trains(self) -> str:
-        rows = {row.name: row.parameters for row in self._plan.table.rows()}
-        trained, frozen = self._trainer.trained, self._trainer.frozen
-        count = sum(rows[name] for name in trained)
-        stay = f"; {_span(frozen)} stay as they are" if frozen else ""
-        return f"{_span(trained)} are trained, {count:,} parameters{stay}"
+        self._devices = _devices(devices, plan.settings["mixed_precision"])
+        self._progress, self._note = progress or (lambda *_: None), note or (lambda text: None)
+        self._notes = list(photos.notes)
 
     def run(self, workers: int | None, tensorboard: str | os.PathLike | None) -> TrainingReport:
         """Train to the end and write the RUN."""
-        state = self._resumed()
-        if state is None:
-            examined = self._examined(workers)
-            state = State(_digest(self._settings), failures=[[*x[:3]] for x in examined.failures])
-            if examined.covariance is not None:
-                state.covariance = examined.covariance.tolist()
-        skipped = tuple(Failure(*values) for values in state.failures)
-        parts = self._readable(skipped)
-        plan = self._plan
-        covariance = None if state.covariance is None else np.array(state.covariance)
-        reader = BatchReader(
-            plan.preset, plan.augment, plan.batch_size, plan.seed, covariance, workers
+        plan, settings, path = self._plan, self._plan.settings, self._folder / CHECKPOINT
+        for text in (*self._photos.notes, self._where(), self._what_trains()):
+            self._note(text)
+        state, tensors = read_checkpoint(path, _digest(settings))
+        if state.epoch:
+            self._note(f"continuing after epoch {state.epoch}")
+        else:
+            self._examine(state, workers)
+        parts = self._readable(state)
+        train, val = self._data(parts, state, workers)
+        with train, val, _events(tensorboard) as log, _own_errors(train, val):
+            dtype = "bfloat16" if settings["mixed_precision"] else None
+            strategy = _strategy(self._devices, train, val)
+            with strategy.scope(), _products_in(dtype):
+                model = training_model(plan, len(train))
+            checkpoint = Checkpoint(path, state, plan.metric, settings["patience"], log)
+            checkpoint.restore(model, tensors)
+            if strategy.num_replicas_in_sync > 1:
+                model.test_on_batch(*val[0])
+            epochs = Epochs(train, plan.metric, settings["seed"], self._progress)
+            model.fit(
+                train,
+                validation_data=val,
+                shuffle=False,
+                initial_epoch=state.epoch,
+                epochs=state.epoch if checkpoint.is_over else settings["epochs"],
+                callbacks=[epochs, checkpoint],
+                verbose=0,
+            )
+            for variable in model.trainable_variables:
+                variable.assign(checkpoint.best[variable.path])
+            logits = model.predict(val, verbose=0)
+        return self._written(model, state, logits, parts["val"])
+
+    def _where(self) -> str:
+        train, val = (f"{len(part):,}" for part in (self._photos.train, self._photos.val))
+        return (
+            f"on {', '.join(self._devices) or 'CPU'}: {train} photos for training, {val} for "
+            f"validation, {len(self._photos.classes):,} classes"
         )
-        with reader, _events(tensorboard) as log:
-            while not self._is_over(state):
-                row = self._epoch(state.epoch + 1, reader, parts)
-                self._record(state, row)
-                log(row)
-            self._take_best()
-            judged = self._trainer.judge(reader.validation(parts["val"]))
-        return self._written(state, judged, skipped)
 
-    def _resumed(self) -> State | None:
-        """Take up what an interrupted training left; None if there is nothing."""
-        shapes = self._trainer.shapes()
-        models = {x: y for x, y in shapes.items() if x.startswith("model/")}
-        shapes |= {x.replace("model/", "best/", 1): y for x, y in models.items()}
-        path = self._folder / CHECKPOINT
-        found = read_checkpoint(path, _digest(self._settings), shapes)
-        if found is None:
-            return None
-        tensors, state = found
-        self._trainer.restore(tensors)
-        kept = {x: y for x, y in tensors.items() if x.startswith("best/")}
-        self._best = kept or {
-            x.replace("model/", "best/", 1): y for x, y in tensors.items() if x in models
-        }
-        return state
+    def _what_trains(self) -> str:
+        plan = self._plan
+        rows = {row.name: row.parameters for row in plan.table.rows()}
+        count = sum(rows[name] for name in plan.trained)
+        stay = f"; {_span(plan.frozen)} stay as they are" if plan.frozen else ""
+        return f"{_span(plan.trained)} are trained, {count:,} parameters{stay}"
 
-    def _examined(self, workers: int | None) -> Examined:
+    def _examine(self, state: State, workers: int | None) -> None:
+        """The first pass; what it finds is part of the state."""
         train, val = ([x.path for x in part] for part in (self._photos.train, self._photos.val))
-        return examine_photos(
+        state.failures, state.covariance = examine_photos(
             train,
             val,
             self._plan.preset,
-            covariance=self._plan.augment == "paper",
+            covariance=self._plan.settings["augment"] == "paper",
             workers=workers,
-            progress=lambda done, total, errors: self._progress(
-                "photos", done, total, {"errors": errors}
-            ),
+            progress=lambda *counts: self._progress("photos", *counts[:2], {"errors": counts[2]}),
         )
 
-    def _readable(self, skipped: Sequence[Failure]) -> dict[str, list[Example]]:
-        """The photos of each part that can be read."""
-        bad = {failure.path for failure in skipped}
+    def _readable(self, state: State) -> dict[str, list[Example]]:
+        """The photos of each split that can be read."""
+        bad = {path for path, *_ in state.failures}
         parts = {"train": self._photos.train, "val": self._photos.val}
         good = {name: [x for x in part if x.path not in bad] for name, part in parts.items()}
-        missing = set(range(len(self._photos.classes))) - {x.label for x in good["train"]}
+        found = {y for x in good["train"] for y in _labels(x)}
+        missing = set(range(len(self._photos.classes))) - found
         if missing or not good["val"]:
             what = self._photos.classes[min(missing)] if missing else "validation"
-            first = skipped[0]
+            path, _, detail = state.failures[0]
             raise ImageError(
                 f"photos of {what}",
-                f"none can be read; {first.path}: {first.detail}",
+                f"none can be read; {path}: {detail}",
                 "Replace them by intact ones.",
             )
         return good
 
-    def _is_over(self, state: State) -> bool:
-        plan = self._plan
-        waited = state.epoch - state.best_epoch
-        return state.epoch >= plan.epochs or (plan.patience is not None and waited >= plan.patience)
+    def _data(
+        self, parts: Mapping[str, Sequence[Example]], state: State, workers: int | None
+    ) -> tuple[Photos, Photos]:
+        settings, count = self._plan.settings, len(self._photos.classes)
+        shared = {"classes": count if settings["multi_label"] else None, "workers": workers}
+        shared |= {"preset": self._plan.preset, "batch_size": settings["batch_size"]}
+        weights = None
+        if settings["class_weight"]:
+            labels = np.array([x.label for x in parts["train"]])
+            weights = balanced(labels, count).astype(np.float32)
+        train = Photos(
+            parts["train"],
+            shuffle=True,
+            augment=settings["augment"],
+            seed=settings["seed"],
+            covariance=state.covariance,
+            class_weights=weights,
+            **shared,
+        )
+        return train, Photos(parts["val"], **shared)
 
-    def _epoch(
-        self, number: int, reader: BatchReader, parts: Mapping[str, Sequence[Example]]
-    ) -> dict[str, float]:
-        """Train one epoch and judge it: its row of the history."""
-        start, reader.waited = time.perf_counter(), 0.0
-        stage, total = f"epoch {number}/{self._plan.epochs}", len(parts["train"])
-
-        def watch(done: int, loss: float, accuracy: float) -> None:
-            self._progress(stage, done, total, {"loss": loss, "accuracy": accuracy})
-
-        trained = self._trainer.epoch(reader.training(parts["train"], number), number, watch)
-        waited = reader.waited
-        judged = self._trainer.judge(reader.validation(parts["val"]))
-        row = {
-            "epoch": number,
-            "train_loss": trained.loss,
-            "train_accuracy": trained.accuracy,
-            "val_loss": judged.loss,
-            "val_accuracy": judged.accuracy,
-            "photos_per_second": round(trained.photos / trained.seconds, 2),
-            "data_wait": round(waited / trained.seconds, 4),
-            "seconds": round(time.perf_counter() - start, 2),
-        }
-        figures = {name: row[name] for name in ("val_loss", "val_accuracy")}
-        self._progress(stage, total, total, {**figures, "accuracy": trained.accuracy})
-        return row
-
-    def _record(self, state: State, row: dict[str, float]) -> None:
-        """Keep the state of a completed epoch."""
-        _check_finite(row)
-        best = state.history[state.best_epoch - 1] if state.history else None
-        state.history.append(row)
-        state.epoch = row["epoch"]
-        tensors = self._trainer.tensors()
-        if best is None or _merit(row) > _merit(best):
-            state.best_epoch = state.epoch
-            models = {x: y for x, y in tensors.items() if x.startswith("model/")}
-            self._best = {x.replace("model/", "best/", 1): y for x, y in models.items()}
+    def _written(
+        self, model: keras.Model, state: State, logits: np.ndarray, val: Sequence[Example]
+    ) -> TrainingReport:
+        photos = self._photos
+        row, count = state.history[state.best_epoch - 1], len(photos.classes)
+        skipped = tuple(Failure(*values) for values in state.failures)
+        metrics = {name: row[name] for name in row if name.startswith(("train_", "val_"))}
+        metrics |= {"epoch": row["epoch"], "epochs": state.epoch}
+        labels = label_array([x.label for x in val], count, photos.multi_label)
+        if photos.multi_label:
+            found = {"precisions": average_precisions(labels, logits)}
+            metrics["val_map"] = float(np.nanmean(found["precisions"]))
+            chance = None
         else:
-            tensors |= self._best
-        write_checkpoint(self._folder / CHECKPOINT, tensors, state)
-        write_text(self._folder / "history.csv", history_table(state.history))
-
-    def _take_best(self) -> None:
-        self._trainer.restore({x.replace("best/", "model/", 1): y for x, y in self._best.items()})
-
-    def _written(self, state: State, judged: Pass, skipped: tuple[Failure, ...]) -> TrainingReport:
-        plan, row = self._plan, state.history[state.best_epoch - 1]
-        base = {}
-        if plan.base is not None:
-            base = {"digest": plan.base.digest, "source": os.path.basename(plan.base.source)}
-        metrics = {
-            "train_accuracy": row["train_accuracy"],
-            "train_loss": row["train_loss"],
-            "val_accuracy": judged.accuracy,
-            "val_loss": judged.loss,
-            "epoch": state.best_epoch,
-            "epochs": state.epoch,
-        }
-        record = RunRecord(
-            self._photos.classes, plan.table.name, plan.preset.name, plan.layer, plan.mode, base,
-            self._settings, split_record(self._photos, skipped), metrics,
-        )  # fmt: skip
-        metadata = dict(plan.base.metadata) if plan.base is not None else {}
-        metadata.pop("untrained", None)
-        layers: dict[str, LayerArrays] = self._trainer.weights()
+            found = {"confusion": np.zeros((count, count), np.int64)}
+            np.add.at(found["confusion"], (labels, logits.argmax(axis=1)), 1)
+            metrics["val_accuracy"] = float(found["confusion"].trace() / len(val))
+            chance = chance_note(labels, metrics["val_accuracy"])
+        if chance:
+            self._note(chance)
+            self._notes.append(chance)
+        arrays = self._arrays(model)
+        record = self._record(metrics, skipped)
         run = write_run(
             self._folder,
             record,
-            WeightArrays(layers, plan.table.name, str(self._folder), metadata),
-            self._trainer.model,
+            arrays,
+            model_of(record, arrays),
             history=state.history,
-            confusion=judged.confusion,
-            notes=self._photos.notes,
+            **found,
+            test=photos.test,
+            notes=self._notes,
             skipped=skipped,
             explanation=self._explanation(state),
         )
-        (self._folder / CHECKPOINT).unlink(missing_ok=True)
-        return TrainingReport(run, (*self._photos.notes, *self.notes), skipped)
+        return TrainingReport(run, (*self._notes, self._what_trains()), skipped)
+
+    def _record(self, metrics: dict[str, float], skipped: Sequence[Failure]) -> RunRecord:
+        plan, settings, base = self._plan, self._plan.settings, base_record(self._plan.base)
+        return RunRecord(
+            self._photos.classes, plan.table.name, plan.preset.name, settings["layer"],
+            settings["mode"], base, settings, split_record(self._photos, skipped), metrics,
+            multi_label=settings["multi_label"],
+        )  # fmt: skip
+
+    def _arrays(self, model: keras.Model) -> WeightArrays:
+        layers = {}
+        for name in (*self._plan.frozen, *self._plan.trained):
+            layer = model.get_layer(name)
+            layers[name] = LayerArrays(*(np.array(x) for x in (layer.kernel, layer.bias)))
+        metadata = self._plan.base.metadata if self._plan.base is not None else {}
+        metadata = {**metadata, "preset": self._plan.preset.name}
+        return WeightArrays(layers, self._plan.table.name, str(self._folder), metadata)
 
     def _explanation(self, state: State) -> str:
-        plan, rows = self._plan, state.history
+        settings, rows = self._plan.settings, state.history
         seconds = sum(row["seconds"] for row in rows)
-        speed = sum(row["photos_per_second"] for row in rows) / len(rows)
-        wait = sum(row["data_wait"] for row in rows) / len(rows)
+        speed, wait = (
+            sum(row[name] for row in rows) / len(rows)
+            for name in ("photos_per_second", "data_wait")
+        )
         return (
-            f"{self._what_trains()}. {self._settings['optimizer']}, learning rate {plan.rate:g}, "
-            f"{plan.batch_size} photos a step, augmentation `{plan.augment}`, seed {plan.seed}. "
+            f"{self._what_trains()}. {settings['optimizer']}, learning rate "
+            f"{settings['learning_rate']:g} ({settings['schedule']}), {settings['batch_size']} "
+            f"photos per step, augmentation `{settings['augment']}`, seed {settings['seed']}. "
             f"Epoch {state.best_epoch} of {state.epoch} did best on the validation photos, and is "
             f"what this folder holds. Training figures are means over an epoch, while weights "
             f"change and dropout and augmentation are on. {seconds:,.0f} s in all, {speed:.0f} "
@@ -362,36 +611,71 @@ class _Training:
         )
 
 
+def _labels(example: Example) -> tuple[int, ...]:
+    return example.label if isinstance(example.label, tuple) else (example.label,)
+
+
 def _span(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 3 else f"{names[0]} to {names[-1]}"
 
 
-def _merit(row: Mapping[str, float]) -> tuple[float, float]:
-    """What makes an epoch the best: accuracy, and among equals the lower loss."""
-    return row["val_accuracy"], -row["val_loss"]
-
-
-def _check_finite(row: Mapping[str, float]) -> None:
-    if not all(map(math.isfinite, row.values())):
-        raise UsageError(
-            f"epoch {row['epoch']}",
-            f"the validation loss is {row['val_loss']}: training has come apart",
-            "Begin anew (--force) with a lower learning rate (--lr).",
-        )
-
-
 def _digest(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    """Of all settings but the number of epochs, which may grow."""
+    fixed = {name: value for name, value in settings.items() if name != "epochs"}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _devices(devices: Sequence[str] | None, mixed_precision: bool) -> list[str]:
+    """The devices to use: those given, or all GPUs; none for TensorFlow's own choice."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus if mixed_precision else ():
+        details = tf.config.experimental.get_device_details(gpu)
+        if details.get("compute_capability", (8, 0)) < (8, 0):
+            raise UsageError(
+                "--mixed-precision",
+                f"{details.get('device_name', gpu.name)} has no bfloat16",
+                "Leave it out; GPUs since compute capability 8.0 have it.",
+            )
+    return list(devices or [f"/GPU:{number}" for number in range(len(gpus))])
+
+
+def _strategy(devices: Sequence[str], *data: Photos) -> tf.distribute.Strategy:
+    """No more devices than there are photos in any batch: some layers fail without photos."""
+    devices = devices[: min(photos.size(-1) for photos in data)]
+    if len(devices) > 1:
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.get_strategy()
 
 
 @contextlib.contextmanager
-def _events(folder: str | os.PathLike | None):
-    """A function that logs a row for TensorBoard, if a folder for that is named."""
+def _products_in(dtype: str | None) -> Iterator[None]:
+    """Build layers that multiply in this type, with float32 variables."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(f"mixed_{dtype}" if dtype else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _own_errors(*data: Photos) -> Iterator[None]:
+    """Raise the error of a photo where TensorFlow raises one of its own with the text of it."""
+    try:
+        yield
+    except tf.errors.OpError:
+        for photos in data:
+            if photos.failure:
+                raise photos.failure from None
+        raise
+
+
+@contextlib.contextmanager
+def _events(folder: str | os.PathLike | None) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """A function that logs a row for TensorBoard, if `folder` is given."""
     if folder is None:
         yield lambda row: None
         return
-    import tensorflow as tf
-
     # What `tf.summary.scalar` writes; that needs the package tensorboard, this does not.
     metadata = tf.compat.v1.SummaryMetadata(data_class=1)  # DATA_CLASS_SCALAR
     metadata.plugin_data.plugin_name = "scalars"

@@ -1,20 +1,23 @@
-"""`read_folders`: a folder of class folders -> photos with labels, to train on and to judge by."""
+"""`read_photos`: class folders or a table of labels -> photos in splits, to train and validate."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.errors import ImageError, UsageError
-from tf_alexnet.images.discovery import find_by_class, subfolders
+from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.extraction.job import read_state
+from tf_alexnet.images.labelled import Labelled, find_labelled, listed
+from tf_alexnet.remote import is_url
 
-_SHOWN = 3  # pairs of duplicates that a note names
+_BYTES = ("utf-8", "surrogateescape")  # names may hold any bytes
 
 
 class Example(NamedTuple):
@@ -24,30 +27,39 @@ class Example(NamedTuple):
     ----------
     path : str
         The photo.
-    label : int
-        Index into `PhotoSet.classes`.
+    label : int or tuple of int
+        Index into `PhotoSet.classes`; of a multi-label set all its indices, rising.
     """
 
     path: str
-    label: int
+    label: int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """The photos of a folder, in two parts.
+    """Photos with labels, in splits.
 
     Attributes
     ----------
     folder : str
-        DATA, as it was given.
+        The data folder, or that of the table.
     classes : tuple of str
-        Names of the class folders, sorted byte by byte; a label is an index into them.
+        Names of the classes, sorted byte by byte; a label is an index into them.
     train, val : tuple of Example
-        What is trained on, and what it is judged by; class by class, photos sorted by name.
+        Photos to train on, and to validate with; class by class, photos sorted by name, or in the
+        order of the table.
     split : bool
-        Whether the parts were drawn here, not found as ``train/`` and ``val/``.
+        Whether `val` was set aside here, at random, and not given.
     notes : tuple of str
         What a user should know about these data, a sentence each.
+    test : tuple of Example
+        Photos for the very end, if there is such a split.
+    multi_label : bool
+        Whether a photo has any number of labels.
+    contents : mapping of str to str or None
+        Path -> digest of the photo's bytes, None if it can't be read; empty if none was read.
+    source : str
+        The data folder or table; empty if they came from memory.
     """
 
     folder: str
@@ -56,43 +68,64 @@ class PhotoSet:
     val: tuple[Example, ...]
     split: bool
     notes: tuple[str, ...] = ()
+    test: tuple[Example, ...] = ()
+    multi_label: bool = False
+    contents: Mapping[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+    source: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<PhotoSet {one_line(self.source or 'in memory')}: {len(self.classes)} classes, "
+            f"train {len(self.train)}, val {len(self.val)}, test {len(self.test)}>"
+        )
 
     def name_of(self, example: Example) -> str:
         """The photo's path below `folder`."""
-        return os.path.relpath(example.path, self.folder)
+        return example.path if is_url(example.path) else os.path.relpath(example.path, self.folder)
 
     @property
     def digest(self) -> str:
-        """``sha256:...`` over names, labels and parts: another one if photos come, go or move."""
+        """``sha256:...`` over names, labels, splits and `contents`."""
         sha = hashlib.sha256("\0".join(self.classes).encode(*_BYTES))
-        for part in (self.train, self.val):
+        for part in (self.train, self.val, self.test):
             sha.update(f"\n{len(part)}\n".encode())
-            for example in part:
-                sha.update(f"{example.label}\0{self.name_of(example)}\0".encode(*_BYTES))
+            for x in part:
+                text = f"{x.label}\0{self.name_of(x)}\0{self.contents.get(x.path)}\0"
+                sha.update(text.encode(*_BYTES))
         return f"sha256:{sha.hexdigest()}"
 
 
-_BYTES = ("utf-8", "surrogateescape")  # names may hold any bytes
+def read_digests(paths: Iterable[str]) -> dict[str, str | None]:
+    """Path -> digest of the bytes of each photo, None if it can't be read; URLs are left out."""
+    paths = list(paths)
+    local = [path for path in paths if not is_url(path)]
+    with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
+        states = pool.map(read_state, local)
+        found = {path: state and state[1] for path, state in zip(local, states, strict=True)}
+    return dict.fromkeys(paths) | found
 
 
-def read_folders(
-    data: str | os.PathLike, val_split: float = 0.2, seed: int = 0, *, duplicates: bool = True
+def read_photos(
+    data: str | os.PathLike,
+    val_split: float = 0.2,
+    seed: int = 0,
+    *,
+    duplicates: bool = True,
+    multi_label: bool = False,
 ) -> PhotoSet:
-    """Find the photos of each class.
+    """Find photos and their labels.
 
     Parameters
     ----------
-    data : path
-        A folder with ``train/`` and ``val/``, each with a folder a class; or with the class folders
-        themselves, of which a part is then set aside. Class folders are searched recursively;
-        hidden names are left out.
+    data, multi_label
+        As in `find_labelled`: class folders, splits of such, or a table.
     val_split : float
-        Part of each class that is set aside, 0 < val_split < 1; at least one photo stays on either
-        side. Not used where there is a ``val/``.
+        Fraction of each class that is set aside for validation where no such split is given,
+        0 < val_split < 1; at least one photo stays on either side.
     seed : int
-        Which photos those are: the same folder and seed give the same parts.
+        Random seed of that choice, 0 to 4294967295.
     duplicates : bool
-        Look for photos that are in both parts, by content. Only files of equal size are read.
+        Read all photos, and note those that are in several splits or classes.
 
     Returns
     -------
@@ -101,145 +134,154 @@ def read_folders(
     Raises
     ------
     UsageError
-        If there are fewer than two classes, a class without a photo, with a single one to be
-        split, or one in ``val/`` that ``train/`` lacks.
+        If there are fewer than two classes, a class without a photo to train on or with a single
+        one to be split, or one that only other splits have.
     ImageError
-        If a folder is missing or can't be read.
+        If a folder or table is missing or can't be read.
     """
-    folder = os.fspath(data)
-    if not os.path.isdir(folder):
-        raise ImageError(folder, "there is no such folder", "Name a folder with a folder a class.")
-    parts = {part: os.path.join(folder, part) for part in ("train", "val")}
-    given = [part for part, path in parts.items() if os.path.isdir(path)]
-    if len(given) == 2:
-        train = _photos_of_classes(parts["train"])
-        val = _photos_of_classes(parts["val"])
-        notes = _compare_classes(folder, train, val)
-    else:
-        _refuse_half(folder, given)
-        train, val = _split(_photos_of_classes(folder), val_split, seed)
-        notes = []
-    classes = tuple(train)
-    labelled = [
-        tuple(Example(path, i) for i, name in enumerate(classes) for path in part.get(name, ()))
-        for part in (train, val)
-    ]
+    check_seed(seed)
+    found = find_labelled(data, multi_label=multi_label)
+    notes = found.notes
+    classes, splits = _indexed(os.fspath(data), found, multi_label, notes)
+    drawn = not splits["val"]
+    if drawn:
+        splits["train"], splits["val"] = set_aside(splits["train"], classes, val_split, seed)
+    contents = {}
     if duplicates:
-        notes += _note_duplicates(*labelled, folder)
-    return PhotoSet(folder, classes, *labelled, split=len(given) < 2, notes=tuple(notes))
+        contents = read_digests(x.path for part in splits.values() for x in part)
+        notes += note_duplicates(splits, contents, found.folder)
+    return PhotoSet(
+        found.folder, classes, splits["train"], splits["val"], drawn, tuple(notes), splits["test"],
+        multi_label, contents, os.fspath(data),
+    )  # fmt: skip
 
 
-def _photos_of_classes(folder: str) -> dict[str, list[str]]:
-    """Class -> photos, classes in the order of their names' bytes."""
-    paths = subfolders(folder)
-    if len(paths) < 2:
+def _indexed(
+    data: str, found: Labelled, multi_label: bool, notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[Example, ...]]]:
+    """The classes, which are those of the training photos, and split -> examples."""
+    whole = "" if "" in found.splits else "train"
+    if whole not in found.splits:
         raise UsageError(
-            folder,
-            f"one class only ({next(iter(paths))})" if paths else "no class folder in it",
-            "Make a folder for each of two classes or more, and put their photos there.",
+            data, f"it has {listed(found.splits)}, but no train", "Add training photos."
         )
-    photos = find_by_class(paths)
-    for name, found in photos.items():
-        if not found:
+    for folder in found.empty.get(whole, ()):
+        raise UsageError(
+            folder, "a class folder without a photo", "Put photos of the class there, or remove it."
+        )
+    if hollow := [split for split, photos in found.splits.items() if split and not photos]:
+        raise UsageError(data, f"no photo in {listed(hollow)}", "Add photos, or remove the split.")
+    splits = {"train": found.splits[whole]}
+    splits |= {split: found.splits.get(split, []) for split in ("val", "test")}
+    names = {name for _, labels in splits["train"] for name in labels}
+    classes = sorted(names, key=os.fsencode)
+    if len(classes) < 2:
+        raise UsageError(
+            data,
+            f"one class only ({classes[0]})" if classes else "no photo in it",
+            "Give photos of two classes or more, each in a folder of its own.",
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    for split, title in (("val", "validation"), ("test", "test")):
+        present = {name for _, labels in splits[split] for name in labels}
+        if unknown := sorted(present - names):
             raise UsageError(
-                paths[name],
-                "a class folder without a photo",
-                "Put photos of the class there, or remove the folder.",
+                data,
+                f"no training photo shows {listed(unknown, 10)}, as {title} photos do",
+                "Give the splits the same classes.",
             )
-    return photos
-
-
-def _refuse_half(folder: str, given: list[str]) -> None:
-    """``train/`` without ``val/``, or the other way round: taken for a class it would mislead."""
-    if given:
-        other = {"train": "val", "val": "train"}[given[0]]
-        raise UsageError(
-            folder,
-            f"it has {given[0]}/ but no {other}/",
-            f"Add {other}/, or name {os.path.join(folder, given[0])} itself to have it split.",
+        missing = [name for name in classes if name not in present]
+        if splits[split] and missing:
+            notes.append(f"there is no {title} photo of {listed(missing, 10)}")
+    examples = {
+        split: tuple(
+            Example(
+                path, tuple(sorted(index[x] for x in labels)) if multi_label else index[labels[0]]
+            )
+            for path, labels in photos
         )
+        for split, photos in splits.items()
+    }
+    return tuple(classes), examples
 
 
-def _compare_classes(folder: str, train: dict, val: dict) -> list[str]:
-    unknown = [name for name in val if name not in train]
-    if unknown:
-        raise UsageError(
-            os.path.join(folder, "val"),
-            f"classes that train/ lacks: {', '.join(unknown[:10])}",
-            "Give both parts the same class folders.",
-        )
-    missing = [name for name in train if name not in val]
-    if not missing:
-        return []
-    return [f"{os.path.join(folder, 'val')} has no photo of {', '.join(missing[:10])}"]
-
-
-def _split(photos: dict[str, list[str]], val_split: float, seed: int) -> tuple[dict, dict]:
-    """Set a part of each class aside."""
-    if not 0 < val_split < 1:
-        raise UsageError(
-            f"val_split {val_split}",
-            "nothing would be left on one side",
-            "Use a part between 0 and 1, as 0.2.",
-        )
+def check_seed(seed: int) -> None:
+    """Refuse (UsageError) a random seed that generators of NumPy and Keras don't take."""
     if not 0 <= seed < 1 << 32:
         raise UsageError(f"seed {seed}", "out of range", "Use 0 to 4294967295.")
-    train, val = {}, {}
-    for index, (name, paths) in enumerate(photos.items()):
-        if len(paths) < 2:
+
+
+def set_aside(
+    photos: Sequence[Example], classes: Sequence[str], fraction: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Set aside a fraction of each class at random; of a multi-label set, a fraction of all."""
+    if not 0 < fraction < 1:
+        raise UsageError(
+            f"val_split {fraction}",
+            "nothing would be left on one side",
+            "Use a fraction between 0 and 1, such as 0.2.",
+        )
+    labels = [x.label if isinstance(x.label, tuple) else (x.label,) for x in photos]
+    groups = defaultdict(list)
+    for i, example in enumerate(photos):
+        groups[0 if isinstance(example.label, tuple) else example.label].append(i)
+    left = Counter(label for some in labels for label in some)  # photos to train on
+    aside: set[int] = set()
+    for group, members in sorted(groups.items()):
+        if len(members) < 2:
             raise UsageError(
-                os.path.dirname(paths[0]),
-                "a single photo, which can't be trained on and judged by",
+                f"class {classes[group]}",
+                "it has a single photo, too few for training and validation",
                 "Add photos of that class.",
             )
-        count = min(max(1, round(val_split * len(paths))), len(paths) - 1)
-        order = np.random.default_rng([seed, index]).permutation(len(paths))
-        aside = set(order[:count].tolist())
-        train[name] = [path for i, path in enumerate(paths) if i not in aside]
-        val[name] = [path for i, path in enumerate(paths) if i in aside]
-    return train, val
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        order = np.random.default_rng([seed, group]).permutation(len(members)).tolist()
+        for i in (members[j] for j in order):
+            if count and all(left[label] > 1 for label in labels[i]):
+                aside.add(i)
+                left.subtract(labels[i])
+                count -= 1
+    if not aside:
+        raise UsageError(
+            "validation photos", "each photo is the only one of a class", "Add more photos."
+        )
+    train = tuple(x for i, x in enumerate(photos) if i not in aside)
+    return train, tuple(photos[i] for i in sorted(aside))
 
 
-def _note_duplicates(
-    train: Sequence[Example], val: Sequence[Example], folder: str
+def note_duplicates(
+    splits: Mapping[str, Sequence[Example]],
+    contents: Mapping[str, str | None],
+    folder: str,
 ) -> Iterator[str]:
-    """A sentence where photos of `val` are in `train` too."""
-    sizes = [_by_size(x.path for x in part) for part in (train, val)]
-    pairs = []
-    for size in sorted(sizes[0].keys() & sizes[1].keys()):
-        seen = {}
-        for path in sizes[0][size]:
-            seen.setdefault(_checksum(path), path)
-        seen.pop(None, None)
-        for path in sizes[1][size]:
-            if (twin := seen.get(_checksum(path))) is not None:
-                pairs.append((path, twin))
-    if pairs:
-        pairs.sort()
-        shown = ", ".join(
-            f"{os.path.relpath(a, folder)} = {os.path.relpath(b, folder)}"
-            for a, b in pairs[:_SHOWN]
+    """A sentence each on images that are in two splits, and in two classes."""
+    first: dict[str, dict[str, Example]] = defaultdict(dict)  # digest -> split -> photo
+    copies: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    torn: list[tuple[str, str]] = []
+    for split, photos in splits.items():
+        for photo in photos:
+            digest = contents[photo.path]
+            if digest is None:
+                continue
+            there = first[digest]
+            if split != "train" and "train" in there:
+                copies[split].append((photo.path, there["train"].path))
+            other = next((x for x in there.values() if x.label != photo.label), None)
+            if other:
+                torn.append((photo.path, other.path))
+            there.setdefault(split, photo)
+
+    def shown(pairs: list[tuple[str, str]]) -> str:
+        pairs = sorted(pairs)
+        return listed(
+            f"{os.path.relpath(a, folder)} = {os.path.relpath(b, folder)}" for a, b in pairs
         )
-        more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-        yield (
-            f"{len(pairs)} of {len(val)} validation photos are among the training photos too, so "
-            f"the accuracy will look better than it is: {shown}{more}"
-        )
 
-
-def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
-    sizes = defaultdict(list)
-    for path in paths:
-        try:
-            sizes[os.stat(path).st_size].append(path)
-        except OSError:  # the reader of photos has the better words for it
-            continue
-    return sizes
-
-
-def _checksum(path: str) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError:
-        return None
+    for split, title in (("val", "validation"), ("test", "test")):
+        if pairs := copies[split]:
+            yield (
+                f"{len(pairs)} of {len(splits[split])} {title} photos are among the training "
+                f"photos too, so the accuracy will look better than it is: {shown(pairs)}"
+            )
+    if torn:
+        yield f"{len(torn)} photos have the content of one with other labels: {shown(torn)}"

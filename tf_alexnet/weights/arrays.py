@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES, Architecture, Dense, architecture_named
-from tf_alexnet.errors import UsageError, WeightsError
+from tf_alexnet.errors import UsageError, WeightsError, one_line
 
 # Every layer name of our tables, in network order.
 LAYER_ORDER = tuple(
@@ -34,6 +34,9 @@ class LayerArrays(NamedTuple):
 
     kernel: np.ndarray
     bias: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"<LayerArrays kernel {np.shape(self.kernel)}, bias {np.shape(self.bias)}>"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class WeightArrays:
                 )
             pairs[name] = LayerArrays(*pair)
         object.__setattr__(self, "layers", pairs)
+
+    def __repr__(self) -> str:
+        numbers = sum(np.size(array) for pair in self.layers.values() for array in pair)
+        return (
+            f"<WeightArrays {self.architecture or 'of an unknown network'}: "
+            f"{', '.join(network_order(self.layers)) or 'no layers'}, {numbers:,} numbers, "
+            f"from {one_line(self.source)}>"
+        )
 
     @cached_property
     def digest(self) -> str:

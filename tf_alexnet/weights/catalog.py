@@ -101,6 +101,10 @@ class KnownWeights:
     note: str = ""
     fingerprint: str | None = None
 
+    def __repr__(self) -> str:
+        outputs = f"{self.classes} classes" if self.classes else "no classes"
+        return f"<KnownWeights {self.name}: {self.architecture}, {outputs}, {self.licence}>"
+
     @property
     def preset(self) -> str:
         """The preprocessing it was trained with."""

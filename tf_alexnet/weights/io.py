@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from tf_alexnet.architectures import ALL, ARCHITECTURES, BVLC_ALEXNET, blob_names
 from tf_alexnet.errors import UsageError, WeightsError
@@ -14,6 +15,9 @@ from tf_alexnet.weights.catalog import KnownWeights, known_weights, names, publi
 from tf_alexnet.weights.download import expected_record, find_weights
 from tf_alexnet.weights.identify import FOUND_ANEW, Identification, read_identified
 from tf_alexnet.weights.prototxt import Declared, resolve_architecture
+
+if TYPE_CHECKING:
+    import keras
 
 
 def read_weights(path: str | os.PathLike, classifier: str | None = None) -> WeightArrays:
@@ -107,7 +111,12 @@ def _other_network(known: Identification, expected: KnownWeights | None) -> str 
     return f"found as {expected.name}, but it is {found} (by {known.how})"
 
 
-def write_weights(arrays, path: str | os.PathLike, form: str | None = None, **options) -> None:
+def write_weights(
+    arrays: WeightArrays | keras.Model,
+    path: str | os.PathLike,
+    form: str | None = None,
+    **options: Any,
+) -> None:
     """Write a weight file in the format that the suffix names.
 
     Parameters
@@ -143,7 +152,7 @@ def convert_weights(
     form: str | None = None,
     architecture: str | None = None,
     classifier: str | None = None,
-    **options,
+    **options: Any,
 ) -> WeightArrays:
     """Write weights to another file, in the format that its suffix names.
 

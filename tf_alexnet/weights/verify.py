@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import InputError
+from tf_alexnet.errors import InputError, one_line
 from tf_alexnet.labels import imagenet_labels
 from tf_alexnet.weights.arrays import WeightArrays, faults, not_alexnet, own_table
 from tf_alexnet.weights.catalog import (
@@ -133,6 +133,14 @@ class Inspection:
     metadata: dict[str, str]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        network = self.identity.name or self.identity.architecture or "an unknown network"
+        state = f"wrong: {', '.join(self.wrong)}" if self.wrong else "no check failed"
+        return (
+            f"<Inspection {one_line(self.path)}: {self.format}, {network}, "
+            f"{len(self.layers)} layers, {state}>"
+        )
 
     @property
     def wrong(self) -> tuple[str, ...]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
-from tf_alexnet.extraction import FeatureExtractor
+from tf_alexnet.extraction.extractor import FeatureExtractor
 from tf_alexnet.extraction.reader import PhotoReader
 from tf_alexnet.extraction.spec import CROPS
-from tf_alexnet.images import find_images
-from tf_alexnet.labels import Labels, Prediction, decode_predictions, read_labels
+from tf_alexnet.images import find_images, load_image
+from tf_alexnet.images.discovery import ImagePaths
+from tf_alexnet.images.lists import as_sequence
+from tf_alexnet.labels import Labels, Prediction, decode_predictions, labels_of_network
 from tf_alexnet.progress import progress_callback
 
 
@@ -36,7 +40,7 @@ class PhotoPrediction:
 
 
 def predict_photos(
-    images: str | os.PathLike | Sequence[str | os.PathLike],
+    images: Any,
     extractor: FeatureExtractor,
     *,
     top: int | None = 5,
@@ -50,10 +54,12 @@ def predict_photos(
 
     Parameters
     ----------
-    images : path, or sequence of paths
-        Photos, folders, lists, as in `extract_features`.
+    images : path, sequence of paths, or images
+        Photos, folders, lists, as in `extract_features`; or images in memory, as in
+        `FeatureExtractor.from_images`, which are called ``images[0]``, ``images[1]``, ...
     extractor : FeatureExtractor
-        Made with ``layers=("prob",)``.
+        Made with ``layers=("prob",)``, or with ``("fc8",)`` for a network with a sigmoid per class
+        (multi-label).
     top : int or None
         How many classes; None for all.
     crops : {"center", "ten"}
@@ -73,7 +79,13 @@ def predict_photos(
     PhotoPrediction
         In the order of the photos within a batch, those that could not be read after the others.
     """
-    classes = None if classes is None else read_labels(classes)
+    if classes is not None:
+        classes = labels_of_network(classes, extractor.classes)
+    if not isinstance(images, str | os.PathLike | ImagePaths):
+        images = as_sequence(images)
+        if not all(isinstance(x, str | os.PathLike) for x in images):
+            yield from _in_memory(images, extractor, top, crops, depth, batch_size, classes)
+            return
     paths = find_images(images)
     done = errors = 0
     with (
@@ -88,7 +100,7 @@ def predict_photos(
             done += len(batch.paths) + len(batch.failures)
             errors += len(batch.failures)
             if batch.paths:
-                found = _decode(extractor(batch.pixels)["prob"], crops, top, classes)
+                found = decode_blobs(extractor(batch.pixels), crops, top, classes)
                 for path, predictions in zip(batch.paths, found, strict=True):
                     yield PhotoPrediction(path, tuple(predictions))
             for failure in batch.failures:
@@ -97,11 +109,34 @@ def predict_photos(
                 tell(done, len(paths), errors, 0)
 
 
-def _decode(
-    probabilities: np.ndarray, crops: str, top: int | None, names: Labels | None
+def _in_memory(
+    images: list,
+    extractor: FeatureExtractor,
+    top: int | None,
+    crops: str,
+    depth: str,
+    batch_size: int,
+    classes: Labels | None,
+) -> Iterator[PhotoPrediction]:
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        pixels = [x if isinstance(x, np.ndarray) else load_image(x, depth=depth) for x in some]
+        blobs = extractor(extractor.preprocess(pixels, crops))
+        for number, found in enumerate(decode_blobs(blobs, crops, top, classes), start):
+            yield PhotoPrediction(f"images[{number}]", tuple(found))
+
+
+def decode_blobs(
+    blobs: Mapping[str, np.ndarray], crops: str, top: int | None, names: Labels | None
 ) -> list[list[Prediction]]:
+    """Predictions of each photo, from what an extractor as in `predict_photos` returns.
+
+    `crops`, `top` and `names` are its `crops`, `top` and `classes`.
+    """
+    independent = "prob" not in blobs
+    probabilities = expit(blobs["fc8"]) if independent else blobs["prob"]
     classes = probabilities.shape[1]
     mean = probabilities.reshape(-1, CROPS[crops], classes).mean(axis=1)
     if names is None and classes != 1000:
         names = [f"class {i}" for i in range(classes)]
-    return decode_predictions(mean, top=top or classes, labels=names)
+    return decode_predictions(mean, top=top or classes, labels=names, multi_label=independent)

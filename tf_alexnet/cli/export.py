@@ -1,0 +1,110 @@
+"""`tf-alexnet export`."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from tf_alexnet.cli import console
+from tf_alexnet.cli.options import Architecture, MeanImage, Preset, Quiet
+
+
+class TargetName(str, Enum):
+    """Kinds of model files."""
+
+    savedmodel = "savedmodel"
+    litert = "litert"
+    onnx = "onnx"
+    openvino = "openvino"
+    keras = "keras"
+    caffe = "caffe"
+
+
+class VariantName(str, Enum):
+    """Types of weights and values."""
+
+    float32 = "float32"
+    float16 = "float16"
+    dynamic = "dynamic"
+    int8 = "int8"
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|WEIGHTS",
+            help="What `train` made, a weight file, a name in the catalogue, or random:SEED.",
+        ),
+    ],
+    to: Annotated[TargetName, typer.Option("--to", help="The kind of model file.")],
+    output: Annotated[
+        str, typer.Option("--output", "--out", "-o", metavar="OUT", help="The folder to make.")
+    ],
+    variant: Annotated[
+        VariantName, typer.Option(help="For LiteRT: type of the weights, with int8 of all values.")
+    ] = VariantName.float32,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="For int8: photos such as the network will see."),
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(help="Photos or folders to verify by (default: the examples)."),
+    ] = None,
+    architecture: Architecture = None,
+    preset: Preset = None,
+    mean_image: MeanImage = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Class names: text with one per line, or JSON."),
+    ] = None,
+    verify_only: Annotated[
+        bool, typer.Option("--verify-only", help="Verify the export in OUT; write nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model file for other programs, and verify it in its own runtime."""
+    from tf_alexnet.demo import example_photos
+    from tf_alexnet.export import check_call
+    from tf_alexnet.images import find_images
+    from tf_alexnet.labels import read_labels
+
+    check_call(to.value, output, variant.value, calibrate, verify_only)
+    is_run = os.path.isdir(model)
+    console.check_names(None if is_run else model, architecture, preset, mean_image)
+    names = read_labels(labels) if labels else None
+    chosen = find_images(photos or [example_photos()])
+    if calibrate:
+        find_images(calibrate)
+    run = console.open_run(model) if is_run else None
+    source = run or console.find_weights(model)
+    from tf_alexnet.export import export_model
+    from tf_alexnet.export.card import verification_rows
+    from tf_alexnet.export.verification import reference_engine
+
+    writes_with_it = to in (TargetName.savedmodel, TargetName.keras)
+    if writes_with_it or reference_engine(to.value) == "tensorflow":
+        console.load_tensorflow()
+
+    found = export_model(
+        source,
+        to.value,
+        output,
+        photos=chosen,
+        variant=variant.value,
+        calibrate=calibrate,
+        architecture=architecture,
+        preset=preset,
+        mean_image=mean_image,
+        labels=names,
+        verify_only=verify_only,
+    )
+    print(f"{found.file}: {'verified again' if verify_only else 'written and verified'}")
+    rows = verification_rows(found.verification, variant.value)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name.ljust(width)}  {value}")

@@ -1,0 +1,171 @@
+"""What is exported: a network's arrays and table, its preprocessing, its classes, its origin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_alexnet.architectures import Architecture, Conv, Dense, MaxPool
+from tf_alexnet.errors import PresetError, UsageError, one_line
+from tf_alexnet.images import Preset, as_preset, recorded_name, resolve
+from tf_alexnet.images.mean_image import Mean
+from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
+from tf_alexnet.training.run import Run
+from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
+from tf_alexnet.weights.resolve import as_far_as, fitted_layers, resolve_weights
+
+if TYPE_CHECKING:
+    import keras
+
+LABELS = "labels.txt"
+_CLASSIFIER, _PROBABILITIES = "fc8", "prob"
+_IMAGENET = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to export.
+
+    Attributes
+    ----------
+    arrays : WeightArrays
+        The layers of `table` and no others; the classifier is called `fc8`.
+    table : Architecture
+        The network as far as there are weights.
+    preset : Preset
+        How photos become its input; its name is recorded with the export.
+    mean_image : ndarray of float32 (S, S, 3), or None
+        The mean image, where `preset` subtracts one.
+    labels : tuple of Label
+        The classes in the order of `prob`; empty for a network without a classifier.
+    trained_as : str or None
+        Catalogue name of the known training that these weights are.
+    licence : str
+        Of the weights, as far as known.
+    """
+
+    arrays: WeightArrays
+    table: Architecture
+    preset: Preset
+    mean_image: np.ndarray | None
+    labels: tuple[Label, ...]
+    trained_as: str | None
+    licence: str
+
+    @property
+    def features(self) -> str:
+        """The blob before the classifier: `fc7`, or for a classifier on another layer that."""
+        kinds = (Conv, Dense, MaxPool)
+        return [
+            x.name for x in self.table.layers if isinstance(x, kinds) and x.name != _CLASSIFIER
+        ][-1]
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """What every export returns: the features and, where there is a classifier, `prob`."""
+        return (self.features, _PROBABILITIES) if self.labels else (self.features,)
+
+    @property
+    def labels_text(self) -> str:
+        """The classes one per line, after their synset id where they have one."""
+        return "".join(f"{one_line(f'{x.synset} {x.label}'.strip())}\n" for x in self.labels)
+
+    def shape(self, blob: str) -> tuple[int, ...]:
+        """Shape of a blob, without the batch axis."""
+        return next(row.output_shape for row in self.table.rows() if row.name == blob)
+
+
+def open_source(
+    model: str | os.PathLike | Run | WeightArrays | keras.Model,
+    *,
+    architecture: str | None = None,
+    preset: str | Preset | None = None,
+    mean_image: Mean = None,
+    labels: Labels | None = None,
+) -> Source:
+    """Read what is to be exported. Parameters and errors are those of `export_model`."""
+    run = model if isinstance(model, Run) else None
+    if isinstance(model, str | os.PathLike) and os.path.isdir(model):
+        run = Run.open(model)
+    if run is not None:
+        if run.record.multi_label:
+            raise UsageError(
+                f"{run.folder} as an export",
+                "its classes are independent of each other, and exports end in a softmax",
+                "Export the base weights, and take the classifier from the RUN.",
+            )
+        if architecture is not None:
+            raise UsageError(
+                f"architecture {architecture!r} with a RUN",
+                f"the RUN records its own, {run.record.architecture}",
+                "Leave it out.",
+            )
+        model, architecture = run.arrays, run.record.architecture
+    elif "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
+        from tf_alexnet.blobs import arrays_of
+
+        model = arrays_of(model)
+    if model is None:
+        raise UsageError("export_model(None)", "it needs weights", "Pass a RUN or a weight file.")
+    arrays, whole = resolve_weights(model, architecture)
+    table = as_far_as(whole, arrays)
+    layers = fitted_layers(arrays, table, whole, None)
+    record = _preset(arrays, table, preset, mean_image)
+    known = identify_weights(arrays).name
+    kept = {k: v for k, v in arrays.metadata.items() if k != "renamed"}
+    metadata = {**kept, "preset": recorded_name(record[0])}
+    arrays = replace(arrays, layers=layers, metadata=metadata, architecture=table.name)
+    return Source(
+        arrays,
+        table,
+        *record,
+        _labels(arrays, run, labels),
+        known,
+        _licence(arrays, known),
+    )
+
+
+def _preset(
+    arrays: WeightArrays, table: Architecture, preset: Any, mean_image: Mean
+) -> tuple[Preset, np.ndarray | None]:
+    trained = as_preset(arrays.metadata.get("preset") or table.preset)
+    record, mean = resolve(preset or trained, mean_image)
+    if record.size != table.input_size:
+        makes = f"pictures of {record.size} pixels a side" if record.size else "no fixed size"
+        raise PresetError(
+            f"preset {record.name!r} for {table.name}",
+            f"it makes {makes}, the network takes {table.input_size}",
+            f"Use {table.preset!r}.",
+        )
+    return record, mean
+
+
+def _labels(arrays: WeightArrays, run: Run | None, labels: Labels | None) -> tuple[Label, ...]:
+    """A label for each class."""
+    classes = arrays.classes
+    if classes is None:
+        return ()
+    if labels is not None:
+        found = read_labels(labels)
+    elif run is not None:
+        found = read_labels(list(run.record.classes))
+    elif classes == _IMAGENET:
+        found = imagenet_labels()
+    else:
+        found = read_labels([f"class {i}" for i in range(classes)])
+    if len(found) != classes:
+        raise UsageError(
+            "labels",
+            f"{len(found)} names for {classes} classes",
+            "Give one for each class, in the order of the network's output.",
+        )
+    return found
+
+
+def _licence(arrays: WeightArrays, known: str | None) -> str:
+    recorded = arrays.metadata.get("licence")
+    return recorded or (known_weights(known).licence if known else "not recorded")

@@ -1,0 +1,115 @@
+"""What a server takes at most, and the errors that it answers with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tf_alexnet.images import MAX_PIXELS
+
+_RETRY = {"Retry-After": "1"}
+
+
+class RequestError(Exception):
+    """A request that is refused.
+
+    Attributes
+    ----------
+    status : int
+        Of HTTP.
+    message : str
+        What was found, for the body ``{"error": message}``.
+    headers : dict of str to str
+        More headers of the response.
+    """
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers or {}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes at most.
+
+    Attributes
+    ----------
+    body : int
+        Bytes of a request's body (413).
+    images : int
+        Images in a request (413).
+    pixels : int
+        Pixels of an image (413): what `load_image` reads.
+    seconds : float
+        For a request, from its first byte to the answer (408 while it is sent, then 504).
+    waiting : int
+        Images that wait or are computed, of all requests together (503).
+    buffered : int
+        Bytes of bodies, of all requests together (503).
+    connections : int
+        Open at a time (503).
+    """
+
+    body: int = 20 * 2**20
+    images: int = 64
+    pixels: int = MAX_PIXELS
+    seconds: float = 30.0
+    waiting: int = 256
+    buffered: int = 256 * 2**20
+    connections: int = 512
+
+
+class Room:
+    """What all requests hold together: bytes of bodies, and images."""
+
+    def __init__(self, limits: Limits):
+        self.limits, self.buffered, self.images = limits, 0, 0
+
+    @contextlib.contextmanager
+    def ticket(self) -> Iterator[Ticket]:
+        """Room for one request, given back at the end of the block."""
+        ticket = Ticket(self)
+        try:
+            yield ticket
+        finally:
+            self.buffered -= ticket.buffered
+            self.images -= ticket.images
+
+
+class Ticket:
+    """What one request holds."""
+
+    def __init__(self, room: Room):
+        self._room, self.buffered, self.images = room, 0, 0
+
+    def add_bytes(self, count: int) -> None:
+        """Hold more bytes.
+
+        Raises
+        ------
+        RequestError
+            503, if there is no room for them.
+        """
+        room = self._room
+        if room.buffered + count > room.limits.buffered:
+            raise RequestError(503, "too many large requests at once; try again", _RETRY)
+        room.buffered += count
+        self.buffered += count
+
+    def add_images(self, count: int) -> None:
+        """Hold more images.
+
+        Raises
+        ------
+        RequestError
+            413, if they are too many for one request; 503, if there is no room for them.
+        """
+        room, most = self._room, self._room.limits.images
+        if self.images + count > most:
+            found = f"{self.images + count} images, and at most {most} go into a request"
+            raise RequestError(413, found)
+        if room.images + count > room.limits.waiting:
+            raise RequestError(503, "too many images at once; try again", _RETRY)
+        room.images += count
+        self.images += count
