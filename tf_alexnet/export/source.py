@@ -118,7 +118,15 @@ def open_source(
     known = identify_weights(arrays).name
     kept = {k: v for k, v in arrays.metadata.items() if k != "renamed"}
     metadata = {**kept, "preset": recorded_name(record[0])}
-    arrays = replace(arrays, layers=layers, metadata=metadata, architecture=table.name)
+    channels = table.convolutions[-1].filters
+    dense = [x.name for x in table.weighted if isinstance(x, Dense)]
+    arrays = replace(
+        arrays,
+        layers=layers,
+        metadata=metadata,
+        architecture=table.name,
+        flattened={name: channels if name == dense[0] else 0 for name in dense},
+    )
     return Source(
         arrays,
         table,
