@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import training
+from sklearn.metrics import average_precision_score
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
@@ -487,6 +488,59 @@ def test_classes_have_weights(data):
     with Photos(examples, PRESETS["compact"], 3, class_weights=np.float32([1, 2, 3])) as photos:
         _, labels, weights = photos[len(photos) - 1]
     np.testing.assert_allclose(weights, (1 + labels) / 3, rtol=1e-6)
+
+
+def test_photos_of_several_labels_are_trained_with_sigmoids(data, tmp_path):
+    names = {"blue": "cold|sea", "green": "cold|wood", "red": "warm"}
+    rows = [
+        f"{data}/{colour}/{number}.png,{labels}"
+        for colour, labels in names.items()
+        for number in range(6)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    settings = {**SMALL, "unfreeze_from": "fc8", "multi_label": True, "learning_rate": 1e-2}
+    run = train_network(tmp_path / "labels.csv", tmp_path / "run", **settings).run
+    assert run.record.multi_label
+    assert run.classes == ("cold", "sea", "warm", "wood")
+    photos = read_photos(tmp_path / "labels.csv", multi_label=True)
+    x = ta.preprocess_input([ta.load_image(e.path) for e in photos.val], run.record.preset)
+    truth = np.array([[i in e.label for i in range(4)] for e in photos.val])
+    found = keras.saving.load_model(run.folder / "model.keras")(x).numpy()
+    logits = ta.AlexNet(run.arrays, classifier_activation=None)(x).numpy()
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    used = truth.any(axis=0)
+    wanted = average_precision_score(truth[:, used], found[:, used], average="macro")
+    assert run.record.metrics["val_map"] == pytest.approx(wanted, abs=1e-6)
+    with np.errstate(over="ignore"):
+        loss = np.log1p(np.exp(-np.where(truth, logits, -logits).astype(np.float64))).mean()
+    assert run.record.metrics["val_loss"] == pytest.approx(loss, rel=1e-4)
+    with pytest.raises(UsageError, match="class weight with several labels per photo"):
+        train_network(
+            tmp_path / "labels.csv", tmp_path / "new", **settings, class_weight="balanced"
+        )
+
+
+def test_rare_classes_may_weigh_as_much_as_others(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    for number in range(2, 6):
+        (tmp_path / "data" / "red" / f"{number}.png").unlink()
+    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8", "class_weight": "balanced"}
+    weights = []
+    take = Photos.__getitem__
+
+    def taken(self, index):
+        x, y, some = take(self, index)
+        weights.append((y, some * len(y)))
+        return x, y, some
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Photos, "__getitem__", taken)
+        train_network(tmp_path / "data", tmp_path / "run", **settings)
+    labels, found = (np.concatenate(x) for x in zip(*weights, strict=True))
+    counts = np.array([5, 5, 1])  # in training: one photo of each is for validation
+    trained = found != 1
+    np.testing.assert_allclose(found[trained], (11 / 3 / counts)[labels[trained]], rtol=1e-6)
+    assert trained.sum() >= 11
 
 
 def test_labels_may_be_several(data):

@@ -277,7 +277,7 @@ def _check(
     """What can be wrong with a call, before weights are downloaded and TensorFlow is loaded."""
     from tf_alexnet.extraction import check_output
     from tf_alexnet.training import read_photos
-    from tf_alexnet.training.begin import check_run
+    from tf_alexnet.training.run import check_run
 
     layers = [options[name] for name in ("unfreeze_from", "layer") if name in options]
     console.check_names(options.get("weights"), architecture, preset, layers=layers)

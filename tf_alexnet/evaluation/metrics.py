@@ -49,6 +49,22 @@ class ClassResult:
     confused: int
 
 
+def class_results(names: Sequence[str], confusion: np.ndarray) -> list[ClassResult]:
+    """One row per class of a confusion matrix."""
+    rows = []
+    for index, (name, wrong) in enumerate(zip(names, confusion.copy(), strict=True)):
+        photos, predicted = int(wrong.sum()), int(confusion[:, index].sum())
+        correct = int(wrong[index])
+        wrong[index] = 0
+        other = int(wrong.argmax())
+        confused = int(wrong[other])
+        recall = correct / photos if photos else None
+        precision = correct / predicted if predicted else None
+        confused_with = names[other] if confused else ""
+        rows.append(ClassResult(name, photos, correct, recall, precision, confused_with, confused))
+    return rows
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Accuracy of a network on photos whose classes are known.
@@ -119,21 +135,7 @@ class Evaluation:
 
     def by_class(self) -> list[ClassResult]:
         """One row per class, in the order of the network's outputs."""
-        names = [shown(label) for label in self.classes]
-        rows = []
-        for index, (name, wrong) in enumerate(zip(names, self.confusion.copy(), strict=True)):
-            photos, predicted = int(wrong.sum()), int(self.confusion[:, index].sum())
-            correct = int(wrong[index])
-            wrong[index] = 0
-            other = int(wrong.argmax())
-            confused = int(wrong[other])
-            recall = correct / photos if photos else None
-            precision = correct / predicted if predicted else None
-            confused_with = names[other] if confused else ""
-            rows.append(
-                ClassResult(name, photos, correct, recall, precision, confused_with, confused)
-            )
-        return rows
+        return class_results([shown(label) for label in self.classes], self.confusion)
 
     def as_dict(self) -> dict:
         """For JSON: figures, classes, and the entries of the confusion matrix that are not 0."""

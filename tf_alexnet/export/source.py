@@ -92,6 +92,12 @@ def open_source(
     if isinstance(model, str | os.PathLike) and os.path.isdir(model):
         run = Run.open(model)
     if run is not None:
+        if run.record.multi_label:
+            raise UsageError(
+                f"{run.folder} as an export",
+                "its classes are independent of each other, and exports end in a softmax",
+                "Export the base weights, and take the classifier from the RUN.",
+            )
         if architecture is not None:
             raise UsageError(
                 f"architecture {architecture!r} with a RUN",

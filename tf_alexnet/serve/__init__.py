@@ -1,8 +1,8 @@
 """A web page and HTTP endpoints for a network (extra ``serve``).
 
->>> service = Service("imagenet")
->>> service.start()
->>> run_server(create_app(service), listen("127.0.0.1", 8000))
+>>> service = Service("imagenet")  # doctest: +SKIP
+>>> service.start()  # doctest: +SKIP
+>>> run_server(create_app(service), listen("127.0.0.1", 8000))  # doctest: +SKIP
 """
 
 from typing import TYPE_CHECKING
