@@ -37,7 +37,8 @@ def folder(tmp_path_factory, trained_arrays):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "weights").mkdir()
-    plant(folder / "flowers", train=4, val=1)
+    plant(folder / "planted", train=5, val=0, classes=("roses", "daisy", "tulips"))
+    (folder / "planted" / "train").rename(folder / "flowers")
     ta.write_weights(trained_arrays, folder / "weights" / "bvlc-alexnet.npy")
     stimuli = [f"examples/photos/{name}.jpg" for name in ("chelsea", "astronaut", "chelsea")]
     (folder / "stimuli.txt").write_text("\n".join(stimuli))
