@@ -1,6 +1,6 @@
-"""Draw the pictures of these pages: python docs/make_pictures.py, in the project's folder.
+"""Draw pictures of these pages: python docs/make_pictures.py, in the project's folder.
 
-Everything is drawn from the convolutions that come with the package, on the example photos.
+Those of pictures.md are what its commands draw. Everything is drawn from the convolutions that come with the package, on the example photos.
 """
 
 import shutil
@@ -35,17 +35,13 @@ def tf_alexnet(*arguments):
 def commands(folder):
     """Pictures that `tf-alexnet visualize` draws."""
     convs = ("-w", "torchvision-convs")
-    tf_alexnet("visualize", "architecture", "-o", PICTURES / "towers.svg")
-    tf_alexnet("visualize", "filters", *convs, "-o", folder / "filters.png")
     layers = [word for name in ("conv1", "pool1", "conv5") for word in ("--layer", name)]
     photo = PHOTOS / "chelsea.jpg"
     tf_alexnet("visualize", "activations", photo, *convs, *layers, "-o", folder / "activations.png")
-    tf_alexnet("extract", PHOTOS, "-o", folder / "f.h5", *convs, "-l", "conv1,conv3,pool5")
-    tf_alexnet("visualize", "rsm", folder / "f.h5", "-o", folder / "rsm.png")
-    tf_alexnet("visualize", "embedding", folder / "f.h5", "-o", folder / "map.png")
+    tf_alexnet("extract", PHOTOS, "-o", folder / "features.h5", *convs, "-l", "pool5")
     queries = [word for pair in KINDS.values() for word in ("--query", PHOTOS / f"{pair[0]}.jpg")]
     sheet = folder / "neighbours.png"
-    tf_alexnet("visualize", "neighbours", folder / "f.h5", "-k", 3, *queries, "-o", sheet)
+    tf_alexnet("visualize", "neighbours", folder / "features.h5", "-k", 3, *queries, "-o", sheet)
     for kind, names in KINDS.items():
         for part, name in zip(("train", "val"), names, strict=True):
             place = folder / "kinds" / part / kind
@@ -59,14 +55,11 @@ def commands(folder):
 
 
 def smaller(folder):
-    """The same, as small files: of few colours where there are no photos in them."""
+    """The same, as small files."""
     for path in sorted(folder.glob("*.png")):
         image = Image.open(path).convert("RGB")
         image.thumbnail((1200, 1200), Image.Resampling.LANCZOS)
-        if path.stem in ("filters", "rsm"):
-            image.quantize(128, dither=Image.Dither.NONE).save(PICTURES / path.name, optimize=True)
-        else:
-            image.save(PICTURES / f"{path.stem}.jpg", quality=82, optimize=True)
+        image.save(PICTURES / f"{path.stem}.jpg", quality=82, optimize=True)
 
 
 def figure(width, height):

@@ -88,7 +88,8 @@ def blocks(page, *kinds):
 
 
 def commands(text):
-    return [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+    lines = re.sub(r"\\\n *", "", text).splitlines()
+    return [line[2:] for line in lines if line.startswith("$ ")]
 
 
 def test_kinds_of_blocks():
