@@ -1,6 +1,7 @@
 """Draw pictures of these pages: python docs/make_pictures.py, in the project's folder.
 
-Those of pictures.md are what its commands draw. Everything is drawn from the convolutions that come with the package, on the example photos.
+Those of pictures.md are what its commands draw. Everything is drawn from the convolutions that
+come with the package, on the example photos.
 """
 
 import shutil
