@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -128,20 +129,6 @@ def test_shell_completion(run, monkeypatch, tmp_path):
         assert expected <= set(out.split()), words
 
 
-def test_summary(run):
-    code, out, err = run("summary")
-    assert (code, err) == (0, "")
-    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-    assert lines["conv2"] == (
-        ["conv2", "Conv", "5", "1", "2", "2", "27x27x256", "307,456", "223,948,800", "51"]
-    )  # fmt: skip
-    assert lines["total"][1] == "60,965,224"
-    assert run("summary", "-a", "torchvision")[1].splitlines()[-1].split()[1] == "61,100,840"
-    code, _, err = run("summary", "-a", "vgg")
-    assert code == 2
-    assert one_error(err).endswith("Known are: bvlc_alexnet, caffenet, torchvision, compact.")
-
-
 def test_predict_prints_a_table_a_photo(run, alexnet_file, example_photos):
     code, out, err = run("predict", *example_photos[:2], "-w", alexnet_file, "--top", 3)
     assert code == 0
@@ -251,6 +238,10 @@ def test_demo_without_weights(run, monkeypatch):
     assert " n0" not in out, "no classes without the weights for them"
     with Image.open("demo-contact-sheet.png") as sheet:
         assert sheet.height > 1000
+    nearest = re.findall(r"(\w+)\.jpg\n  pool5.*\n  nearest: (\w+)\.jpg", out)
+    pairs = {"astronaut": "hopper", "chelsea": "raccoon", "galaxies_1": "galaxies_2"}
+    pairs |= {"wall_1": "wall_2"}
+    assert dict(nearest) == pairs | {other: one for one, other in pairs.items()}
 
 
 def small_network():
@@ -287,16 +278,16 @@ def test_demo_downloads_the_small_network(run, monkeypatch, tmp_path, trained):
     assert "the full weights are not on this machine; `tf-alexnet weights fetch imag" in notes[0]
     assert notes[0].endswith("Until then: Deep Compression (8.9 MB)")
     assert len(notes) == (1 if trained else 2)
-    assert out.count("fc7: 4096 values") == 5
-    assert sum(line.startswith("  0.") for line in out.splitlines()) == (25 if trained else 0)
+    assert out.count("fc7: 4096 values") == 8
+    assert sum(line.startswith("  0.") for line in out.splitlines()) == (40 if trained else 0)
 
 
 def test_demo_with_weights(run, trained_file, monkeypatch):
     monkeypatch.setenv("TF_ALEXNET_WEIGHTS", str(trained_file))
     code, out, err = run("demo", EXAMPLE_PHOTOS, "-o", "sheet.png")
     assert (code, err) == (0, "")
-    assert out.count("fc7: 4096 values") == 5
-    assert sum(line.startswith("  0.") for line in out.splitlines()) == 25
+    assert out.count("fc7: 4096 values") == 8
+    assert sum(line.startswith("  0.") for line in out.splitlines()) == 40
 
 
 def test_demo_shows_no_classes_of_untrained_weights(run, alexnet_file):

@@ -300,18 +300,19 @@ def test_lines_of_progress(run, folder, monkeypatch):
     command = ("extract", EXAMPLE_PHOTOS, "-w", "torchvision-convs", "-l", "pool5,conv1")
     code, out, err = run(*command, "-o", "new/f.h5", "--batch-size", 2, "--shard-size", 2)
     assert code == 0
-    assert "pool5 (5, 6, 6, 256), conv1 (5, 55, 55, 64) float32" in out
+    assert "pool5 (8, 6, 6, 256), conv1 (8, 55, 55, 64) float32" in out
     lines = err
-    assert [line[: len("note: 2/5 photos, ")] for line in lines] == [
-        "note: 2/5 photos, ",
-        "note: 4/5 photos, ",
+    assert [line[: len("note: 2/8 photos, ")] for line in lines] == [
+        "note: 2/8 photos, ",
+        "note: 4/8 photos, ",
+        "note: 6/8 photos, ",
     ], "at the end of each shard but the last"
-    assert " 0 errors, 0:0" in lines[0]
+    assert " 0 errors, 0:" in lines[0]
     assert lines[0].endswith(" left")
     monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     code, _, err = run(*command, "-o", "g.h5", "--batch", 2)
     assert code == 0
-    assert len(err) == 4, "at the beginning and after every batch, as time goes by"
+    assert len(err) == 5, "at the beginning and after every batch, as time goes by"
     code, out, err = run(*command, "-o", "h.h5", "--quiet")
     assert (code, err) == (0, [])
     assert out

@@ -35,7 +35,7 @@ def extractor():
 
 @pytest.fixture
 def folder(tmp_path, example_photos):
-    """Five good photos and two bad ones."""
+    """The example photos and two bad ones."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for path in example_photos:

@@ -88,7 +88,7 @@ def test_commands(folder):
         done = run(command.replace("tf-alexnet", SCRIPT, 1), folder)
         assert done.stdout, command
     with np.load(folder / "features.npz") as file:
-        assert file["pool5"].shape == (5, 6, 6, 256)
+        assert file["pool5"].shape == (8, 6, 6, 256)
         assert file["fc6_preact"].dtype == np.float16
 
 

@@ -16,7 +16,7 @@ from tf_alexnet.errors import OutputError, PresetError, UsageError, WeightsError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, RunRecord, write_run
-from tf_alexnet.training.run import begin_run, working_in
+from tf_alexnet.training.run import TrainingReport, begin_run, working_in
 
 CLASSES = ("ant", "bee | *wasp*", "caf\udce9")
 SETTINGS = {"mode": "head", "l2": 0.01, "seed": 0, "photos": 9}
@@ -377,8 +377,11 @@ def test_a_cut_network_has_the_convolutions_of_the_whole(written):
 
 def test_a_loaded_run_predicts_and_says_what_it_is(written, tmp_path):
     run = ta.load_run(written)
-    assert repr(run) == (
-        f"Run({str(written)!r}: 3 classes, compact, classifier on pool5, val_accuracy 0.500)"
+    about = "3 classes, compact, classifier on pool5, mode head, val_accuracy 0.500>"
+    assert repr(run) == f"<Run {written}: {about}"
+    assert repr(run.record) == f"<RunRecord {about}"
+    assert repr(TrainingReport(run, ("a note",))) == (
+        f"<TrainingReport {run!r}, notes 1, skipped 0>"
     )
     assert run.classes == CLASSES
     assert run.model is run.model

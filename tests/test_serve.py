@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -106,6 +107,9 @@ def ask(client, app):
         return client.ask(app, path, method, **arguments)
 
     return ask
+
+
+CHELSEA = 1  # of the photos, in the order of their names
 
 
 def content_of(response, status=200):
@@ -291,12 +295,12 @@ def test_activations_are_the_mosaic_of_the_layer(ask, run, photos, example_photo
 
 
 def test_heat_maps(ask, photos, expected, example_photos):
-    photo = ta.load_image(example_photos[2])
+    photo = ta.load_image(example_photos[CHELSEA])
     kernel, bias = small_head()
-    logits = expected["pool5"][2].ravel().astype(np.float64) @ kernel + bias
+    logits = expected["pool5"][CHELSEA].ravel().astype(np.float64) @ kernel + bias
     pictures = []
     for more in ([], [("method", "gradient"), ("class", "3")], [("class", "3")]):
-        body = form(photos[2], fields=more)
+        body = form(photos[CHELSEA], fields=more)
         response = patient(ask, "/saliency", "POST", content=body, headers=HEADERS)
         assert response.status_code == 200, response.text
         facts = json.loads(response.headers["X-Heat-Map"])
@@ -311,7 +315,7 @@ def test_heat_maps(ask, photos, expected, example_photos):
         assert np.corrcoef(grey, shown)[0, 1] > 0.5, "the photo is below"
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(pictures[a] - pictures[b]).mean() > 5
-    body = form(photos[2], fields=[("class", str(len(CLASSES)))])
+    body = form(photos[CHELSEA], fields=[("class", str(len(CLASSES)))])
     response = ask("/saliency", "POST", content=body, headers=HEADERS)
     assert "the network has 6 classes" in content_of(response, 400)["error"]
 
@@ -320,9 +324,9 @@ def test_heat_maps(ask, photos, expected, example_photos):
 def test_heat_maps_are_the_library_s(ask, run, photos, example_photos):
     from tf_alexnet.visualize import overlay, saliency_map
 
-    photo = ta.load_image(example_photos[2])
+    photo = ta.load_image(example_photos[CHELSEA])
     for method in ("gradcam", "gradient", "smoothgrad", "integrated", "occlusion", "guided"):
-        body = form(photos[2], fields=[("method", method)])
+        body = form(photos[CHELSEA], fields=[("method", method)])
         response = patient(ask, "/saliency", "POST", content=body, headers=HEADERS)
         theirs = overlay(photo, saliency_map(run.arrays, photo, method))
         assert np.abs(pixels(response.content) - theirs).mean() < 4, "of 255: it is a JPEG"
@@ -586,6 +590,22 @@ def test_weights_without_classes(client, photos):
         instances = {"instances": [{"b64": b64(photos[0])}]}
         found = content_of(client.ask(app, TENSORFLOW, "POST", json=instances))
         assert found["predictions"][0].keys() == {"pool5", "status"}
+    finally:
+        service.close()
+
+
+def test_classes_of_a_multi_label_run(client, run, photos, expected):
+    several = replace(run, record=replace(run.record, multi_label=True))
+    service = Service(several, engine="openvino", workers=1)
+    try:
+        service.start()
+        app = create_app(service)
+        assert content_of(client.ask(app, "/about"))["multi_label"] is True
+        post = {"method": "POST", "content": form(photos[0]), "headers": HEADERS}
+        row = content_of(client.ask(app, "/predict?top=6", **post))["photos"][0]["predictions"]
+        kernel, bias = small_head()
+        logits = expected["pool5"][0].ravel().astype(np.float64) @ kernel + bias
+        assert probabilities(row) == pytest.approx(1 / (1 + np.exp(-logits)), rel=1e-4)
     finally:
         service.close()
 

@@ -49,8 +49,8 @@ def serve(
     if token is not None and len(token) < _SHORTEST_TOKEN:
         found = f"{len(token)} characters, fewer than {_SHORTEST_TOKEN}"
         raise UsageError("--token", found, "Use a longer one, of random characters.")
-    is_run = os.path.isdir(network)
-    console.check_names(None if is_run else network, architecture)
+    run = console.open_run(network if os.path.isdir(network) else None, network)
+    console.check_names(None if run else network, architecture)
     from tf_alexnet.serve import is_loopback, listen
 
     with listen(host, port) as bound:
@@ -62,7 +62,7 @@ def serve(
                 "Set --token or TF_ALEXNET_TOKEN, or leave --host out.",
             )
         chosen = console.choose_engine(engine.value)
-        weights = console.open_run(network) if is_run else console.find_weights(network)
+        weights = run or console.find_weights(network)
         if chosen == "tensorflow":
             console.load_tensorflow()
         _serve(bound, weights, architecture, index, chosen, host, token, local)

@@ -294,8 +294,7 @@ def _show(report: TrainingReport, folder: str) -> None:
     classes = ", ".join(record.classes[:8]) + (", ..." if len(record.classes) > 8 else "")
     skipped = f", {split['skipped']} skipped" if split["skipped"] else ""
     test = f", {split['test']} test" if "test" in split else ""
-    source = record.base.get("source", "")
-    start = f", starting from {source}" if source.endswith("(untrained)") else ""
+    start = f", starting from {record.base['source']}" if "untrained" in record.base else ""
     rows = [
         ("classes", f"{len(record.classes)}: {classes}"),
         ("photos", f"{split['train']} training, {split['val']} validation{test}{skipped}"),

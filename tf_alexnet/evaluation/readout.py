@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tf_alexnet.architectures import PREACT, blob_names
-from tf_alexnet.errors import UsageError
+from tf_alexnet.errors import UsageError, one_line
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.spec import POOLS
 from tf_alexnet.progress import progress_callback
@@ -82,6 +82,10 @@ class ReadoutReport:
     notes: tuple[str, ...] = ()
     skipped: tuple[Failure, ...] = ()
     finished_before: bool = False
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{x.layer} {x.val:.3f}" for x in self.layers)
+        return f"<ReadoutReport {one_line(self.folder)}: validation {self.metric} {figures}>"
 
 
 def linear_readout(

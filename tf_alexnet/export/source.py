@@ -16,7 +16,7 @@ from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
 from tf_alexnet.training.run import Run
 from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
-from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
+from tf_alexnet.weights.resolve import as_far_as, fitted_layers, resolve_weights
 
 if TYPE_CHECKING:
     import keras
@@ -92,6 +92,12 @@ def open_source(
     if isinstance(model, str | os.PathLike) and os.path.isdir(model):
         run = Run.open(model)
     if run is not None:
+        if run.record.multi_label:
+            raise UsageError(
+                f"{run.folder} as an export",
+                "its classes are independent of each other, and exports end in a softmax",
+                "Export the base weights, and take the classifier from the RUN.",
+            )
         if architecture is not None:
             raise UsageError(
                 f"architecture {architecture!r} with a RUN",
@@ -106,7 +112,7 @@ def open_source(
     if model is None:
         raise UsageError("export_model(None)", "it needs weights", "Pass a RUN or a weight file.")
     arrays, whole = resolve_weights(model, architecture)
-    table = _as_far_as(whole, arrays)
+    table = as_far_as(whole, arrays)
     layers = fitted_layers(arrays, table, whole, None)
     record = _preset(arrays, table, preset, mean_image)
     known = identify_weights(arrays).name
@@ -121,13 +127,6 @@ def open_source(
         known,
         _licence(arrays, known),
     )
-
-
-def _as_far_as(whole: Architecture, arrays: WeightArrays) -> Architecture:
-    """The network up to the last layer that has weights."""
-    if _CLASSIFIER in arrays.layers:
-        return whole
-    return whole.until("fc7" if "fc7" in arrays.layers else "pool5")
 
 
 def _preset(

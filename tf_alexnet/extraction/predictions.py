@@ -100,7 +100,7 @@ def predict_photos(
             done += len(batch.paths) + len(batch.failures)
             errors += len(batch.failures)
             if batch.paths:
-                found = _decode(extractor(batch.pixels), crops, top, classes)
+                found = decode_blobs(extractor(batch.pixels), crops, top, classes)
                 for path, predictions in zip(batch.paths, found, strict=True):
                     yield PhotoPrediction(path, tuple(predictions))
             for failure in batch.failures:
@@ -122,13 +122,17 @@ def _in_memory(
         some = images[start : start + batch_size]
         pixels = [x if isinstance(x, np.ndarray) else load_image(x, depth=depth) for x in some]
         blobs = extractor(extractor.preprocess(pixels, crops))
-        for number, found in enumerate(_decode(blobs, crops, top, classes), start):
+        for number, found in enumerate(decode_blobs(blobs, crops, top, classes), start):
             yield PhotoPrediction(f"images[{number}]", tuple(found))
 
 
-def _decode(
+def decode_blobs(
     blobs: Mapping[str, np.ndarray], crops: str, top: int | None, names: Labels | None
 ) -> list[list[Prediction]]:
+    """Predictions of each photo, from what an extractor as in `predict_photos` returns.
+
+    `crops`, `top` and `names` are its `crops`, `top` and `classes`.
+    """
     independent = "prob" not in blobs
     probabilities = expit(blobs["fc8"]) if independent else blobs["prob"]
     classes = probabilities.shape[1]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-SIZE, SECONDS = 32, 0.005
+SIZE = 32
+SECONDS, LONGEST = 0.005, 0.02  # to wait for more photos, and while some are on their way
 
 
 class Batcher:
     """Collects single photos into batches, computed in one thread.
 
-    A batch begins once the one before is done, and `SECONDS` after its first photo came unless
-    `SIZE` of them wait: under load photos gather while the network is busy, and none waits for a
-    timer.
+    A batch of `SIZE` photos begins once the one before is done. Fewer wait for more: `SECONDS`, in
+    which clients that have just been answered ask again, and up to `LONGEST` while others are being
+    decoded, because larger batches take less time per photo.
 
     Parameters
     ----------
@@ -37,6 +40,16 @@ class Batcher:
         self.thread = ThreadPoolExecutor(1, "network")
         self._waiting: deque[tuple[np.ndarray, asyncio.Future]] = deque()
         self._arrived, self._task = asyncio.Event(), None
+        self._coming = 0
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """A block in which a photo is being made ready for `compute`."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     async def compute(self, pixels: np.ndarray) -> Any:
         """The result for one photo, (S, S, 3) float32."""
@@ -56,8 +69,7 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            if len(self._waiting) < SIZE:
-                await asyncio.sleep(SECONDS)
+            await self._wait_for_more()
             batch = [self._waiting.popleft() for _ in range(min(SIZE, len(self._waiting)))]
             if not self._waiting:
                 self._arrived.clear()
@@ -65,6 +77,14 @@ class Batcher:
             batch = [(pixels, future) for pixels, future in batch if not future.done()]
             if batch:
                 await self._do(*zip(*batch, strict=True))
+
+    async def _wait_for_more(self) -> None:
+        pause, end = SECONDS, time.monotonic() + LONGEST
+        while len(self._waiting) < SIZE and time.monotonic() < end:
+            await asyncio.sleep(pause)
+            if not self._coming:
+                break
+            pause = SECONDS / 5
 
     async def _do(
         self, pixels: tuple[np.ndarray, ...], futures: tuple[asyncio.Future, ...]

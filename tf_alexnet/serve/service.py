@@ -18,8 +18,9 @@ from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.decoder import Failure
 from tf_alexnet.extraction.formats import printable
+from tf_alexnet.extraction.predictions import decode_blobs
 from tf_alexnet.extraction.reader import PhotoReader
-from tf_alexnet.labels import Prediction, decode_predictions
+from tf_alexnet.labels import Prediction
 from tf_alexnet.serve.batching import SIZE, Batcher
 from tf_alexnet.serve.counters import Counters
 from tf_alexnet.serve.heatmaps import HeatMap, HeatMaps
@@ -35,13 +36,13 @@ class Answer(NamedTuple):
 
     Attributes
     ----------
-    probabilities : ndarray of float32 (classes,), or None
-        None if the network has no classes.
+    scores : ndarray of float32 (classes,), or None
+        The blob of `Service.output`; None if the network has no classes.
     features : ndarray of float32
         The blob of `Service.layer`, without a batch axis.
     """
 
-    probabilities: np.ndarray | None
+    scores: np.ndarray | None
     features: np.ndarray
 
 
@@ -64,6 +65,8 @@ class Service:
     Attributes
     ----------
     extractor : FeatureExtractor
+    output : str or None
+        Layer of the scores: `prob`, or `fc8` if a sigmoid per class follows it (multi-label).
     layer : str
         Layer of the features that are answered: the index's, or else the last one before `fc8`.
     shape : tuple of int
@@ -98,12 +101,14 @@ class Service:
         if arrays is None:
             raise UsageError("Service(None)", "it needs weights", "Pass a weight file.")
         self.classes = arrays.classes
-        self._names = _class_names(run, arrays.classes)
-        self.run = run
+        self.run, self._names = run, None
+        if run:
+            self._names = [printable(name) for name in run.record.classes]
         dense = [x.name for x in table.layers if isinstance(x, Dense)]
         features = [x for x in dense if x in arrays.layers and x != "fc8"] or ["pool5"]
         self.layer = self.index.layer if self.index else features[-1]
-        wanted = (*(("prob",) if self.classes else ()), self.layer)
+        self.output = (run.outputs[0] if run else "prob") if self.classes else None
+        wanted = (self.output, self.layer) if self.output else self.layer
         self.extractor = FeatureExtractor(arrays, wanted, architecture=architecture, engine=engine)
         if self.index:
             self.index.check(self.extractor)
@@ -133,11 +138,10 @@ class Service:
         """Start the decoders and compute once: no first request waits for what happens once."""
         file = BytesIO()
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-        content = [file.getvalue()] * self._workers
-        found = [*self._decoding.map(self._reader.decode, content)]
-        pixels = found[0][1]
+        photos = [file.getvalue()] * self._workers
+        list(self._decoding.map(self._reader.decode, photos))
         for count in (1, SIZE):
-            self._answers(np.repeat(pixels, count, axis=0))
+            self._answers(np.zeros((count, self._side, self._side, 3), np.float32))
 
     def close(self) -> None:
         """End all processes and threads."""
@@ -149,7 +153,8 @@ class Service:
 
     async def answer(self, photo: bytes) -> Answer | Failure:
         """Classes and features of a photo, computed together with those of other requests."""
-        found, pixels = await self._decode(photo)
+        with self._batcher.expecting():
+            found, pixels = await self._decode(photo)
         if isinstance(found, Failure):
             return found
         return await self._batcher.compute(pixels[0])
@@ -160,9 +165,9 @@ class Service:
 
     def predictions(self, answer: Answer, top: int) -> list[Prediction]:
         """The most probable classes; none where the network has no classes."""
-        if answer.probabilities is None:
+        if self.output is None:
             return []
-        return decode_predictions(answer.probabilities, top=top, labels=self._names)[0]
+        return decode_blobs({self.output: answer.scores[None]}, "center", top, self._names)[0]
 
     async def neighbours(self, answer: Answer, count: int) -> list[Neighbour]:
         """The most similar photos of the index; none without one."""
@@ -203,6 +208,7 @@ class Service:
             "preset": extractor.preset,
             "engine": extractor.engine,
             "classes": self.classes,
+            "multi_label": self.output == "fc8",
             "layer": self.layer,
             "layers": list(self.layers),
             "methods": list(METHODS),
@@ -216,9 +222,8 @@ class Service:
         """The name of a class, or of the channel that stands for one."""
         if not self.classes:
             return f"channel {index} of pool5"
-        one = np.zeros(self.classes, np.float32)
-        one[index] = 1
-        return decode_predictions(one, top=1, labels=self._names)[0][0].label
+        one = np.eye(1, self.classes, index)
+        return decode_blobs({"prob": one}, "center", 1, self._names)[0][0].label
 
     async def _decode(self, photo: bytes) -> tuple[Any, np.ndarray]:
         loop = asyncio.get_running_loop()
@@ -232,9 +237,9 @@ class Service:
     def _answers(self, batch: np.ndarray) -> list[Answer]:
         blobs = self.extractor(batch)
         features = blobs[self.layer]
-        if not self.classes:
+        if self.output is None:
             return [Answer(None, row) for row in features]
-        return [Answer(*pair) for pair in zip(blobs["prob"], features, strict=True)]
+        return [Answer(*pair) for pair in zip(blobs[self.output], features, strict=True)]
 
     def _blob(self, pixels: np.ndarray, layer: str) -> np.ndarray:
         if self._early is None:
@@ -243,10 +248,3 @@ class Service:
                 arrays, self.layers, architecture=architecture, engine=self.extractor.engine
             )
         return self._early(pixels)[layer][0]
-
-
-def _class_names(run: Run | None, count: int | None) -> Sequence[str] | None:
-    """Labels for `decode_predictions`; None for ImageNet's."""
-    if run is not None:
-        return [printable(name) for name in run.record.classes]
-    return None if count in (None, 1000) else [f"class {i}" for i in range(count)]

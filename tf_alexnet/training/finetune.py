@@ -33,6 +33,7 @@ from tf_alexnet.training.report import chance_note
 from tf_alexnet.training.run import (
     RunRecord,
     TrainingReport,
+    base_record,
     begin_run,
     model_of,
     split_record,
@@ -576,9 +577,7 @@ class _Training:
         return TrainingReport(run, (*self._notes, self._what_trains()), skipped)
 
     def _record(self, metrics: dict[str, float], skipped: Sequence[Failure]) -> RunRecord:
-        plan, settings, base = self._plan, self._plan.settings, {}
-        if plan.base is not None:
-            base = {"digest": plan.base.digest, "source": os.path.basename(plan.base.source)}
+        plan, settings, base = self._plan, self._plan.settings, base_record(self._plan.base)
         return RunRecord(
             self._photos.classes, plan.table.name, plan.preset.name, settings["layer"],
             settings["mode"], base, settings, split_record(self._photos, skipped), metrics,

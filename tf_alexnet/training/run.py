@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES, HEAD_LAYERS, Architecture
-from tf_alexnet.errors import ImageError, OutputError, PresetError, UsageError, WeightsError
+from tf_alexnet.errors import (
+    ImageError,
+    OutputError,
+    PresetError,
+    UsageError,
+    WeightsError,
+    one_line,
+)
 from tf_alexnet.evaluation.scores import score_photos
 from tf_alexnet.extraction.storage import Target, locked
 from tf_alexnet.files import publish, replacing
@@ -67,7 +74,8 @@ class RunRecord:
     mode : {"head", "finetune", "scratch"}
         What was trained: the classifier, it and layers below, or everything.
     base : dict of str to str
-        ``digest`` and ``source`` of the weights it started from; empty for ``scratch``.
+        ``digest`` and ``source`` of the weights it started from, and ``untrained`` if they were a
+        control's; empty for ``scratch``.
     settings : dict of str to str, int, float, bool or None
         Everything that the result depends on.
     split : dict
@@ -95,6 +103,13 @@ class RunRecord:
     weights_digest: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     multi_label: bool = False
+
+    def __repr__(self) -> str:
+        name = "val_map" if self.multi_label else "val_accuracy"
+        return (
+            f"<RunRecord {len(self.classes)} classes, {self.architecture}, classifier on "
+            f"{self.layer}, mode {self.mode}, {name} {self.metrics.get(name, math.nan):.3f}>"
+        )
 
     def text(self) -> str:
         """As the JSON of ``run.json``; names of any bytes survive as escaped surrogates."""
@@ -203,6 +218,14 @@ _CHECKS = {
 }
 
 
+def base_record(base: WeightArrays | None) -> dict[str, str]:
+    """The `RunRecord.base` of the weights that a training starts from, if there are any."""
+    if base is None:
+        return {}
+    mark = {"untrained": "yes"} if base.untrained else {}
+    return {"digest": base.digest, "source": os.path.basename(base.source), **mark}
+
+
 def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str, Any]:
     """The `RunRecord.split` of these photos.
 
@@ -242,7 +265,7 @@ def place_digest(path: str | os.PathLike) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Run:
     """A finished training, checked: the record and the weights belong together.
 
@@ -262,13 +285,8 @@ class Run:
     arrays: WeightArrays
 
     def __repr__(self) -> str:
-        record = self.record
-        name = "val_map" if record.multi_label else "val_accuracy"
-        return (
-            f"Run({os.fspath(self.folder) if self.folder else 'in memory'!r}: "
-            f"{len(self.classes)} classes, {record.architecture}, classifier on {record.layer}, "
-            f"{name} {record.metrics[name]:.3f})"
-        )
+        about = repr(self.record).partition(" ")[2]
+        return f"<Run {one_line(self.folder or 'in memory')}: {about}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -458,6 +476,10 @@ class TrainingReport:
     skipped: tuple[Failure, ...] = ()
     finished_before: bool = False
     classifier: Classifier | None = None
+
+    def __repr__(self) -> str:
+        result = self.run or self.classifier
+        return f"<TrainingReport {result}, notes {len(self.notes)}, skipped {len(self.skipped)}>"
 
 
 def read_record(folder: str | os.PathLike) -> RunRecord | None:

@@ -136,9 +136,11 @@ def color_bar(
     """A colour bar with numbers, for pixels that were coloured with `colored`."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
 
     values = ScalarMappable(Normalize(low, high), colormap(name))
     place = {"location": where, "fraction": 0.05, "pad": 0.02, "aspect": 30, "panchor": False}
+    place["ticks"] = MaxNLocator(6)  # more would run into each other
     bar = figure.colorbar(values, ax=axes, **place)
     bar.outline.set_visible(False)
     bar.set_label(title, fontsize=9, color=INK)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROJECTIONS = {"pca": None, "tsne": "sklearn", "umap": "umap"}  # and the module each needs
 _THUMBNAILS = 250  # photos that are drawn as such; the others are dots
-_SIDE = 46  # of a thumbnail, pixels
+_SIDES = 24, 110  # of a thumbnail, pixels: of many photos, and of few
 _NAMED = 40  # stimuli up to which a matrix has their names at its sides
 _STIMULI = 10_000
 
@@ -110,8 +110,9 @@ def embedding_figure(
     dots = np.setdiff1d(np.arange(len(paths)), drawn)
     axes.scatter(*places.T, s=0)  # the axes' limits
     axes.scatter(*places[dots].T, s=9, c=[from_folder[i] for i in dots], linewidths=0)
+    side = round(min(max(400 / len(drawn) ** 0.5, _SIDES[0]), _SIDES[1]))
     for done, i in enumerate(drawn, 1):
-        _thumbnail(axes, paths[i], places[i], from_folder[i])
+        _thumbnail(axes, paths[i], places[i], from_folder[i], side)
         if progress:
             progress("thumbnails", done, len(drawn), {})
     axes.margins(0.07)
@@ -137,11 +138,11 @@ def _folder_colors(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return [colors[name] for name in folders], colors
 
 
-def _thumbnail(axes: Any, path: str, place: np.ndarray, color: str) -> None:
+def _thumbnail(axes: Any, path: str, place: np.ndarray, color: str, side: int) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     try:
-        pixels = shrunk(load_image(path), _SIDE)
+        pixels = shrunk(load_image(path), side)
     except ImageError:
         axes.scatter(*place, s=30, c=color, marker="x")
         return

@@ -267,6 +267,9 @@ function describe() {
   };
   const rows = Object.entries(facts).flatMap(([key, value]) => [make("dt", key), make("dd", value)]);
   at("facts").replaceChildren(...rows);
+  if (about.multi_label) {
+    at("classes-hint").prepend("Each class has a probability of its own. ");
+  }
   at("similar").hidden = !about.index;
   if (about.index) {
     at("similar-hint").textContent =
