@@ -79,8 +79,10 @@ __all__ = sorted(_HOMES)
 def _register_layers() -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
     if sys.modules["keras"].backend.backend() == "tensorflow":
-        import_module("tf_alexnet.layers")
-        import_module("tf_alexnet.images.preprocessing")
+        for name in ("tf_alexnet.layers", "tf_alexnet.images.preprocessing"):
+            # Another thread that is importing it waits for Keras: waiting for it would be a deadlock.
+            if name not in sys.modules:
+                import_module(name)
 
 
 after_import("keras", _register_layers)
