@@ -129,20 +129,6 @@ def test_shell_completion(run, monkeypatch, tmp_path):
         assert expected <= set(out.split()), words
 
 
-def test_summary(run):
-    code, out, err = run("summary")
-    assert (code, err) == (0, "")
-    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-    assert lines["conv2"] == (
-        ["conv2", "Conv", "5", "1", "2", "2", "27x27x256", "307,456", "223,948,800", "51"]
-    )  # fmt: skip
-    assert lines["total"][1] == "60,965,224"
-    assert run("summary", "-a", "torchvision")[1].splitlines()[-1].split()[1] == "61,100,840"
-    code, _, err = run("summary", "-a", "vgg")
-    assert code == 2
-    assert one_error(err).endswith("Known are: bvlc_alexnet, caffenet, torchvision, compact.")
-
-
 def test_predict_prints_a_table_a_photo(run, alexnet_file, example_photos):
     code, out, err = run("predict", *example_photos[:2], "-w", alexnet_file, "--top", 3)
     assert code == 0

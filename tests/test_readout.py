@@ -43,7 +43,7 @@ def test_a_table_a_plot_and_a_report(report):
         assert float(row["val_accuracy"]) == result.val
         assert float(row["train_accuracy"]) == result.train
     text = (report.folder / "report.md").read_text()
-    assert "# Linear read-out of 4 layers: 3 classes" in text
+    assert "# Linear read-out of 4 layers: 3 classes, 36 training and 12 validation photos" in text
     assert "| conv1 | 64 |" in text
     assert "This folder holds no network" in text
     with Image.open(report.folder / "readout.png") as picture:

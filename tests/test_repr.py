@@ -1,14 +1,24 @@
 """What an object shows of itself: one short line that says what it is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.evaluation.metrics import Evaluation
+from tf_alexnet.evaluation.metrics import Evaluation, MultiLabelEvaluation
+from tf_alexnet.evaluation.readout import LayerResult, ReadoutReport
+from tf_alexnet.export.exporter import Export
+from tf_alexnet.export.verification import Verification
 from tf_alexnet.images import PRESETS, preset_named
 from tf_alexnet.labels import Label
+from tf_alexnet.training import Example, PhotoSet
+from tf_alexnet.training.linear import Classifier
+from tf_alexnet.training.run import TrainingReport
+from tf_alexnet.visualize import SaliencyMap, SanityCheck
+from tf_alexnet.visualize.features_file import Features
 from tf_alexnet.weights import LayerArrays, find_weights, inspect_weights
 
 
@@ -94,3 +104,45 @@ def test_evaluations():
     assert line(found) == "<Evaluation w.npy: 32 photos, 8 classes, top-1 87.5%, top-5 93.8%>"
     found = Evaluation(labels[:2], np.diag([3, 1]), 0, (), (), *about)
     assert line(found) == "<Evaluation w.npy: 4 photos, 2 classes, top-1 100.0%>"
+    found = MultiLabelEvaluation(labels, np.array([0.5, np.nan, 1]), 9, (), (), *about)
+    assert line(found) == (
+        "<MultiLabelEvaluation w.npy: 9 photos, 8 classes, mean average precision 0.750>"
+    )
+    results = (LayerResult("conv1", 96, 0.1, 1.0, 0.25), LayerResult("fc7", 4096, 0.1, 1.0, 0.75))
+    assert line(ReadoutReport(Path("RUN"), "accuracy", results)) == (
+        "<ReadoutReport RUN: validation accuracy conv1 0.250, fc7 0.750>"
+    )
+
+
+def test_trainings_and_exports():
+    photos = PhotoSet("data", ("a", "b"), (Example("a/1.png", 0),) * 3, (), False, source="data")
+    assert line(photos) == "<PhotoSet data: 2 classes, train 3, val 0, test 0>"
+    head = Classifier(("a", "b"), np.zeros((9216, 2)), np.zeros(2), False, {})
+    assert line(head) == "<Classifier 9216 features, 2 classes>"
+    assert line(TrainingReport(None, ("note",), classifier=head)) == (
+        f"<TrainingReport {head!r}, notes 1, skipped 0>"
+    )
+    measured = Verification(
+        "onnxruntime 1.20",
+        "tensorflow",
+        5,
+        {"fc7": 1e-6, "prob": 2e-6},
+        1.0,
+        1.0,
+        9,
+        1.0,
+        1.0,
+        True,
+    )
+    assert line(Export(Path("out"), "onnx", "float32", Path("out/m.onnx"), measured)) == (
+        "<Export out/m.onnx: onnx float32, largest error 2.0e-06 on 5 photos>"
+    )
+
+
+def test_pictures():
+    features = Features(["a", "b"], {"fc7": np.zeros((2, 4096))}, {})
+    assert line(features) == "<Features 2 photos: fc7 (2, 4096)>"
+    found = SaliencyMap(np.zeros((30, 40)), 281, 12.345, None, "gradcam")
+    assert line(found) == "<SaliencyMap gradcam (30, 40) of class 281, score 12.3>"
+    check = SanityCheck(("trained", "fc8", "conv1"), {"gradcam": [found] * 3}, {}, 281)
+    assert line(check) == "<SanityCheck gradcam of class 281, trained to conv1>"

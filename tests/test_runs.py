@@ -12,11 +12,11 @@ from PIL import Image
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import COMPACT, Conv
-from tf_alexnet.errors import OutputError, UsageError, WeightsError
+from tf_alexnet.errors import OutputError, PresetError, UsageError, WeightsError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, RunRecord, write_run
-from tf_alexnet.training.begin import begin_run, working_in
+from tf_alexnet.training.run import TrainingReport, begin_run, working_in
 
 CLASSES = ("ant", "bee | *wasp*", "caf\udce9")
 SETTINGS = {"mode": "head", "l2": 0.01, "seed": 0, "photos": 9}
@@ -153,6 +153,19 @@ def test_the_pictures_show_what_they_are_told(written, tmp_path):
     upper, lower = (x[: len(x) // 2].mean() for x in (same[:, ::-1], same))
     assert np.abs(same - swapped).max() > 100
     assert upper == pytest.approx(lower)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 30])
+def test_epochs_are_whole_numbers(epochs):
+    from tf_alexnet.training.report import curves_figure
+
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_accuracy": 0.5} for i in range(1, epochs + 1)]
+    figure = curves_figure(rows, epochs)
+    figure.draw_without_rendering()
+    low, high = figure.axes[1].get_xlim()
+    ticks = [x for x in figure.axes[1].get_xticks() if low <= x <= high]
+    assert ticks
+    assert all(x == round(x) for x in ticks), ticks
 
 
 def test_without_matplotlib_the_report_says_so(tmp_path, weights, monkeypatch):
@@ -305,7 +318,7 @@ def test_settings_are_compared_with_those_it_was_begun_with(tmp_path):
         with pytest.raises(UsageError, match="seed 4 -> 0"):
             begin_run(place, SETTINGS)
         (place / "settings.json").write_text("{")
-        with pytest.raises(OutputError, match="Begin anew with --force"):
+        with pytest.raises(OutputError, match="Start over with --force"):
             begin_run(place, SETTINGS)
 
 
@@ -364,8 +377,11 @@ def test_a_cut_network_has_the_convolutions_of_the_whole(written):
 
 def test_a_loaded_run_predicts_and_says_what_it_is(written, tmp_path):
     run = ta.load_run(written)
-    assert repr(run) == (
-        f"Run({str(written)!r}: 3 classes, compact, classifier on pool5, val_accuracy 0.500)"
+    about = "3 classes, compact, classifier on pool5, mode head, val_accuracy 0.500>"
+    assert repr(run) == f"<Run {written}: {about}"
+    assert repr(run.record) == f"<RunRecord {about}"
+    assert repr(TrainingReport(run, ("a note",))) == (
+        f"<TrainingReport {run!r}, notes 1, skipped 0>"
     )
     assert run.classes == CLASSES
     assert run.model is run.model
@@ -386,8 +402,8 @@ def test_a_loaded_run_predicts_and_says_what_it_is(written, tmp_path):
                 assert p.probability == pytest.approx(row[p.index], abs=1e-5)
     (best,) = run.predict(paths[0], top=1)[0].predictions
     assert best.index == expected[0].argmax()
-    (ten,) = run.predict(pixels[:1], crops="ten")
-    assert sum(p.probability for p in ten.predictions) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(PresetError, match="crops='ten' with preset 'compact'"):
+        run.predict(pixels, crops="ten")
 
 
 def test_a_run_is_loaded_by_any_of_its_files(written):

@@ -54,6 +54,29 @@ def fresh(code, *arguments, **environment):
     return done.stdout
 
 
+THREADS = """
+import sys, threading, time
+import tf_alexnet
+
+def begin(event, arguments):
+    if event == "import" and arguments[0].startswith("keras.") and not threads:
+        threads.append(threading.Thread(target=__import__, args=["tf_alexnet.layers"]))
+        threads[0].start()
+        time.sleep(1)
+
+threads = []
+sys.addaudithook(begin)
+import keras
+threads[0].join()
+assert keras.saving.get_registered_object("tf_alexnet>GroupedConv2D")
+"""
+
+
+def test_layers_that_another_thread_imports_while_keras_is_imported():
+    """As an extractor does; it was a deadlock."""
+    fresh(THREADS)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A model with all our layers, saved in every way that Keras knows."""

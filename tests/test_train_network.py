@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import training
+from sklearn.metrics import average_precision_score
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
@@ -130,7 +131,7 @@ def stop(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps", "workers"), [(1, None, 3), (1, 2, 1), pytest.param(2, None, 1)]
+    ("epochs", "steps", "workers"), [(1, 2, 3), pytest.param(1, None, 1, marks=pytest.mark.slow)]
 )
 def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
     epochs, steps, workers, data, unbroken, tmp_path, stop, monkeypatch
@@ -175,26 +176,6 @@ def test_a_finished_run_continues(data, unbroken, tmp_path, stop):
     # The finished training is there until the longer one replaces it.
     assert Run.open(run).record.metrics["epochs"] == 2
     assert train_network(data, run, **{**SMALL, "epochs": 2}).finished_before
-
-
-def test_a_cosine_ends_with_its_epochs(data, tmp_path):
-    run = tmp_path / "run"
-    settings = {**SMALL, "epochs": 1, "schedule": "cosine"}
-    train_network(data, run, **settings)
-    last = (run / "history.csv").read_text().splitlines()[-1].split(",")[5]
-    assert float(last) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(UsageError, match="cosine_epochs 1 -> 2"):
-        train_network(data, run, **{**settings, "epochs": 2})
-
-
-def test_the_rate_falls_in_steps_of_epochs(data, tmp_path):
-    run = tmp_path / "run"
-    settings = {**SMALL, "schedule": "step", "step_size": 1, "gamma": 0.5, "unfreeze_from": "fc8"}
-    train_network(data, run, **settings)
-    rows = [row.split(",") for row in (run / "history.csv").read_text().splitlines()]
-    assert rows[0][5] == "learning_rate"
-    # At the end of an epoch it is that of the next step.
-    assert [float(row[5]) for row in rows[1:]] == pytest.approx([5e-4, 2.5e-4], rel=1e-5)
 
 
 def plan_of(mode="scratch", architecture="compact", weights=None, classes=7, **settings):
@@ -322,26 +303,41 @@ def test_accuracy_of_chance_is_called_that(data, tmp_path):
     assert line in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_what_was_true_of_the_base_alone_is_not_inherited(data, tmp_path):
+@pytest.fixture(scope="module")
+def quick(data, tmp_path_factory):
+    """A training of `fc8` for one epoch: its run, notes, and calls of progress."""
+    told, lines = [], []
     base = ta.read_weights(find_weights("torchvision-convs"))
     metadata = {**base.metadata, "classes": "1000", "origin_digest": "sha256:0", "licence": "x"}
-    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
-    base = replace(base, metadata=metadata)
-    run = train_network(data, tmp_path / "run", **{**settings, "weights": base}).run
-    assert run.arrays.metadata["licence"] == "x"
-    assert not {"classes", "origin_digest", "untrained"} & run.arrays.metadata.keys()
-
-
-def test_the_first_lines_say_what_is_trained_on_what(data, tmp_path):
-    told, lines = [], []
-    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
+    settings = {**SMALL, "weights": replace(base, metadata=metadata), "note": told.append}
+    settings |= {"epochs": 1, "unfreeze_from": "fc8", "schedule": "cosine"}
+    folder = tmp_path_factory.mktemp("quick") / "run"
     progress = lambda *values: lines.append(values)  # noqa: E731
-    train_network(data, tmp_path / "run", **settings, note=told.append, progress=progress)
+    return train_network(data, folder, **settings, progress=progress).run, told, lines
+
+
+def test_what_was_true_of_the_base_alone_is_not_inherited(quick):
+    metadata = quick[0].arrays.metadata
+    assert metadata["licence"] == "x"
+    assert not {"classes", "origin_digest", "untrained"} & metadata.keys()
+
+
+def test_the_first_lines_say_what_is_trained_on_what(quick):
+    _, told, lines = quick
     assert told[0] == "on CPU: 15 photos for training, 3 for validation, 3 classes"
     assert told[1].startswith("fc8 are trained, 27,651 parameters; conv1 to conv5 stay")
     stage, done, total, figures = lines[-1]
     assert (stage, done, total) == ("epoch 1/1", 15, 15)
     assert list(figures) == ["loss", "accuracy", "val_loss", "val_accuracy"]
+
+
+def test_a_cosine_ends_with_its_epochs(quick, data):
+    run, *_ = quick
+    last = (run.folder / "history.csv").read_text().splitlines()[-1].split(",")[5]
+    assert float(last) == pytest.approx(0, abs=1e-9)
+    settings = {**SMALL, "epochs": 2, "unfreeze_from": "fc8", "schedule": "cosine"}
+    with pytest.raises(UsageError, match="cosine_epochs 1 -> 2"):
+        train_network(data, run.folder, **settings)
 
 
 def test_patience_ends_a_training(data, tmp_path, monkeypatch):
@@ -489,6 +485,58 @@ def test_classes_have_weights(data):
     np.testing.assert_allclose(weights, (1 + labels) / 3, rtol=1e-6)
 
 
+def test_photos_of_several_labels_are_trained_with_sigmoids(data, tmp_path):
+    names = {"blue": "cold|sea", "green": "cold|wood", "red": "warm"}
+    rows = [
+        f"{data}/{colour}/{number}.png,{labels}"
+        for colour, labels in names.items()
+        for number in range(6)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    settings = {**SMALL, "unfreeze_from": "fc8", "multi_label": True, "learning_rate": 1e-2}
+    run = train_network(tmp_path / "labels.csv", tmp_path / "run", **settings).run
+    assert run.record.multi_label
+    assert run.classes == ("cold", "sea", "warm", "wood")
+    photos = read_photos(tmp_path / "labels.csv", multi_label=True)
+    x = ta.preprocess_input([ta.load_image(e.path) for e in photos.val], run.record.preset)
+    truth = np.array([[i in e.label for i in range(4)] for e in photos.val])
+    found = keras.saving.load_model(run.folder / "model.keras")(x).numpy()
+    logits = ta.AlexNet(run.arrays, classifier_activation=None)(x).numpy()
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    used = truth.any(axis=0)
+    wanted = average_precision_score(truth[:, used], found[:, used], average="macro")
+    assert run.record.metrics["val_map"] == pytest.approx(wanted, abs=1e-6)
+    with np.errstate(over="ignore"):
+        loss = np.log1p(np.exp(-np.where(truth, logits, -logits).astype(np.float64))).mean()
+    assert run.record.metrics["val_loss"] == pytest.approx(loss, rel=1e-4)
+    with pytest.raises(UsageError, match="class weight with several labels per photo"):
+        train_network(
+            tmp_path / "labels.csv", tmp_path / "new", **settings, class_weight="balanced"
+        )
+
+
+def test_rare_classes_may_weigh_as_much_as_others(data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    for number in range(2, 6):
+        (tmp_path / "data" / "red" / f"{number}.png").unlink()
+    given = []
+
+    def stop(plan, steps):
+        raise Stop
+
+    def photos(examples, *arguments, class_weights=None, **settings):
+        given.append(class_weights)
+        return Photos(examples, *arguments, **settings)
+
+    monkeypatch.setattr(room, "training_model", stop)
+    monkeypatch.setattr(room, "Photos", photos)
+    with pytest.raises(Stop):
+        train_network(tmp_path / "data", tmp_path / "run", **SMALL, class_weight="balanced")
+    train, val = given  # one of each class is for validation: 5, 5 and 1 are left
+    np.testing.assert_allclose(train, [11 / 15, 11 / 15, 11 / 3], rtol=1e-6)
+    assert val is None
+
+
 def test_labels_may_be_several(data):
     examples = [x._replace(label=(0, 2)) for x in read_photos(data, duplicates=False).train]
     with Photos(examples, PRESETS["compact"], 2, classes=4) as photos:
@@ -496,7 +544,7 @@ def test_labels_may_be_several(data):
     assert labels.tolist() == [[1, 0, 1, 0]] * 2
 
 
-def test_a_photo_that_goes_in_the_midst_is_named(data, tmp_path, stop, monkeypatch):
+def test_a_photo_that_goes_in_the_midst_is_named(data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "data")
     examine = room.examine_photos
 

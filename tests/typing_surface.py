@@ -12,9 +12,10 @@ from typing_extensions import assert_type
 
 import tf_alexnet as ta
 from tf_alexnet.evaluation.metrics import Evaluation
+from tf_alexnet.export import Export
 from tf_alexnet.extraction import ExtractionReport
 from tf_alexnet.labels import Prediction
-from tf_alexnet.training import Run
+from tf_alexnet.training.run import Run, TrainingReport
 from tf_alexnet.weights import Identification, KnownWeights, WeightArrays
 
 Array = npt.NDArray[Any]
@@ -63,13 +64,34 @@ def photos_to_features(path: Path) -> None:
     assert_type(extractor.layers, tuple[str, ...])
     assert_type(extractor.engine, str)
     assert_type(extractor.from_images(np.zeros((2, 9, 9, 3), np.uint8)), dict[str, Array])
+    for photo in ta.predict_photos([path], ta.FeatureExtractor(layers="prob"), top=1):
+        assert_type(photo.predictions, tuple[Prediction, ...])
     transformer = ta.AlexNetFeatures("pool5", weights="torchvision-convs", pool="avg").fit()
     assert_type(transformer, ta.AlexNetFeatures)
 
 
 def classifiers(path: Path) -> None:
     """Training and its measure."""
+    head = ta.train_head(path, run=path, layer="pool5", l2=0.1)
+    assert_type(head, TrainingReport)
+    assert_type(ta.train_network(path, path, mode="scratch", epochs=2).run, Run | None)
+    run = ta.load_run(path)
+    assert_type(run, Run)
+    assert_type(run.classes, tuple[str, ...])
+    assert_type(run.record.metrics["val_accuracy"], float)
     measured = ta.evaluate_photos(path, model=path, crops="ten")
-    assert_type(measured, Evaluation)
-    assert_type(measured.top5, float | None)
-    assert_type(Run.open(path), Run)
+    if isinstance(measured, Evaluation):
+        assert_type(measured.top5, float | None)
+    else:
+        assert_type(measured.mean_average_precision, float)
+    assert_type(ta.export_model(run, "onnx", path), Export)
+    assert_type(run.predict([path], top=1)[0].predictions[0].label, str)
+    for photo in ta.predict_photos(path, run.extractor):
+        assert_type(photo.error, str | None)
+
+
+def pictures(path: Path) -> None:
+    """A module of functions."""
+    features = ta.visualize.read_features(path)
+    assert_type(features.layers["fc7"], Array)
+    assert_type(ta.visualize.linear_cka(features.layers), Array)

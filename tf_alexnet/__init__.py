@@ -16,7 +16,7 @@ from tf_alexnet.version import VERSION as __version__  # noqa: F401
 if TYPE_CHECKING:  # editors and type checkers see the names without importing anything
     from tf_alexnet import visualize as visualize
     from tf_alexnet.evaluation.evaluate import evaluate_photos as evaluate_photos
-    from tf_alexnet.export import export_model as export_model
+    from tf_alexnet.export.exporter import export_model as export_model
     from tf_alexnet.extraction import FeatureExtractor as FeatureExtractor
     from tf_alexnet.extraction import extract_features as extract_features
     from tf_alexnet.extraction import predict_photos as predict_photos
@@ -79,8 +79,10 @@ __all__ = sorted(_HOMES)
 def _register_layers() -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
     if sys.modules["keras"].backend.backend() == "tensorflow":
-        import_module("tf_alexnet.layers")
-        import_module("tf_alexnet.images.preprocessing")
+        for name in ("tf_alexnet.layers", "tf_alexnet.images.preprocessing"):
+            # Another thread that is importing it waits for Keras: waiting for it would be a deadlock.
+            if name not in sys.modules:
+                import_module(name)
 
 
 after_import("keras", _register_layers)

@@ -322,7 +322,7 @@ class Architecture:
                 raise InputError(
                     f"input of {size}x{size}",
                     f"nothing is left of it at layer {layer.name}",
-                    f"Use {self.input_size}x{self.input_size}, or a larger picture.",
+                    "Use a larger picture.",
                 )
             if isinstance(layer, Conv | MaxPool):
                 field = min(size, field + (layer.kernel - 1) * step)

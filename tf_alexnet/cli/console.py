@@ -53,14 +53,16 @@ def notes() -> Iterator[None]:
     _quiet = False
     log, handler = logging.getLogger("tf_alexnet"), _Notes()
     log.addHandler(handler)
-    level = log.level
+    level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
+    log.propagate = False  # absl, which TensorFlow imports, prints what reaches the root
     warnings.showwarning = lambda message, *_, **__: note(str(message))
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+        log.propagate = propagate
 
 
 def error(text: str) -> None:

@@ -82,10 +82,13 @@ def export(
         find_images(calibrate)
     run = console.open_run(model) if is_run else None
     source = run or console.find_weights(model)
-    if to in (TargetName.savedmodel, TargetName.keras):
-        console.load_tensorflow()
     from tf_alexnet.export import export_model
     from tf_alexnet.export.card import verification_rows
+    from tf_alexnet.export.verification import reference_engine
+
+    writes_with_it = to in (TargetName.savedmodel, TargetName.keras)
+    if writes_with_it or reference_engine(to.value) == "tensorflow":
+        console.load_tensorflow()
 
     found = export_model(
         source,

@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from tf_alexnet.architectures import architecture_named
 from tf_alexnet.cli import console
+from tf_alexnet.cli.options import Architecture
+from tf_alexnet.errors import UsageError
 
 
 def summary(
-    architecture: Annotated[
-        str, typer.Option("--architecture", "-a", help="Which network.")
-    ] = "bvlc_alexnet",
+    network: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NETWORK",
+            help="Name of a network (default: bvlc_alexnet) or in the catalogue, a weight file, "
+            "a prototxt, or a RUN.",
+        ),
+    ] = None,
+    architecture: Architecture = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="PIXELS", help="Side of the input (default: what the network is for)."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     plot: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Draw the network too: .svg, or the table as .md, .txt."),
     ] = None,
 ) -> None:
-    """Show a network's layer table."""
-    from tf_alexnet.visualize.architecture import architecture_text, save_architecture
+    """Show a network's layers: output sizes, parameters, multiply-adds, receptive fields."""
+    from tf_alexnet.visualize.architecture import (
+        architecture_record,
+        architecture_text,
+        check_architecture,
+        save_architecture,
+    )
+    from tf_alexnet.weights.resolve import resized, resolve_network
 
-    table = architecture_named(architecture)
+    if plot:
+        check_architecture(plot)
+    if network and (run := console.open_run(None, network)):
+        if architecture is not None:
+            found = f"the RUN records its own, {run.record.architecture}"
+            raise UsageError(f"--architecture with {network}", found, "Leave it out.")
+        table = resized(run.table, input_size, network)
+    else:
+        table = resolve_network(network, architecture, input_size)
     if plot:
         save_architecture(table, plot)
-    print(architecture_text(table))
+    print(json.dumps(architecture_record(table), indent=1) if as_json else architecture_text(table))
     if plot:
         console.note(f"wrote {plot}")

@@ -277,7 +277,7 @@ def _check(
     """What can be wrong with a call, before weights are downloaded and TensorFlow is loaded."""
     from tf_alexnet.extraction import check_output
     from tf_alexnet.training import read_photos
-    from tf_alexnet.training.begin import check_run
+    from tf_alexnet.training.run import check_run
 
     layers = [options[name] for name in ("unfreeze_from", "layer") if name in options]
     console.check_names(options.get("weights"), architecture, preset, layers=layers)
@@ -294,8 +294,7 @@ def _show(report: TrainingReport, folder: str) -> None:
     classes = ", ".join(record.classes[:8]) + (", ..." if len(record.classes) > 8 else "")
     skipped = f", {split['skipped']} skipped" if split["skipped"] else ""
     test = f", {split['test']} test" if "test" in split else ""
-    source = record.base.get("source", "")
-    start = f", starting from {source}" if source.endswith("(untrained)") else ""
+    start = f", starting from {record.base['source']}" if "untrained" in record.base else ""
     rows = [
         ("classes", f"{len(record.classes)}: {classes}"),
         ("photos", f"{split['train']} training, {split['val']} validation{test}{skipped}"),

@@ -10,6 +10,7 @@ import typer
 
 from tf_alexnet.architectures import architecture_named
 from tf_alexnet.cli import console
+from tf_alexnet.cli.commands import Commands
 from tf_alexnet.cli.options import Architecture, MeanImage, Model, OwnWeights, Preset, Quiet
 from tf_alexnet.errors import one_line
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from tf_alexnet.training import Run
     from tf_alexnet.visualize import Explainer
 
-app = typer.Typer(
-    help="Draw the network: filters, activations, saliency, maps of photos.", no_args_is_help=True
-)
+app = Commands(help="Draw the network: filters, activations, saliency, maps of photos.")
 
 
 class Method(str, Enum):

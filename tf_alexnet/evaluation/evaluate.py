@@ -35,6 +35,7 @@ from tf_alexnet.files import check_folder
 from tf_alexnet.images import recorded_name
 from tf_alexnet.images.labelled import listed
 from tf_alexnet.labels import Label, Labels, imagenet_labels, labels_of_network
+from tf_alexnet.remote import is_url
 from tf_alexnet.training.folders import read_digests
 from tf_alexnet.training.run import Run, place_digest, run_folder, short_digest
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
@@ -129,6 +130,7 @@ def evaluate_photos(
         "crops": crops,
         "weights_source": str(run.folder) if run else arrays.source,
         "trained_as": known,
+        "untrained": arrays.untrained,
     }
     if run and run.record.multi_label:
         photos = zip(truth.paths, truth.labels, strict=True)
@@ -207,34 +209,36 @@ def _truth(
 def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
     """Without the photos that a RUN was trained on.
 
-    They are told by content. In the folder that it set its validation photos aside in, only those
-    are unseen: there, others may be training photos that were edited since.
+    They are told by content, and in the folder or table that it split itself also by name: there,
+    photos may have been edited since.
     """
     split, folder = run.record.split, os.fspath(data)
     folder = folder if os.path.isdir(folder) else os.path.dirname(folder) or "."
-    names = [os.path.relpath(path, folder) for path in truth.paths]
+    names = dict(zip(truth.paths, (os.path.relpath(x, folder) for x in truth.paths), strict=True))
     aside, trained = split.get("val_photos", ()), set(split.get("trained_on", "").split())
-    here = set(aside) & set(names)
-    # Runs of version 0.1.0 record neither the place nor what the photos held.
-    own = split["place"] == place_digest(data) if "place" in split else bool(here)
-    # Class folders, or the one split that they are in
-    parts = {name.split(os.sep)[0] for name in aside} if own else set()
-    known = [name.split(os.sep)[0] in parts for name in names]
-    others = [path for path, is_known in zip(truth.paths, known, strict=True) if not is_known]
-    digests = read_digests(others) if trained else {}
-    seen = {path for path, x in digests.items() if x and short_digest(x) in trained}
-    chosen = [
-        i
-        for i, (path, name) in enumerate(zip(truth.paths, names, strict=True))
-        if (name in here if known[i] else path not in seen)
-    ]
+    here = set(aside) & set(names.values())
+    if "place" in split:
+        own = split["place"] == place_digest(data)
+        learned = set(split["train_photos"]) if own else set()
+    else:  # runs of version 0.1.0 record only the photos they set aside
+        own = bool(here)
+        learned = set(names.values()) - here if own else set()
+    seen = {path for path, name in names.items() if name in learned}
+    if trained:
+        others = [path for path, name in names.items() if not own or name not in here]
+        digests = read_digests(others)
+        seen |= {path for path, x in digests.items() if x and short_digest(x) in trained}
+    chosen = [i for i, path in enumerate(truth.paths) if path not in seen]
     left_out = len(names) - len(chosen)
-    missing = [name for name in aside if name not in here] if left_out or any(known) else []
+    missing = []
+    if own or (here and left_out):
+        local = [name for name in aside if not is_url(name)]
+        missing = [name for name in local if not os.path.lexists(os.path.join(folder, name))]
     if not chosen:
         raise UsageError(
             os.fspath(data),
             f"none of the {len(aside)} photos that {run.folder} set aside here is left"
-            if any(known)
+            if own
             else f"{run.folder} was trained on all of its {len(names)} photos",
             "Name photos that it has not seen; its figures on training photos are in report.md.",
         )

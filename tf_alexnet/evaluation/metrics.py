@@ -49,6 +49,22 @@ class ClassResult:
     confused: int
 
 
+def class_results(names: Sequence[str], confusion: np.ndarray) -> list[ClassResult]:
+    """One row per class of a confusion matrix."""
+    rows = []
+    for index, (name, wrong) in enumerate(zip(names, confusion.copy(), strict=True)):
+        photos, predicted = int(wrong.sum()), int(confusion[:, index].sum())
+        correct = int(wrong[index])
+        wrong[index] = 0
+        other = int(wrong.argmax())
+        confused = int(wrong[other])
+        recall = correct / photos if photos else None
+        precision = correct / predicted if predicted else None
+        confused_with = names[other] if confused else ""
+        rows.append(ClassResult(name, photos, correct, recall, precision, confused_with, confused))
+    return rows
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Accuracy of a network on photos whose classes are known.
@@ -68,8 +84,8 @@ class Evaluation:
         What a reader of the figures should know, a sentence each.
     architecture, preset, crops, weights_source : str
         What was evaluated, and how.
-    trained_as : str or None
-        As of `FeatureExtractor`; None also for a classifier on pool5 or fc6.
+    trained_as, untrained : str or None, bool
+        As of `FeatureExtractor`; the former is None also for a classifier on pool5 or fc6.
     published : Accuracy or None
         What was published for this network and preset, where the photos are ILSVRC's validation
         set and one crop of each was looked at.
@@ -89,6 +105,7 @@ class Evaluation:
     trained_as: str | None
     published: Accuracy | None = None
     kept: int = 0
+    untrained: bool = False
 
     def __repr__(self) -> str:
         top5 = "" if self.top5 is None else f", top-5 {self.top5:.1%}"
@@ -119,21 +136,7 @@ class Evaluation:
 
     def by_class(self) -> list[ClassResult]:
         """One row per class, in the order of the network's outputs."""
-        names = [shown(label) for label in self.classes]
-        rows = []
-        for index, (name, wrong) in enumerate(zip(names, self.confusion.copy(), strict=True)):
-            photos, predicted = int(wrong.sum()), int(self.confusion[:, index].sum())
-            correct = int(wrong[index])
-            wrong[index] = 0
-            other = int(wrong.argmax())
-            confused = int(wrong[other])
-            recall = correct / photos if photos else None
-            precision = correct / predicted if predicted else None
-            confused_with = names[other] if confused else ""
-            rows.append(
-                ClassResult(name, photos, correct, recall, precision, confused_with, confused)
-            )
-        return rows
+        return class_results([shown(label) for label in self.classes], self.confusion)
 
     def as_dict(self) -> dict:
         """For JSON: figures, classes, and the entries of the confusion matrix that are not 0."""
@@ -185,7 +188,7 @@ class MultiLabelEvaluation:
         `average_precisions`, 0..1; NaN for a class that no photo shows.
     photos : int
         How many were evaluated.
-    failures, notes, architecture, preset, crops, weights_source, trained_as
+    failures, notes, architecture, preset, crops, weights_source, trained_as, untrained
         As of `Evaluation`.
     """
 
@@ -199,6 +202,14 @@ class MultiLabelEvaluation:
     crops: str
     weights_source: str
     trained_as: str | None
+    untrained: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<MultiLabelEvaluation {one_line(self.weights_source)}: {self.photos} photos, "
+            f"{len(self.classes)} classes, mean average precision "
+            f"{self.mean_average_precision:.3f}>"
+        )
 
     @property
     def mean_average_precision(self) -> float:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tf_alexnet.architectures import PREACT, blob_names
-from tf_alexnet.errors import UsageError
+from tf_alexnet.errors import UsageError, one_line
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.extraction.spec import POOLS
 from tf_alexnet.progress import progress_callback
-from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.folders import PhotoSet, read_photos
 from tf_alexnet.training.head import (
     FEATURES,
@@ -27,7 +26,7 @@ from tf_alexnet.training.head import (
     fit_rows,
 )
 from tf_alexnet.training.report import history_table, readout_text
-from tf_alexnet.training.run import READOUT, write_text
+from tf_alexnet.training.run import READOUT, begin_run, working_in, write_text
 from tf_alexnet.visualize.figures import INK, PALE, PALETTE, label, new_figure, save_figure
 from tf_alexnet.weights import WeightArrays
 
@@ -83,6 +82,10 @@ class ReadoutReport:
     notes: tuple[str, ...] = ()
     skipped: tuple[Failure, ...] = ()
     finished_before: bool = False
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{x.layer} {x.val:.3f}" for x in self.layers)
+        return f"<ReadoutReport {one_line(self.folder)}: validation {self.metric} {figures}>"
 
 
 def linear_readout(
@@ -159,7 +162,7 @@ def linear_readout(
             tell(text)
         notes += _drawn(folder, rows, metric, _share(photos))
         table = [_row(result, metric) for result in rows]
-        text = readout_text(table, settings, len(photos.classes), notes, found.skipped)
+        text = readout_text(table, settings, photos, notes, found.skipped)
         write_text(folder / "report.md", text)
         write_text(folder / READOUT, history_table(table))
     return ReadoutReport(folder, metric, tuple(rows), tuple(notes), found.skipped)
@@ -233,7 +236,7 @@ def readout_figure(
         axes.axhline(100 * share, color=PALE, linewidth=1, linestyle=":", label="largest class")
     for place, row in zip(places, rows, strict=True):
         axes.annotate(
-            f"{100 * row.val:.0f}", (place, 100 * row.val), (0, -14), textcoords="offset points",
+            f"{100 * row.val:.1f}", (place, 100 * row.val), (0, -14), textcoords="offset points",
             ha="center", fontsize=8, color=PALETTE[0],
         )  # fmt: skip
     axes.set_xticks(places, [label(row.layer) for row in rows], rotation=45, ha="right")

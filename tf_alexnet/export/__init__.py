@@ -4,7 +4,16 @@ One module a target writes it; `runtime` runs it, as a program of its own that i
 this package; `verification` compares what came out with what the library computes.
 """
 
+from typing import TYPE_CHECKING
+
 from tf_alexnet.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tf_alexnet.export.exporter import Export as Export
+    from tf_alexnet.export.exporter import check_call as check_call
+    from tf_alexnet.export.exporter import export_model as export_model
+    from tf_alexnet.export.targets import TARGETS as TARGETS
+    from tf_alexnet.export.targets import VARIANTS as VARIANTS
 
 _HOMES = {
     "Export": "tf_alexnet.export.exporter",
@@ -15,4 +24,6 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tf_alexnet.errors import OutputError, UsageError
+from tf_alexnet.errors import OutputError, UsageError, one_line
 from tf_alexnet.export.card import CARD, RECORD, card_text, read_record, record_text
 from tf_alexnet.export.photos import read_photos
 from tf_alexnet.export.source import LABELS, Source, open_source
@@ -55,6 +55,13 @@ class Export:
     variant: str
     file: Path
     verification: Verification
+
+    def __repr__(self) -> str:
+        measured = self.verification
+        return (
+            f"<Export {one_line(self.file)}: {self.target} {self.variant}, largest error "
+            f"{max(measured.errors.values()):.1e} on {measured.photos} photos>"
+        )
 
 
 def export_model(

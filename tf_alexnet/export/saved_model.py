@@ -29,7 +29,7 @@ served = tf.saved_model.load("1").signatures["serving_default"]
 found = served(image_bytes=tf.constant([open("photo.jpg", "rb").read()]))
 ```
 
-With TensorFlow Serving, whose first requests the warm-up file in `1/assets.extra` makes:
+With TensorFlow Serving, which first makes the request in `1/assets.extra` to warm up:
 
 ```console
 $ docker run -p 8501:8501 -v "$PWD:/models/alexnet" -e MODEL_NAME=alexnet tensorflow/serving

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
 from tf_alexnet.training.run import Run
 from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
-from tf_alexnet.weights.resolve import fitted_layers, resolve_weights
+from tf_alexnet.weights.resolve import as_far_as, fitted_layers, resolve_weights
 
 if TYPE_CHECKING:
     import keras
@@ -46,6 +47,8 @@ class Source:
         Catalogue name of the known training that these weights are.
     licence : str
         Of the weights, as far as known.
+    origin : str
+        Where the weights come from, in a line: the file's name, or the RUN and what it is.
     """
 
     arrays: WeightArrays
@@ -55,6 +58,7 @@ class Source:
     labels: tuple[Label, ...]
     trained_as: str | None
     licence: str
+    origin: str
 
     @property
     def features(self) -> str:
@@ -92,6 +96,12 @@ def open_source(
     if isinstance(model, str | os.PathLike) and os.path.isdir(model):
         run = Run.open(model)
     if run is not None:
+        if run.record.multi_label:
+            raise UsageError(
+                f"{run.folder} as an export",
+                "its classes are independent of each other, and exports end in a softmax",
+                "Export the base weights, and take the classifier from the RUN.",
+            )
         if architecture is not None:
             raise UsageError(
                 f"architecture {architecture!r} with a RUN",
@@ -106,13 +116,21 @@ def open_source(
     if model is None:
         raise UsageError("export_model(None)", "it needs weights", "Pass a RUN or a weight file.")
     arrays, whole = resolve_weights(model, architecture)
-    table = _as_far_as(whole, arrays)
+    table = as_far_as(whole, arrays)
     layers = fitted_layers(arrays, table, whole, None)
     record = _preset(arrays, table, preset, mean_image)
     known = identify_weights(arrays).name
     kept = {k: v for k, v in arrays.metadata.items() if k != "renamed"}
     metadata = {**kept, "preset": recorded_name(record[0])}
-    arrays = replace(arrays, layers=layers, metadata=metadata, architecture=table.name)
+    channels = table.convolutions[-1].filters
+    dense = [x.name for x in table.weighted if isinstance(x, Dense)]
+    arrays = replace(
+        arrays,
+        layers=layers,
+        metadata=metadata,
+        architecture=table.name,
+        flattened={name: channels if name == dense[0] else 0 for name in dense},
+    )
     return Source(
         arrays,
         table,
@@ -120,14 +138,8 @@ def open_source(
         _labels(arrays, run, labels),
         known,
         _licence(arrays, known),
+        _origin(arrays, run, known),
     )
-
-
-def _as_far_as(whole: Architecture, arrays: WeightArrays) -> Architecture:
-    """The network up to the last layer that has weights."""
-    if _CLASSIFIER in arrays.layers:
-        return whole
-    return whole.until("fc7" if "fc7" in arrays.layers else "pool5")
 
 
 def _preset(
@@ -165,6 +177,21 @@ def _labels(arrays: WeightArrays, run: Run | None, labels: Labels | None) -> tup
             "Give one for each class, in the order of the network's output.",
         )
     return found
+
+
+def _origin(arrays: WeightArrays, run: Run | None, known: str | None) -> str:
+    name = one_line(Path(arrays.source).name)
+    if run is not None:
+        record = run.record
+        accuracy = record.metrics.get("val_accuracy")
+        of = f"{record.split['train']:,} photos"
+        judged = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
+        name = f"RUN {one_line(run.folder.absolute().name)}: {record.mode}, {of}{judged}"
+    if arrays.untrained:
+        return name
+    if known is None:
+        return name if run else f"{name}, not a known training"
+    return f"{name}; convolutions of {known}"
 
 
 def _licence(arrays: WeightArrays, known: str | None) -> str:

@@ -115,10 +115,15 @@ def verify_export(
     )
 
 
-def _expected(source: Source, target: str, batch: np.ndarray) -> tuple[str, Blobs]:
-    """The blobs as the library computes them, by an engine that is not the target's own."""
+def reference_engine(target: str) -> str:
+    """The engine to compare a target with: one that is not the target's own runtime."""
     installed = importlib.util.find_spec("openvino") is not None
-    engine = "openvino" if installed and target != "openvino" else "tensorflow"
+    return "openvino" if installed and target != "openvino" else "tensorflow"
+
+
+def _expected(source: Source, target: str, batch: np.ndarray) -> tuple[str, Blobs]:
+    """The blobs as the library computes them."""
+    engine = reference_engine(target)
     network = load_network(engine, source.table, source.arrays.layers, source.blobs)
     return engine, network(batch)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tf_alexnet.extraction.job import ExtractionReport as ExtractionReport
     from tf_alexnet.extraction.job import check_job as check_job
     from tf_alexnet.extraction.job import extract_features as extract_features
+    from tf_alexnet.extraction.predictions import PhotoPrediction as PhotoPrediction
+    from tf_alexnet.extraction.predictions import predict_photos as predict_photos
     from tf_alexnet.extraction.reader import REASONS as REASONS
     from tf_alexnet.extraction.reader import PhotoReader as PhotoReader
     from tf_alexnet.extraction.storage import check_output as check_output

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from tf_alexnet.training.finetune import train_network as train_network
     from tf_alexnet.training.folders import Example as Example
     from tf_alexnet.training.folders import PhotoSet as PhotoSet
-    from tf_alexnet.training.folders import read_folders as read_folders
+    from tf_alexnet.training.folders import read_photos as read_photos
     from tf_alexnet.training.head import train_head as train_head
-    from tf_alexnet.training.record import RunRecord as RunRecord
     from tf_alexnet.training.run import Run as Run
+    from tf_alexnet.training.run import RunRecord as RunRecord
+    from tf_alexnet.training.run import load_run as load_run
     from tf_alexnet.training.run import write_run as write_run
 
 _HOMES = {

@@ -185,7 +185,7 @@ class Checkpoint(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, **{f"train_{name}": x for name, x in figures.items()}}
         row |= _figures(logs, self._metric, "val_")
         rate = self.model.optimizer.learning_rate
-        row["learning_rate"] = float(keras.ops.convert_to_numpy(rate))
+        row["learning_rate"] = _decimal(keras.ops.convert_to_numpy(rate))
         row |= {name: logs[name] for name in ("photos_per_second", "data_wait", "seconds")}
         tensors = {name: _array(variable) for name, variable in _variables(self.model).items()}
         # A NaN in the weights need not reach the loss: ReLU makes 0 of it.
@@ -213,8 +213,13 @@ class Checkpoint(keras.callbacks.Callback):
 
 def _figures(logs: Mapping[str, float], metric: str, part: str = "") -> dict[str, float]:
     """Loss and metric; Keras's own ``loss`` is of weighted photos, and of unequal batches."""
-    loss, value = logs[f"{part}cross_entropy"], logs[part + metric]
-    return {f"{part}loss": float(loss), part + metric: float(value)}
+    found = {f"{part}loss": logs[f"{part}cross_entropy"], part + metric: logs[part + metric]}
+    return {name: _decimal(value) for name, value in found.items()}
+
+
+def _decimal(value: float) -> float:
+    """A float32 without the digits that it doesn't have."""
+    return float(f"{float(value):.7g}")
 
 
 def diverged(asked: str, found: str) -> UsageError:

@@ -24,17 +24,25 @@ from tf_alexnet.images.presets import Preset
 from tf_alexnet.model import AlexNet
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.augment import check_augmentation
-from tf_alexnet.training.begin import begin_run, working_in
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, Epochs, State, read_checkpoint
 from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.folders import Example, PhotoSet, read_photos
 from tf_alexnet.training.linear import balanced, label_array
 from tf_alexnet.training.optimizer import SCHEDULES, optimizer_for, scheduled
 from tf_alexnet.training.report import chance_note
-from tf_alexnet.training.run import RunRecord, TrainingReport, model_of, split_record, write_run
+from tf_alexnet.training.run import (
+    RunRecord,
+    TrainingReport,
+    base_record,
+    begin_run,
+    model_of,
+    split_record,
+    working_in,
+    write_run,
+)
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
-from tf_alexnet.weights.resolve import resolve_weights
+from tf_alexnet.weights.resolve import resolve_weights, trained_preset
 
 _CHOICES = {
     "mode": ("finetune", "scratch"),
@@ -245,7 +253,7 @@ def planned(
     if scratch:
         weights, architecture = None, architecture or "compact"
     base, table = resolve_weights(weights, architecture)
-    name = preset or (base and base.metadata.get("preset")) or table.preset
+    name = preset or trained_preset(base, table)
     record = check_augmentation(settings["augment"], name)
     if record.size != table.input_size:
         raise UsageError(
@@ -569,9 +577,7 @@ class _Training:
         return TrainingReport(run, (*self._notes, self._what_trains()), skipped)
 
     def _record(self, metrics: dict[str, float], skipped: Sequence[Failure]) -> RunRecord:
-        plan, settings, base = self._plan, self._plan.settings, {}
-        if plan.base is not None:
-            base = {"digest": plan.base.digest, "source": os.path.basename(plan.base.source)}
+        plan, settings, base = self._plan, self._plan.settings, base_record(self._plan.base)
         return RunRecord(
             self._photos.classes, plan.table.name, plan.preset.name, settings["layer"],
             settings["mode"], base, settings, split_record(self._photos, skipped), metrics,

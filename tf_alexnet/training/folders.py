@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.errors import UsageError
+from tf_alexnet.errors import UsageError, one_line
 from tf_alexnet.extraction.job import read_state
 from tf_alexnet.images.labelled import Labelled, find_labelled, listed
 from tf_alexnet.remote import is_url
@@ -72,6 +72,12 @@ class PhotoSet:
     multi_label: bool = False
     contents: Mapping[str, str | None] = field(default_factory=dict, compare=False, repr=False)
     source: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<PhotoSet {one_line(self.source or 'in memory')}: {len(self.classes)} classes, "
+            f"train {len(self.train)}, val {len(self.val)}, test {len(self.test)}>"
+        )
 
     def name_of(self, example: Example) -> str:
         """The photo's path below `folder`."""

@@ -22,7 +22,6 @@ from tf_alexnet.extraction.storage import place_of
 from tf_alexnet.images import recorded_name
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.training.arrays import is_features, read_arrays
-from tf_alexnet.training.begin import begin_run, check_run, working_in
 from tf_alexnet.training.folders import PhotoSet, read_photos
 from tf_alexnet.training.linear import (
     Classifier,
@@ -43,8 +42,12 @@ from tf_alexnet.training.run import (
     Run,
     RunRecord,
     TrainingReport,
+    base_record,
+    begin_run,
+    check_run,
     model_of,
     split_record,
+    working_in,
     write_run,
 )
 from tf_alexnet.version import VERSION
@@ -214,7 +217,8 @@ class Setup(NamedTuple):
     ) -> Setup:
         """From `weights`, `architecture` and `preset`, and the settings of the fit."""
         if l2 is not None and not 0 < l2 < float("inf"):
-            raise UsageError(f"l2 {l2}", "not an L2 penalty", "Use a number above 0, as 0.001.")
+            advice = "Use a number above 0, such as 0.001."
+            raise UsageError(f"l2 {l2}", "not an L2 penalty", advice)
         if class_weight not in (None, "balanced"):
             found = "not a class weight"
             raise UsageError(f"class_weight {class_weight!r}", found, "Use balanced, or none.")
@@ -441,7 +445,7 @@ def _written(
         preset=setup.preset,
         layer=settings["layer"],
         mode="head",
-        base={"digest": setup.base.digest, "source": os.path.basename(setup.base.source)},
+        base=base_record(setup.base),
         settings=settings,
         split=split_record(photos, skipped),
         metrics=fitted.metrics,

@@ -54,7 +54,7 @@ class Linear(NamedTuple):
         return rows @ self.kernel.astype(rows.dtype, copy=False) + self.bias.astype(rows.dtype)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Classifier:
     """A fitted linear classifier of features.
 
@@ -81,7 +81,7 @@ class Classifier:
         return expit(scores) if self.multi_label else np.exp(log_softmax(scores))
 
     def __repr__(self) -> str:
-        return f"Classifier({self.kernel.shape[0]} features, {len(self.classes)} classes)"
+        return f"<Classifier {self.kernel.shape[0]} features, {len(self.classes)} classes>"
 
 
 class Standard(NamedTuple):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.evaluation.metrics import class_results
 from tf_alexnet.visualize.figures import INK, label, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tf_alexnet.extraction.reader import Failure
+    from tf_alexnet.training.folders import PhotoSet
     from tf_alexnet.training.run import RunRecord
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
@@ -33,19 +35,6 @@ def history_table(history: Sequence[Mapping[str, float]]) -> str:
     table.writeheader()
     table.writerows(history)
     return text.getvalue()
-
-
-def class_table(classes: Sequence[str], confusion: np.ndarray) -> list[tuple[str, int, str, str]]:
-    """Class, photos, recall and precision, the last two as ``81.2 %`` or ``-`` of no photo."""
-    right, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-
-    def share(part: int, whole: int) -> str:
-        return f"{part / whole:.1%}" if whole else "-"
-
-    return [
-        (name, int(actual[i]), share(right[i], actual[i]), share(right[i], predicted[i]))
-        for i, name in enumerate(classes)
-    ]
 
 
 def chance_note(labels: Sequence[int], accuracy: float) -> str | None:
@@ -98,7 +87,7 @@ def report_text(
         "",
     ]
     lines += [explanation, ""] if explanation else []
-    how = "the validation photos were set aside at random" if split["drawn"] else "they were given"
+    drawn_here = "The validation photos were set aside at random."
     lines += [
         f"| | photos | {title} | loss |",
         "|---|---|---|---|",
@@ -109,7 +98,7 @@ def report_text(
             if f"{part}_{merit}" in metrics
         ),
         "",
-        f"The splits: {how}.",
+        drawn_here if split["drawn"] else "The splits are those of the data.",
         "",
     ]
     if confusion is not None:
@@ -117,8 +106,8 @@ def report_text(
             "| class | validation photos | found (recall) | right when named (precision) |",
             "|---|---|---|---|",
             *(
-                f"| {_cell(name)} | {n} | {recall} | {precision} |"
-                for name, n, recall, precision in class_table(record.classes, confusion)
+                f"| {_cell(x.name)} | {x.photos} | {_share(x.recall)} | {_share(x.precision)} |"
+                for x in class_results(record.classes, confusion)
             ),
             "",
         ]
@@ -132,6 +121,10 @@ def report_text(
     lines += _remarks(notes, skipped)
     lines += _use(record)
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _figure(value: float | None) -> str:
@@ -177,23 +170,25 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 def readout_text(
     rows: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
-    classes: int,
+    photos: PhotoSet,
     notes: Sequence[str] = (),
     skipped: Sequence[Failure] = (),
 ) -> str:
     """The Markdown of ``report.md`` for `linear_readout`; `rows` are those of ``readout.csv``."""
     pool = {"none": "all values of", "avg": "the mean over positions of"}
     what = pool.get(settings["pool"], "the maximum over positions of")
-    names = list(rows[0])
+    titles = {"l2": "L2 penalty", "train": "training", "val": "validation", "map": "mAP"}
+    names = [" ".join(titles.get(x, x) for x in name.split("_")) for name in rows[0]]
     return "\n".join(
         [
-            f"# Linear read-out of {len(rows)} layers: {classes} classes",
+            f"# Linear read-out of {len(rows)} layers: {len(photos.classes)} classes, "
+            f"{len(photos.train)} training and {len(photos.val)} validation photos",
             "",
             "The network was not trained. For each layer, a linear classifier was fitted on "
-            f"{what} its blobs, with the L2 penalty that has the least loss on the validation "
+            f"{what} its output, with the L2 penalty that has the least loss on the validation "
             "photos (so their figures are slightly optimistic), or the one given.",
             "",
-            f"| {' | '.join(name.replace('_', ' ') for name in names)} |",
+            f"| {' | '.join(names)} |",
             "|---" * len(names) + "|",
             *(
                 f"| {_cell(layer)} | {width} | {l2:.3g} | {train:.1%} | {val:.1%} |"
@@ -278,7 +273,7 @@ def curves_figure(history: Sequence[Mapping[str, float]], chosen: float | None =
     upper.legend(frameon=False, loc="best")
     lower.set_xlabel(by)
     if by == "epoch":
-        lower.xaxis.get_major_locator().set_params(integer=True)
+        lower.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         lower.set_xlim(min(steps) - 0.5, max(steps) + 0.5)
     if by == "l2" and len(steps) > 1:
         lower.set_xscale("log")

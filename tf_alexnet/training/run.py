@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES, HEAD_LAYERS, Architecture
-from tf_alexnet.errors import ImageError, OutputError, PresetError, UsageError, WeightsError
+from tf_alexnet.errors import (
+    ImageError,
+    OutputError,
+    PresetError,
+    UsageError,
+    WeightsError,
+    one_line,
+)
 from tf_alexnet.evaluation.scores import score_photos
+from tf_alexnet.extraction.storage import Target, locked
 from tf_alexnet.files import publish, replacing
 from tf_alexnet.images import preset_named
 from tf_alexnet.training.folders import Example, PhotoSet
@@ -42,10 +51,11 @@ if TYPE_CHECKING:
     from tf_alexnet.training.linear import Classifier
 
 RECORD, WEIGHTS, MODEL = "run.json", "weights.safetensors", "model.keras"
+SETTINGS = "settings.json"  # what a training was begun with
 READOUT = "readout.csv"  # of a layer-wise read-out, which has no network
 FORMAT = 1  # of run.json
 MODES = ("head", "finetune", "scratch")
-MAX_BYTES = 1 << 26  # the names of a million photos take 30 MB
+MAX_BYTES = 1 << 27  # names and digests of a million photos take 50 MB
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -64,7 +74,8 @@ class RunRecord:
     mode : {"head", "finetune", "scratch"}
         What was trained: the classifier, it and layers below, or everything.
     base : dict of str to str
-        ``digest`` and ``source`` of the weights it started from; empty for ``scratch``.
+        ``digest`` and ``source`` of the weights it started from, and ``untrained`` if they were a
+        control's; empty for ``scratch``.
     settings : dict of str to str, int, float, bool or None
         Everything that the result depends on.
     split : dict
@@ -92,6 +103,13 @@ class RunRecord:
     weights_digest: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     multi_label: bool = False
+
+    def __repr__(self) -> str:
+        name = "val_map" if self.multi_label else "val_accuracy"
+        return (
+            f"<RunRecord {len(self.classes)} classes, {self.architecture}, classifier on "
+            f"{self.layer}, mode {self.mode}, {name} {self.metrics.get(name, math.nan):.3f}>"
+        )
 
     def text(self) -> str:
         """As the JSON of ``run.json``; names of any bytes survive as escaped surrogates."""
@@ -155,11 +173,12 @@ def _is_split(value: Any) -> bool:
         return False
     counts = [value.get(x) for x in ("train", "val", "skipped")] + [value.get("test", 0)]
     texts = [value.get("place", ""), value.get("trained_on", "")]
-    names = value.get("val_photos", [])
+    names = [value.get(x, []) for x in ("train_photos", "val_photos")]
     return (
         all(type(x) is int and x >= 0 for x in counts)
-        and isinstance(names, list)
-        and all(isinstance(x, str) for x in (*names, *texts))
+        and all(isinstance(x, list) for x in names)
+        and all(isinstance(x, str) for x in (*texts, *names[0], *names[1]))
+        and ("place" in value) == ("train_photos" in value)
     )
 
 
@@ -199,6 +218,14 @@ _CHECKS = {
 }
 
 
+def base_record(base: WeightArrays | None) -> dict[str, str]:
+    """The `RunRecord.base` of the weights that a training starts from, if there are any."""
+    if base is None:
+        return {}
+    mark = {"untrained": "yes"} if base.untrained else {}
+    return {"digest": base.digest, "source": os.path.basename(base.source), **mark}
+
+
 def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str, Any]:
     """The `RunRecord.split` of these photos.
 
@@ -213,8 +240,8 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     dict
         ``drawn``, whether the validation photos were set aside at random; ``train``, ``val`` and
         ``skipped``, counts of photos; ``trained_on``, `short_digest` of each training photo.
-        If drawn, also ``val_photos``, their paths below the data folder, and ``place``, which
-        stands for where the folder or table was.
+        If drawn, also ``train_photos`` and ``val_photos``, their paths below the data folder, and
+        ``place``, which stands for where the folder or table was.
     """
     bad = {failure.path for failure in skipped}
     train, val = ([x for x in part if x.path not in bad] for part in (photos.train, photos.val))
@@ -222,7 +249,8 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     found = {"drawn": photos.split, "train": len(train), "val": len(val), "skipped": len(bad)}
     found["trained_on"] = " ".join(sorted(map(short_digest, digests)))
     if photos.split:
-        found["val_photos"] = [photos.name_of(example) for example in photos.val]
+        for name, part in (("train_photos", photos.train), ("val_photos", photos.val)):
+            found[name] = [photos.name_of(example) for example in part]
         found["place"] = place_digest(photos.source) if photos.source else ""
     return found
 
@@ -237,7 +265,7 @@ def place_digest(path: str | os.PathLike) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Run:
     """A finished training, checked: the record and the weights belong together.
 
@@ -257,13 +285,8 @@ class Run:
     arrays: WeightArrays
 
     def __repr__(self) -> str:
-        record = self.record
-        name = "val_map" if record.multi_label else "val_accuracy"
-        return (
-            f"Run({os.fspath(self.folder) if self.folder else 'in memory'!r}: "
-            f"{len(self.classes)} classes, {record.architecture}, classifier on {record.layer}, "
-            f"{name} {record.metrics[name]:.3f})"
-        )
+        about = repr(self.record).partition(" ")[2]
+        return f"<Run {one_line(self.folder or 'in memory')}: {about}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -454,6 +477,10 @@ class TrainingReport:
     finished_before: bool = False
     classifier: Classifier | None = None
 
+    def __repr__(self) -> str:
+        result = self.run or self.classifier
+        return f"<TrainingReport {result}, notes {len(self.notes)}, skipped {len(self.skipped)}>"
+
 
 def read_record(folder: str | os.PathLike) -> RunRecord | None:
     """What a folder's ``run.json`` holds; None where there is none.
@@ -482,28 +509,17 @@ def read_record(folder: str | os.PathLike) -> RunRecord | None:
 
 def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> None:
     """Refuse weights of another network, or of other classes, than the record speaks of."""
-    path = str(folder / WEIGHTS)
+    table, classes = ARCHITECTURES[record.architecture], len(record.classes)
+    whole = table.with_head(record.layer, classes)
     if arrays.architecture != record.architecture:
-        raise WeightsError(
-            path,
-            f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights",
-            "Get both files from the same RUN again.",
-        )
-    table = own_table(arrays, ARCHITECTURES[record.architecture])
-    if arrays.classes != len(record.classes):
-        raise WeightsError(
-            path,
-            f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {len(record.classes)} "
-            "classes",
-            "Get both files from the same RUN again.",
-        )
-    whole = ARCHITECTURES[record.architecture].with_head(record.layer, len(record.classes))
-    if table.parameter_shapes() != whole.parameter_shapes():
-        raise WeightsError(
-            path,
-            f"its classifier does not stand on {record.layer}, as {RECORD} says",
-            "Get both files from the same RUN again.",
-        )
+        fault = f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights"
+    elif arrays.classes != classes:
+        fault = f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {classes} classes"
+    elif own_table(arrays, table).parameter_shapes() != whole.parameter_shapes():
+        fault = f"its classifier does not stand on {record.layer}, as {RECORD} says"
+    else:
+        return
+    raise WeightsError(str(folder / WEIGHTS), fault, "Get both files from the same RUN again.")
 
 
 def write_run(
@@ -642,3 +658,117 @@ def _versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+
+
+def check_run(folder: str | os.PathLike, *, resume: bool = False) -> None:
+    """Refuse a folder that `working_in` refuses, before any work is done for it.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `working_in`, except that another training may hold it.
+    """
+    path = Path(folder)
+    begun = any((path / name).is_file() for name in (SETTINGS, RECORD))
+    if resume and not begun:
+        raise UsageError(str(path), "no training was begun there", "Leave --resume out.")
+    Target(f"{path}/").check()
+    if path.is_dir() and not begun and _is_foreign(path):
+        raise OutputError(
+            str(path), "it holds other things, and no training", "Name a new folder for the RUN."
+        )
+
+
+@contextlib.contextmanager
+def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[Path]:
+    """The RUN's folder, made if need be, and held: one training at a time.
+
+    Raises
+    ------
+    UsageError
+        With `resume`, where no training was begun.
+    OutputError
+        If the folder can't be made or written to, holds other things, or another training holds it.
+    """
+    check_run(folder, resume=resume)
+    path = Path(folder)
+    target = Target(f"{path}/")
+    target.data.make()
+    with locked(target.data, str(target)):
+        for left in path.glob(".tf-alexnet-*"):  # what a killed training left half written
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                target.data.remove(left.name)
+        yield path
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether there is anything but the features of a training that was killed at once."""
+    return any(not name.startswith((".", "features.h5")) for name in os.listdir(path))
+
+
+def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | None:
+    """Compare a RUN with the settings of a training, and record them if the training is new.
+
+    Parameters
+    ----------
+    folder : Path
+        From `working_in`.
+    settings : dict of str to str, int, float, bool or None
+        All that the result depends on. The number of ``epochs`` may be larger than before.
+    force : bool
+        Start over whatever is there.
+
+    Returns
+    -------
+    Run or None
+        The finished run of these very settings; None where there is work to do.
+
+    Raises
+    ------
+    UsageError
+        If it was begun with other settings; the message names them.
+    WeightsError
+        If the finished run that is there is damaged.
+    """
+    settings = dict(settings)
+    if force:
+        for name in (RECORD, READOUT, SETTINGS):
+            (folder / name).unlink(missing_ok=True)
+    record = read_record(folder)
+    if record is not None and dict(record.settings) == settings:
+        return Run.open(folder)
+    # A finished run that is being continued has other settings than its record.
+    old = _begun(folder)
+    old = dict(record.settings) if old is None and record is not None else old
+    if old is not None:
+        names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+        if names and not (names == ["epochs"] and _grows(old["epochs"], settings["epochs"])):
+            changed = ", ".join(f"{x} {old.get(x)} -> {settings.get(x)}" for x in names)
+            raise UsageError(
+                str(folder),
+                f"it was begun with other settings: {changed}",
+                "Use the same settings, name another folder, or start over with --force "
+                "(force=True).",
+            )
+    if old != settings:
+        write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+    return None
+
+
+def _grows(old: Any, new: Any) -> bool:
+    return type(old) is type(new) is int and old < new
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The settings recorded by an unfinished training; None where there are none."""
+    try:
+        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(
+            str(folder / SETTINGS), f"it can't be read ({error})", "Start over with --force."
+        ) from None
+    return content if isinstance(content, dict) else {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 from tf_alexnet.architectures import Architecture, LayerRow
@@ -40,6 +41,25 @@ def architecture_markdown(table: Architecture) -> str:
     lines.append("|" + "".join("---|" if i in (0, 1, 6) else "---:|" for i in range(len(heads))))
     lines += [f"| {' | '.join(row)} |" for row in (*_cells(table), _totals(table))]
     return "\n".join(lines)
+
+
+def architecture_record(table: Architecture) -> dict[str, Any]:
+    """The table for JSON."""
+    rows = list(table.rows())
+    layers = [
+        {**asdict(row), "parameters": row.parameters, "multiply_adds": row.multiply_adds}
+        for row in rows
+    ]
+    return {
+        "name": table.name,
+        "title": table.title,
+        "input_size": table.input_size,
+        "channels": table.channels,
+        "preset": table.preset,
+        "parameters": table.parameters,
+        "multiply_adds": sum(row.multiply_adds for row in rows),
+        "layers": layers,
+    }
 
 
 def _cells(table: Architecture) -> Iterator[tuple[str, ...]]:

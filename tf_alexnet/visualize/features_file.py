@@ -36,6 +36,10 @@ class Features:
     layers: dict[str, np.ndarray]
     attributes: dict[str, str]
 
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {rows.shape}" for name, rows in self.layers.items())
+        return f"<Features {len(self.paths)} photos: {arrays}>"
+
     def complete(self, layer: str) -> tuple[list[str], np.ndarray, int]:
         """Paths and rows without those that hold NaN, and how many these were."""
         rows = self.layers[layer]

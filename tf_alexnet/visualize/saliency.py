@@ -68,9 +68,15 @@ class SaliencyMap:
     score: float
     completeness_gap: float | None
     method: str = ""
-    cells: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32), repr=False)
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
-    columns: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    cells: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    columns: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def __repr__(self) -> str:
+        return (
+            f"<SaliencyMap {self.method} {self.values.shape} of class {self.class_index}, "
+            f"score {self.score:.3g}>"
+        )
 
     @property
     def signed(self) -> bool:

@@ -49,6 +49,12 @@ class SanityCheck:
     correlations: dict[str, np.ndarray]
     class_index: int
 
+    def __repr__(self) -> str:
+        return (
+            f"<SanityCheck {', '.join(self.maps)} of class {self.class_index}, "
+            f"{self.stages[0]} to {self.stages[-1]}>"
+        )
+
     def write_csv(self, path: str | os.PathLike) -> None:
         """Write the correlations: a row per stage, a column per method."""
         with replacing(path) as temporary, open(temporary, "w", newline="") as file:

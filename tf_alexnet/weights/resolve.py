@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import replace
 
-from tf_alexnet.architectures import Architecture, Dense
+from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, Architecture, Dense
 from tf_alexnet.errors import InputError, UsageError, WeightsError
 from tf_alexnet.weights.arrays import (
     LayerArrays,
@@ -15,6 +15,7 @@ from tf_alexnet.weights.arrays import (
     table_for,
     with_classifier,
 )
+from tf_alexnet.weights.catalog import known_weights, names
 from tf_alexnet.weights.download import find_weights
 from tf_alexnet.weights.fresh import fresh_weights, random_seed
 from tf_alexnet.weights.io import read_weights
@@ -70,6 +71,84 @@ def resolve_weights(
         if weights is not None:
             weights = replace(weights, metadata={**weights.metadata, "preset": declared.preset})
     return weights, table
+
+
+def as_far_as(whole: Architecture, weights: WeightArrays) -> Architecture:
+    """The network up to the last layer that `weights` have."""
+    if "fc8" in weights.layers:
+        return whole
+    return whole.until("fc7" if "fc7" in weights.layers else "pool5")
+
+
+def resolve_network(
+    network: str | None, architecture: str | None = None, input_size: int | None = None
+) -> Architecture:
+    """The table of a network; nothing is downloaded.
+
+    Parameters
+    ----------
+    network : str or None
+        Name of a network, a name of the catalogue, a ``.prototxt``, a weight file, or
+        ``"random:SEED"``; None is what `architecture` says, by default bvlc_alexnet.
+    architecture : str, optional
+        As in `AlexNet`, where a weight file does not tell.
+    input_size : int, optional
+        Side of the input; by default the one that the network was made for.
+
+    Returns
+    -------
+    Architecture
+        With as many classes as the weights have, and as far as they go.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network.
+    WeightsError
+        If a file can't be read, or does not tell which network it is.
+    """
+    if network is None or network in ARCHITECTURES or network.endswith(".prototxt"):
+        if network and architecture:
+            found = "it names a network already"
+            raise UsageError(f"architecture with {network}", found, "Leave one of the two out.")
+        table = resolve_weights(None, network or architecture or BVLC_ALEXNET.name)[1]
+    elif network in names() and not os.path.isfile(network):
+        record = known_weights(network)
+        table = ARCHITECTURES[record.architecture]
+        table = table.with_classes(record.classes) if record.classes else table.until("pool5")
+    elif os.path.exists(network) or random_seed(network) is not None:
+        weights, table = resolve_weights(network, architecture)
+        return resized(as_far_as(table, weights), input_size, network)
+    else:
+        known = dict.fromkeys((*ARCHITECTURES, *names()))
+        raise UsageError(
+            f"network {network!r}",
+            "neither a name nor a file",
+            f"Give a weight file, a RUN, or one of: {', '.join(known)}.",
+        )
+    return resized(table, input_size)
+
+
+def resized(
+    table: Architecture, input_size: int | None, trained: str | None = None
+) -> Architecture:
+    """The network with another input; `trained`, the name of its weights, fixes dense layers.
+
+    Raises
+    ------
+    InputError
+        If the dense layers of `trained` can't take what `pool5` then gives.
+    """
+    if input_size is None:
+        return table
+    other = replace(table, input_size=input_size)
+    if trained and other.parameter_shapes() != table.parameter_shapes():
+        raise InputError(
+            f"{trained} with an input of {input_size}x{input_size}",
+            "its dense layers can't take what pool5 gives",
+            f"Name the network instead of its weights: {table.name}.",
+        )
+    return other
 
 
 def trained_preset(weights: WeightArrays | None, table: Architecture) -> str:
