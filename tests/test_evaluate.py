@@ -613,15 +613,16 @@ def test_a_test_split_is_evaluated_at_the_end(convs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "named", [["--model", "RUN/model.keras"], ["-w", "RUN/weights.safetensors"], ["-w", "RUN"]]
+    ("command", "named"),
+    [("predict", ["--model", "RUN/model.keras"]), ("evaluate", ["-w", "RUN/weights.safetensors"])],
 )
-def test_a_run_is_found_by_its_files(named, run, trained):
-    code, out, err = run("predict", "data/red/1.png", *named)
+def test_a_run_is_found_by_its_files(command, named, run, trained):
+    code, out, err = run(command, "data", *named, "--json")
     assert code == 0, err
-    assert {line.split()[1] for line in out.splitlines()[1:]} == set(NAMES)
+    found = json.loads(out)
+    rows = found["classes"] if command == "evaluate" else found[0]["predictions"]
+    assert {x.get("name", x.get("label")) for x in rows} == set(NAMES)
     assert "known trained network" not in err
-    code, out, err = run("evaluate", "data", *named, "--json")
-    assert {x["name"] for x in json.loads(out)["classes"]} == set(NAMES)
 
 
 def test_features_of_a_run(run, trained):
@@ -647,20 +648,13 @@ def test_a_model_that_is_no_longer_that_of_its_run(run, trained, convs):
 
 def test_predict_with_labels(run, trained, tmp_path):
     ta.write_weights(trained, "plain.safetensors")
-    forms = {
-        "lines.txt": "rot\ngelb\nblau\n",
-        "index.json": '{"0": "rot", "1": "gelb", "2": "blau"}',
-        "names.json": '{"blau": 2, "rot": 0, "gelb": 1}',
-        "signs.csv": "ClassId,SignName\n0,rot\n2,blau\n1,gelb\n",
-    }
-    for name, text in forms.items():
-        (tmp_path / name).write_text(text)
-        code, out, _ = run(
-            *("predict", "data/red/1.png", "-w", "plain.safetensors", "--labels", name, "--json")
-        )
-        (photo,) = json.loads(out)
-        named = {x["index"]: x["label"] for x in photo["predictions"]}
-        assert (code, named) == (0, {0: "rot", 1: "gelb", 2: "blau"})
+    (tmp_path / "signs.csv").write_text("ClassId,SignName\n0,rot\n2,blau\n1,gelb\n")
+    code, out, _ = run(
+        *("predict", "data/red/1.png", "-w", "plain.safetensors", "--labels", "signs.csv", "--json")
+    )
+    (photo,) = json.loads(out)
+    named = {x["index"]: x["label"] for x in photo["predictions"]}
+    assert (code, named) == (0, {0: "rot", 1: "gelb", 2: "blau"})
     (tmp_path / "two.txt").write_text("rot\ngelb\n")
     code, out, err = run("predict", "data/red/1.png", "--model", "RUN", "--labels", "two.txt")
     assert (code, out) == (2, "")

@@ -443,7 +443,12 @@ def test_a_run_is_exported_with_its_classes(tmp_path, run):
     assert code == 0, err
     assert "same top 1                6 of 6 photos" in shown
     assert (tmp_path / "out" / "labels.txt").read_text().split() == list(PLANTED)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "RUN RUN: head, 12 photos, validation accuracy" in card
     shutil.rmtree(tmp_path / "out")
+    # 9216 rows could be 12x12 places of conv1's 64 channels: the table tells.
+    found = export_model(trained, "caffe", tmp_path / "out", photos=data / "val")
+    assert found.verification.errors["prob"] < 1e-5
     code, _, err = run(*arguments, "--architecture", "torchvision")
     assert code == 2
     assert "the RUN records its own" in err

@@ -37,28 +37,19 @@ def test_conv5_of_the_caffe_networks_is_at_17_and_every_16_pixels():
 
 
 def by_pixel(values, points, placement):
-    """`Placement.onto_photo`, a pixel and one of its parts at a time."""
-    out = np.full(placement.photo, np.nan)
-    sides = zip(placement.photo, placement.resized, strict=True)
-    parts = [max(1, -(-to // side)) for side, to in sides]
-    places = []
+    """`Placement.onto_photo`, one row and one column at a time."""
+    weights = []
     for axis in (0, 1):
         side, to, start = placement.photo[axis], placement.resized[axis], placement.corner[axis]
-        fine = [
-            [(x + (p + 0.5) / parts[axis]) * to / side - 0.5 - start for p in range(parts[axis])]
-            for x in range(side)
-        ]
-        places.append([[p for p in row if -0.5 <= p < placement.size - 0.5] for row in fine])
-    for i, rows in enumerate(places[0]):
-        for j, columns in enumerate(places[1]):
-            seen = [
-                np.interp(column, points, [np.interp(row, points, line) for line in values.T])
-                for row in rows
-                for column in columns
-            ]
-            if seen:
-                out[i, j] = np.mean(seen)
-    return out
+        parts = max(1, -(-to // side))
+        lines = []
+        for x in range(side):
+            places = [(x + (p + 0.5) / parts) * to / side - 0.5 - start for p in range(parts)]
+            seen = [p for p in places if -0.5 <= p < placement.size - 0.5]
+            hats = [np.interp(seen, points, one) for one in np.eye(len(points))]
+            lines.append(np.mean(hats, axis=1) if seen else np.full(len(points), np.nan))
+        weights.append(np.array(lines))
+    return weights[0] @ values @ weights[1].T
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from serving import CLASSES, Loop, small_run
 
 import tf_alexnet as ta
 from tf_alexnet.errors import UsageError
+from tf_alexnet.extraction.formats import open_output
 from tf_alexnet.serve import Limits, Service, create_app
 from tf_alexnet.serve import heatmaps as heatmaps_module
 from tf_alexnet.serve.batching import SIZE, Batcher
@@ -276,6 +277,22 @@ def test_index_of_other_weights_is_refused(index, tmp_path):
         (tmp_path / "bad.h5").write_bytes(b"no features")
         with pytest.raises(UsageError, match=reason):
             Service("torchvision-convs", index=tmp_path / name)
+
+
+def test_index_of_the_weights_that_a_head_was_trained_on(run, example_photos, tmp_path):
+    path = tmp_path / "features.h5"
+    settings = {"weights": "torchvision-convs", "layers": "pool5", "engine": "openvino"}
+    ta.extract_features(str(example_photos[0]), path, **settings)
+    based = replace(run, record=replace(run.record, base=base_of(path)))
+    Service(based, index=path, engine="openvino", workers=1).close()
+    for other in (run, replace(based, record=replace(based.record, mode="finetune"))):
+        with pytest.raises(UsageError, match="its weights_digest"):
+            Service(other, index=path, engine="openvino", workers=1)
+
+
+def base_of(path):
+    with open_output(path) as output:
+        return {"digest": output.attributes["weights_digest"]}
 
 
 def test_activations_are_the_mosaic_of_the_layer(ask, run, photos, example_photos):

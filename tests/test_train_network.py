@@ -131,7 +131,7 @@ def stop(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps", "workers"), [(1, None, 3), (1, 2, 1), pytest.param(2, None, 1)]
+    ("epochs", "steps", "workers"), [(1, 2, 3), pytest.param(1, None, 1, marks=pytest.mark.slow)]
 )
 def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
     epochs, steps, workers, data, unbroken, tmp_path, stop, monkeypatch
@@ -176,26 +176,6 @@ def test_a_finished_run_continues(data, unbroken, tmp_path, stop):
     # The finished training is there until the longer one replaces it.
     assert Run.open(run).record.metrics["epochs"] == 2
     assert train_network(data, run, **{**SMALL, "epochs": 2}).finished_before
-
-
-def test_a_cosine_ends_with_its_epochs(data, tmp_path):
-    run = tmp_path / "run"
-    settings = {**SMALL, "epochs": 1, "schedule": "cosine"}
-    train_network(data, run, **settings)
-    last = (run / "history.csv").read_text().splitlines()[-1].split(",")[5]
-    assert float(last) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(UsageError, match="cosine_epochs 1 -> 2"):
-        train_network(data, run, **{**settings, "epochs": 2})
-
-
-def test_the_rate_falls_in_steps_of_epochs(data, tmp_path):
-    run = tmp_path / "run"
-    settings = {**SMALL, "schedule": "step", "step_size": 1, "gamma": 0.5, "unfreeze_from": "fc8"}
-    train_network(data, run, **settings)
-    rows = [row.split(",") for row in (run / "history.csv").read_text().splitlines()]
-    assert rows[0][5] == "learning_rate"
-    # At the end of an epoch it is that of the next step.
-    assert [float(row[5]) for row in rows[1:]] == pytest.approx([5e-4, 2.5e-4], rel=1e-5)
 
 
 def plan_of(mode="scratch", architecture="compact", weights=None, classes=7, **settings):
@@ -323,26 +303,41 @@ def test_accuracy_of_chance_is_called_that(data, tmp_path):
     assert line in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_what_was_true_of_the_base_alone_is_not_inherited(data, tmp_path):
+@pytest.fixture(scope="module")
+def quick(data, tmp_path_factory):
+    """A training of `fc8` for one epoch: its run, notes, and calls of progress."""
+    told, lines = [], []
     base = ta.read_weights(find_weights("torchvision-convs"))
     metadata = {**base.metadata, "classes": "1000", "origin_digest": "sha256:0", "licence": "x"}
-    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
-    base = replace(base, metadata=metadata)
-    run = train_network(data, tmp_path / "run", **{**settings, "weights": base}).run
-    assert run.arrays.metadata["licence"] == "x"
-    assert not {"classes", "origin_digest", "untrained"} & run.arrays.metadata.keys()
-
-
-def test_the_first_lines_say_what_is_trained_on_what(data, tmp_path):
-    told, lines = [], []
-    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8"}
+    settings = {**SMALL, "weights": replace(base, metadata=metadata), "note": told.append}
+    settings |= {"epochs": 1, "unfreeze_from": "fc8", "schedule": "cosine"}
+    folder = tmp_path_factory.mktemp("quick") / "run"
     progress = lambda *values: lines.append(values)  # noqa: E731
-    train_network(data, tmp_path / "run", **settings, note=told.append, progress=progress)
+    return train_network(data, folder, **settings, progress=progress).run, told, lines
+
+
+def test_what_was_true_of_the_base_alone_is_not_inherited(quick):
+    metadata = quick[0].arrays.metadata
+    assert metadata["licence"] == "x"
+    assert not {"classes", "origin_digest", "untrained"} & metadata.keys()
+
+
+def test_the_first_lines_say_what_is_trained_on_what(quick):
+    _, told, lines = quick
     assert told[0] == "on CPU: 15 photos for training, 3 for validation, 3 classes"
     assert told[1].startswith("fc8 are trained, 27,651 parameters; conv1 to conv5 stay")
     stage, done, total, figures = lines[-1]
     assert (stage, done, total) == ("epoch 1/1", 15, 15)
     assert list(figures) == ["loss", "accuracy", "val_loss", "val_accuracy"]
+
+
+def test_a_cosine_ends_with_its_epochs(quick, data):
+    run, *_ = quick
+    last = (run.folder / "history.csv").read_text().splitlines()[-1].split(",")[5]
+    assert float(last) == pytest.approx(0, abs=1e-9)
+    settings = {**SMALL, "epochs": 2, "unfreeze_from": "fc8", "schedule": "cosine"}
+    with pytest.raises(UsageError, match="cosine_epochs 1 -> 2"):
+        train_network(data, run.folder, **settings)
 
 
 def test_patience_ends_a_training(data, tmp_path, monkeypatch):
@@ -520,27 +515,26 @@ def test_photos_of_several_labels_are_trained_with_sigmoids(data, tmp_path):
         )
 
 
-def test_rare_classes_may_weigh_as_much_as_others(data, tmp_path):
+def test_rare_classes_may_weigh_as_much_as_others(data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "data")
     for number in range(2, 6):
         (tmp_path / "data" / "red" / f"{number}.png").unlink()
-    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8", "class_weight": "balanced"}
-    weights = []
-    take = Photos.__getitem__
+    given = []
 
-    def taken(self, index):
-        x, y, some = take(self, index)
-        weights.append((y, some * len(y)))
-        return x, y, some
+    def stop(plan, steps):
+        raise Stop
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Photos, "__getitem__", taken)
-        train_network(tmp_path / "data", tmp_path / "run", **settings)
-    labels, found = (np.concatenate(x) for x in zip(*weights, strict=True))
-    counts = np.array([5, 5, 1])  # in training: one photo of each is for validation
-    trained = found != 1
-    np.testing.assert_allclose(found[trained], (11 / 3 / counts)[labels[trained]], rtol=1e-6)
-    assert trained.sum() >= 11
+    def photos(examples, *arguments, class_weights=None, **settings):
+        given.append(class_weights)
+        return Photos(examples, *arguments, **settings)
+
+    monkeypatch.setattr(room, "training_model", stop)
+    monkeypatch.setattr(room, "Photos", photos)
+    with pytest.raises(Stop):
+        train_network(tmp_path / "data", tmp_path / "run", **SMALL, class_weight="balanced")
+    train, val = given  # one of each class is for validation: 5, 5 and 1 are left
+    np.testing.assert_allclose(train, [11 / 15, 11 / 15, 11 / 3], rtol=1e-6)
+    assert val is None
 
 
 def test_labels_may_be_several(data):
@@ -550,7 +544,7 @@ def test_labels_may_be_several(data):
     assert labels.tolist() == [[1, 0, 1, 0]] * 2
 
 
-def test_a_photo_that_goes_in_the_midst_is_named(data, tmp_path, stop, monkeypatch):
+def test_a_photo_that_goes_in_the_midst_is_named(data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "data")
     examine = room.examine_photos
 

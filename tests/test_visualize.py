@@ -272,10 +272,17 @@ def test_maps_of_photos(features):
     assert len(boxes) == len(paths) - 1
     np.testing.assert_allclose([box.xy for box in boxes], places[:-1])
     assert "of the variance" in figure.axes[0].get_xlabel()
-    for method in ("tsne",):
-        assert project(found.layers["pool5"], method)[0].shape == places.shape
     with pytest.raises(UsageError, match=r"Use one of pca, tsne, umap"):
         project(found.layers["pool5"], "lle")
+
+
+@pytest.mark.slow  # importing scikit-learn's manifolds takes longer than all the other maps
+def test_a_map_by_tsne(features):
+    rows = read_features(features / "f.h5").layers["pool5"]
+    places, titles = project(rows, "tsne")
+    assert places.shape == (len(rows), 2)
+    assert np.isfinite(places).all()
+    assert titles == ["tsne 1", "tsne 2"]
 
 
 def test_folders_have_colors_and_a_legend(example_photos, tmp_path):

@@ -15,8 +15,7 @@ from tf_alexnet.evaluation.metrics import Evaluation
 from tf_alexnet.export import Export
 from tf_alexnet.extraction import ExtractionReport
 from tf_alexnet.labels import Prediction
-from tf_alexnet.training import Run
-from tf_alexnet.training.run import TrainingReport
+from tf_alexnet.training.run import Run, TrainingReport
 from tf_alexnet.weights import Identification, KnownWeights, WeightArrays
 
 Array = npt.NDArray[Any]
@@ -86,6 +85,9 @@ def classifiers(path: Path) -> None:
     else:
         assert_type(measured.mean_average_precision, float)
     assert_type(ta.export_model(run, "onnx", path), Export)
+    assert_type(run.predict([path], top=1)[0].predictions[0].label, str)
+    for photo in ta.predict_photos(path, run.extractor):
+        assert_type(photo.error, str | None)
 
 
 def pictures(path: Path) -> None:

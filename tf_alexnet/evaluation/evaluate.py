@@ -130,6 +130,7 @@ def evaluate_photos(
         "crops": crops,
         "weights_source": str(run.folder) if run else arrays.source,
         "trained_as": known,
+        "untrained": arrays.untrained,
     }
     if run and run.record.multi_label:
         photos = zip(truth.paths, truth.labels, strict=True)

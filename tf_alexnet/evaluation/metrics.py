@@ -84,8 +84,8 @@ class Evaluation:
         What a reader of the figures should know, a sentence each.
     architecture, preset, crops, weights_source : str
         What was evaluated, and how.
-    trained_as : str or None
-        As of `FeatureExtractor`; None also for a classifier on pool5 or fc6.
+    trained_as, untrained : str or None, bool
+        As of `FeatureExtractor`; the former is None also for a classifier on pool5 or fc6.
     published : Accuracy or None
         What was published for this network and preset, where the photos are ILSVRC's validation
         set and one crop of each was looked at.
@@ -105,6 +105,7 @@ class Evaluation:
     trained_as: str | None
     published: Accuracy | None = None
     kept: int = 0
+    untrained: bool = False
 
     def __repr__(self) -> str:
         top5 = "" if self.top5 is None else f", top-5 {self.top5:.1%}"
@@ -187,7 +188,7 @@ class MultiLabelEvaluation:
         `average_precisions`, 0..1; NaN for a class that no photo shows.
     photos : int
         How many were evaluated.
-    failures, notes, architecture, preset, crops, weights_source, trained_as
+    failures, notes, architecture, preset, crops, weights_source, trained_as, untrained
         As of `Evaluation`.
     """
 
@@ -201,6 +202,7 @@ class MultiLabelEvaluation:
     crops: str
     weights_source: str
     trained_as: str | None
+    untrained: bool = False
 
     def __repr__(self) -> str:
         return (

@@ -31,7 +31,7 @@ network.setInput(x.transpose(0, 3, 1, 2), "data")  # channels first
 ```
 
 OpenCV's names are those of layers: `forward("fc7")` would be the values before the ReLU, which
-Caffe computes in place. {mean}
+Caffe computes in place.{mean}
 """
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.errors import UsageError
 from tf_alexnet.export.caffe_model import MEAN, mean_image, opencv_layers
 from tf_alexnet.export.source import LABELS, Source
 from tf_alexnet.export.targets import TARGETS, TOLERANCES, VARIANTS
@@ -75,17 +75,21 @@ def card_text(source: Source, target: str, variant: str, checked: Verification) 
     side, labels = source.table.input_size, source.labels
     rows = [
         ("network", f"{source.table.name}: {source.table.title}"),
-        ("weights", _weights(source)),
+        ("weights", source.origin),
         ("digest of the arrays", f"`{source.arrays.digest}`"),
         ("licence of the weights", source.licence),
         ("input", f"`data`: float32 (N, {side}, {side}, 3), channels last, preprocessed"),
-        ("output", ", ".join(f"`{x}`: float32 {_shape(source, x)}" for x in source.blobs)),
+        ("output", ", ".join(f"`{x}`: float32 {_shape(source.shape(x))}" for x in source.blobs)),
         ("classes", f"{len(labels):,}, in [{LABELS}]({LABELS})" if labels else "none"),
         ("preprocessing", _preset(source.preset, source.arrays.metadata["preset"])),
         ("made by", f"tf_alexnet {VERSION}"),
     ]
     if target == "caffe":
-        rows[4:5] = [("input", f"`data`: float32 (N, 3, {side}, {side}), preprocessed")]
+        shapes = {x: source.shape(x) for x in source.blobs}
+        first = {x: (*shape[2:], *shape[:2]) for x, shape in shapes.items()}
+        outputs = ", ".join(f"`{x}`: float32 {_shape(shape)}" for x, shape in first.items())
+        rows[4] = ("input", f"`data`: float32 (N, 3, {side}, {side}), preprocessed")
+        rows[5] = ("output", f"{outputs}, channels first")
     warning = "**Untrained**: random numbers, a control. Its answers mean nothing.\n\n"
     return (
         f"# {source.table.name}: {kind}\n\n"
@@ -144,8 +148,8 @@ def _usage(source: Source, target: str) -> str:
             if mean_image(source) is not None
             else "",
             served=more if source.labels else "",
-            returned=", ".join(f"`{x}` {_shape(source, x)}" for x in blobs),
-            shape=_shape(source, source.features),
+            returned=", ".join(f"`{x}` {_shape(source.shape(x))}" for x in blobs),
+            shape=_shape(source.shape(source.features)),
             side=side,
         )
     )
@@ -157,16 +161,8 @@ def _usage(source: Source, target: str) -> str:
     )
 
 
-def _weights(source: Source) -> str:
-    known = source.trained_as
-    what = one_line(Path(source.arrays.source).name)
-    if source.arrays.untrained:
-        return what
-    return f"{what}, convolutions of {known}" if known else f"{what}, not a known training"
-
-
-def _shape(source: Source, blob: str) -> str:
-    return f"(N, {', '.join(map(str, source.shape(blob)))})"
+def _shape(sides: tuple[int, ...]) -> str:
+    return f"(N, {', '.join(map(str, sides))})"
 
 
 def _preset(preset: Preset, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class Source:
         Catalogue name of the known training that these weights are.
     licence : str
         Of the weights, as far as known.
+    origin : str
+        Where the weights come from, in a line: the file's name, or the RUN and what it is.
     """
 
     arrays: WeightArrays
@@ -55,6 +58,7 @@ class Source:
     labels: tuple[Label, ...]
     trained_as: str | None
     licence: str
+    origin: str
 
     @property
     def features(self) -> str:
@@ -118,7 +122,15 @@ def open_source(
     known = identify_weights(arrays).name
     kept = {k: v for k, v in arrays.metadata.items() if k != "renamed"}
     metadata = {**kept, "preset": recorded_name(record[0])}
-    arrays = replace(arrays, layers=layers, metadata=metadata, architecture=table.name)
+    channels = table.convolutions[-1].filters
+    dense = [x.name for x in table.weighted if isinstance(x, Dense)]
+    arrays = replace(
+        arrays,
+        layers=layers,
+        metadata=metadata,
+        architecture=table.name,
+        flattened={name: channels if name == dense[0] else 0 for name in dense},
+    )
     return Source(
         arrays,
         table,
@@ -126,6 +138,7 @@ def open_source(
         _labels(arrays, run, labels),
         known,
         _licence(arrays, known),
+        _origin(arrays, run, known),
     )
 
 
@@ -164,6 +177,21 @@ def _labels(arrays: WeightArrays, run: Run | None, labels: Labels | None) -> tup
             "Give one for each class, in the order of the network's output.",
         )
     return found
+
+
+def _origin(arrays: WeightArrays, run: Run | None, known: str | None) -> str:
+    name = one_line(Path(arrays.source).name)
+    if run is not None:
+        record = run.record
+        accuracy = record.metrics.get("val_accuracy")
+        of = f"{record.split['train']:,} photos"
+        judged = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
+        name = f"RUN {one_line(run.folder.absolute().name)}: {record.mode}, {of}{judged}"
+    if arrays.untrained:
+        return name
+    if known is None:
+        return name if run else f"{name}, not a known training"
+    return f"{name}; convolutions of {known}"
 
 
 def _licence(arrays: WeightArrays, known: str | None) -> str:

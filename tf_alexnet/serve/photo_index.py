@@ -13,6 +13,7 @@ from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.formats import printable
 from tf_alexnet.extraction.spec import POOLS
 from tf_alexnet.images import load_image
+from tf_alexnet.training.run import Run
 from tf_alexnet.visualize.features_file import read_features
 from tf_alexnet.visualize.figures import shrunk
 
@@ -74,16 +75,26 @@ class PhotoIndex:
     def __len__(self) -> int:
         return len(self.names)
 
-    def check(self, extractor: FeatureExtractor) -> None:
+    def check(self, extractor: FeatureExtractor, run: Run | None = None) -> None:
         """Refuse an index of other weights, or of pixels or rows made in another way.
+
+        Parameters
+        ----------
+        extractor : FeatureExtractor
+            What is served.
+        run : Run, optional
+            Where it comes from: a new classifier leaves the features of its base as they were.
 
         Raises
         ------
         UsageError
         """
-        found = self._attributes
+        found, digest = self._attributes, extractor.weights_digest
+        if run is not None and run.record.mode == "head" and self.layer not in ("fc8", "prob"):
+            base = run.record.base.get("digest")
+            digest = base if found.get("weights_digest") == base else digest
         expected = {
-            "weights_digest": extractor.weights_digest,
+            "weights_digest": digest,
             "preset": extractor.preset,
             "crops": "center",
             "mean_image": "none",

@@ -111,7 +111,7 @@ class Service:
         wanted = (self.output, self.layer) if self.output else self.layer
         self.extractor = FeatureExtractor(arrays, wanted, architecture=architecture, engine=engine)
         if self.index:
-            self.index.check(self.extractor)
+            self.index.check(self.extractor, run)
         blob = self.layer.removesuffix(PREACT)
         self.shape = next(x.output_shape for x in table.rows() if x.name == blob)
         self._side = table.input_size
