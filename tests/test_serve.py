@@ -17,7 +17,7 @@ import reference
 import unreliable
 from hostile_requests import FORM, KSERVE, TENSORFLOW, form, hostile_requests, picture
 from PIL import Image
-from serving import CLASSES, Loop, small_run
+from small_server import CLASSES, Loop, small_run
 
 import tf_alexnet as ta
 from tf_alexnet.errors import UsageError
@@ -143,7 +143,7 @@ def test_predict_gives_the_library_s_answers(ask, photos, expected, example_phot
 
 
 def small_head():
-    from serving import small_arrays
+    from small_server import small_arrays
 
     kernel, bias = small_arrays().layers["fc8"]
     return kernel.astype(np.float64), bias.astype(np.float64)
