@@ -180,7 +180,8 @@ def _check_errors(
     advice = _ADVICE
     if variant != "float32":
         others = VARIANTS[: VARIANTS.index(variant)]
-        advice = f"Nothing was written. For these weights use a finer variant: {', '.join(others)}."
+        more = " or calibrate with more photos" if variant == "int8" else ""
+        advice = f"Nothing was written. Use a finer variant ({', '.join(others)}){more}."
     for name, error in errors.items():
         allowed = TOLERANCES[variant][name == "prob"]
         if not error <= allowed:  # NaN neither
