@@ -109,9 +109,8 @@ def throughput(weights, folder, clients, count, rounds):
                 photos.write_text("\n".join(linked(files, some, place)))
                 output = Path(place, "f.h5")
                 began = time.perf_counter()
-                subprocess.run(
-                    [*COMMAND, "-q", "extract", photos, "-o", output, "-w", weights], check=True
-                )
+                command = [*COMMAND, "-q", "extract", photos, "-o", output, "-w", weights]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
                 seconds.append(time.perf_counter() - began)
                 output.unlink()
             extracted.append(2 * count / (seconds[1] - seconds[0]))

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
-from serving import CLASSES, Loop, server, small_run
+from small_server import CLASSES, Loop, server, small_run
 
 import tf_alexnet as ta
 

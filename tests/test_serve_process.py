@@ -22,7 +22,7 @@ from hostile_requests import (
     hostile_requests,
     picture,
 )
-from serving import server, small_run
+from small_server import server, small_run
 from test_hostile_photos import WRITERS, damaged, memory_of_tree, photo
 
 from tf_alexnet.cli import serve as serve_module

@@ -80,7 +80,7 @@ def _register_layers() -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
     if sys.modules["keras"].backend.backend() == "tensorflow":
         for name in ("tf_alexnet.layers", "tf_alexnet.images.preprocessing"):
-            # Another thread that is importing it waits for Keras: waiting for it would be a deadlock.
+            # A thread that is importing it waits for Keras: to wait for it would be a deadlock.
             if name not in sys.modules:
                 import_module(name)
 

@@ -99,7 +99,7 @@ def export_model(
     variant : {"float32", "float16", "dynamic", "int8"}
         For LiteRT: type of the weights and, with int8, of the values.
     calibrate : path, optional
-        Photos that tell the ranges of values for int8; of many, 100 are used.
+        Photos that tell the ranges of values for int8; of many, 512 are used.
     architecture, preset, mean_image
         As in `FeatureExtractor`, for weights that don't tell.
     labels : sequence of str, mapping or path, optional

@@ -28,7 +28,7 @@ def main(path: str) -> None:
     if job["variant"] == "float16":
         options["target_spec"]["supported_types"] = [tf.float16]
     if job["variant"] == "int8":
-        photos = np.load(folder / "photos.npy")
+        photos = np.load(folder / "photos.npy", mmap_mode="r")
         options["representative_dataset"] = lambda: ([photo[None]] for photo in photos)
         # Response normalisation has no kernel of 8 bits, and stays in float32.
         options["target_spec"]["supported_ops"].append(tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
