@@ -6,9 +6,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Tests with networks of 244 MB, or with a Ray: a process for each file, so that all of it stays
 # below 4 GB. Two of the medium ones fit beside each other; the longest come first.
 LARGE = $(patsubst %,tests/test_%.py,cli extractor model opencv train_network)
-MEDIUM = $(patsubst %,tests/test_%.py,readme ray extraction onnx page parity serve sklearn verify)
+MEDIUM = $(patsubst %,tests/test_%.py,docs ray extraction onnx page parity serve sklearn verify)
 
-.PHONY: demo test faults kill-tests fuzz format clean
+.PHONY: demo test docs faults kill-tests fuzz format clean
 
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
@@ -19,6 +19,11 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(LARGE:%=--ignore=%) $(MEDIUM:%=--ignore=%)
 	echo $(MEDIUM) | xargs -n 1 -P 2 $(BIN)/python -m pytest
 	for file in $(LARGE); do $(BIN)/python -m pytest $$file || exit 1; done
+
+# The pages, into build/docs; nothing is fetched from other hosts.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html (for the search: python3 -m http.server --directory build/docs)"
 
 # Downloads, jobs and decoders cut, crowded and starved many times over: many minutes.
 faults: .venv/installed

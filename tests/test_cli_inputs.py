@@ -324,7 +324,7 @@ def test_quiet_and_the_log(run, monkeypatch):
     log = logging.getLogger("tf_alexnet.images")
     told = [(log.info, "read"), (log.warning, "left out"), (log.warning, "left out")]
 
-    def app():
+    def app(**_):
         for tell, text in (*told, (log.debug, "detail")):
             tell("%s: 5 photos", text)
         raise UsageError("a", "b", "C.")
@@ -332,7 +332,7 @@ def test_quiet_and_the_log(run, monkeypatch):
     monkeypatch.setattr(room, "app", app)
     lines = ["note: read: 5 photos", "note: left out: 5 photos", "error: a: b. C."]
     assert run()[2] == lines, "each text once"
-    monkeypatch.setattr(room, "app", lambda: (room.console.be_quiet(True), app()))
+    monkeypatch.setattr(room, "app", lambda **_: (room.console.be_quiet(True), app()))
     assert run()[2] == lines[-1:]
     monkeypatch.setattr(room, "app", app)
     assert run()[2] == lines, "nothing is left of the run before"

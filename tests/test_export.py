@@ -449,6 +449,7 @@ def test_a_run_is_exported_with_its_classes(tmp_path, run):
     # 9216 rows could be 12x12 places of conv1's 64 channels: the table tells.
     found = export_model(trained, "caffe", tmp_path / "out", photos=data / "val")
     assert found.verification.errors["prob"] < 1e-5
+    shutil.rmtree(tmp_path / "out")
     code, _, err = run(*arguments, "--architecture", "torchvision")
     assert code == 2
     assert "the RUN records its own" in err

@@ -546,17 +546,17 @@ def test_labels_may_be_several(data):
 
 def test_a_photo_that_goes_in_the_midst_is_named(data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "data")
-    examine = room.examine_photos
+    begin = callbacks.Epochs.on_epoch_begin
 
-    def gone(paths, *arguments, **settings):
-        found = examine(paths, *arguments, **settings)
-        (tmp_path / "data" / "red" / "0.png").unlink(missing_ok=True)
-        (tmp_path / "data" / "red" / "1.png").unlink()
-        return found
+    def gone(self, epoch, logs=None):
+        for photo in (tmp_path / "data" / "red").iterdir():
+            photo.unlink()
+        begin(self, epoch, logs)
 
-    monkeypatch.setattr(room, "examine_photos", gone)
-    with pytest.raises(ImageError, match=r"red/[01].png") as caught:
-        train_network(tmp_path / "data", tmp_path / "run", **SMALL)
+    monkeypatch.setattr(callbacks.Epochs, "on_epoch_begin", gone)
+    settings = {**SMALL, "unfreeze_from": "fc8"}
+    with pytest.raises(ImageError, match=r"red/\d.png") as caught:
+        train_network(tmp_path / "data", tmp_path / "run", **settings)
     assert "\n" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from tf_alexnet.errors import OutputError
 from tf_alexnet.export.caffe_model import opencv_layers
 from tf_alexnet.export.children import run_program
 from tf_alexnet.export.source import Source
-from tf_alexnet.export.targets import TARGETS, TOLERANCES
+from tf_alexnet.export.targets import TARGETS, TOLERANCES, VARIANTS
 
 TOP = 5
 _OK, _OTHER_KIND = b"ok", b"not_an_image"
@@ -98,7 +98,9 @@ def verify_export(
     errors = {name: _error(rows[name], np.concatenate([x, x])) for name, x in expected.items()}
     if target == "savedmodel":
         errors[f"served {source.features}"] = _served_error(source, rows, expected, what)
-    _check_errors(errors, variant, what, report["runtime"])
+    top1, top5 = (_agreement(rows, expected, count) for count in (1, TOP))
+    agreed = "" if top1 is None else f" (same top 1: {round(top1 * len(batch))} of {len(batch)})"
+    _check_errors(errors, variant, what, report["runtime"], agreed)
     if target == "savedmodel" and source.labels:
         _check_names(source, rows, expected, what)
     return Verification(
@@ -106,8 +108,8 @@ def verify_export(
         engine=engine,
         photos=len(batch),
         errors=errors,
-        top1=_agreement(rows, expected, 1),
-        top5=_agreement(rows, expected, TOP),
+        top1=top1,
+        top5=top5,
         size=sum(x.stat().st_size for x in folder.rglob("*") if x.is_file()),
         milliseconds=report["milliseconds"],
         ready_seconds=report["ready_seconds"],
@@ -172,15 +174,21 @@ def _agreement(rows: Blobs, expected: Blobs, count: int) -> float | None:
     return float((theirs == ours).all(axis=1).mean())
 
 
-def _check_errors(errors: Mapping[str, float], variant: str, what: str, runtime: str) -> None:
+def _check_errors(
+    errors: Mapping[str, float], variant: str, what: str, runtime: str, agreed: str
+) -> None:
+    advice = _ADVICE
+    if variant != "float32":
+        others = VARIANTS[: VARIANTS.index(variant)]
+        advice = f"Nothing was written. For these weights use a finer variant: {', '.join(others)}."
     for name, error in errors.items():
         allowed = TOLERANCES[variant][name == "prob"]
         if not error <= allowed:  # NaN neither
             raise OutputError(
                 what,
                 f"{runtime} computes something else: {name} is {error:.2g} of its maximum off, and "
-                f"{allowed:.0e} is allowed",
-                _ADVICE,
+                f"{allowed:.0e} is allowed{agreed}",
+                advice,
             )
 
 
