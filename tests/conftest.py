@@ -66,6 +66,7 @@ def run(monkeypatch, capfd):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["tf-alexnet", *map(str, arguments)])
+        capfd.readouterr()  # TensorFlow's messages, if the test has just imported it
         with pytest.raises(SystemExit) as exit_:
             main()
         out, err = capfd.readouterr()

@@ -25,7 +25,6 @@ PUBLISHED = [
     *("CHANGELOG.md", "CITATION.cff", "Dockerfile", "LICENSE", "MANIFEST.in", "Makefile"),
     *("README.md", "pyproject.toml", "weights/README.md", "weights/SHA256SUMS"),
 ]
-PUBLISHED = [name for name in PUBLISHED if (ROOT / name).exists()]  # docs: not yet
 BUILD = """
 import sys
 from setuptools import build_meta
