@@ -755,10 +755,10 @@ def test_at_least_sixty_attacks_have_names():
 
 
 def test_mutants_are_read_or_refused(tmp_path):
-    """2,000 accidents to files of every format; `make fuzz` makes 100,000."""
-    figures = fuzz.campaign(2000, "tests", tmp_path)
+    """500 accidents to files of every format; `make fuzz` makes 100,000."""
+    figures = fuzz.campaign(500, "tests", tmp_path)
     assert figures["faults"] == []
-    assert figures["read"] > 100  # accidents within the data leave a readable file
-    assert figures["refused"] > 1000
-    assert figures["read"] + figures["refused"] + figures["contained"] == 2000
+    assert figures["read"] > 20  # accidents within the data leave a readable file
+    assert figures["refused"] > 250
+    assert figures["read"] + figures["refused"] + figures["contained"] == 500
     assert figures["seconds"] < fuzz.MAX_SECONDS

@@ -293,6 +293,7 @@ def test_a_process_that_others_end_costs_nothing(faulty, photos, tmp_path):
     assert ended >= 4
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(photos):
     asked, row = [], 4 * 227 * 227 * 3
 

@@ -119,7 +119,10 @@ assert all(np.abs(out[k] - expected[k]).max() < 1e-4 * expected[k].max() for k i
 
 @pytest.mark.parametrize(
     "imports",
-    ["import tf_alexnet as ta", "import tf_alexnet as ta, tensorflow as tf; tf.keras.layers"],
+    [
+        pytest.param("import tf_alexnet as ta", marks=pytest.mark.slow),
+        "import tf_alexnet as ta, tensorflow as tf; tf.keras.layers",
+    ],
 )
 def test_layers_are_registered_also_where_keras_is_imported_later(saved, imports):
     code = f"import sys, pickle\n{imports}\n" + CHECK + """
@@ -128,7 +131,8 @@ check(pickle.loads((folder / "model.pickle").read_bytes()))
     fresh(code, saved)
 
 
-@pytest.mark.parametrize("name", [pytest.param("torchvision", marks=pytest.mark.slow), "compact"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision", "compact"])
 def test_networks_of_keras_own_layers_load_without_this_package(name, tmp_path):
     model = ta.AlexNet(convolutions(name), include_top=False, input_shape=(96, 96, 3))
     x = np.random.default_rng(0).uniform(-2, 2, (1, 96, 96, 3)).astype(np.float32)
@@ -215,9 +219,12 @@ assert np.abs(fc7 - fast).max() < 1e-5 * fast.max()
     "code",
     [
         "import tf_alexnet as ta; ta.catalog; ta.preprocess_input; ta.AlexNet",
-        "import keras; keras.backend.backend = lambda: 'jax'; import numpy as np; "
-        "import tf_alexnet as ta; e = ta.FeatureExtractor('torchvision-convs', 'conv1', "
-        "engine='tensorflow'); e.from_images(np.zeros((9, 9, 3), 'u1'))",
+        pytest.param(
+            "import keras; keras.backend.backend = lambda: 'jax'; import numpy as np; "
+            "import tf_alexnet as ta; e = ta.FeatureExtractor('torchvision-convs', 'conv1', "
+            "engine='tensorflow'); e.from_images(np.zeros((9, 9, 3), 'u1'))",
+            marks=pytest.mark.slow,
+        ),
         "import keras; keras.backend.backend = lambda: 'jax'; import tf_alexnet as ta; ta.features",
     ],
 )

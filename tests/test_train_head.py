@@ -188,6 +188,7 @@ def test_a_layer_that_the_weights_lack_costs_no_finished_run(run, data):
     assert Run.open(run.folder).record == run.record
 
 
+@pytest.mark.slow
 def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, tmp_path):
     folder = tmp_path / "run"
     command = [*COMMAND, "train", str(data), "-o", str(folder), "-w", "torchvision-convs"]
