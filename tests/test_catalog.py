@@ -81,11 +81,11 @@ def test_no_two_records_share_a_name_and_the_published_numbers_stand():
 
 
 def test_spellings_are_the_sources_and_their_conversions():
-    assert known_weights("imagenet").spellings == (
+    assert known_weights("imagenet").file_names == (
         *("bvlc_alexnet.caffemodel", "bvlcalexnet-12.onnx", "bvlc_alexnet.npy"),
         *("bvlc-alexnet.npy", "bvlc_alexnet.safetensors"),
     )
-    assert "AlexNet_compressed.safetensors" in known_weights("deep-compression").spellings
+    assert "AlexNet_compressed.safetensors" in known_weights("deep-compression").file_names
 
 
 def test_unknown_name_lists_the_known_ones():

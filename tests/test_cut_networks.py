@@ -10,7 +10,7 @@ import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, COMPACT, HEAD_LAYERS, TORCHVISION
 from tf_alexnet.errors import LayerError, WeightsError
 from tf_alexnet.testing import synthetic_weights
-from tf_alexnet.weights import WeightArrays, inspect_weights, own_table
+from tf_alexnet.weights import WeightArrays, adapted_table, inspect_weights
 from tf_alexnet.weights.formats import read_file, write_file
 
 
@@ -62,7 +62,7 @@ def test_a_cut_network_equals_the_reference_and_the_fast_path(name, layer, examp
     extractor = ta.FeatureExtractor(arrays, ["prob", layer])
     x = extractor.preprocess([ta.load_image(path) for path in example_photos[:2]])
     expected = reference.forward(
-        own_table(arrays, ARCHITECTURES[name]), arrays, x.transpose(0, 3, 1, 2)
+        adapted_table(arrays, ARCHITECTURES[name]), arrays, x.transpose(0, 3, 1, 2)
     )
     probabilities = expected["prob"]
     assert reference.relative_error(model.predict(x, verbose=0), probabilities) < 1e-5
@@ -79,7 +79,7 @@ def test_a_cut_network_is_an_ordinary_weight_file(layer, suffix, tmp_path):
     assert again.digest == arrays.digest
     assert again.architecture == "compact"
     assert again.metadata["preset"] == "compact"
-    assert own_table(again, COMPACT) == COMPACT.with_head(layer, 5)
+    assert adapted_table(again, COMPACT) == COMPACT.with_head(layer, 5)
     found = inspect_weights(path)
     assert found.classes == 5
     assert found.identity.candidates == ("compact",)

@@ -212,7 +212,7 @@ def test_the_penalty_is_the_one_with_the_least_validation_loss():
     x, standard = standardised(rows, labels)
     val = blocks_of(((seen[0] - standard.mean) * standard.scale).astype(np.float32), seen[1])
     shown = []
-    head, step, steps = choose_penalty(blocks_of(x, labels), val, 3, watch=shown.append)
+    head, step, steps = choose_penalty(blocks_of(x, labels), val, 3, on_step=shown.append)
     assert shown == steps
     assert [x.l2 for x in steps] == list(GRID[: len(steps)])
     best = int(np.argmin([x.val_loss for x in steps]))

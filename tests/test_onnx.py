@@ -17,7 +17,7 @@ from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.cli.main import main
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
-from tf_alexnet.weights import convert_weights, own_table, read_weights, write_weights
+from tf_alexnet.weights import adapted_table, convert_weights, read_weights, write_weights
 from tf_alexnet.weights.formats import read_file, write_file
 
 
@@ -229,7 +229,7 @@ def test_other_engines_compute_what_caffe_defines(tmp_path, name, end, lrn):
     path = tmp_path / "x.onnx"
     write_weights(arrays, path, lrn=lrn)
 
-    table = table.until("pool5") if end == "convolutions" else own_table(arrays, table)
+    table = table.until("pool5") if end == "convolutions" else adapted_table(arrays, table)
     limit = 120 if table.channels == "BGR" else 2
     shape = (3, table.input_size, table.input_size, 3)
     x = np.random.default_rng(0).uniform(-limit, limit, shape).astype("f4")

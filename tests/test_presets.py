@@ -17,8 +17,8 @@ from tf_alexnet.errors import InputError, PresetError, UsageError
 from tf_alexnet.images import (
     PRESETS,
     Preset,
-    misfit,
     preprocess_input,
+    preset_mismatch,
     preset_named,
     recorded_name,
     vary,
@@ -394,13 +394,13 @@ def test_a_model_says_which_preset(tmp_path):
 
 
 def test_misfits():
-    assert misfit(PRESETS["squash"], PRESETS["caffe"]) is None
-    assert misfit(PRESETS["kratzert"], vary("caffe", mean=(104, 117, 123))) is None
-    assert misfit(PRESETS["raw"], PRESETS["caffe"]) is None
-    text = misfit(PRESETS["torchvision"], PRESETS["caffe"])
+    assert preset_mismatch(PRESETS["squash"], PRESETS["caffe"]) is None
+    assert preset_mismatch(PRESETS["kratzert"], vary("caffe", mean=(104, 117, 123))) is None
+    assert preset_mismatch(PRESETS["raw"], PRESETS["caffe"]) is None
+    text = preset_mismatch(PRESETS["torchvision"], PRESETS["caffe"])
     assert "RGB values over a range of 4.42, but the network was trained on BGR" in text
-    assert "range of 2," in misfit(PRESETS["compact"], PRESETS["torchvision"])
-    assert "gives RGB" in misfit(PRESETS["udacity"], PRESETS["caffe"])
+    assert "range of 2," in preset_mismatch(PRESETS["compact"], PRESETS["torchvision"])
+    assert "gives RGB" in preset_mismatch(PRESETS["udacity"], PRESETS["caffe"])
 
 
 def test_a_picture_too_long_for_its_resize():

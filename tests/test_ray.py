@@ -19,7 +19,7 @@ import tf_alexnet as ta
 from tf_alexnet.errors import AlexNetError, OutputError, UsageError, WeightsError
 from tf_alexnet.extraction import job, ray_cluster
 from tf_alexnet.extraction import worker as worker_module
-from tf_alexnet.extraction.ray_cluster import RayCrew, shares
+from tf_alexnet.extraction.ray_cluster import RayWorkers, shares
 from tf_alexnet.extraction.shards import Store
 from tf_alexnet.extraction.storage import Folder
 from tf_alexnet.weights import find_weights
@@ -221,13 +221,13 @@ def stub(run=None, settings=lambda: {"layers": "fc7"}):
     return Worker
 
 
-def run_all(crew, folder, count):
+def run_all(workers, folder, count):
     """Places of the shards, in the order in which they were finished."""
     folder.mkdir()
     shards = [SimpleNamespace(place=i, paths=[f"{i}.jpg"]) for i in range(count)]
     store = Store(Folder(str(folder)), Folder(str(folder)), ID, ".h5")
-    with crew:
-        return [shard.place for shard, _ in crew.run(shards, store, lambda *_: None)]
+    with workers:
+        return [shard.place for shard, _ in workers.run(shards, store, lambda *_: None)]
 
 
 def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
@@ -235,9 +235,9 @@ def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
         if shard.place == 1:
             os._exit(9)
 
-    crew = RayCrew("ray", stub(deadly), places=2)
+    workers = RayWorkers("ray", stub(deadly), worker_count=2)
     with pytest.warns(RuntimeWarning, match="over shard 1 "), pytest.raises(AlexNetError) as caught:
-        run_all(crew, tmp_path / "f", 2)
+        run_all(workers, tmp_path / "f", 2)
     assert str(caught.value).startswith(
         "shard 1, from 1.jpg: 3 workers ended over it, the last with: The actor died"
     )
@@ -246,8 +246,10 @@ def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
 
 def test_more_workers_than_shards_and_more_than_there_is_room_for(ray, tmp_path):
     begun = time.monotonic()
-    assert sorted(run_all(RayCrew("ray", stub(), places=7), tmp_path / "f", 3)) == [0, 1, 2]
-    assert run_all(RayCrew("ray", stub(), places=7), tmp_path / "none", 0) == []
+    workers = RayWorkers("ray", stub(), worker_count=7)
+    assert sorted(run_all(workers, tmp_path / "f", 3)) == [0, 1, 2]
+    workers = RayWorkers("ray", stub(), worker_count=7)
+    assert run_all(workers, tmp_path / "none", 0) == []
     assert time.monotonic() - begun < 20
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() - begun < 20, "none is kept"
@@ -259,7 +261,7 @@ def test_workers_that_do_not_start(ray, tmp_path):
         os._exit(7)
 
     with pytest.raises(AlexNetError, match=r"workers, at their start: 3 workers ended over it"):
-        run_all(RayCrew("ray", stub(settings=never), places=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", stub(settings=never), places=1), tmp_path / "f", 1)
 
 
 def test_workers_with_other_packages(ray, tmp_path):
@@ -269,9 +271,9 @@ def test_workers_with_other_packages(ray, tmp_path):
     def slow(shard):
         time.sleep(0.1)
 
-    crew = RayCrew("ray", stub(slow, each_its_own), places=2)
+    workers = RayWorkers("ray", stub(slow, each_its_own), worker_count=2)
     with pytest.raises(UsageError, match=r"don't agree \(pillow_version \d+ -> \d+\)\. Install"):
-        run_all(crew, tmp_path / "f", 400)
+        run_all(workers, tmp_path / "f", 400)
 
 
 def test_what_a_worker_meets_is_told_as_it_is(ray, tmp_path):
@@ -279,7 +281,7 @@ def test_what_a_worker_meets_is_told_as_it_is(ray, tmp_path):
         raise WeightsError(f"shard {shard.place}", "no", "Yes.")
 
     with pytest.raises(WeightsError, match=r"^shard 0: no\. Yes\.$"):
-        run_all(RayCrew("ray", stub(refuse), places=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", stub(refuse), places=1), tmp_path / "f", 1)
     assert not os.listdir(tmp_path / "f")
 
 
@@ -293,7 +295,7 @@ def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray_cluster, "_VISIBLE_SECONDS", 0.5)
     with pytest.raises(OutputError, match=r"/f/000000-.*\.h5: a worker wrote it, and it is not he"):
-        run_all(RayCrew("ray", Worker, places=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", Worker, places=1), tmp_path / "f", 1)
 
 
 def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
@@ -301,14 +303,14 @@ def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
         time.sleep(0.2)
         Path(tmp_path / str(os.getpid())).touch()
 
-    crew = RayCrew("ray", stub(each_its_own), places=2, fewest=2)
-    assert sorted(run_all(crew, tmp_path / "f", 2)) == [0, 1]
+    workers = RayWorkers("ray", stub(each_its_own), worker_count=2, min_workers=2)
+    assert sorted(run_all(workers, tmp_path / "f", 2)) == [0, 1]
     assert len([name for name in os.listdir(tmp_path) if name.isdigit()]) == 2
     with pytest.raises(UsageError, match="at least 3 workers: there will be 2 at most"):
-        run_all(RayCrew("ray", stub(), places=2, fewest=3), tmp_path / "g", 1)
+        run_all(RayWorkers("ray", stub(), worker_count=2, min_workers=3), tmp_path / "g", 1)
     monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 5.0)
     with pytest.raises(UsageError, match=r"had place for [012] of 3 in 5 seconds"):
-        run_all(RayCrew("ray", stub(), places=3, fewest=3), tmp_path / "h", 1)
+        run_all(RayWorkers("ray", stub(), places=3, min_workers=3), tmp_path / "h", 1)
 
 
 def test_no_place_for_a_worker(ray, tmp_path, monkeypatch):
@@ -316,7 +318,7 @@ def test_no_place_for_a_worker(ray, tmp_path, monkeypatch):
     with pytest.raises(
         UsageError, match=r"1 processors and 1 GPUs: the cluster had place for 0 of 1 in"
     ):
-        run_all(RayCrew("ray", stub(), places=2, gpus=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", stub(), worker_count=2, gpus=1), tmp_path / "f", 1)
 
 
 def test_addresses_that_lead_nowhere(ray, tmp_path, monkeypatch):
@@ -324,10 +326,10 @@ def test_addresses_that_lead_nowhere(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "_CONNECT_SECONDS", 4.0)
     begun = time.monotonic()
     with pytest.raises(UsageError, match=r"cluster 127.0.0.1:1: no Ray answers there within 4 sec"):
-        run_all(RayCrew("127.0.0.1:1", stub()), tmp_path / "f", 1)
+        run_all(RayWorkers("127.0.0.1:1", stub()), tmp_path / "f", 1)
     assert time.monotonic() - begun < 8
     with pytest.raises(UsageError, match=r"nonsense: Invalid address format: nonsense\. Start one"):
-        RayCrew("nonsense", stub()).__enter__()
+        RayWorkers("nonsense", stub()).__enter__()
 
 
 def test_calls_that_make_no_sense(monkeypatch, photos):

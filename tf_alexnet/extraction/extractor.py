@@ -19,8 +19,8 @@ from tf_alexnet.images import (
     Preset,
     as_preset,
     load_image,
-    misfit,
     preprocess_input,
+    preset_mismatch,
     recorded_name,
     resolve,
 )
@@ -299,6 +299,6 @@ def resolve_preset(
             f"it makes pictures of {record.size} pixels a side, the network takes {size}",
             f"Use {table.preset!r}.",
         )
-    if preset is not None and misfit(record, trained):
-        warnings.warn(misfit(record, trained), stacklevel=3)
+    if preset is not None and preset_mismatch(record, trained):
+        warnings.warn(preset_mismatch(record, trained), stacklevel=3)
     return record, mean

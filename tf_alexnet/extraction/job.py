@@ -219,7 +219,7 @@ def extract_features(
         machine, of the one that runs here, or of the one at an address
         (`tf_alexnet.extraction.ray_cluster`). Rows, files and what is kept are the same.
     cluster_workers, cluster_min_workers, gpus_per_worker
-        `places`, `fewest` and `gpus` of a `RayCrew`.
+        `worker_count`, `min_workers` and `gpus` of a `RayWorkers`.
     progress : callable or bool, optional
         True shows a progress bar. A callable is called with (photos done, photos to do, errors,
         bytes of rows written) of this run: at its beginning and after every batch; on a cluster,
@@ -269,11 +269,11 @@ def extract_features(
         make = functools.partial(
             Worker, spec, batch_size, engine=engine, timeout=timeout, storage=storage_options
         )
-        with _crew(make, workers, *where) as crew, progress_callback(progress) as progress:
+        with _worker_pool(make, workers, *where) as pool, progress_callback(progress) as progress:
             report = run_job(
                 target,
                 paths,
-                crew,
+                pool,
                 shard_size=shard_size,
                 limit=_error_limit(max_errors, len(paths)),
                 retry_errors=retry_errors,
@@ -359,12 +359,19 @@ def check_job(
     return target
 
 
-def _crew(make, workers, cluster, places, fewest, gpus):
-    """What runs the shards of a job, as a context: a `Worker`, or a `RayCrew` of them."""
+def _worker_pool(make, workers, cluster, worker_count, min_workers, gpus):
+    """What runs the shards of a job, as a context: a `Worker`, or a `RayWorkers` of them."""
     if cluster is not None:
-        from tf_alexnet.extraction.ray_cluster import RayCrew
+        from tf_alexnet.extraction.ray_cluster import RayWorkers
 
-        return RayCrew(cluster, make, places=places, fewest=fewest, gpus=gpus, decoders=workers)
+        return RayWorkers(
+            cluster,
+            make,
+            worker_count=worker_count,
+            min_workers=min_workers,
+            gpus=gpus,
+            decoders=workers,
+        )
     return make(workers=workers)
 
 
@@ -384,7 +391,7 @@ def _error_limit(given: int | str | None, inputs: int) -> int | None:
 def run_job(
     target: Target,
     paths: Sequence[str],
-    crew: Any,
+    pool: Any,
     *,
     shard_size: int = SHARD_SIZE,
     limit: int | None = None,
@@ -395,8 +402,8 @@ def run_job(
     listing: _Listing | None = None,
     progress: Progress | None = None,
 ) -> ExtractionReport:
-    """Extract with a `Worker`, or several behind a `RayCrew`; as `extract_features` otherwise."""
-    with _opened(target, crew.settings, force) as job:
+    """Extract with a `Worker` or `RayWorkers`; otherwise as `extract_features`."""
+    with _opened(target, pool.settings, force) as job:
         look = _Looker()
         repair = job.repair(paths, look, discard_damaged)
         plan = job.plan(paths, look, retry_errors)
@@ -416,9 +423,9 @@ def run_job(
             )
         relisted = job.is_finished and job.mark != (listing and listing.mark)
         if target.suffix == ".mat":
-            check_mat_size(_shapes(crew.settings), plan.kept + len(plan.todo))
+            check_mat_size(_shapes(pool.settings), plan.kept + len(plan.todo))
         if plan.todo or plan.doubtful or repair or relisted:
-            job.begin(repair, crew.attributes)
+            job.begin(repair, pool.attributes)
             job.reread(plan)
         if (plan.todo or relisted) and not job.can_grow:
             found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
@@ -428,11 +435,11 @@ def run_job(
                 "Name another output, use .h5, .parquet or a folder/, or pass --force.",
             )
         tell = _teller(plan, limit, progress)
-        size = fair_size(shard_size, len(plan.todo), crew.places, crew.batch_size)
-        with contextlib.closing(crew.run(job.shards(plan, size), job.store, tell)) as finished:
+        size = fair_size(shard_size, len(plan.todo), pool.worker_count, pool.batch_size)
+        with contextlib.closing(pool.run(job.shards(plan, size), job.store, tell)) as finished:
             for shard, found in finished:
                 job.commit(shard, found, plan)
-        return job.finish(plan, crew.attributes, listing)
+        return job.finish(plan, pool.attributes, listing)
 
 
 def _shapes(settings: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -1011,12 +1018,12 @@ def _counted(photos: int) -> str:
     return "1 photo is" if photos == 1 else f"{photos:,} photos are"
 
 
-def fair_size(size: int, photos: int, places: int, batch_size: int) -> int:
+def fair_size(size: int, photos: int, worker_count: int, batch_size: int) -> int:
     """Photos per shard where several run at a time: no more than `size`, and four per worker.
 
     Whole batches, so that photos keep the company that they have in shards of any other size.
     """
-    if places == 1:
+    if worker_count == 1:
         return size
-    share = -(-photos // (_ROUNDS * places))
+    share = -(-photos // (_ROUNDS * worker_count))
     return min(size, max(1, -(-share // batch_size)) * batch_size)

@@ -1,4 +1,4 @@
-"""`RayCrew`: the shards of a job on workers that Ray places, on this machine or on a cluster.
+"""`RayWorkers`: the shards of a job on workers that Ray places, on this machine or on a cluster.
 
 Workers hand over finished data files on storage that all machines see; the job's own process
 records them, so what a worker writes late, or twice, is never part of the output. These are Ray's
@@ -41,10 +41,10 @@ _OBJECT_STORE = 2**29  # weights given as arrays, once; nothing else of size
 _QUIET = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 
 
-class RayCrew:
+class RayWorkers:
     """Workers on a Ray cluster; use as a context manager.
 
-    `settings`, `attributes`, `batch_size` and `places` are as those of a `Worker`.
+    `settings`, `attributes`, `batch_size` and `worker_count` are as those of a `Worker`.
 
     Parameters
     ----------
@@ -54,11 +54,11 @@ class RayCrew:
         has connected to Ray already keeps its connection.
     make : callable
         Makes a `Worker` from the keyword ``workers``, in each process.
-    places, fewest : int, optional
+    worker_count, min_workers : int, optional
         Workers at most (default: one for each GPU, or for every 4 processors of a machine), and
         workers that must be ready before the first shard is begun.
     gpus : float, optional
-        GPUs a worker, also a part of one (default: one, or as much as `places` leaves).
+        GPUs a worker, also a part of one (default: one, or as much as `worker_count` leaves).
     decoders : int, optional
         Decoding processes of each worker (default: one for each of its processors).
 
@@ -73,18 +73,18 @@ class RayCrew:
         address: str,
         make: Callable[..., Worker],
         *,
-        places: int | None = None,
-        fewest: int = 1,
+        worker_count: int | None = None,
+        min_workers: int = 1,
         gpus: float | None = None,
         decoders: int | None = None,
     ):
-        if places is not None and places < 1:
-            raise UsageError(f"{places} workers", "nothing would be done", "Use 1 or more.")
+        if worker_count is not None and worker_count < 1:
+            raise UsageError(f"{worker_count} workers", "nothing would be done", "Use 1 or more.")
         if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
             advice = "Use a whole number, or less than 1."
             raise UsageError(f"{gpus} GPUs a worker", "no such part", advice)
         self._address, self._make, self._decoders = address, make, decoders
-        self._wishes, self._fewest = (places, gpus), fewest
+        self._wishes, self._min_workers = (worker_count, gpus), min_workers
         self._idle: list[Any] = []
         # What a worker owes -> the worker, and the shard it works on; None while it starts.
         self._owed: dict[Any, tuple[Any, Shard | None]] = {}
@@ -92,17 +92,17 @@ class RayCrew:
         self._deaths: Counter[int | None] = Counter()  # by place of the shard; None: at the start
         self.settings: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
-        self.batch_size = self.places = 0
+        self.batch_size = self.worker_count = 0
 
-    def __enter__(self) -> RayCrew:
+    def __enter__(self) -> RayWorkers:
         self._ray, self._owned = _connected(self._address)
         try:
-            self._plan_places()
+            self._plan_workers()
             self._made = self._ray.put(self._make)  # arrays in it: once on each machine
-            for _ in range(self.places):
+            for _ in range(self.worker_count):
                 self._start()
             until = time.monotonic() + _PLACE_SECONDS
-            while len(self._idle) < self._fewest:
+            while len(self._idle) < self._min_workers:
                 self._next(until)
         except BaseException:
             self.__exit__()
@@ -136,14 +136,14 @@ class RayCrew:
         finally:
             self._end()
 
-    def _plan_places(self) -> None:
+    def _plan_workers(self) -> None:
         """Decide how many workers there are, and what one takes."""
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        self.places, cpus, gpus = shares(machines, *self._wishes)
-        if not 1 <= self._fewest <= self.places:
+        self.worker_count, cpus, gpus = shares(machines, *self._wishes)
+        if not 1 <= self._min_workers <= self.worker_count:
             raise UsageError(
-                f"at least {self._fewest} workers",
-                f"there will be {self.places} at most",
+                f"at least {self._min_workers} workers",
+                f"there will be {self.worker_count} at most",
                 "Ask for fewer, or raise the most (--cluster-workers).",
             )
         if self._owned and self._address == LOCAL and gpus > machines[0].get("GPU", 0):
@@ -165,7 +165,8 @@ class RayCrew:
         left = until and max(0.0, until - time.monotonic())
         ready, _ = self._ray.wait(list(self._owed), timeout=left)
         if not ready:
-            found = f"place for {len(self._idle)} of {self._fewest} in {_PLACE_SECONDS:.0f} seconds"
+            started = f"{len(self._idle)} of {self._min_workers}"
+            found = f"place for {started} in {_PLACE_SECONDS:.0f} seconds"
             raise UsageError(
                 f"workers of {self._needs}",
                 f"the cluster had {found}",
@@ -252,24 +253,24 @@ class _Worker:
 
 
 def shares(
-    machines: Sequence[Mapping[str, float]], places: int | None, gpus: float | None
+    machines: Sequence[Mapping[str, float]], worker_count: int | None, gpus: float | None
 ) -> tuple[int, int, float]:
     """Workers, processors and GPUs of each, on machines with so many ``CPU`` and ``GPU``.
 
-    `places` and `gpus` are as in `RayCrew`. A worker has as many processors as leave room for all
-    workers, at least 1.
+    `worker_count` and `gpus` are as in `RayWorkers`. A worker has as many processors as leave room
+    for all workers, at least 1.
     """
     cpus_of = [int(machine.get("CPU", 0)) for machine in machines]
     there = int(sum(machine.get("GPU", 0) for machine in machines))
     if gpus is None:
-        gpus = 1 / math.ceil((places or there) / there) if there else 0
-    if places is None:
+        gpus = 1 / math.ceil((worker_count or there) / there) if there else 0
+    if worker_count is None:
         share = there / gpus if gpus else sum(-(-cpus // _CPUS) for cpus in cpus_of)
-        places = max(1, int(share))
+        worker_count = max(1, int(share))
     for cpus in range(max(cpus_of, default=1), 1, -1):
-        if sum(there // cpus for there in cpus_of) >= places:
-            return places, cpus, gpus
-    return places, 1, gpus
+        if sum(there // cpus for there in cpus_of) >= worker_count:
+            return worker_count, cpus, gpus
+    return worker_count, 1, gpus
 
 
 def _connected(address: str) -> tuple[Any, bool]:

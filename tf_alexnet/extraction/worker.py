@@ -72,11 +72,11 @@ class Worker:
         What an output records beside it: source of the weights, versions.
     batch_size : int
         Photos in one pass.
-    places : int
+    worker_count : int
         Shards that may run at a time.
     """
 
-    places = 1
+    worker_count = 1
 
     def __init__(
         self,

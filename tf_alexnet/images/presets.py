@@ -329,7 +329,7 @@ def recorded_name(preset: str | Preset) -> str:
     raise PresetError(f"preset {preset.name!r}", found, advice)
 
 
-def misfit(preset: Preset, trained: Preset) -> str | None:
+def preset_mismatch(preset: Preset, trained: Preset) -> str | None:
     """Why a network trained with one preset can't make sense of another's pixels, or None.
 
     Another size is not looked at: the network refuses that by itself.

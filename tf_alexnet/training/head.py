@@ -329,7 +329,7 @@ def extract_photos(
     named = {place_of(x.path, real): x.path for x in (*photos.val, *photos.train)}
     paths = list(dict.fromkeys(path for part in parts for path, _ in part))
 
-    def watch(done: int, total: int, errors: int, *_) -> None:
+    def on_photos(done: int, total: int, errors: int, *_) -> None:
         if progress:
             progress("photos", done, total, {"errors": errors})
 
@@ -346,7 +346,7 @@ def extract_photos(
             workers=workers,
             force=force,
             add=True,
-            progress=watch,
+            progress=on_photos,
         )
 
     try:
@@ -406,7 +406,7 @@ def fit_rows(
     metric = "accuracy" if train.labels.ndim == 1 else "map"  # mean average precision
     fits = 0
 
-    def watch(step: Step) -> None:
+    def on_step(step: Step) -> None:
         nonlocal fits
         fits += 1
         if progress:
@@ -416,7 +416,7 @@ def fit_rows(
     for rows in (train, val):
         rows.standardize(standard)
     weights = balanced(train.labels, classes) if setup.class_weight else None
-    head, best, steps = choose_penalty(train, val, classes, setup.l2, weights, watch)
+    head, best, steps = choose_penalty(train, val, classes, setup.l2, weights, on_step)
     notes = [edge_note(best)] if setup.l2 is None else []
     if metric == "accuracy":
         notes.append(chance_note(val.labels, best.val_metric))

@@ -227,7 +227,7 @@ def choose_penalty(
     classes: int,
     l2: float | None = None,
     weights: np.ndarray | None = None,
-    watch: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Linear, Step, list[Step]]:
     """Fit with each penalty of a grid, and take the one with the least loss on `val`.
 
@@ -244,7 +244,7 @@ def choose_penalty(
         The only penalty to try.
     weights : ndarray, optional
         From `balanced`; losses on `val` are weighted as well.
-    watch : callable
+    on_step : callable
         Called after each fit.
 
     Returns
@@ -264,7 +264,7 @@ def choose_penalty(
             judged = (*judge(head, train, weights), *judge(head, val, weights))
             step = Step(strength, *judged, iterations)
             steps.append(step)
-            watch(step)
+            on_step(step)
             worse += 1
             if best is None or step.val_loss < best[1].val_loss:
                 best, worse = (head, step), 0

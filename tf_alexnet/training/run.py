@@ -40,7 +40,7 @@ from tf_alexnet.files import publish, replacing
 from tf_alexnet.images import preset_named
 from tf_alexnet.training.folders import Example, PhotoSet
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights import WeightArrays, own_table, read_weights, write_weights
+from tf_alexnet.weights import WeightArrays, adapted_table, read_weights, write_weights
 
 if TYPE_CHECKING:
     import keras
@@ -359,7 +359,7 @@ class Run:
     @property
     def table(self) -> Architecture:
         """The network: cut where the classifier stands, with as many outputs as classes."""
-        return own_table(self.arrays, ARCHITECTURES[self.record.architecture])
+        return adapted_table(self.arrays, ARCHITECTURES[self.record.architecture])
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Run:
@@ -515,7 +515,7 @@ def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> N
         fault = f"{RECORD} records {record.architecture}, these are {arrays.architecture} weights"
     elif arrays.classes != classes:
         fault = f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {classes} classes"
-    elif own_table(arrays, table).parameter_shapes() != whole.parameter_shapes():
+    elif adapted_table(arrays, table).parameter_shapes() != whole.parameter_shapes():
         fault = f"its classifier does not stand on {record.layer}, as {RECORD} says"
     else:
         return

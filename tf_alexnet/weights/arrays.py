@@ -213,7 +213,7 @@ def _as_dense(layer: LayerArrays) -> LayerArrays:
     return LayerArrays(layer.kernel.reshape(-1, layer.kernel.shape[-1]), layer.bias)
 
 
-def own_table(arrays: WeightArrays, table: Architecture) -> Architecture:
+def adapted_table(arrays: WeightArrays, table: Architecture) -> Architecture:
     """`table` with the number of classes, and cut to the head, that `arrays` have.
 
     Where `fc8` follows `pool5` (`Architecture.with_head`), its rows say so. After `fc6` it has as
@@ -252,7 +252,7 @@ def faults(
         A phrase for each layer that is missing, misshapen or holds NaN or infinite values. Layers
         that the table does not have are not faults.
     """
-    return _misfits(arrays, table, needed) + [
+    return _shape_mismatches(arrays, table, needed) + [
         f"{name} {part}: {array.size - int(np.isfinite(array).sum())} of {array.size} values are "
         "NaN or infinite"
         for name, layer in arrays.layers.items()
@@ -262,7 +262,7 @@ def faults(
     ]
 
 
-def _misfits(
+def _shape_mismatches(
     arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
 ) -> list[str]:
     """The faults that the shapes show."""
@@ -303,24 +303,26 @@ def fitting_architectures(arrays: WeightArrays) -> list[str]:
     """Names of the networks whose shapes the layers have, `fc8` with any number of classes.
 
     All convolutions must be there. A classifier on `pool5` or `fc6` fits the table that it was cut
-    from (`own_table`). bvlc_alexnet and caffenet have the same shapes: either both are listed or
+    from (`adapted_table`). bvlc_alexnet and caffenet have the same shapes: both are listed, or
     neither.
     """
     return [
         table.name
         for table in ARCHITECTURES.values()
-        if not _misfits(arrays, own_table(arrays, table), [x.name for x in table.convolutions])
+        if not _shape_mismatches(
+            arrays, adapted_table(arrays, table), [x.name for x in table.convolutions]
+        )
     ]
 
 
 def not_alexnet(arrays: WeightArrays) -> str:
     """Why `arrays` fit no network: the faults that keep them from being the nearest one's."""
-    tables = [own_table(arrays, table) for table in ARCHITECTURES.values()]
-    nearest = min(tables, key=lambda table: len(_misfits(arrays, table)))
+    tables = [adapted_table(arrays, table) for table in ARCHITECTURES.values()]
+    nearest = min(tables, key=lambda table: len(_shape_mismatches(arrays, table)))
     return f"not AlexNet; as {nearest.name}: {'; '.join(faults(arrays, nearest))}"
 
 
-def table_for(arrays: WeightArrays | None, architecture: str | None = None) -> Architecture:
+def find_table(arrays: WeightArrays | None, architecture: str | None = None) -> Architecture:
     """The table for these weights, where they or the caller tell which it is.
 
     It has the number of classes of the weights, and their head, where `fc8` follows an earlier
@@ -352,4 +354,4 @@ def table_for(arrays: WeightArrays | None, architecture: str | None = None) -> A
             f"these are {known} weights",
             f"Leave architecture out, or pass {known}.",
         )
-    return own_table(arrays, table)
+    return adapted_table(arrays, table)

@@ -111,7 +111,7 @@ class KnownWeights:
         return ARCHITECTURES[self.architecture].preset
 
     @property
-    def spellings(self) -> tuple[str, ...]:
+    def file_names(self) -> tuple[str, ...]:
         """File names to look for: the published ones, then conversions of the first."""
         stem = self.sources[0].file_name.rpartition(".")[0]
         published = [source.file_name for source in self.sources]

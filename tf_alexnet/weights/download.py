@@ -83,7 +83,7 @@ def find_weights(
     """The weight file of that name or path, downloaded unless it is on this machine.
 
     A name is looked for in ``TF_ALEXNET_WEIGHTS``, ``./weights``, the cache folder and this
-    package, in that order, under each of the record's spellings. A *file* in
+    package, in that order, under each of the record's file names. A *file* in
     ``TF_ALEXNET_WEIGHTS`` stands for ``"imagenet"``, and for any weights published under its name.
 
     Parameters
@@ -141,11 +141,11 @@ def local_file(record: KnownWeights) -> Path | None:
             "there is no such file or folder",
             "Correct the variable, or unset it.",
         )
-    named = own and (own.name in record.spellings or record is known_weights("imagenet"))
+    named = own and (own.name in record.file_names or record is known_weights("imagenet"))
     if named and not own.is_dir():
         return own
     folders = [x for x in (own, Path("weights"), _cache(), _EMBEDDED) if x]
-    places = (folder / spelling for folder in folders for spelling in record.spellings)
+    places = (folder / spelling for folder in folders for spelling in record.file_names)
     return next(filter(os.path.isfile, places), None)
 
 
@@ -167,7 +167,7 @@ def expected_record(path: str | os.PathLike) -> KnownWeights | None:
     path, own = Path(path), _own_place()
     if path == own or path.parent in (Path("weights"), Path("weights").absolute(), own):
         for record in catalog():
-            if path.name in record.spellings:
+            if path.name in record.file_names:
                 return record
     return known_weights("imagenet") if path == own else None
 

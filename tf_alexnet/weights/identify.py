@@ -161,7 +161,7 @@ def _identify(
         return Identification(None, arrays.architecture, preset, "recorded", **found)
     if len(fitting) == 1:
         return Identification(None, fitting[0], ARCHITECTURES[fitting[0]].preset, "shapes", **found)
-    special = [x for x in catalog() if x.classes not in (None, 1000) and file_name in x.spellings]
+    special = [x for x in catalog() if x.classes not in (None, 1000) and file_name in x.file_names]
     for x in special:
         if x.architecture in fitting and x.classes == arrays.classes:
             return known(x, "name")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_alexnet.architectures import ALL, ARCHITECTURES, BVLC_ALEXNET, blob_names
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.arrays import WeightArrays, table_for, with_classifier
+from tf_alexnet.weights.arrays import WeightArrays, find_table, with_classifier
 from tf_alexnet.weights.catalog import KnownWeights, known_weights, names, published_file
 from tf_alexnet.weights.download import expected_record, find_weights
 from tf_alexnet.weights.identify import FOUND_ANEW, Identification, read_identified
@@ -93,7 +93,7 @@ def check_layers(
             continue
         if file:
             arrays = read_weights(weights)
-            table = table or table_for(arrays)
+            table = table or find_table(arrays)
             known.add(arrays.classifier)
         if name not in known:
             (table or BVLC_ALEXNET).check_blob(name)
@@ -214,7 +214,7 @@ def _described(arrays: WeightArrays, source: str | os.PathLike, told: Declared) 
     """The arrays of `source` with what a converted file should record."""
     metadata = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
     if told.architecture is not None:
-        table = table_for(arrays, told.architecture)
+        table = find_table(arrays, told.architecture)
         arrays = replace(arrays, architecture=table.name)
         metadata.setdefault("preset", table.preset)
     if told.preset is not None:

@@ -12,7 +12,7 @@ from tf_alexnet.weights.arrays import (
     LayerArrays,
     WeightArrays,
     check_arrays,
-    table_for,
+    find_table,
     with_classifier,
 )
 from tf_alexnet.weights.catalog import known_weights, names
@@ -44,13 +44,13 @@ def resolve_weights(
         )
     declared = resolve_architecture(architecture)
     if (seed := random_seed(weights)) is not None:
-        table = table_for(None, declared.architecture)
+        table = find_table(None, declared.architecture)
         weights = fresh_weights(table.with_classes(declared.classes or table.classes), seed)
     elif weights is not None:
         if isinstance(weights, str | os.PathLike):
             weights = read_weights(find_weights(weights))
         weights = with_classifier(weights, classifier or declared.classifier)
-    table = table_for(weights, declared.architecture)
+    table = find_table(weights, declared.architecture)
     if declared.classes and weights is None:
         table = table.with_classes(declared.classes)
     elif declared.classes and weights.classes not in (None, declared.classes):

@@ -18,7 +18,7 @@ import numpy as np
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import InputError, one_line
 from tf_alexnet.labels import imagenet_labels
-from tf_alexnet.weights.arrays import WeightArrays, faults, not_alexnet, own_table
+from tf_alexnet.weights.arrays import WeightArrays, adapted_table, faults, not_alexnet
 from tf_alexnet.weights.catalog import (
     KnownWeights,
     catalog,
@@ -267,7 +267,7 @@ def _arrays(arrays: WeightArrays, known: Identification) -> Check:
     fitting = (known.architecture,) if known.architecture else known.candidates
     if not fitting:
         return Check("arrays", False, not_alexnet(arrays))
-    wrong = faults(arrays, own_table(arrays, ARCHITECTURES[fitting[0]]))
+    wrong = faults(arrays, adapted_table(arrays, ARCHITECTURES[fitting[0]]))
     said = f"{len(arrays.layers)} layers, all finite: {' or '.join(fitting)}"
     return Check("arrays", not wrong, "; ".join(wrong) or said)
 

@@ -18,7 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES, Architecture
-from tf_alexnet.weights.arrays import LAYER_ORDER, WeightArrays, fitting_architectures, own_table
+from tf_alexnet.weights.arrays import (
+    LAYER_ORDER,
+    WeightArrays,
+    adapted_table,
+    fitting_architectures,
+)
 from tf_alexnet.weights.formats.common import (
     MAX_METADATA,
     NotAlexNetError,
@@ -143,7 +148,7 @@ def _cut(arrays: WeightArrays, table: Architecture) -> Architecture:
     """`table` as far as `arrays` go, which may end after the convolutions."""
     end = list(arrays.layers)[-1]
     cut = end in [layer.name for layer in table.weighted[:-1]]
-    return table.until(end) if cut else own_table(arrays, table)
+    return table.until(end) if cut else adapted_table(arrays, table)
 
 
 def _record(model: dict) -> tuple[str | None, dict[str, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, MaxPool, Softmax
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, check_arrays, table_for
+from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, check_arrays, find_table
 from tf_alexnet.weights.formats.common import as_float32, damaged, metadata_text, recorded
 from tf_alexnet.wire import FIXED32, field_bytes, field_opening, varint_bytes
 
@@ -60,7 +60,7 @@ def write(
     UsageError
         If the metadata are too long to be read back.
     """
-    table = table_for(arrays)
+    table = find_table(arrays)
     check_arrays(arrays, table)
     if others := [name for name in arrays.layers if name not in table.parameter_shapes()]:
         found = f"{', '.join(others)} has no place in the graph of {table.name}"
