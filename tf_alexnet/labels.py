@@ -199,7 +199,7 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
 
 
 def labels_of_network(labels: Labels, outputs: int | None) -> tuple[Label, ...]:
-    """`read_labels` of a network with so many outputs.
+    """`read_labels` of a network with this many outputs.
 
     Raises
     ------

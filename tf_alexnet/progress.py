@@ -34,7 +34,7 @@ def progress_callback(
         ``"photos"``: (done, total, errors, bytes written). ``"training"``: (stage, done, total,
         figures), as `train_head` and `train_network` say.
     every : int, optional
-        Log a line also whenever so many are done.
+        Also log a line each time this many are done.
 
     Yields
     ------

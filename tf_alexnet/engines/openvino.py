@@ -41,7 +41,7 @@ def network(
         From ndarray of float32, (N, S, S, 3), to a dict of blobs: ndarray of float32, first axis
         N; blobs of convolutions and pools are (N, height, width, channels).
     """
-    # Asked for float32 in so many words: on AMX OpenVINO takes bfloat16 by itself.
+    # float32 must be asked for: on AMX OpenVINO chooses bfloat16 by itself.
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",

@@ -132,7 +132,7 @@ def _set_up() -> None:
 
 
 def _limit(processor: float, wall: float) -> None:
-    """End this process after so many seconds, even if it hangs in C; 0 is no limit."""
+    """End this process after a number of seconds, even if it hangs in C; 0 is no limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, processor)
         signal.setitimer(signal.ITIMER_REAL, wall)

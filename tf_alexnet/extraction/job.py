@@ -1,4 +1,4 @@
-"""A whole extraction: photos in, paths and features out, whatever ends it in between."""
+"""Extraction jobs: photos in, paths and features out; interrupted jobs resume."""
 
 from __future__ import annotations
 

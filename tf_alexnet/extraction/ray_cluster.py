@@ -255,7 +255,7 @@ class _Worker:
 def shares(
     machines: Sequence[Mapping[str, float]], worker_count: int | None, gpus: float | None
 ) -> tuple[int, int, float]:
-    """Workers, processors and GPUs of each, on machines with so many ``CPU`` and ``GPU``.
+    """Workers, processors and GPUs of each, for machines with the given ``CPU`` and ``GPU``.
 
     `worker_count` and `gpus` are as in `RayWorkers`. A worker has as many processors as leave room
     for all workers, at least 1.

@@ -2,7 +2,7 @@
 
 A data file holds rows and is never changed. A record, created exclusively after its data, makes
 the rows count; numbers give the order. The newest row of a photo is the one that lives. So
-whatever ends a job, at whatever moment, what its records say is true.
+the records are true at any moment, however a job ends.
 """
 
 from __future__ import annotations

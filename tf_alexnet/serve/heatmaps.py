@@ -23,7 +23,7 @@ from tf_alexnet.weights import WeightArrays
 
 _READY = b"ready"
 _LATER = {"Retry-After": "2"}
-_SIDE = 1024  # larger photos are explained as a copy of so many pixels
+_SIDE = 1024  # larger photos are explained as a copy of this size
 
 
 class HeatMap(NamedTuple):

@@ -65,7 +65,7 @@ def strongest_pairs(
     ----------
     kernel : ndarray of float, (h, w, inputs, filters)
     count : int
-        At most so many of each.
+        Maximum number of each.
 
     Returns
     -------
