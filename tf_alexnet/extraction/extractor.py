@@ -273,7 +273,7 @@ class FeatureExtractor:
             raise InputError(asked, "it holds NaN or infinite values", advice)
         # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
         if self.architecture in ("bvlc_alexnet", "caffenet") and 0 <= low < high <= 1:
-            raise InputError(asked, "values lie in 0..1; expected are 0..255 minus the mean", advice)
+            raise InputError(asked, "values lie in 0..1, not 0..255 minus the mean", advice)
         if high > 200 and low >= 0 and self._centred:
             raise InputError(asked, "values lie in 0..255: no mean was subtracted", advice)
 
