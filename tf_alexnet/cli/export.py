@@ -40,16 +40,17 @@ def export(
             help="What `train` made, a weight file, a name in the catalogue, or random:SEED.",
         ),
     ],
-    to: Annotated[TargetName, typer.Option("--to", help="The kind of model file.")],
+    to: Annotated[TargetName, typer.Option("--to", help="Target format.")],
     output: Annotated[
-        str, typer.Option("--output", "--out", "-o", metavar="OUT", help="The folder to make.")
+        str, typer.Option("--output", "--out", "-o", metavar="OUT", help="Folder to create.")
     ],
     variant: Annotated[
-        VariantName, typer.Option(help="For LiteRT: type of the weights, with int8 of all values.")
+        VariantName,
+        typer.Option(help="LiteRT: type of the weights; int8 quantizes activations too."),
     ] = VariantName.float32,
     calibrate: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="For int8: photos such as the network will see."),
+        typer.Option(metavar="DIR", help="For int8: representative photos."),
     ] = None,
     photos: Annotated[
         list[str] | None,

@@ -102,9 +102,7 @@ def extract(
     ] = Pool.none,
     shard_size: Annotated[
         int,
-        typer.Option(
-            min=1, help="Photos per shard: the most that is done twice after an interruption."
-        ),
+        typer.Option(min=1, help="Photos per shard, the most work an interruption can cost."),
     ] = 4096,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoder processes (default: one per processor).")
@@ -113,7 +111,7 @@ def extract(
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds of processor time for a photo.")
+        float, typer.Option(min=0.1, help="Processor seconds allowed for decoding a photo.")
     ] = 10.0,
     depth: Depth = DepthName.auto,
     crops: Annotated[
@@ -121,11 +119,11 @@ def extract(
     ] = Crops.center,
     repeats: Annotated[
         Repeats,
-        typer.Option(help="One row per photo, or one for each line of a list, in its order."),
+        typer.Option(help="One row per photo, or one per line of a list, in its order."),
     ] = Repeats.drop,
     missing: Annotated[
         Missing,
-        typer.Option(help="No row for a photo that can't be read, or one of NaN, in the order."),
+        typer.Option(help="Unreadable photos: no row, or a row of NaN in their place."),
     ] = Missing.drop,
     max_errors: Annotated[
         str | None,
@@ -144,7 +142,7 @@ def extract(
         bool,
         typer.Option(
             "--discard-damaged",
-            help="Drop rows whose file is missing or damaged and whose photos are not in INPUTS.",
+            help="Drop lost rows of photos that are not in INPUTS.",
         ),
     ] = False,
     cluster: Annotated[
@@ -156,7 +154,7 @@ def extract(
         ),
     ] = None,
     cluster_workers: Annotated[
-        int | None, typer.Option(min=1, help="Most workers on the cluster.")
+        int | None, typer.Option(min=1, help="Maximum number of workers.")
     ] = None,
     cluster_min_workers: Annotated[
         int, typer.Option(min=1, help="Workers that must be ready before the first photo.")

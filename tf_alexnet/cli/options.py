@@ -44,7 +44,7 @@ LabelFile = Annotated[
 
 
 class DepthName(str, Enum):
-    """Bits of deep grey pictures."""
+    """Bits used by 16-bit grey images."""
 
     auto = "auto"
     sixteen = "16"
@@ -53,7 +53,7 @@ class DepthName(str, Enum):
 
 
 class EngineName(str, Enum):
-    """What computes."""
+    """Inference engines."""
 
     auto = "auto"
     tensorflow = "tensorflow"
@@ -61,20 +61,20 @@ class EngineName(str, Enum):
 
 
 class PrecisionName(str, Enum):
-    """Type of the network's products."""
+    """Precision of the products."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
-Depth = Annotated[DepthName, typer.Option(help="Bits that pictures of 16-bit grey use.")]
+Depth = Annotated[DepthName, typer.Option(help="Bits used by 16-bit grey images.")]
 Engine = Annotated[
     EngineName,
-    typer.Option(help="What computes; auto is OpenVINO where it is installed and quicker."),
+    typer.Option(help="Inference engine; auto uses OpenVINO where it is installed and faster."),
 ]
 Precision = Annotated[
     PrecisionName,
-    typer.Option(help="Type of the network's products; bfloat16 is OpenVINO's, quick with AMX."),
+    typer.Option(help="Precision of the products; bfloat16 needs OpenVINO, and is fast with AMX."),
 ]
 Quiet = Annotated[
     bool,

@@ -46,7 +46,8 @@ def predict(
     preset: Preset = None,
     mean_image: MeanImage = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="How many classes (default: 5; all with --model).")
+        int | None,
+        typer.Option(min=1, help="Number of classes to show (default: 5; with --model all)."),
     ] = None,
     labels: LabelFile = None,
     crops: Annotated[

@@ -29,7 +29,7 @@ def serve(
     ] = "imagenet",
     index: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Features of photos to find similar ones among."),
+        typer.Option(metavar="FILE", help="Output of `extract`, searched for similar photos."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -37,7 +37,7 @@ def serve(
         str | None,
         typer.Option(
             envvar="TF_ALEXNET_TOKEN",
-            help="Bearer token that requests must have; needed beyond this machine.",
+            help="Bearer token for all requests; required unless HOST is loopback.",
         ),
     ] = None,
     architecture: Architecture = None,

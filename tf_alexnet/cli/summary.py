@@ -25,7 +25,7 @@ def summary(
     input_size: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="PIXELS", help="Side of the input (default: what the network is for)."
+            min=1, metavar="PIXELS", help="Input size in pixels (default: the network's own)."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
