@@ -49,7 +49,7 @@ class On(str, Enum):
 
 
 class Projection(str, Enum):
-    """How features become places on a plane."""
+    """Projections to two dimensions."""
 
     pca = "pca"
     tsne = "tsne"
@@ -57,7 +57,7 @@ class Projection(str, Enum):
 
 
 class Distance(str, Enum):
-    """How unlike two rows are."""
+    """Distances between rows."""
 
     correlation = "correlation"
     euclidean = "euclidean"
@@ -154,7 +154,7 @@ def activations(
 @app.command()
 def architecture(
     name: Annotated[
-        str, typer.Option("--architecture", "-a", help="Which network.")
+        str, typer.Option("--architecture", "-a", help="Network to draw.")
     ] = "bvlc_alexnet",
     output: Annotated[
         str | None,
@@ -190,7 +190,7 @@ def saliency(
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
-    method: Annotated[Method, typer.Option(help="How to find out.")] = Method.gradcam,
+    method: Annotated[Method, typer.Option(help="Saliency method.")] = Method.gradcam,
     class_: ClassName = None,
     target: Annotated[
         On, typer.Option(help="Draw on the whole photo, or on what the network sees of it.")
@@ -299,7 +299,7 @@ def embedding(
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw photos as a map: those with similar features lie together."""
+    """Draw a map of photos on which similar ones lie together."""
     from tf_alexnet.visualize import maps
     from tf_alexnet.visualize.features_file import read_features
     from tf_alexnet.visualize.figures import save_figure
@@ -373,12 +373,12 @@ def rsm(
         list[str] | None, typer.Option(help="Layer; may be repeated (default: all of the file).")
     ] = None,
     distance: Annotated[
-        Distance, typer.Option(help="How unlike two photos are.")
+        Distance, typer.Option(help="Distance between two photos.")
     ] = Distance.correlation,
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write how unlike all photos are, layer by layer: a plot, .npy and .csv."""
+    """Write matrices of distances between all photos, layer by layer: a plot, .npy and .csv."""
     from tf_alexnet.visualize.features_file import read_features
     from tf_alexnet.visualize.rsm import save_rsm
 
