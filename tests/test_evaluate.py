@@ -129,6 +129,7 @@ def test_equal_probabilities_rank_by_index():
     np.testing.assert_array_equal(evaluating.ranks(random, actual), expected)
 
 
+@pytest.mark.slow
 def test_ten_crops_are_averaged(weights, folders):
     ta.evaluate_photos(folders, weights, crops="ten", keep="ten.h5")
     with h5py.File("ten.h5") as file:

@@ -878,7 +878,10 @@ def memory():
     return files
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize(
+    "output",
+    [x if x in ("f.h5", "f/") else pytest.param(x, marks=pytest.mark.slow) for x in OUTPUTS],
+)
 def test_files_behind_urls(output, extract, tmp_path, monkeypatch, memory):
     from tf_alexnet.extraction.reader import PhotoReader
 

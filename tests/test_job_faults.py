@@ -146,7 +146,7 @@ def temporary(output):
     return glob.glob(f"{output}.job/tmp-*")  # F.job/ and X/.job/
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", [pytest.param("f.h5", marks=pytest.mark.slow), *OUTPUTS[1:]])
 def test_a_signal_in_the_middle_of_every_write(output, extract, photos, monkeypatch, capfd):  # noqa: F811
     """Where C libraries call back, an exception would be lost or turned into another."""
     for path in photos[3:]:

@@ -171,6 +171,7 @@ for run in ("head", "net"):
     fresh(code, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_with_its_preprocessing_takes_photos_where_it_is_loaded(tmp_path):
     photos = keras.Input((80, 100, 3), dtype="uint8")
     base = ta.AlexNet(
@@ -192,6 +193,7 @@ assert ta.preset_of(model) == "compact"
     fresh(code, tmp_path)
 
 
+@pytest.mark.slow
 def test_channels_first_in_keras_json_changes_nothing(saved, tmp_path):
     (tmp_path / "keras.json").write_text(json.dumps({"image_data_format": "channels_first"}))
     code = """
@@ -311,6 +313,7 @@ def test_strangers_are_refused_before_keras_sees_them(fault, suffix, saved, tmp_
         ta.load_model(path)
 
 
+@pytest.mark.slow
 def test_compiled_models_with_layers_and_operations_of_keras_load(tmp_path):
     base = ta.AlexNet(convolutions("compact"), include_top=False, input_shape=(64, 64, 3))
     x = keras.layers.Bidirectional(keras.layers.LSTM(2))(
