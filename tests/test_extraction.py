@@ -34,6 +34,12 @@ def extractor():
 
 
 @pytest.fixture
+def example_photos(example_photos):
+    """Five of them."""
+    return example_photos[:5]
+
+
+@pytest.fixture
 def folder(tmp_path, example_photos):
     """The example photos and two bad ones."""
     folder = tmp_path / "photos"
