@@ -14,7 +14,6 @@ from onnx_seeds import export, torch, zoo
 from weight_seeds import channels_first
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.cli.main import main
 from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import adapted_table, convert_weights, read_weights, write_weights
@@ -251,13 +250,11 @@ def test_other_engines_compute_what_caffe_defines(tmp_path, name, end, lrn):
     assert {x.name for x in model.graph.node} >= {*table.blobs[1:], *table.preacts}
 
 
-def test_a_converted_file_says_what_it_is(tmp_path, monkeypatch, capsys):
+def test_a_converted_file_says_what_it_is(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    words = "tf-alexnet weights convert torchvision-convs x.onnx --lrn ops"
-    monkeypatch.setattr("sys.argv", words.split())
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    assert "5 layers, read back equal" in capsys.readouterr().out
+    code, out, _ = run("weights", "convert", "torchvision-convs", "x.onnx", "--lrn", "ops")
+    assert code == 0
+    assert "5 layers, read back equal" in out
     model = onnx.load("x.onnx")
     found = read_weights("x.onnx")
     assert {x.key: x.value for x in model.metadata_props} == {
