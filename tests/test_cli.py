@@ -197,7 +197,7 @@ def test_means_and_labels(run, trained_file, example_photos, tmp_path):
     names.write_text("a\nb\n")
     code, _, err = run("predict", photo, "-w", trained_file, "--labels", names)
     assert code == 2
-    assert "1000 columns but 2 labels" in one_error(err)
+    assert "2 names, and the network has 1000 outputs" in one_error(err)
 
 
 def test_ten_crops_are_averaged(run, trained_file, example_photos):
@@ -219,7 +219,7 @@ def test_extract(run, alexnet_file, tmp_path):
         *("--layer", "fc7", "--layer", "fc6_preact", "--batch", 2, "--dtype", "float16"),
     )
     assert code == 5
-    assert "5 rows + 1 errors = 6 photos; fc7 (5, 4096), fc6_preact (5, 4096) float16" in out
+    assert "8 rows + 1 errors = 9 photos; fc7 (8, 4096), fc6_preact (8, 4096) float16" in out
     assert one_error(err).startswith("error: bad.png: ")
     with h5py.File("f.h5") as file:
         assert file["fc6_preact"].dtype == np.float16
