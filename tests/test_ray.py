@@ -261,7 +261,7 @@ def test_workers_that_do_not_start(ray, tmp_path):
         os._exit(7)
 
     with pytest.raises(AlexNetError, match=r"workers, at their start: 3 workers ended over it"):
-        run_all(RayWorkers("ray", stub(settings=never), places=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", stub(settings=never), worker_count=1), tmp_path / "f", 1)
 
 
 def test_workers_with_other_packages(ray, tmp_path):
@@ -281,7 +281,7 @@ def test_what_a_worker_meets_is_told_as_it_is(ray, tmp_path):
         raise WeightsError(f"shard {shard.place}", "no", "Yes.")
 
     with pytest.raises(WeightsError, match=r"^shard 0: no\. Yes\.$"):
-        run_all(RayWorkers("ray", stub(refuse), places=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", stub(refuse), worker_count=1), tmp_path / "f", 1)
     assert not os.listdir(tmp_path / "f")
 
 
@@ -295,7 +295,7 @@ def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray_cluster, "_VISIBLE_SECONDS", 0.5)
     with pytest.raises(OutputError, match=r"/f/000000-.*\.h5: a worker wrote it, and it is not he"):
-        run_all(RayWorkers("ray", Worker, places=1), tmp_path / "f", 1)
+        run_all(RayWorkers("ray", Worker, worker_count=1), tmp_path / "f", 1)
 
 
 def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
         run_all(RayWorkers("ray", stub(), worker_count=2, min_workers=3), tmp_path / "g", 1)
     monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 5.0)
     with pytest.raises(UsageError, match=r"had place for [012] of 3 in 5 seconds"):
-        run_all(RayWorkers("ray", stub(), places=3, min_workers=3), tmp_path / "h", 1)
+        run_all(RayWorkers("ray", stub(), worker_count=3, min_workers=3), tmp_path / "h", 1)
 
 
 def test_no_place_for_a_worker(ray, tmp_path, monkeypatch):
