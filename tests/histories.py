@@ -98,7 +98,7 @@ def row_of(content):
 class Crew:
     """A `Worker` without a network."""
 
-    places, batch_size = 1, 2
+    worker_count, batch_size = 1, 2
     attributes = {"tf_alexnet_version": "test"}  # noqa: RUF012
 
     def __init__(self, world, setting="a"):
