@@ -60,6 +60,15 @@ def _no_memory_of_other_modules():
 
 
 @pytest.fixture
+def empty_folder(monkeypatch, tmp_path):
+    """An empty working folder and cache, and no network, whatever this machine has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
+    monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
+
+
+@pytest.fixture
 def run(monkeypatch, capfd):
     """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
     from tf_alexnet.cli.main import main

@@ -28,13 +28,7 @@ from tf_alexnet.weights import LayerArrays, Source, WeightArrays, catalog, known
 CATALOG_MODULE = sys.modules[known_weights.__module__]
 
 
-@pytest.fixture(autouse=True)
-def no_weights_here(monkeypatch, tmp_path):
-    """An empty working folder, cache and no network, whatever this machine has."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
-    monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def one_error(err):

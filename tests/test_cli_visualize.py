@@ -17,12 +17,7 @@ CHELSEA = EXAMPLE_PHOTOS / "chelsea.jpg"
 EMBEDDED = ("-w", "torchvision-convs")
 
 
-@pytest.fixture(autouse=True)
-def an_empty_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
-    monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture(scope="module")

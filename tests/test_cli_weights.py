@@ -16,7 +16,6 @@ from weight_seeds import channels_first, small_arrays
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.cli.main import main
 from tf_alexnet.errors import UsageError
 from tf_alexnet.weights import (
     LayerArrays,
@@ -36,27 +35,12 @@ CONVS = known_weights("torchvision-convs").sources[0]
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
+def run(run):
     """Run `tf-alexnet weights` in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tf-alexnet", "weights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code or 0, out, err
-
-    return run
+    return lambda *arguments: run("weights", *arguments)
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """An empty working folder and cache, and no network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
-    monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture

@@ -13,13 +13,7 @@ from tf_alexnet.training import RunRecord
 from tf_alexnet.weights import find_weights
 from tf_alexnet.weights.deploy import deploy_prototxt
 
-
-@pytest.fixture(autouse=True)
-def no_weights_here(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
-    monkeypatch.delenv("TF_ALEXNET_WEIGHTS", raising=False)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def table(out):
