@@ -20,7 +20,8 @@ _process: int | None = None  # the one that uses TensorFlow
 _SINGLE = 4
 _ROWS = 64  # XLA compiles a product for each number of rows
 # Photos that go through the convolutions together. In large batches without AVX-512, 64 are 1 %
-# quicker than 32, and take 150 MB more; with AVX-512 they are 4 % slower.
+# faster than 32, and take 150 MB more. With AVX-512, a batch of 64 was slower per photo than one
+# of 32.
 _CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
 
 
