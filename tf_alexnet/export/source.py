@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_alexnet.architectures import Architecture, Conv, Dense, MaxPool
+from tf_alexnet.architectures import Architecture, Dense
 from tf_alexnet.errors import PresetError, UsageError, one_line
 from tf_alexnet.images import Preset, as_preset, recorded_name, resolve
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
 from tf_alexnet.training.run import Run
 from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
-from tf_alexnet.weights.resolve import as_far_as, fitted_layers, resolve_weights
+from tf_alexnet.weights.resolve import as_far_as, fitted_layers, last_features, resolve_weights
 
 if TYPE_CHECKING:
     import keras
 
 LABELS = "labels.txt"
-_CLASSIFIER, _PROBABILITIES = "fc8", "prob"
+_PROBABILITIES = "prob"
 _IMAGENET = 1000
 
 
@@ -63,10 +63,7 @@ class Source:
     @property
     def features(self) -> str:
         """The blob before the classifier: `fc7`, or for a classifier on another layer that."""
-        kinds = (Conv, Dense, MaxPool)
-        return [
-            x.name for x in self.table.layers if isinstance(x, kinds) and x.name != _CLASSIFIER
-        ][-1]
+        return last_features(self.arrays, self.table)
 
     @property
     def blobs(self) -> tuple[str, ...]:

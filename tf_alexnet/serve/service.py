@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tf_alexnet.architectures import PREACT, Conv, Dense
+from tf_alexnet.architectures import PREACT, Conv
 from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction import FeatureExtractor
 from tf_alexnet.extraction.decoder import Failure
@@ -28,7 +28,7 @@ from tf_alexnet.serve.photo_index import Neighbour, PhotoIndex
 from tf_alexnet.training.run import Run
 from tf_alexnet.visualize.saliency import METHODS
 from tf_alexnet.weights import WeightArrays
-from tf_alexnet.weights.resolve import resolve_weights
+from tf_alexnet.weights.resolve import last_features, resolve_weights
 
 
 class Answer(NamedTuple):
@@ -104,9 +104,7 @@ class Service:
         self.run, self._names = run, None
         if run:
             self._names = [printable(name) for name in run.record.classes]
-        dense = [x.name for x in table.layers if isinstance(x, Dense)]
-        features = [x for x in dense if x in arrays.layers and x != "fc8"] or ["pool5"]
-        self.layer = self.index.layer if self.index else features[-1]
+        self.layer = self.index.layer if self.index else last_features(arrays, table)
         self.output = (run.outputs[0] if run else "prob") if self.classes else None
         wanted = (self.output, self.layer) if self.output else self.layer
         self.extractor = FeatureExtractor(arrays, wanted, architecture=architecture, engine=engine)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_alexnet.architectures import Architecture, Dense
+from tf_alexnet.architectures import Architecture
 from tf_alexnet.errors import ImageError, UsageError
 from tf_alexnet.evaluation.metrics import average_precisions
 from tf_alexnet.extraction.reader import Failure
@@ -42,7 +42,7 @@ from tf_alexnet.training.run import (
 )
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays, check_arrays, fresh_layers
-from tf_alexnet.weights.resolve import resolve_weights, trained_preset
+from tf_alexnet.weights.resolve import last_features, resolve_weights, trained_preset
 
 _CHOICES = {
     "mode": ("finetune", "scratch"),
@@ -265,7 +265,7 @@ def planned(
         table = table.with_classes(len(photos.classes))
         settings |= {"layer": "fc7", "unfreeze_from": table.weighted[0].name}
     else:
-        settings["layer"] = settings["layer"] or _last_inner(base, table)
+        settings["layer"] = settings["layer"] or last_features(base, table)
         table = table.with_head(settings["layer"], len(photos.classes))
     _complete(settings, adam=scratch and table.name in _ADAM)
     _check(settings, [x.name for x in table.weighted])
@@ -284,12 +284,6 @@ def planned(
             "tf_alexnet_version": VERSION,
         },
     )
-
-
-def _last_inner(base: WeightArrays, table: Architecture) -> str:
-    """The last layer of the weights that a classifier can be trained on."""
-    dense = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
-    return next((name for name in reversed(dense) if name in base.layers), "pool5")
 
 
 def _complete(settings: dict[str, Any], adam: bool) -> None:

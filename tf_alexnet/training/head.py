@@ -52,7 +52,7 @@ from tf_alexnet.training.run import (
 )
 from tf_alexnet.version import VERSION
 from tf_alexnet.weights import LayerArrays, WeightArrays
-from tf_alexnet.weights.resolve import resolve_weights, trained_preset
+from tf_alexnet.weights.resolve import last_features, resolve_weights, trained_preset
 
 FEATURES = "features.h5"
 _SHARD = 512  # photos that are kept together when the extraction is interrupted
@@ -263,10 +263,7 @@ class Setup(NamedTuple):
 def _place(setup: Setup, layer: str | None, pool: str | None) -> tuple[str, str]:
     """The layer to train the classifier on, and the pooling of `pool5`."""
     base, table = setup.base, setup.table
-    if layer is None:
-        inner = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
-        dense = [name for name in inner if name in base.layers]
-        layer = dense[-1] if dense else "pool5"
+    layer = layer or last_features(base, table)
     check_weights(base, table.with_head(layer, 2).weighted[:-1], layer)
     if pool not in (None, "avg", "none"):
         raise UsageError(f"pool {pool!r}", "no such pooling", "Use avg or none.")

@@ -80,6 +80,12 @@ def as_far_as(whole: Architecture, weights: WeightArrays) -> Architecture:
     return whole.until("fc7" if "fc7" in weights.layers else "pool5")
 
 
+def last_features(weights: WeightArrays, table: Architecture) -> str:
+    """The last layer before the classifier `fc8` that `weights` have: `fc7`, `fc6` or `pool5`."""
+    dense = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
+    return next((name for name in reversed(dense) if name in weights.layers), "pool5")
+
+
 def resolve_network(
     network: str | None, architecture: str | None = None, input_size: int | None = None
 ) -> Architecture:
