@@ -93,7 +93,7 @@ def test_a_run_of_arrays_is_written_and_not_trained_twice(signs, tmp_path):
     again = train_head(x, y, run=tmp_path / "RUN", l2=0.01, **SETTINGS)
     assert again.finished_before
     assert again.run.record == first.run.record
-    with pytest.raises(UsageError, match="begun with other settings: data"):
+    with pytest.raises(UsageError, match="other settings: other photos, labels or splits"):
         train_head(x[::-1], y, run=tmp_path / "RUN", l2=0.01, **SETTINGS)
     with pytest.raises(UsageError, match=r"no training was begun there"):
         train_head(x, y, run=tmp_path / "new", resume=True, **SETTINGS)

@@ -243,7 +243,7 @@ def test_half_precision_is_near_and_keeps_float32_variables(data, tmp_path, unbr
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"seed": 1}, "seed 0 -> 1, data .*"),
+        ({"seed": 1}, "seed 0 -> 1, other photos.*"),
         ({"learning_rate": 0.5}, "learning_rate 0.001 -> 0.5"),
         ({"unfreeze_from": "fc8"}, "unfreeze_from conv5 -> fc8"),
         ({"augment": "paper", "batch_size": 4}, "batch_size 5 -> 4, augment light -> paper"),
@@ -258,11 +258,13 @@ def test_other_weights_and_other_photos_are_refused(data, unbroken, tmp_path):
     base = ta.read_weights(find_weights("torchvision-convs"))
     layers = {**base.layers, "conv5": base.layers["conv5"]._replace(bias=np.zeros(256, "f4"))}
     other = WeightArrays(layers, base.architecture)
-    with pytest.raises(UsageError, match="begun with other settings: weights sha256:"):
+    with pytest.raises(UsageError, match="other settings: other weights"):
         train_network(data, unbroken.folder, **{**SMALL, "weights": other})
     shutil.copytree(data, tmp_path / "data")
     next((tmp_path / "data" / "red").iterdir()).unlink()
-    with pytest.raises(UsageError, match="begun with other settings: photos 18 -> 17, data sha256"):
+    with pytest.raises(
+        UsageError, match="begun with other settings: photos 18 -> 17, other photos"
+    ):
         train_network(tmp_path / "data", unbroken.folder, **SMALL)
 
 

@@ -57,6 +57,8 @@ FORMAT = 1  # of run.json
 MODES = ("head", "finetune", "scratch")
 MAX_BYTES = 1 << 27  # names and digests of a million photos take 50 MB
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
+# Settings that are recorded as digests, and what it means when those differ.
+_DIGESTED = {"data": "other photos, labels or splits", "weights": "other weights"}
 
 
 @dataclass(frozen=True)
@@ -745,7 +747,9 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     if old is not None:
         names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
         if names and not (names == ["epochs"] and _grows(old["epochs"], settings["epochs"])):
-            changed = ", ".join(f"{x} {old.get(x)} -> {settings.get(x)}" for x in names)
+            changed = ", ".join(
+                _DIGESTED.get(x, f"{x} {old.get(x)} -> {settings.get(x)}") for x in names
+            )
             raise UsageError(
                 str(folder),
                 f"it was begun with other settings: {changed}",
