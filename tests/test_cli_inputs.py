@@ -371,7 +371,7 @@ def test_the_bar_of_a_training(capfd, monkeypatch):
     with progress.progress_callback(True, "training") as tell:
         tell("epoch 1/2", 3, 8, {"loss": 0.5, "accuracy": 0.25})
         tell("epoch 1/2", 8, 8, {"val_loss": 0.4, "val_accuracy": 0.5, "accuracy": 0.25})
-    assert "epoch 1/2: val loss 0.4, val accuracy 50.0%, accuracy 25.0%" in capfd.readouterr().err
+    assert "epoch 1/2: val loss 0.400, val accuracy 50.0%, accuracy 25.0%" in capfd.readouterr().err
     with progress.progress_callback(None) as nobody, progress.progress_callback(False) as neither:
         assert (nobody, neither) == (None, None)
 

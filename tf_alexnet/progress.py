@@ -143,7 +143,7 @@ _CALLBACKS = {"bytes": _bytes, "photos": _photos, "training": _training}
 
 def _figure(name: str, value: float) -> str:
     share = "accuracy" in name or name.endswith("map")  # mean average precision
-    text = f"{value:.1%}" if share else f"{value:.3g}"
+    text = f"{value:.1%}" if share else f"{value:#.3g}"
     return f"{name.replace('_', ' ')} {text}"
 
 
