@@ -218,7 +218,7 @@ class Explainer:
         with full_precision():
             for start in range(0, len(batch), step):
                 some = batch[start : start + step]
-                # Padded: every new batch size would be compiled anew.
+                # Padded: every new batch size would be compiled again.
                 lacking = step - len(some) if start else 0
                 if lacking:
                     some = np.concatenate([some, np.zeros((lacking, *some.shape[1:]), np.float32)])
