@@ -1,12 +1,12 @@
-"""What whole commands cost: a cold prediction, memory, two workers on Ray.
+"""Cost of whole commands: a cold prediction, peak memory, two workers on Ray.
 
     pip install '.[bench,ray]'
     python benchmarks/commands.py predict PHOTO [--rounds 5]
     python benchmarks/commands.py memory FOLDER [--counts 2000 20000]
     python benchmarks/commands.py ray FOLDER [--count 5000] [--rounds 3]
 
-Commands and their engines take turns in one process tree; medians of whole processes. Full-size
-synthetic weights. With --isa avx2 all engines do without AVX-512 and AMX.
+Commands and engines take turns; medians over whole processes. Full-size synthetic weights. With
+--isa avx2 no engine uses AVX-512 or AMX.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "tf_alexnet"]
 
 
 def timed(command):
-    """Seconds that a command took, and the most memory, in MB, that its main process had."""
+    """Seconds that a command took, and peak memory of its main process in MB."""
     start = time.perf_counter()
     process = os.posix_spawn(
         command[0],
@@ -44,11 +44,11 @@ def timed(command):
 
 
 def predict(weights, photo, rounds):
-    """Print what a prediction of one photo takes beside importing TensorFlow."""
+    """Print time and memory of predicting one photo, and of importing TensorFlow."""
     command = [*COMMAND, "predict", photo, "-w", weights, "--engine"]
     found = {f"predict, {engine}": [*command, engine] for engine in OURS}
     found["import tensorflow"] = [sys.executable, "-c", "import tensorflow"]
-    # Keras imports these where they are installed.
+    # Keras imports these if they are installed.
     bare = "import sys; sys.modules.update(sklearn=None, matplotlib=None, pandas=None)"
     found["import tensorflow, bare"] = [sys.executable, "-c", f"{bare}; import tensorflow"]
     runs = {name: [] for name in found}
@@ -78,7 +78,7 @@ def memory(weights, folder, counts):
 
 
 def ray(weights, folder, count, rounds):
-    """Print the speed of two workers on Ray beside that of a local run."""
+    """Print the speed of two workers on Ray, and of a local run."""
     files = jpegs(folder)
     with tempfile.TemporaryDirectory() as place:
         photos = Path(place, "photos.txt")

@@ -1,13 +1,13 @@
-"""How fast features come: the network alone, and photos to a file, beside other engines.
+"""Speed of feature extraction: the network alone, and photos to a file, against other engines.
 
     pip install '.[bench]'
     python benchmarks/extraction.py network [--batches 1 8 32 64 128 256] [--rounds 5]
     python benchmarks/extraction.py photos FOLDER [--count 2000] [--rounds 5] [--fast-decode]
 
-Engines take turns in one process tree; printed are medians of images a second, and medians of the
-ratios round by round: to OpenVINO called directly and to the plain Keras graph, or to the script.
-The limit is that of the network's multiply-adds at the speed of one large matrix product in the
-same round. Full-size synthetic weights. With --isa avx2 all engines do without AVX-512 and AMX.
+Engines take turns. Printed are median images per second, and median ratios round by round: to
+OpenVINO called directly and the plain Keras graph, or to the script. The limit is the speed of the
+network's multiply-adds in a large matrix product, measured in the same round. Full-size synthetic
+weights. With --isa avx2 no engine uses AVX-512 or AMX.
 """
 
 import argparse
@@ -34,12 +34,12 @@ OURS = ("tensorflow", "openvino")
 
 
 def add_isa(parser):
-    """Offer --isa."""
-    parser.add_argument("--isa", choices=["avx2"], help="emulate a processor with nothing newer")
+    """Add the option --isa."""
+    parser.add_argument("--isa", choices=["avx2"], help="use no newer instructions")
 
 
 def prepare(isa):
-    """Limit the instruction sets, before any engine is imported, and print those there are."""
+    """Limit the instruction sets, before any engine is imported, and print those available."""
     found = [x for x in sorted(processor_features()) if re.match("avx|amx|fma|sse4", x)]
     print(f"{os.cpu_count()} processors with {' '.join(found) or 'unknown instruction sets'}")
     if isa:
@@ -52,11 +52,11 @@ def jpegs(folder):
     """Paths of the JPEG files in a folder."""
     kinds = (".jpg", ".jpeg")
     files = [x for x in Path(folder).rglob("*") if x.suffix.lower() in kinds and x.is_file()]
-    return sorted(map(str, files)) or sys.exit(f"{folder}: no JPEG files in it")
+    return sorted(map(str, files)) or sys.exit(f"{folder}: no JPEG files")
 
 
 def product_limit(size=2048):
-    """Multiply-adds a second of one large matrix product."""
+    """Multiply-adds per second of a large matrix product."""
     import tensorflow as tf
 
     a = tf.random.normal((size, size))
@@ -86,7 +86,7 @@ def engines(weights):
 
 
 def network(batches, rounds):
-    """Print images a second of each engine at each batch size."""
+    """Print images per second of each engine at each batch size."""
     found = engines(synthetic_weights("bvlc_alexnet"))
     macs = sum(r.multiply_adds for r in BVLC_ALEXNET.rows() if r.name not in ("fc8", "prob"))
     rng = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def network(batches, rounds):
         limits = []
         for _ in range(rounds):
             limits.append(product_limit() / macs)
-            # In any order: OpenVINO's threads spin for a while after it, at its successor's cost.
+            # Shuffled: OpenVINO's threads keep spinning for a while, which slows the next engine.
             for name, engine in random.sample(sorted(found.items()), len(found)):
                 start = time.perf_counter()
                 engine(x)
@@ -114,7 +114,7 @@ def network(batches, rounds):
 
 
 def ratio(theirs, ours):
-    """Median of how many times as fast `ours` was, round by round."""
+    """Median speedup of `ours`, round by round."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
@@ -131,7 +131,7 @@ opencv_openvino_script(paths, sys.argv[3], ta.read_weights(sys.argv[2]), BVLC_AL
 
 
 def photos(folder, count, rounds, fast_decode):
-    """Print photos a second, whole process and steady state, of the command and of the script."""
+    """Print photos per second of the command and the script, whole process and steady state."""
     import tf_alexnet as ta
 
     files = jpegs(folder)

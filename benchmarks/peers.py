@@ -1,4 +1,4 @@
-"""Engines that are not ours, on the same weights: what the benchmarks hold us against."""
+"""Other engines on the same weights, for comparison."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def openvino_network(table, arrays, last="fc7"):
 
 
 def opencv_openvino_script(paths, output, arrays, table, batch=64, threads=2):
-    """What a careful engineer would write: OpenCV decoding in threads ahead of OpenVINO, to .h5."""
+    """A well-written script: OpenCV decodes in threads ahead of OpenVINO, into an .h5 file."""
     from collections import deque
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,12 +1,12 @@
-"""What a server does: photos a second, answers beside hostile requests, batches of mixed sizes.
+"""Speed of the server: photos per second, latency under hostile requests, mixed batch sizes.
 
     pip install '.[bench,serve,test]'
     python benchmarks/serving.py throughput FOLDER [--clients 16] [--count 1000] [--rounds 3]
     python benchmarks/serving.py hostile FOLDER [--clients 4] [--count 1000]
     python benchmarks/serving.py mix [--engine openvino] [--rounds 20]
 
-Full-size synthetic weights. Clients run in this process, on the processors of the server. With
---isa avx2 all engines do without AVX-512 and AMX.
+Full-size synthetic weights. Clients run in this process, on the same machine as the server. With
+--isa avx2 no engine uses AVX-512 or AMX.
 """
 
 import argparse
@@ -40,7 +40,7 @@ HEADERS = {"Content-Type": FORM}
 
 @contextlib.contextmanager
 def server(weights):
-    """A server; yields its (host, port)."""
+    """Run a server; yields its (host, port)."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [*COMMAND, "-q", "serve", weights, "--port", "0"], stdout=subprocess.PIPE, text=True
@@ -55,7 +55,7 @@ def server(weights):
 
 
 def ask(address, bodies, latencies):
-    """Post bodies over one connection until there are no more; seconds of each are added."""
+    """Post all bodies over one connection; append the seconds of each to `latencies`."""
     connection = http.client.HTTPConnection(*address)
     for body in bodies:
         began = time.perf_counter()
@@ -69,7 +69,7 @@ def ask(address, bodies, latencies):
 
 
 class Shared:
-    """An iterator for several threads."""
+    """A thread-safe iterator."""
 
     def __init__(self, values):
         self._values, self._lock = iter(values), threading.Lock()
@@ -83,7 +83,7 @@ class Shared:
 
 
 def from_clients(address, bodies, clients):
-    """Seconds in all, and of each request, for bodies that clients share."""
+    """Total seconds, and seconds of each request, for bodies shared by all clients."""
     shared, latencies = Shared(bodies), []
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
@@ -93,7 +93,7 @@ def from_clients(address, bodies, clients):
 
 
 def throughput(weights, folder, clients, count, rounds):
-    """Print photos a second over HTTP beside those of `extract`, in turns."""
+    """Print photos per second over HTTP and of `extract`, in turns."""
     files = jpegs(folder)
     bodies = [form(Path(path).read_bytes()) for path in files]
     over_http, extracted = [], []
@@ -104,7 +104,7 @@ def throughput(weights, folder, clients, count, rounds):
                 some = itertools.islice(itertools.cycle(bodies), count)
                 over_http.append(count / from_clients(address, some, clients)[0])
             seconds = []
-            for some in (count, 3 * count):  # the difference is without start and end
+            for some in (count, 3 * count):  # the difference excludes startup and shutdown
                 photos = Path(place, f"{some}.txt")
                 photos.write_text("\n".join(linked(files, some, place)))
                 output = Path(place, "f.h5")
@@ -120,7 +120,7 @@ def throughput(weights, folder, clients, count, rounds):
 
 
 def hostile(weights, folder, clients, count):
-    """Print latencies of good requests alone, and beside hostile ones."""
+    """Print latencies of good requests alone, and during hostile ones."""
     from test_serve_process import campaign
 
     bodies = [form(Path(path).read_bytes()) for path in jpegs(folder)[:50]]
@@ -145,14 +145,14 @@ def hostile(weights, folder, clients, count):
             ended.set()
             for task in well:
                 task.result()
-    for name, found in (("alone", alone), ("beside hostile ones", beside)):
+    for name, found in (("alone", alone), ("with hostile ones", beside)):
         p50, p99 = np.percentile(found, [50, 99]) * 1000
         print(f"{name:20} {len(found):6} requests, median {p50:.0f} ms, p99 {p99:.0f} ms")
     print(f"p99: {np.percentile(beside, 99) / np.percentile(alone, 99):.2f} times that alone")
 
 
 def mix(weights, engine, rounds):
-    """Print what batches of 1 and 32 take alone and in turn."""
+    """Print times of batches of 1 and 32, alone and in turn."""
     extractor = ta.FeatureExtractor(weights, ("prob", "fc7"), engine=engine)
     batches = {n: np.zeros((n, 227, 227, 3), np.float32) + 1 for n in (1, 32)}
     for batch in (*batches.values(), *batches.values()):

@@ -1,13 +1,13 @@
-"""The networks of `training.py` in PyTorch, as a program that trains when it is told to.
+"""The networks of `training.py` in PyTorch, as a program that trains on demand.
 
     python torch_training.py compact|bvlc_alexnet BATCH contiguous|channels_last|compiled
     python torch_training.py recipe DATA SEED
 
-The first prints a line when it is ready; then, for every line it reads, it does that many steps and
-prints the seconds they took. Optimizers are torch's fused ones, its fastest. The second is the
-recipe that `tf-alexnet train DATA --mode scratch --epochs 10` follows: ten epochs of `compact` on
-``DATA/train``, by Adam, with random crops and mirrors; a line per epoch with the accuracy on
-``DATA/val``. Needs torch, and for the recipe Pillow and NumPy.
+The first prints a line when it is ready; then, for every number it reads, it runs that many steps
+and prints the seconds they took. Optimizers are torch's fused ones, its fastest. The second follows
+the recipe of `tf-alexnet train DATA --mode scratch --epochs 10`: ten epochs of `compact` on
+``DATA/train``, with Adam, random crops and flips; it prints the accuracy on ``DATA/val`` after each
+epoch. Needs torch, and for the recipe Pillow and NumPy.
 """
 
 import math
@@ -55,7 +55,7 @@ def compact(classes):
 
 
 def fine_tuned(network):
-    """SGD for conv5 and what follows, with Caffe's multipliers; the rest needs no gradient."""
+    """SGD for conv5 and later layers, with Caffe's multipliers; the others are frozen."""
     weighted = [x for x in network if isinstance(x, nn.Conv2d | nn.Linear)]
     for layer in weighted[:4]:
         layer.requires_grad_(False)
@@ -68,7 +68,7 @@ def fine_tuned(network):
 
 
 def crop_of(width, height):
-    """Left, top, right and bottom of a random part: torchvision's ``RandomResizedCrop``."""
+    """Left, top, right and bottom of a random crop: torchvision's ``RandomResizedCrop``."""
     for _ in range(10):
         area = width * height * random.uniform(0.08, 1)
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -82,7 +82,7 @@ def crop_of(width, height):
 
 
 def picture(path, train):
-    """A photo as the recipe has it, (3, 224, 224) in -1..1."""
+    """A photo preprocessed by the recipe, (3, 224, 224) in -1..1."""
     import numpy
     from PIL import Image
 
@@ -136,7 +136,7 @@ def recipe(data, seed, epochs=10, batch=32):
 
 
 def main():
-    """See the module."""
+    """Run the program (see the module)."""
     if sys.argv[1] == "recipe":
         recipe(sys.argv[2], int(sys.argv[3]))
         return

@@ -1,11 +1,11 @@
-"""How fast training goes: steps on photos in memory, beside the same networks in PyTorch.
+"""Speed of training steps on photos in memory, against the same networks in PyTorch.
 
     python3 -m venv torchenv && torchenv/bin/pip install torch
     python benchmarks/training.py [--torch-python torchenv/bin/python] [--rounds 7] [--only NAME]
 
 `scratch --architecture compact` (Adam) and `finetune` of bvlc_alexnet from conv5 (SGD). Engines
-take turns, each in a process of its own that sleeps while others work; PyTorch runs in both of its
-memory formats, and compiled (which needs a C++ compiler). Printed are medians, and the ratio to the
+take turns, each in a separate process that sleeps while others work; PyTorch runs in both memory
+formats, and compiled (which needs a C++ compiler). Printed are medians, and the median ratio to the
 fastest PyTorch, round by round.
 """
 
@@ -49,7 +49,7 @@ class Torch:
 
 
 def ours(name, batch):
-    """A function of a number of steps: the seconds they took, in the function that fit calls."""
+    """A function: number of steps -> seconds they took, in the train function of `fit`."""
     import tensorflow as tf
 
     from tf_alexnet.testing import synthetic_weights
@@ -85,7 +85,7 @@ def ours(name, batch):
 
 
 def compare(title, python, rounds, steps=2):
-    """Print one case."""
+    """Run and print one case."""
     name, batch = CASES[title]
     peers = {
         f"PyTorch, {x}": Torch(python, name, batch, x)

@@ -1,10 +1,10 @@
-"""What it costs to read a weight file, and to make a model of it: time and memory, as ratios.
+"""Time and memory of reading a weight file, and of building a model from it, as ratios.
 
     python benchmarks/weights.py [--rounds 5]
 
-Writes full-size synthetic weights in every format to a temporary folder and reads them back, the
-readers in turn, each in a process of its own (memory is that process' peak over what it had before
-it read). Time is beside that of reading the file's bytes, memory beside the file's size; medians.
+Writes full-size synthetic weights in several formats to a temporary folder and reads them back, the
+readers in turn, each in a separate process. Medians of time relative to reading the file's bytes,
+and of peak memory, above that before reading, relative to the file's size.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MODEL = (
     "keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])(tf.zeros((1, 8))); {mark}; "
     "ta.AlexNet(path)"
 )
-# Whole commands, run in a fresh process each: what is timed stands behind {mark}.
+# Each runs in a fresh process; the code after {mark} is timed.
 PEERS = {
     "bytes": ("*", "{mark}; open(path, 'rb').read()"),
     "read_weights": ("*", READ.replace("{warm}", "import h5py, safetensors")),
@@ -65,7 +65,7 @@ def measure(code, path):
 
 
 def write_files(folder):
-    """Full-size synthetic weights in every format; returns the paths."""
+    """Write full-size synthetic weights in every format; returns the paths."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from prototxt import prototxt
 

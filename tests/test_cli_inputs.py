@@ -89,7 +89,7 @@ CALLS = [
     ((*EXTRACT, "-w", "alexnet.npy"), 3, "neither a file nor a name in the catalogue"),
     ((*EXTRACT, "-w", "random:x"), 2, "weights 'random:x': not a seed"),
     (("predict", "nothere"), 5, "nothere: there is no such file or folder"),
-    (("predict", "a.png", "--plot", "p.doc"), 2, "not a name for a picture"),
+    (("predict", "a.png", "--plot", "p.doc"), 2, "unknown file type"),
     (("predict", "a.png", "--labels", "no.txt"), 2, "no.txt: it can't be read"),
     (("predict", "a.png", "--preset", "vgg"), 2, "preset 'vgg'"),
     (("predict", "a.png", "--model", "nothere"), 2, "nothere: there is no such folder"),
@@ -97,7 +97,7 @@ CALLS = [
     (("evaluate", "nothere"), 5, "nothere: there is no such folder"),
     (("evaluate", "empty"), 2, "no class folder in it"),
     (("evaluate", "data", "--csv", "a.png/c.csv"), 4, "a.png is not a folder"),
-    (("evaluate", "data", "--plot", "c.doc"), 2, "not a name for one"),
+    (("evaluate", "data", "--plot", "c.doc"), 2, "unknown file type"),
     (("evaluate", "data", "--keep", "k.npz"), 2, "k.npz: not the name of an .h5"),
     (("evaluate", "data", "--architecture", "vgg"), 2, "architecture 'vgg'"),
     (("evaluate", "--imagenet-val", "data", "--ground-truth", "no"), 5, "the list can't be read"),
@@ -129,7 +129,7 @@ CALLS = [
     ),
     (("demo", "nothere"), 5, "nothere: there is no such file or folder"),
     (("demo", "a.png", "-w", "vgg"), 3, "neither a file nor a name"),
-    (("demo", "a.png", "-o", "sheet.doc"), 2, "not a name for a picture"),
+    (("demo", "a.png", "-o", "sheet.doc"), 2, "unknown file type"),
 ]
 
 

@@ -170,7 +170,7 @@ def test_files_of_others_are_not_replaced(run, features):
     assert "it exists, and tf-alexnet did not write it" in one_error(err)
     code, _, err = run("visualize", "rsm", features, "-o", "x.png")
     assert code == 4
-    assert "x-pool5.npy: it exists, and x.png" in one_error(err)
+    assert "x-pool5.npy: it exists, but its picture, x.png" in one_error(err)
     assert Path("f-map.png").read_text() == Path("x-pool5.npy").read_text() == "precious"
     assert run("visualize", "embedding", features, "-o", "other.png")[0] == 0
     assert run("visualize", "embedding", features, "-o", "other.png")[0] == 0, "ours is replaced"
@@ -181,12 +181,12 @@ def test_files_of_others_are_not_replaced(run, features):
     [
         (("saliency", "gone.jpg", *EMBEDDED), 5, "gone.jpg: there is no such file"),
         (("saliency", CHELSEA, "-w", "gone.npy"), 3, "gone.npy"),
-        (("saliency", CHELSEA, *EMBEDDED, "-o", "x.txt"), 2, "picture x.txt: not a name for one"),
+        (("saliency", CHELSEA, *EMBEDDED, "-o", "x.txt"), 2, "picture x.txt: unknown file type"),
         (("saliency", CHELSEA, *EMBEDDED, "--npy", "x.txt"), 2, "End it in"),
         (("saliency", CHELSEA, *EMBEDDED, "-m", "run"), 2, "--model with --weights"),
         (("activations", CHELSEA, *EMBEDDED, "--layer", "conv9"), 2, "'conv9'"),
         (("embedding", "gone.h5"), 2, "gone.h5: there is no such file"),
-        (("neighbours", CHELSEA), 2, "not a file of features by its name"),
+        (("neighbours", CHELSEA), 2, "not a feature file, by its suffix"),
     ],
 )
 def test_mistakes_are_one_line(run, command, code, line):

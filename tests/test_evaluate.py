@@ -688,7 +688,7 @@ def test_predict_with_a_run(run, trained):
         (["predict", "data", "--model", "data"], 2, "no finished training is there"),
         (["evaluate", "data", "--model", "nowhere"], 2, "there is no such folder"),
         (["evaluate", "data", "-w", "torchvision-convs"], 3, "it has no fc8"),
-        (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "not a name for one"),
+        (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "unknown file type"),
         (
             ["evaluate", "data", "--model", "RUN", "--csv", "data/red/1.png/c.csv"],
             4,

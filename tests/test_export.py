@@ -281,7 +281,7 @@ def test_a_wrong_export_is_not_made(target, fault, arrays, monkeypatch, tmp_path
     module = TARGETS[target].load()
     write = module.write
     monkeypatch.setattr(module, "write", lambda source, path: write(wrong(source, fault), path))
-    with pytest.raises(OutputError, match=r"computes something else: pool5 is .* off"):
+    with pytest.raises(OutputError, match=r"deviates: pool5 is off by"):
         export_model(arrays, target, tmp_path / "out", photos=PHOTOS)
     assert not list(tmp_path.iterdir())
 
@@ -292,7 +292,7 @@ def test_a_graph_with_other_jpeg_pixels_is_not_made(arrays, monkeypatch, tmp_pat
 
     decode = tf.io.decode_jpeg
     monkeypatch.setattr(tf.io, "decode_jpeg", lambda x, n, dct_method: decode(x, n))
-    with pytest.raises(OutputError, match=r"served pool5 is 0\.0\d+ of its maximum off"):
+    with pytest.raises(OutputError, match=r"served pool5 is off by 0\.0\d+ of its maximum"):
         export_model(arrays, "savedmodel", tmp_path / "out", photos=PHOTOS)
     assert not list(tmp_path.iterdir())
 
@@ -333,20 +333,20 @@ def test_command_and_verify_only(run, weights, tmp_path):
 
     code, _, err = run(*arguments)
     assert code == 4
-    assert "it is there already. Name a new folder." in err
+    assert "it already exists. Name a new folder." in err
     code, _, err = run(*(x if x != "onnx" else "keras" for x in arguments), "--verify-only")
     assert code == 2
     assert "it is onnx, float32" in err
     code, _, err = run("export", "torchvision-convs", *arguments[2:], "--verify-only")
     assert code == 2
-    assert "it was made of other weights" in err
+    assert "it was made from other weights" in err
     # Damage after the fact is found.
     data = bytearray((out / "alexnet.onnx").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40000] = np.full(10000, 3, "<f4").tobytes()
     (out / "alexnet.onnx").write_bytes(data)
     code, _, err = run(*arguments, "--verify-only")
     assert code == 4
-    assert "computes something else" in err
+    assert "deviates: " in err
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_command_and_verify_only(run, weights, tmp_path):
         (("--to", "onnx", "--variant", "float16"), 2, "Use float32."),
         (("--to", "litert", "--variant", "int8"), 2, "Give --calibrate DIR with int8 only."),
         (("--to", "litert", "--calibrate", "."), 2, "Give --calibrate DIR with int8 only."),
-        (("--to", "onnx", "--verify-only"), 2, "Name a folder that `tf-alexnet export` made"),
+        (("--to", "onnx", "--verify-only"), 2, "that `tf-alexnet export` wrote"),
         (("--to", "onnx", "--photos", "nothing.jpg"), 5, "nothing.jpg"),
         (("--to", "onnx", "--preset", "squash.size224"), 2, "the network takes 227"),
         (("--to", "onnx", "--labels", "three.txt"), 2, "3 names for 5 classes"),
@@ -401,7 +401,7 @@ def test_a_conversion_that_is_killed_leaves_nothing(weights, tmp_path, monkeypat
     from tf_alexnet.export import children
 
     monkeypatch.setattr(children, "_PROGRAM", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(OutputError, match=r"killed by signal 9.*memory ran out"):
+    with pytest.raises(OutputError, match=r"killed by signal 9.*ran out of memory"):
         export_model(weights, "litert", tmp_path / "out", photos=PHOTOS)
     assert not list(tmp_path.iterdir())
 
@@ -459,6 +459,12 @@ def test_a_run_is_exported_with_its_classes(tmp_path, run):
     many = replace(trained, record=replace(trained.record, multi_label=True))
     with pytest.raises(UsageError, match="exports end in a softmax"):
         export_model(many, "onnx", tmp_path / "out")
+    record = tmp_path / "RUN" / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "multi_label": True}))
+    arguments[1] = tmp_path / "RUN" / "weights.safetensors"
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "it is multi-label" in err
 
 
 @pytest.mark.slow

@@ -262,7 +262,7 @@ def test_file_that_is_no_photo(browser, address, tmp_path, example_photos):
     large = tmp_path / "large.jpg"
     large.write_bytes(bytes(21 * 2**20))
     browser.choose(large)
-    browser.until("document.querySelector('#error').textContent.includes('more than 20 MiB')")
+    browser.until("document.querySelector('#error').textContent.includes('larger than 20 MiB')")
     browser.choose(example_photos[0])  # and then a good one
     browser.until(SHOWN)
     assert browser.value("document.querySelector('#error').hidden")
@@ -351,7 +351,7 @@ def test_page_asks_for_the_token(run, browser):
             "document.querySelector('#token').value = 'another one'; "
             "document.querySelector('#token-form').requestSubmit()"
         )
-        browser.until("document.querySelector('#error').textContent === 'That is not its token.'")
+        browser.until("document.querySelector('#error').textContent === 'Wrong token.'")
         browser.value(
             f"document.querySelector('#token').value = {token!r}; "
             "document.querySelector('#token-form').requestSubmit()"

@@ -304,7 +304,7 @@ def test_calls_that_can_not_work(bvlc, photo):
     with pytest.raises(LayerError, match="it does not lie between the input and pool5"):
         saliency_map("torchvision-convs", photo, layer="pool5")
     sized = Explainer(headed(COMPACT), preset="compact.anysize")
-    with pytest.raises(InputError, match="changes no size, and the network takes 224x224"):
+    with pytest.raises(InputError, match="does not resize, and the network takes 224x224"):
         saliency_map(sized, photo)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import replace
 
@@ -470,7 +471,7 @@ def test_slow_requests_are_ended(client, service, monkeypatch):
         await asyncio.sleep(5)
 
     found = client.ask(app, "/predict", "POST", content=slow(), headers=HEADERS)
-    assert "did not come within 0.5 seconds" in content_of(found, 408)["error"]
+    assert "no complete body within 0.5 seconds" in content_of(found, 408)["error"]
 
     async def never(_):
         await asyncio.sleep(60)
@@ -614,8 +615,14 @@ def test_weights_without_classes(client, photos):
         service.close()
 
 
-def test_classes_of_a_multi_label_run(client, run, photos, expected):
+@pytest.mark.parametrize("kind", ["Run", "folder", "weights"])
+def test_classes_of_a_multi_label_run(client, run, photos, expected, tmp_path, kind):
     several = replace(run, record=replace(run.record, multi_label=True))
+    if kind != "Run":
+        shutil.copytree(run.folder, tmp_path / "RUN")
+        record = tmp_path / "RUN" / "run.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "multi_label": True}))
+        several = record.parent if kind == "folder" else record.parent / "weights.safetensors"
     service = Service(several, engine="openvino", workers=1)
     try:
         service.start()
@@ -626,6 +633,10 @@ def test_classes_of_a_multi_label_run(client, run, photos, expected):
         kernel, bias = small_head()
         logits = expected["pool5"][0].ravel().astype(np.float64) @ kernel + bias
         assert probabilities(row) == pytest.approx(1 / (1 + np.exp(-logits)), rel=1e-4)
+        instances = {"instances": [{"b64": b64(photos[0])}]}
+        found = content_of(client.ask(app, TENSORFLOW, "POST", json=instances))["predictions"][0]
+        best = sorted(1 / (1 + np.exp(-logits)), reverse=True)[:5]
+        assert found["probabilities"] == pytest.approx(best, rel=1e-4)
     finally:
         service.close()
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tf_alexnet.cli import console
-from tf_alexnet.cli.options import Architecture, MeanImage, Preset, Quiet
+from tf_alexnet.cli.options import Architecture, LabelFile, MeanImage, Preset, Quiet
 
 
 class TargetName(str, Enum):
@@ -59,10 +59,7 @@ def export(
     architecture: Architecture = None,
     preset: Preset = None,
     mean_image: MeanImage = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Class names: text with one per line, or JSON."),
-    ] = None,
+    labels: LabelFile = None,
     verify_only: Annotated[
         bool, typer.Option("--verify-only", help="Verify the export in OUT; write nothing.")
     ] = False,
@@ -75,13 +72,12 @@ def export(
     from tf_alexnet.labels import read_labels
 
     check_call(to.value, output, variant.value, calibrate, verify_only)
-    is_run = os.path.isdir(model)
-    console.check_names(None if is_run else model, architecture, preset, mean_image)
+    run = console.open_run(model if os.path.isdir(model) else None, model)
+    console.check_names(None if run else model, architecture, preset, mean_image)
     names = read_labels(labels) if labels else None
     chosen = find_images(photos or [example_photos()])
     if calibrate:
         find_images(calibrate)
-    run = console.open_run(model) if is_run else None
     source = run or console.find_weights(model)
     from tf_alexnet.export import export_model
     from tf_alexnet.export.card import verification_rows

@@ -11,7 +11,15 @@ import typer
 from tf_alexnet.architectures import architecture_named
 from tf_alexnet.cli import console
 from tf_alexnet.cli.commands import Commands
-from tf_alexnet.cli.options import Architecture, MeanImage, Model, OwnWeights, Preset, Quiet
+from tf_alexnet.cli.options import (
+    Architecture,
+    LabelFile,
+    MeanImage,
+    Model,
+    OwnWeights,
+    Preset,
+    Quiet,
+)
 from tf_alexnet.errors import one_line
 
 if TYPE_CHECKING:
@@ -81,9 +89,6 @@ ClassName = Annotated[
         "--class", metavar="N|NAME", help="Class to explain (default: the most probable one)."
     ),
 ]
-Labels = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Class names: text with one per line, or JSON.")
-]
 Csv = Annotated[str | None, typer.Option(metavar="FILE", help="Write the numbers as CSV, too.")]
 
 
@@ -123,7 +128,7 @@ def activations(
         list[str] | None, typer.Option(help="Layer to draw; may be repeated (default: conv5).")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All layers on one page.")] = False,
-    labels: Labels = None,
+    labels: LabelFile = None,
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
@@ -200,7 +205,7 @@ def saliency(
         Baseline, typer.Option(help="Where integrated gradients start.")
     ] = Baseline.mean,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of SmoothGrad.")] = 0,
-    labels: Labels = None,
+    labels: LabelFile = None,
     npy: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the map's values as .npy, too.")
     ] = None,
@@ -234,7 +239,7 @@ def saliency(
         write_matrix(npy, found.values)
     print(f"{one_line(photo)}: {method.value} of {one_line(what)}, score {found.score:.4g}")
     if found.constant:
-        console.note("the map is constant: it says nothing")
+        console.note("the map is constant")
     if found.completeness_gap is not None:
         print(f"completeness gap: {found.completeness_gap:.2%}")
         if found.completeness_gap > GAP_LIMIT:
@@ -256,7 +261,7 @@ def sanity(
     ] = None,
     class_: ClassName = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the weights.")] = 0,
-    labels: Labels = None,
+    labels: LabelFile = None,
     csv: Csv = None,
     output: Output = None,
     quiet: Quiet = False,

@@ -1,4 +1,4 @@
-"""The main job on a few photos, with whatever weights can be had."""
+"""The main job on a few photos, with the best weights available."""
 
 from tf_alexnet.demo.run import EMBEDDED, SMALL, Demo, example_photos, run_demo
 

@@ -27,26 +27,26 @@ _NEIGHBOURS = 4
 
 @dataclass(frozen=True)
 class Demo:
-    """What the network saw.
+    """Results of the demo.
 
     Attributes
     ----------
     extractor : FeatureExtractor
-        The network that was used.
+        The network used.
     missing : str or None
-        Why these are not BVLC's weights, in one line, or None.
+        Why BVLC's weights were not used, in one line, or None.
     layer : str
-        Layer whose values were compared: ``fc7``, or ``pool5`` of the embedded network.
+        Layer compared: ``fc7``, or ``pool5`` of the embedded network.
     paths : list of str
         The photos.
     features : ndarray of float32, (N, D)
         One row per photo.
     predictions : list of list of Prediction, or None
-        One list per photo; None unless the weights are those of a known training with a classifier.
+        One list per photo; None unless the weights are known and have a classifier.
     neighbours : list of list of (str, float)
-        For each photo the others, nearest first, with cosine similarity.
+        Nearest neighbours of each photo, with cosine similarity.
     failures : list of (str, str)
-        Path and reason of photos that could not be read.
+        Path and reason for each photo that could not be read.
     sheet : str
         Path of the contact sheet.
     """
@@ -63,7 +63,7 @@ class Demo:
 
 
 def example_photos() -> Path:
-    """The folder of photos that come with this project.
+    """The folder of example photos.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def run_demo(
     weights: str | None = None,
     find: Callable[[str], str | os.PathLike] = find_weights,
 ) -> Demo:
-    """Features and neighbours of photos, and their classes if the weights are trained.
+    """Compute features and neighbours of photos, and their classes if the weights are trained.
 
     Parameters
     ----------
@@ -98,8 +98,8 @@ def run_demo(
     sheet : path
         The contact sheet to write.
     weights : str or path, optional
-        By default BVLC's if they are on this machine, else the small network, which is downloaded,
-        else the embedded convolutions.
+        By default BVLC's if they are on this machine, else the small network (downloaded), else the
+        embedded convolutions.
     find : callable
         Finds a weight file by name, or downloads it.
 
@@ -125,7 +125,7 @@ def run_demo(
     if not kept:
         raise ImageError(failures[0][0], failures[0][1], "Name photos that can be read.")
     features = np.concatenate(rows)
-    # Classes of untrained weights would be noise that looks like an answer.
+    # Classes of untrained weights would be noise that looks like a result.
     known = extractor.trained_as is not None and "prob" in extractor.layers
     predictions = decode_predictions(np.concatenate(probabilities)) if known else None
     neighbours = [x.neighbours for x in find_neighbours(kept, features, count=_NEIGHBOURS)]
@@ -142,7 +142,7 @@ def run_demo(
 
 
 def _network(weights: str | None, find: Callable) -> tuple[FeatureExtractor, str | None]:
-    """The network to use, and why it is not BVLC's where the caller left the choice."""
+    """The network to use, and why it is not BVLC's if `weights` is None."""
     missing, chosen = None, weights or local_file(known_weights("imagenet"))
     if chosen is None:
         missing = "the full weights are not on this machine"

@@ -1,7 +1,7 @@
-"""Model files for other programs, each checked in its own runtime before it gets its name.
+"""Model files for other runtimes, each verified in its own before it is put in place.
 
-One module a target writes it; `runtime` runs it, as a program of its own that imports nothing of
-this package; `verification` compares what came out with what the library computes.
+One module per target writes it; `runtime` runs it, as a separate program that does not import this
+package; `verification` compares its outputs with the library's.
 """
 
 from typing import TYPE_CHECKING

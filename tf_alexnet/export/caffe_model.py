@@ -1,4 +1,4 @@
-"""A Caffe model: ``.caffemodel``, ``deploy.prototxt`` and, where a mean says it all, the mean.
+"""Caffe model: ``.caffemodel``, ``deploy.prototxt`` and, for presets that only subtract it, a mean.
 
 For Caffe itself and OpenCV 2 to 4; OpenCV 5 has no Caffe importer.
 """
@@ -25,18 +25,18 @@ With OpenCV up to version 4 (version 5 has no Caffe importer):
 import cv2
 
 network = cv2.dnn.readNetFromCaffe("deploy.prototxt", "alexnet.caffemodel")
-network.enableWinograd(False)  # an approximation that is good to 1e-4 only
+network.enableWinograd(False)  # an approximation, accurate to 1e-4
 network.setInput(x.transpose(0, 3, 1, 2), "data")  # channels first
 {names} = network.forward({layers})
 ```
 
-OpenCV's names are those of layers: `forward("fc7")` would be the values before the ReLU, which
+`forward` takes names of layers: `forward("fc7")` would return the values before the ReLU, which
 Caffe computes in place.{mean}
 """
 
 
 def write(source: Source, path: Path) -> None:
-    """Write the model, its definition and its mean."""
+    """Write the model, its definition and its mean image."""
     write_weights(source.arrays, path)
     path.with_name("deploy.prototxt").write_text(deploy_prototxt(source.table))
     mean = mean_image(source)
@@ -45,15 +45,15 @@ def write(source: Source, path: Path) -> None:
 
 
 def opencv_layers(source: Source) -> dict[str, str]:
-    """Blob -> the last layer that computes it."""
+    """Blob -> name of the last layer that computes it."""
     dense = {x.name for x in source.table.layers if isinstance(x, Dense)}
     return {name: relu_layer(name) if name in dense else name for name in source.blobs}
 
 
 def mean_image(source: Source) -> np.ndarray | None:
-    """What to subtract from the resized photo, (3, S, S) float32 in the preset's channel order.
+    """The mean to subtract from the resized photo: float32 (3, S, S), channels as in the preset.
 
-    None for a preset that does more than that: Caffe's mean files can't say it.
+    None if the preset does anything else, which Caffe's mean files can't express.
     """
     preset = source.preset
     if preset.divisor != 1 or preset.std or preset.mean == OWN_MEAN:
@@ -65,6 +65,6 @@ def mean_image(source: Source) -> np.ndarray | None:
 
 
 def _blob(image: np.ndarray) -> bytes:
-    """A BlobProto with the four dimensions of old, as Caffe's own mean files have."""
+    """A BlobProto with the legacy four dimensions, as in Caffe's own mean files."""
     shape = b"".join(field_bytes(i, n) for i, n in enumerate((1, *image.shape), start=1))
     return shape + field_bytes(5, image.astype("<f4").tobytes())

@@ -1,4 +1,4 @@
-"""What lies beside an exported model: a model card for people, a record for programs."""
+"""The model card and the JSON record of an export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_BYTES = 1 << 20
 
 
 def record_text(source: Source, target: str, variant: str, checked: Verification) -> str:
-    """The JSON of ``export.json``."""
+    """Content of ``export.json``."""
     content = {
         "format": FORMAT,
         "target": target,
@@ -40,14 +40,14 @@ def record_text(source: Source, target: str, variant: str, checked: Verification
 
 
 def read_record(folder: Path) -> dict:
-    """What ``export.json`` says of an export, as far as is needed to verify it again.
+    """Read ``export.json`` and check what verifying the export again needs.
 
     Raises
     ------
     UsageError
-        If there is no such file, or it says something else.
+        If the file is missing or invalid.
     """
-    path, advice = folder / RECORD, "Name a folder that `tf-alexnet export` made, unchanged."
+    path, advice = folder / RECORD, "Name an unchanged folder that `tf-alexnet export` wrote."
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("it is too large")
@@ -55,7 +55,7 @@ def read_record(folder: Path) -> dict:
     except OSError as error:
         raise UsageError(str(path), f"it can't be read ({error.strerror})", advice) from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(str(path), f"it is no record of an export ({error})", advice) from None
+        raise UsageError(str(path), f"not a record of an export ({error})", advice) from None
     known = (
         isinstance(content, dict)
         and content.get("format") == FORMAT
@@ -65,7 +65,7 @@ def read_record(folder: Path) -> dict:
         and isinstance(content.get("preset"), str)
     )
     if not known:
-        raise UsageError(str(path), "it is no record of an export, or of another version", advice)
+        raise UsageError(str(path), "not a record of an export, or of another version", advice)
     return content
 
 
@@ -82,7 +82,7 @@ def card_text(source: Source, target: str, variant: str, checked: Verification) 
         ("output", ", ".join(f"`{x}`: float32 {_shape(source.shape(x))}" for x in source.blobs)),
         ("classes", f"{len(labels):,}, in [{LABELS}]({LABELS})" if labels else "none"),
         ("preprocessing", _preset(source.preset, source.arrays.metadata["preset"])),
-        ("made by", f"tf_alexnet {VERSION}"),
+        ("written by", f"tf_alexnet {VERSION}"),
     ]
     if target == "caffe":
         shapes = {x: source.shape(x) for x in source.blobs}
@@ -90,7 +90,7 @@ def card_text(source: Source, target: str, variant: str, checked: Verification) 
         outputs = ", ".join(f"`{x}`: float32 {_shape(shape)}" for x, shape in first.items())
         rows[4] = ("input", f"`data`: float32 (N, 3, {side}, {side}), preprocessed")
         rows[5] = ("output", f"{outputs}, channels first")
-    warning = "**Untrained**: random numbers, a control. Its answers mean nothing.\n\n"
+    warning = "**Untrained**: random weights, as a control. The outputs mean nothing.\n\n"
     return (
         f"# {source.table.name}: {kind}\n\n"
         f"{warning if source.arrays.untrained else ''}"
@@ -101,7 +101,7 @@ def card_text(source: Source, target: str, variant: str, checked: Verification) 
 
 
 def verification_rows(checked: Verification, variant: str) -> list[tuple[str, str]]:
-    """What was measured, as rows of a table."""
+    """Results of a verification, as rows of a table."""
     tolerances = TOLERANCES[variant]
     rows = [
         ("runtime", checked.runtime),
@@ -126,8 +126,8 @@ def verification_rows(checked: Verification, variant: str) -> list[tuple[str, st
 def _verification(checked: Verification, variant: str) -> str:
     return (
         f"{_table([('', ''), *verification_rows(checked, variant)])}\n"
-        "Deviations are parts of the blob's maximum. Photos went through one by one and all at "
-        "once.\nTime is the network's alone, on the machine that exported it.\n"
+        "Deviations are relative to the blob's maximum. Photos were run one by one and as one "
+        "batch.\nTimes are those of the network alone, on the machine that exported it.\n"
     )
 
 
@@ -156,8 +156,8 @@ def _usage(source: Source, target: str) -> str:
     if target == "savedmodel":
         return text
     return (
-        "`x` are photos as `tf_alexnet.preprocess_input(photos, preset="
-        f'"{source.arrays.metadata["preset"]}")` makes them.\n\n{text}'
+        "`x` is the output of `tf_alexnet.preprocess_input(photos, preset="
+        f'"{source.arrays.metadata["preset"]}")`.\n\n{text}'
     )
 
 
@@ -166,11 +166,11 @@ def _shape(sides: tuple[int, ...]) -> str:
 
 
 def _preset(preset: Preset, name: str) -> str:
-    """The steps in numbers."""
+    """The steps of a preset in words and numbers."""
     how = "antialiased (Pillow's bilinear)" if preset.antialias else "OpenCV's INTER_LINEAR"
-    steps = [f"RGB, whole picture to {preset.resized}x{preset.resized}, {how}"]
+    steps = [f"RGB, resized to {preset.resized}x{preset.resized}, {how}"]
     if preset.keep_aspect:
-        steps = [f"RGB, shorter side to {preset.resized}, {how}"]
+        steps = [f"RGB, shorter side resized to {preset.resized}, {how}"]
     if preset.crops:
         steps.append(f"centre {preset.size}x{preset.size}")
     steps.append(f"channels {preset.channels}")
@@ -188,6 +188,6 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    """A Markdown table; its first row are the heads."""
+    """A Markdown table; the first row is the header."""
     lines = [f"| {a} | {b.replace('|', chr(92) + '|')} |" for a, b in rows]
     return "\n".join([lines[0], "|---|---|", *lines[1:]]) + "\n"

@@ -1,4 +1,4 @@
-"""Work in a process of its own: another runtime, or a conversion that takes gigabytes."""
+"""Work in a separate process: another runtime, or a conversion that takes gigabytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 from tf_alexnet.errors import OutputError
 
-# The process finds modules where this one does: `python -m` would look in the working folder first.
+# The process gets our sys.path: `python -m` would search the working folder first.
 _START = "import sys; sys.path[:] = sys.argv[3:]; import runpy; "
 _PROGRAM = "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 _NOISE = re.compile(r"^(WARNING|INFO|[IWE]0000|\d{4}-\d\d-\d\d )")
@@ -24,14 +24,14 @@ def run_program(file: str | os.PathLike, job: str | os.PathLike, doing: str) -> 
     file : path
         The program.
     job : path
-        The file that tells it what to do.
+        The job file.
     doing : str
-        What it does, for the message of an error.
+        Description for the error message.
 
     Raises
     ------
     OutputError
-        If it ends with an error.
+        If the program fails.
     """
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     done = subprocess.run(
@@ -49,24 +49,24 @@ def run_program(file: str | os.PathLike, job: str | os.PathLike, doing: str) -> 
     advice = "Nothing was written. Please report it, with the versions of the packages in use."
     if done.returncode < 0:
         found = f"its process was killed by signal {-done.returncode}"
-        advice = "Nothing was written. Most likely memory ran out: free some."
+        advice = "Nothing was written. It probably ran out of memory: free some."
     raise OutputError(doing, found, advice)
 
 
 def check_memory(needed: int, doing: str) -> None:
-    """Refuse work for which there is not enough free memory, as far as the system tells.
+    """Refuse work that needs more memory than is free, if that is known.
 
     Parameters
     ----------
     needed : int
         Bytes.
     doing : str
-        What it is for, for the message.
+        Description for the error message.
 
     Raises
     ------
     OutputError
-        If less is available.
+        If less is free.
     """
     free = _available()
     if free is not None and free < needed:
@@ -78,11 +78,10 @@ def check_memory(needed: int, doing: str) -> None:
 
 
 def _available() -> int | None:
-    """Bytes of memory that this process may still use (Linux, cgroups included); None: unknown."""
+    """Bytes of memory left to this process (Linux, cgroups included); None if unknown."""
     limits = []
-    for path, pattern in (("/proc/meminfo", r"MemAvailable:\s+(\d+) kB"),):
-        if found := re.search(pattern, _text(path)):
-            limits.append(int(found[1]) * 1024)
+    if found := re.search(r"MemAvailable:\s+(\d+) kB", _text("/proc/meminfo")):
+        limits.append(int(found[1]) * 1024)
     most, used = (_text(f"/sys/fs/cgroup/memory.{x}").strip() for x in ("max", "current"))
     if most.isdigit() and used.isdigit():
         cache = re.search(r"^inactive_file (\d+)$", _text("/sys/fs/cgroup/memory.stat"), re.M)

@@ -1,8 +1,8 @@
-"""Photos decoded inside a TensorFlow graph, to the pixels that `load_image` gives.
+"""Decode photos inside a TensorFlow graph, to the same pixels as `load_image`.
 
 Stock operations only. JPEG (with ``INTEGER_ACCURATE``, without which TensorFlow's pixels differ
-from Pillow's by up to 11), PNG, GIF, BMP and WebP, turned upright by their EXIF orientation
-(EXIF 2.32; JPEG, PNG and WebP), alpha over white.
+from Pillow's by up to 11), PNG, GIF, BMP and WebP; upright by EXIF orientation (EXIF 2.32; JPEG,
+PNG and WebP), with alpha over white.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 _ORIENTATION = 0x0112
 _JPEG, _PNG, _RIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
-_PNG_COLOUR = 25  # place of the colour type, in whose bits 4 stands for alpha
+_PNG_COLOUR = 25  # offset of the colour type, in which 4 is the bit for alpha
 _KINDS = (_JPEG, _PNG, b"GIF8", b"BM", _RIFF)
 OK, EMPTY, NOT_AN_IMAGE, DAMAGED = "ok", "empty", "not_an_image", "damaged"
 
@@ -23,7 +23,7 @@ Decode = Callable[[tf.Tensor], tf.Tensor]
 def decode_batch(
     photos: tf.Tensor, prepare: Decode, shape: tuple[int, int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decode and prepare each photo of a batch; a photo that fails costs its own row only.
+    """Decode and prepare each photo of a batch; a photo that fails affects its own row only.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ def decode_batch(
     prepare : callable
         From uint8 (H, W, 3) to float32 of `shape`.
     shape : tuple of int
-        Height, width and 3 of what the network takes.
+        Height, width and channels of the network's input.
 
     Returns
     -------
     batch : tensor of float32, (N, *shape)
         Zeros where a photo could not be decoded.
     status : tensor of str, (N,)
-        "ok", "empty", "not_an_image" (of a kind read here) or "damaged".
+        "ok", "empty", "not_an_image" (unknown format) or "damaged".
     """
     count = tf.size(photos, tf.int64)
     numbered = tf.data.Dataset.range(count)
@@ -47,9 +47,9 @@ def decode_batch(
     def load(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return number, tf.ensure_shape(prepare(decode_photo(photos[number])), shape)
 
-    # An operation that fails ends its graph; only a dataset can go on without one of its elements.
+    # A failing operation aborts its graph; only a dataset can skip an element.
     good = numbered.map(load, tf.data.AUTOTUNE).ignore_errors()
-    # So that there is one batch, even if no photo is good.
+    # A last element, so that there is a batch even if every photo fails.
     end = tf.data.Dataset.from_tensors((count, tf.zeros(shape)))
     places, rows = good.concatenate(end).batch(count + 1).get_single_element()
     places, rows = places[:-1, None], rows[:-1]
@@ -69,7 +69,7 @@ def decode_photo(data: tf.Tensor) -> tf.Tensor:
 
     def png() -> tf.Tensor:
         octets = _octets(data)
-        # Asked for alpha that is not there, TensorFlow adds a wrong one to less than 8 bits.
+        # For images without alpha of less than 8 bits, TensorFlow would make up a wrong one.
         alpha = (octets[_PNG_COLOUR] & 4 > 0) | (_png_chunk(octets, b"tRNS") > 0)
         pixels = tf.cond(
             alpha,
@@ -94,15 +94,15 @@ def _any(data: tf.Tensor) -> tf.Tensor:
 
 
 def _begins(data: tf.Tensor, start: bytes) -> tf.Tensor:
-    """Whether bytes begin so."""
+    """Whether byte strings begin with `start`."""
     long = tf.strings.length(data) >= len(start)
-    # `substr` fails where there is nothing to cut.
+    # `substr` fails on shorter strings.
     padded = tf.where(long, data, b"\0" * len(start))
     return tf.strings.substr(padded, 0, len(start)) == start
 
 
 def _over_white(rgba: tf.Tensor) -> tf.Tensor:
-    """RGBA over white, in the integers of Pillow's ``AlphaComposite.c``."""
+    """RGBA over white, in the integer arithmetic of Pillow's ``AlphaComposite.c``."""
     alpha = tf.cast(rgba[..., 3:], tf.int32) * 128
     total = tf.cast(rgba[..., :3], tf.int32) * alpha + 255 * (255 * 128 - alpha) + 128 * 128
     shift = tf.bitwise.right_shift
@@ -110,7 +110,7 @@ def _over_white(rgba: tf.Tensor) -> tf.Tensor:
 
 
 def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) turned upright, by an EXIF orientation from 1 to 8; others are none."""
+    """Pixels (H, W, 3) made upright by EXIF orientation 1 to 8; other values are ignored."""
 
     def turn() -> tf.Tensor:
         across = (orientation >= 5) & (orientation <= 8)
@@ -126,22 +126,19 @@ def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _orientation(data: tf.Tensor, find: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """The orientation that an image's EXIF states; 1 where it states none."""
+    """The EXIF orientation of an image; 1 if it has none."""
     octets = _octets(data)
     start = find(octets)
     return tf.cond(start > 0, lambda: _tagged(octets, start), lambda: tf.constant(1))
 
 
 def _octets(data: tf.Tensor) -> tf.Tensor:
-    """The bytes, and zeros: whatever an offset in a damaged file says, there is something to read.
-
-    Returns uint8 (length + 32,).
-    """
+    """The bytes as uint8 (length + 32,), padded with zeros for reads near the end."""
     return tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros(32, tf.uint8)], 0)
 
 
 def _number(octets: tf.Tensor, place: tf.Tensor, size: int, little: tf.Tensor | bool) -> tf.Tensor:
-    """An unsigned number of `size` bytes, as int32; a place outside reads as the last bytes."""
+    """An unsigned integer of `size` bytes, as int32; offsets past the end read the last bytes."""
     place = tf.clip_by_value(place, 0, tf.size(octets) - size)
     parts = tf.cast(octets[place : place + size], tf.int32)
     parts = tf.where(little, parts[::-1], parts)
@@ -171,7 +168,7 @@ def _tagged(octets: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
 
 
 def _small(octets: tf.Tensor, place: tf.Tensor, little: tf.Tensor | bool) -> tf.Tensor:
-    """A number of four bytes, at most 2**30."""
+    """An unsigned integer of 4 bytes, at most 2**30."""
     place = tf.clip_by_value(place, 0, tf.size(octets) - 4)
     parts = tf.cast(octets[place : place + 4], tf.int64)
     parts = tf.where(little, parts[::-1], parts)
@@ -189,10 +186,10 @@ def _walk(
     begin: int,
     step: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
 ) -> tf.Tensor:
-    """Go through a file's segments to the one with EXIF; where that begins, or 0.
+    """Walk a file's segments, and return the offset of its EXIF data, or 0.
 
-    `step` takes the place of a segment, and returns where its EXIF begins, or 0, and the place of
-    the next one; a place that is not further on ends the walk.
+    `step` takes the offset of a segment, and returns the offset of its EXIF data, or 0, and that of
+    the next segment; an offset that does not increase ends the walk.
     """
 
     def more(place: tf.Tensor, before: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
@@ -223,7 +220,7 @@ def _png_exif(octets: tf.Tensor) -> tf.Tensor:
 
 
 def _png_chunk(octets: tf.Tensor, name: bytes) -> tf.Tensor:
-    """Where the content of a PNG's chunk of this name begins, or 0 (PNG, section 5)."""
+    """Offset of the data of a PNG chunk, or 0 (PNG, section 5)."""
 
     def step(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         found = _is_at(octets, place + 4, name)
@@ -233,7 +230,7 @@ def _png_chunk(octets: tf.Tensor, name: bytes) -> tf.Tensor:
 
 
 def _webp_exif(octets: tf.Tensor) -> tf.Tensor:
-    """Chunks of even length; EXIF is in EXIF, and may begin as in a JPEG."""
+    """Chunks of even length; EXIF is in chunk ``EXIF``, and may begin as in a JPEG."""
 
     def step(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         exif = _is_at(octets, place, b"EXIF")

@@ -1,4 +1,4 @@
-"""`export_model`: write, verify, describe, and only then give the folder its name."""
+"""`export_model`: write, verify and describe an export, then put it in place."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     from tf_alexnet.training.run import Run
     from tf_alexnet.weights import WeightArrays
 
-PHOTOS = 16  # to verify by, at most
+PHOTOS = 16  # most photos to verify with
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Export:
-    """A model file that was written and verified, or verified again.
+    """An export that was written and verified, or verified again.
 
     Attributes
     ----------
     folder : Path
-        Where it is.
+        Folder of the export.
     target, variant : str
-        What it is.
+        One of `TARGETS` and of `VARIANTS`.
     file : Path
-        What to load.
+        File to load.
     verification : Verification
-        What was measured.
+        Results of the verification.
     """
 
     folder: Path
@@ -78,34 +78,34 @@ def export_model(
     labels: Labels | None = None,
     verify_only: bool = False,
 ) -> Export:
-    """Write a network as a model file of another program, and verify it there.
+    """Export a network as a model file for another runtime, and verify it there.
 
-    The folder holds the model, its classes (``labels.txt``), a model card (``README.md``) and the
-    same for programs (``export.json``). Every model takes preprocessed photos, ``data``, float32
-    (N, S, S, 3), and returns the blob before the classifier (`fc7`, or for a classifier on another
-    layer that one) and `prob`; Caffe models are channels first. A SavedModel takes image files too.
+    The folder holds the model, its classes (``labels.txt``), a model card (``README.md``) and a
+    JSON record (``export.json``). Every model takes preprocessed photos, ``data``, float32
+    (N, S, S, 3), and returns the blob before the classifier (`fc7`, or the layer that a classifier
+    was trained on) and `prob`; Caffe models are channels first. A SavedModel takes image files too.
 
     Parameters
     ----------
     model : path, str, Run, WeightArrays or keras.Model
-        The RUN of a training, a weight file, a catalogue name, ``"random:SEED"`` for an untrained
-        control, arrays, or a model to take the weights of.
+        A RUN, a weight file, a catalogue name, ``"random:SEED"`` for an untrained control, arrays,
+        or a model, whose weights are exported.
     to : {"savedmodel", "litert", "onnx", "openvino", "keras", "caffe"}
-        The kind of model file.
+        Target format.
     output : path
-        The folder to make. It gets its name after the model was verified; nothing is replaced.
+        Folder to create. It appears once the model is verified; nothing is replaced.
     photos : path, or sequence of paths, optional
-        Photos to verify by, as in `extract_features` (default: the examples); of many, 16 are used.
+        Photos to verify with, as in `extract_features` (default: the examples); at most 16 of them.
     variant : {"float32", "float16", "dynamic", "int8"}
-        For LiteRT: type of the weights and, with int8, of the values.
+        For LiteRT: type of the weights and, with int8, of the activations.
     calibrate : path, optional
-        Photos that tell the ranges of values for int8; of many, 512 are used.
+        Representative photos to calibrate int8 with; at most 512 are used.
     architecture, preset, mean_image
-        As in `FeatureExtractor`, for weights that don't tell.
+        As in `FeatureExtractor`, for weights that don't record them.
     labels : sequence of str, mapping or path, optional
-        Names of the classes, as in `read_labels` (default: those of the RUN, or of ImageNet).
+        Class names, as in `read_labels` (default: those of the RUN, or of ImageNet).
     verify_only : bool
-        Write nothing; verify the export that is in `output`.
+        Verify the export in `output`, and write nothing.
 
     Returns
     -------
@@ -118,9 +118,9 @@ def export_model(
     WeightsError
         If the model can't be read.
     OutputError
-        If `output` can't be written, or what was written computes something else than the library:
-        features may be off by 1e-5 of their maximum and probabilities by 1e-4 (float32), 5e-3
-        (float16), 5e-2 (dynamic, int8).
+        If `output` can't be written, or the outputs of the export deviate from the library's by
+        more than 1e-5 (features) or 1e-4 (`prob`) of the blob's maximum in float32, 5e-3 in
+        float16, and 5e-2 in dynamic and int8.
     """
     output = Path(output)
     check_call(to, output, variant, calibrate, verify_only)
@@ -132,7 +132,7 @@ def export_model(
         return _verified(source, output, to, variant, photos)
     with _new_folder(output) as folder:
         _write(source, folder, to, variant, calibrate)
-        _log.info("verifying it: %s", target_named(to, variant).runtime)
+        _log.info("verifying in %s", target_named(to, variant).runtime)
         found = _verified(source, folder, to, variant, photos)
         about = source, to, variant, found.verification
         (folder / CARD).write_text(card_text(*about), encoding="utf-8")
@@ -147,7 +147,7 @@ def check_call(
     calibrate: str | os.PathLike | None = None,
     verify_only: bool = False,
 ) -> None:
-    """Refuse a call that can't succeed, before anything is loaded.
+    """Refuse a call that can't succeed, before loading anything.
 
     Raises
     ------
@@ -162,38 +162,37 @@ def check_call(
             raise UsageError(
                 f"{output} as {to}, {variant}",
                 f"it is {record['target']}, {record['variant']}",
-                "Name what it is.",
+                "Use its own target and variant.",
             )
         return
     if (variant == "int8") != (calibrate is not None):
         raise UsageError(
             f"variant {variant!r}" + (" with photos to calibrate" if calibrate else ""),
-            "int8 needs photos that tell the ranges of values, and other variants have no use for "
-            "them",
+            "int8 needs photos to calibrate with, and no other variant does",
             "Give --calibrate DIR with int8 only.",
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise OutputError(str(output), "it is there already", "Name a new folder.")
+        raise OutputError(str(output), "it already exists", "Name a new folder.")
     parent = next(x for x in output.absolute().parents if x.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise OutputError(
-            str(output), f"nothing can be written to {parent}", "Choose another place."
+            str(output), f"nothing can be written to {parent}", "Choose another folder."
         )
 
 
 def _check_record(record: dict, source: Source, folder: Path) -> None:
-    """Refuse to compare an export with other weights than it was made of."""
+    """Refuse to compare an export with other weights or another preset."""
     if record["weights_digest"] != source.arrays.digest:
         raise UsageError(
             f"{folder} as an export of {source.arrays.source}",
-            "it was made of other weights",
-            "Name the RUN or weight file that it was made of.",
+            "it was made from other weights",
+            "Name the RUN or weight file that it was made from.",
         )
     if record["preset"] != source.arrays.metadata["preset"]:
         raise UsageError(
             f"{folder} with preset {source.arrays.metadata['preset']!r}",
             f"it was made for {record['preset']!r}",
-            "Name that preset.",
+            "Use that preset.",
         )
 
 
@@ -203,7 +202,7 @@ def _write(source: Source, folder: Path, to: str, variant: str, calibrate) -> No
     if source.labels:
         (folder / LABELS).write_text(source.labels_text, encoding="utf-8")
     settings = {"variant": variant, "calibrate": calibrate} if len(target.variants) > 1 else {}
-    _log.info("writing it: %s", target.title)
+    _log.info("writing the %s", target.title)
     target.load().write(source, folder / target.file, **settings)
 
 
@@ -219,7 +218,7 @@ def _verified(source: Source, folder: Path, to: str, variant: str, photos) -> Ex
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, which is renamed to it once the block ends well."""
+    """A temporary folder next to `output`, renamed to it if the block succeeds."""
     temporary = output.absolute().with_name(f".tf-alexnet-{uuid.uuid4().hex}.part")
     try:
         temporary.mkdir(parents=True)
@@ -229,7 +228,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
         if output.is_dir():
-            output.rmdir()  # it is empty, or this fails
+            output.rmdir()  # fails unless it is empty
         temporary.rename(output)
         sync_folder(output.absolute().parent)
     except OSError as error:

@@ -12,7 +12,7 @@ from tf_alexnet.weights import WeightArrays
 
 USAGE = """\
 ```python
-import tf_alexnet as ta  # for the layers that Keras does not have
+import tf_alexnet as ta  # for its custom layers
 
 model = ta.features(ta.load_model("alexnet.keras"), {blobs})
 found = model.predict(x)  # a dict
@@ -28,5 +28,5 @@ def write(source: Source, path: Path) -> None:
 
 
 def cut_model(arrays: WeightArrays, last: str) -> keras.Model:
-    """The network as a Keras model that ends in the layer `last`: prob, fc7 or pool5."""
+    """The network up to `last` (prob, fc7 or pool5) as a Keras model."""
     return AlexNet(arrays, **_ENDS.get(last, {}))

@@ -1,8 +1,8 @@
-"""A LiteRT (TensorFlow Lite) model, converted by Keras in a process of its own.
+"""LiteRT (TensorFlow Lite) model, converted by Keras in a separate process.
 
-Frozen functions would leave a transpose of the dense kernels for run time (103 ms a photo instead
-of 25), and TensorFlow's converter, given a model of Keras 3 directly, writes a file without its
-weights. Keras goes by way of a SavedModel. A full-size conversion takes 2.5 GB of memory, int8 3.7.
+Frozen functions would transpose the dense kernels at run time (103 ms per photo instead of 25), and
+TensorFlow's converter, given a Keras 3 model directly, writes a file without its weights. Keras
+converts through a SavedModel. A full-size conversion takes 2.5 GB of memory, int8 3.7.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tf_alexnet.export.photos import read_photos
 from tf_alexnet.export.source import Source
 from tf_alexnet.weights import write_weights
 
-# Photos at most. A value beyond the range that they show is cut: 100 flowers let pool5 of others be
-# 27 % of its maximum off.
+# Most photos for calibration. Values out of the calibrated range are clipped: after 100 flowers,
+# pool5 of other photos was off by 27 % of its maximum.
 CALIBRATED = 512
-# Memory, with a margin: as a multiple of the weights' size, and for TensorFlow itself.
+# Memory needed, with a margin: multiples of the weights' size, and bytes for TensorFlow itself.
 _PEAK, _PEAK_INT8, _BASE = 10, 15, 600 << 20
 
 USAGE = """\
@@ -49,20 +49,20 @@ def write(
     source : Source
         The network.
     path : Path
-        The file; temporary ones are written beside it.
+        The file; temporary ones are written next to it.
     variant : {"float32", "float16", "dynamic", "int8"}
-        float16: weights of half precision. dynamic: kernels of 8 bits, computed in float32 where
-        there is no integer kernel. int8: values of 8 bits too, whose ranges photos tell; inputs and
-        outputs stay float32.
+        float16: half-precision weights. dynamic: 8-bit weights, computed in float32 where there
+        is no integer kernel. int8: 8-bit activations too, calibrated on photos; inputs and outputs
+        stay float32.
     calibrate : path, optional
-        Folder or list of photos such as those the network will see, for int8.
+        Folder or list of representative photos, for int8.
 
     Raises
     ------
     UsageError
-        If int8 has no photos to go by.
+        If int8 has no photos to calibrate with.
     OutputError
-        If memory does not suffice, or the conversion fails.
+        If there is not enough memory, or the conversion fails.
     """
     what = f"converting {source.table.name} to LiteRT ({variant})"
     size = sum(x.nbytes for layer in source.arrays.layers.values() for x in layer)
@@ -82,11 +82,11 @@ def write(
 
 
 def _photos(source: Source, calibrate: str | None) -> np.ndarray:
-    """Preprocessed photos to tell the ranges by, float32 (N, S, S, 3)."""
+    """Preprocessed photos to calibrate with, float32 (N, S, S, 3)."""
     if calibrate is None:
         raise UsageError(
             "variant 'int8'",
-            "the ranges of values are told by photos, and none are given",
-            "Name a folder of photos such as the network will see: --calibrate DIR.",
+            "it needs photos to calibrate with, and none are given",
+            "Name a folder of representative photos: --calibrate DIR.",
         )
     return read_photos(source, calibrate, CALIBRATED)[1]

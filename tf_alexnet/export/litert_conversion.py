@@ -1,6 +1,6 @@
-"""Convert a network to LiteRT: a program of its own, since it takes gigabytes.
+"""Convert a network to LiteRT: a separate program, because it takes gigabytes of memory.
 
-``python litert_conversion.py JOB.json``; everything it names is beside the job.
+``python litert_conversion.py JOB.json``; all files that the job names are next to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def main(path: str) -> None:
-    """Do what a job says."""
+    """Run a job."""
     import tensorflow as tf
 
     from tf_alexnet.export.keras_model import cut_model
@@ -30,7 +30,7 @@ def main(path: str) -> None:
     if job["variant"] == "int8":
         photos = np.load(folder / "photos.npy", mmap_mode="r")
         options["representative_dataset"] = lambda: ([photo[None]] for photo in photos)
-        # Response normalisation has no kernel of 8 bits, and stays in float32.
+        # Response normalisation has no 8-bit kernel, and stays in float32.
         options["target_spec"]["supported_ops"].append(tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
     model.export(str(folder / job["file"]), format="litert", verbose=False, **options)
 

@@ -1,4 +1,4 @@
-"""An ONNX model, written by `weights.formats.onnx_graph`."""
+"""ONNX model, written by `weights.formats.onnx_graph`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ session = onnxruntime.InferenceSession("alexnet.onnx")
 {names} = session.run({blobs}, {{"data": x}})
 ```
 
-Response normalisation is written as elementary operators, with which ONNX Runtime is 1.6 times as
+Response normalisation is written as elementary operators, which ONNX Runtime runs 1.6 times as
 fast; `tf-alexnet weights convert WEIGHTS x.onnx` writes ONNX's own LRN.
 """
 

@@ -1,4 +1,4 @@
-"""OpenVINO's IR of the graph that the engine computes with."""
+"""OpenVINO IR of the graph that the engine runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USAGE = """\
 ```python
 import openvino
 
-hints = {{"INFERENCE_PRECISION_HINT": "f32"}}  # or processors with AMX compute in bfloat16
+hints = {{"INFERENCE_PRECISION_HINT": "f32"}}  # with AMX, the default is bfloat16
 network = openvino.Core().compile_model("alexnet.xml", "CPU", hints)
 {names} = (network({{"data": x}})[name] for name in {blobs})
 ```

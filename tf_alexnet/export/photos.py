@@ -1,4 +1,4 @@
-"""The photos that an export is verified by, and calibrated by."""
+"""Photos to verify and to calibrate exports with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tf_alexnet.images import find_images
 def read_photos(
     source: Source, photos: str | os.PathLike | Sequence[str | os.PathLike], most: int
 ) -> tuple[list[str], np.ndarray]:
-    """Some of the photos, evenly spread, preprocessed; those that can't be read are left out.
+    """Read and preprocess at most `most` photos, evenly spaced; unreadable ones are left out.
 
     Returns
     -------

@@ -1,9 +1,9 @@
-"""Run an exported network in its own runtime: a program of its own, which imports nothing of ours.
+"""Run an exported network in its own runtime, as a program that does not import this package.
 
 ``python runtime.py JOB.json``. The job names the target, the folder of the export, its blobs, an
-.npy file of preprocessed photos, float32 (N, S, S, 3), the photos' files, and where the results
-go: an .npz file with 2 N rows of each blob, from one photo at a time and from all of them at once,
-channels last, and a JSON file with versions and times.
+.npy file of preprocessed photos, float32 (N, S, S, 3), the image files, and two files to write: an
+.npz with 2 N rows of each blob, channels last, from one photo at a time and from all in one batch,
+and a JSON file with versions and times.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def savedmodel(folder: Path, job: dict) -> tuple[str, Run]:
-    """The signature ``tensor``; ``serving_default`` is run as well, on the files themselves."""
-    sys.modules["tf_alexnet"] = None  # an import of it would fail
+    """The signature ``tensor``; ``serving_default`` is run as well, on the image files."""
+    sys.modules["tf_alexnet"] = None  # makes importing it fail
     import tensorflow as tf
 
     signatures = tf.saved_model.load(str(folder / "1")).signatures
@@ -38,7 +38,7 @@ def savedmodel(folder: Path, job: dict) -> tuple[str, Run]:
 
 
 def keras(folder: Path, job: dict) -> tuple[str, Run]:
-    """The one target that needs our package: for the layers that Keras does not have."""
+    """The one target that needs our package, for its custom layers."""
     import keras
 
     from tf_alexnet.blobs import features
@@ -54,7 +54,7 @@ def keras(folder: Path, job: dict) -> tuple[str, Run]:
 
 
 def litert(folder: Path, job: dict) -> tuple[str, Run]:
-    """LiteRT's own package, or the interpreter that TensorFlow still has."""
+    """LiteRT's own package, or the interpreter in TensorFlow."""
     try:
         from importlib.metadata import version
 
@@ -80,7 +80,7 @@ def litert(folder: Path, job: dict) -> tuple[str, Run]:
 
 
 def onnx(folder: Path, job: dict) -> tuple[str, Run]:
-    """ONNX Runtime on the processor."""
+    """ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
@@ -94,7 +94,7 @@ def onnx(folder: Path, job: dict) -> tuple[str, Run]:
 
 
 def openvino(folder: Path, job: dict) -> tuple[str, Run]:
-    """OpenVINO on the processor, in float32: it would take bfloat16 where there is AMX."""
+    """OpenVINO on the CPU, in float32: with AMX, the default is bfloat16."""
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -110,13 +110,13 @@ def openvino(folder: Path, job: dict) -> tuple[str, Run]:
 def caffe(folder: Path, job: dict) -> tuple[str, Run]:
     """OpenCV's Caffe importer.
 
-    OpenCV's names are those of layers, not of blobs: ``fc7`` would be the values before the ReLU.
+    `forward` takes names of layers, not of blobs: ``fc7`` would be the values before the ReLU.
     """
     import cv2
 
     files = folder / "deploy.prototxt", folder / job["file"]
     network = cv2.dnn.readNetFromCaffe(*map(str, files))
-    network.enableWinograd(False)  # an approximation that is good to 1e-4 only
+    network.enableWinograd(False)  # an approximation, accurate to 1e-4
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         network.setInput(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)), "data")
@@ -131,12 +131,12 @@ TARGETS = {f.__name__: f for f in (savedmodel, keras, litert, onnx, openvino, ca
 
 
 def main(path: str) -> None:
-    """Do what a job says."""
+    """Run a job."""
     job = json.loads(Path(path).read_text())
     batch, job["also"] = np.load(job["batch"]), {}
     began = time.perf_counter()
     title, run = TARGETS[job["target"]](Path(job["folder"]), job)
-    run(batch[:1])  # the first call prepares the others
+    run(batch[:1])  # warm up
     ready = time.perf_counter() - began
     rows, times = [], []
     for place in range(len(batch)):

@@ -1,4 +1,4 @@
-"""A SavedModel: a `tf.Module` with stock operations only, as TensorFlow Serving takes it.
+"""SavedModel: a `tf.Module` of stock operations, ready for TensorFlow Serving.
 
 Keras's own export writes every weight twice, and would need our layers.
 """
@@ -20,7 +20,7 @@ TOP = 5
 MODEL = "alexnet"
 
 USAGE = """\
-In Python; nothing but TensorFlow is needed:
+In Python, with TensorFlow alone:
 
 ```python
 import tensorflow as tf
@@ -29,7 +29,7 @@ served = tf.saved_model.load("1").signatures["serving_default"]
 found = served(image_bytes=tf.constant([open("photo.jpg", "rb").read()]))
 ```
 
-With TensorFlow Serving, which first makes the request in `1/assets.extra` to warm up:
+With TensorFlow Serving, which warms up with the request in `1/assets.extra`:
 
 ```console
 $ docker run -p 8501:8501 -v "$PWD:/models/alexnet" -e MODEL_NAME=alexnet tensorflow/serving
@@ -45,13 +45,13 @@ $ curl -d '{{"instances": [{{"image_bytes": {{"b64": "'$(base64 -w0 photo.jpg)'"
 {served}`{features}` {shape}, `status` (N,) |
 | `tensor` | `data`: float32 (N, {side}, {side}, 3), preprocessed | {returned} |
 
-A photo that can't be decoded fails alone: its `status` is `empty`, `not_an_image` (of a kind read
-here) or `damaged` instead of `ok`, its numbers are 0 and its names empty.
+A photo that can't be decoded affects its own row only: its `status` is `empty`, `not_an_image`
+(unknown format) or `damaged` instead of `ok`, its numbers are 0 and its names empty.
 """
 
 
 def write(source: Source, path: Path) -> None:
-    """Write the graph and its variables, the labels, and a request to warm it up."""
+    """Write the graph, its variables, the labels, and a warm-up request."""
     labels = path.parents[1] / LABELS
     module = _Network(source, labels if source.labels else None)
     signatures = {"serving_default": module.serve, "tensor": module.tensor}
@@ -63,7 +63,7 @@ def write(source: Source, path: Path) -> None:
 
 
 class _Network(tf.Module):
-    """Weights, and the two signatures."""
+    """The weights and the two signatures."""
 
     def __init__(self, source: Source, labels: Path | None):
         super().__init__(name=source.table.name)
@@ -81,7 +81,7 @@ class _Network(tf.Module):
 
     def _tensor(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
         source = self._source
-        # Where `preset_of` looks for it.
+        # `preset_of` finds the preset in this name.
         x = tf.identity(data, name=preset_layer(source.arrays.metadata["preset"]))
         return forward(source.table.layers, self.arrays, x, source.blobs, portable=True)
 

@@ -1,4 +1,4 @@
-"""What is exported: a network's arrays and table, its preprocessing, its classes, its origin."""
+"""`Source`: a network to export, with its preprocessing, classes and origin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tf_alexnet.errors import PresetError, UsageError, one_line
 from tf_alexnet.images import Preset, as_preset, recorded_name, resolve
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
-from tf_alexnet.training.run import Run
+from tf_alexnet.training.run import Run, run_folder
 from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
 from tf_alexnet.weights.resolve import as_far_as, fitted_layers, last_features, resolve_weights
 
@@ -34,21 +34,21 @@ class Source:
     Attributes
     ----------
     arrays : WeightArrays
-        The layers of `table` and no others; the classifier is called `fc8`.
+        The layers of `table` only; the classifier is called `fc8`.
     table : Architecture
-        The network as far as there are weights.
+        The network up to the last layer with weights.
     preset : Preset
-        How photos become its input; its name is recorded with the export.
+        Preprocessing; its name is recorded in the export.
     mean_image : ndarray of float32 (S, S, 3), or None
-        The mean image, where `preset` subtracts one.
+        The mean image, if `preset` subtracts one.
     labels : tuple of Label
         The classes in the order of `prob`; empty for a network without a classifier.
     trained_as : str or None
-        Catalogue name of the known training that these weights are.
+        Catalogue name of the weights, if they are known.
     licence : str
-        Of the weights, as far as known.
+        Licence of the weights, if known.
     origin : str
-        Where the weights come from, in a line: the file's name, or the RUN and what it is.
+        Origin of the weights in one line: the file name, or the RUN and its training.
     """
 
     arrays: WeightArrays
@@ -62,17 +62,17 @@ class Source:
 
     @property
     def features(self) -> str:
-        """The blob before the classifier: `fc7`, or for a classifier on another layer that."""
+        """The blob before the classifier: `fc7`, or the layer that a classifier was trained on."""
         return last_features(self.arrays, self.table)
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """What every export returns: the features and, where there is a classifier, `prob`."""
+        """Outputs of every export: the features and, if there is a classifier, `prob`."""
         return (self.features, _PROBABILITIES) if self.labels else (self.features,)
 
     @property
     def labels_text(self) -> str:
-        """The classes one per line, after their synset id where they have one."""
+        """The classes, one per line, each after its synset id if it has one."""
         return "".join(f"{one_line(f'{x.synset} {x.label}'.strip())}\n" for x in self.labels)
 
     def shape(self, blob: str) -> tuple[int, ...]:
@@ -88,15 +88,15 @@ def open_source(
     mean_image: Mean = None,
     labels: Labels | None = None,
 ) -> Source:
-    """Read what is to be exported. Parameters and errors are those of `export_model`."""
+    """Load a network to export; parameters and errors as in `export_model`."""
     run = model if isinstance(model, Run) else None
-    if isinstance(model, str | os.PathLike) and os.path.isdir(model):
+    if isinstance(model, str | os.PathLike) and (os.path.isdir(model) or run_folder(model)):
         run = Run.open(model)
     if run is not None:
         if run.record.multi_label:
             raise UsageError(
                 f"{run.folder} as an export",
-                "its classes are independent of each other, and exports end in a softmax",
+                "it is multi-label, and exports end in a softmax",
                 "Export the base weights, and take the classifier from the RUN.",
             )
         if architecture is not None:
@@ -145,10 +145,10 @@ def _preset(
     trained = as_preset(arrays.metadata.get("preset") or table.preset)
     record, mean = resolve(preset or trained, mean_image)
     if record.size != table.input_size:
-        makes = f"pictures of {record.size} pixels a side" if record.size else "no fixed size"
+        makes = f"images of {record.size}x{record.size}" if record.size else "no fixed size"
         raise PresetError(
             f"preset {record.name!r} for {table.name}",
-            f"it makes {makes}, the network takes {table.input_size}",
+            f"it makes {makes}, and the network takes {table.input_size}x{table.input_size}",
             f"Use {table.preset!r}.",
         )
     return record, mean
@@ -171,7 +171,7 @@ def _labels(arrays: WeightArrays, run: Run | None, labels: Labels | None) -> tup
         raise UsageError(
             "labels",
             f"{len(found)} names for {classes} classes",
-            "Give one for each class, in the order of the network's output.",
+            "Give one per class, in the order of the network's output.",
         )
     return found
 
@@ -182,8 +182,8 @@ def _origin(arrays: WeightArrays, run: Run | None, known: str | None) -> str:
         record = run.record
         accuracy = record.metrics.get("val_accuracy")
         of = f"{record.split['train']:,} photos"
-        judged = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
-        name = f"RUN {one_line(run.folder.absolute().name)}: {record.mode}, {of}{judged}"
+        reached = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
+        name = f"RUN {one_line(run.folder.absolute().name)}: {record.mode}, {of}{reached}"
     if arrays.untrained:
         return name
     if known is None:

@@ -1,4 +1,4 @@
-"""The targets: what each is called, what its verification needs, how far it may be off."""
+"""Export targets: their files, runtimes and tolerances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf_alexnet.errors import UsageError
 
 VARIANTS = ("float32", "float16", "dynamic", "int8")
 
-# Largest deviation, as a part of the blob's maximum: of the features, and of the probabilities.
+# Largest deviation relative to the blob's maximum: of the features, and of the probabilities.
 TOLERANCES = {
     "float32": (1e-5, 1e-4),
     "float16": (5e-3, 5e-3),
@@ -22,95 +22,64 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of model file.
+    """An export format.
 
     Attributes
     ----------
     title : str
-        What it is called.
+        Name of the format.
     module : str
-        The module of this room that writes it: a function ``write(source, folder)`` and a text
+        Module of this package that writes it: a function ``write(source, path)``, and a template
         ``USAGE`` for the model card.
     file : str
-        What to load, below the folder.
+        File to load, relative to the folder.
     runtime : str
-        The library that runs it.
+        Name of the library that runs it.
     runtimes : tuple of str
-        Modules of which one must be installed to run it.
+        Modules that can run it; one must be installed.
     install : str
-        What to install where none is.
+        Argument of ``pip install`` if none is.
     variants : tuple of str
-        Of `VARIANTS`, those that there are.
+        Supported `VARIANTS`.
     """
 
     title: str
     module: str
     file: str
     runtime: str
-    runtimes: tuple[str, ...]
-    install: str
+    runtimes: tuple[str, ...] = ("tensorflow",)
+    install: str = "tensorflow"
     variants: tuple[str, ...] = VARIANTS[:1]
 
     def load(self) -> ModuleType:
-        """The module that writes it."""
+        """Import the module that writes it."""
         return import_module(f"tf_alexnet.export.{self.module}")
 
 
 TARGETS = {
-    "savedmodel": Target(
-        title="TensorFlow SavedModel",
-        module="saved_model",
-        file="1/saved_model.pb",
-        runtime="TensorFlow",
-        runtimes=("tensorflow",),
-        install="tensorflow",
-    ),
+    "savedmodel": Target("TensorFlow SavedModel", "saved_model", "1/saved_model.pb", "TensorFlow"),
     "litert": Target(
-        title="LiteRT (TensorFlow Lite) model",
-        module="litert",
-        file="alexnet.tflite",
-        runtime="LiteRT",
-        runtimes=("ai_edge_litert", "tensorflow"),
-        install="'tf-alexnet[litert]'",
-        variants=VARIANTS,
+        "LiteRT (TensorFlow Lite) model", "litert", "alexnet.tflite", "LiteRT",
+        ("ai_edge_litert", "tensorflow"), "'tf-alexnet[litert]'", VARIANTS,
     ),
     "onnx": Target(
-        title="ONNX model",
-        module="onnx_model",
-        file="alexnet.onnx",
-        runtime="ONNX Runtime",
-        runtimes=("onnxruntime",),
-        install="'tf-alexnet[onnx]'",
+        "ONNX model", "onnx_model", "alexnet.onnx", "ONNX Runtime",
+        ("onnxruntime",), "'tf-alexnet[onnx]'",
     ),
     "openvino": Target(
-        title="OpenVINO IR",
-        module="openvino_ir",
-        file="alexnet.xml",
-        runtime="OpenVINO",
-        runtimes=("openvino",),
-        install="'tf-alexnet[openvino]'",
+        "OpenVINO IR", "openvino_ir", "alexnet.xml", "OpenVINO",
+        ("openvino",), "'tf-alexnet[openvino]'",
     ),
-    "keras": Target(
-        title="Keras model",
-        module="keras_model",
-        file="alexnet.keras",
-        runtime="Keras",
-        runtimes=("tensorflow",),
-        install="tensorflow",
-    ),
+    "keras": Target("Keras model", "keras_model", "alexnet.keras", "Keras"),
     "caffe": Target(
-        title="Caffe model",
-        module="caffe_model",
-        file="alexnet.caffemodel",
-        runtime="OpenCV",
-        runtimes=("cv2",),
-        install="'opencv-python-headless<5'",
+        "Caffe model", "caffe_model", "alexnet.caffemodel", "OpenCV",
+        ("cv2",), "'opencv-python-headless<5'",
     ),
-}
+}  # fmt: skip
 
 
 def target_named(name: str, variant: str = "float32") -> Target:
-    """The target called `name`, if this machine can verify it.
+    """The target called `name`, if its runtime is installed.
 
     Raises
     ------
@@ -122,7 +91,7 @@ def target_named(name: str, variant: str = "float32") -> Target:
     target = TARGETS[name]
     if variant not in target.variants:
         known = "Use float32." if variant in VARIANTS else f"Use one of {', '.join(VARIANTS)}."
-        raise UsageError(f"variant {variant!r} of {name}", "there is none", known)
+        raise UsageError(f"variant {variant!r} of {name}", "not supported", known)
     if not any(importlib.util.find_spec(x) for x in target.runtimes):
         raise UsageError(
             f"target {name!r}",

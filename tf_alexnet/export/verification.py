@@ -1,4 +1,4 @@
-"""Does an export compute what the library computes? Asked of its own runtime, on real photos."""
+"""Compare an export, run in its own runtime on real photos, with the library."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ Blobs = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured.
+    """Results of a verification.
 
     Attributes
     ----------
     runtime : str
-        The library that ran the export, and its version.
+        Library that ran the export, with its version.
     engine : str
-        The library's engine that it was compared with.
+        Our engine that it was compared with.
     photos : int
-        How many.
+        Number of photos.
     errors : dict of str to float
-        Blob -> largest deviation as a part of the blob's maximum. A SavedModel has the features
-        twice: once from preprocessed photos, and as ``served <name>`` from the files themselves.
+        Blob -> largest deviation relative to the blob's maximum. A SavedModel has the features
+        twice: from preprocessed photos, and as ``served <name>`` from image files.
     top1, top5 : float or None
-        Fraction of the photos with the same first class, and with the same first five classes in
-        the same order; None for a network without a classifier.
+        Fraction of photos with the same most probable class, and with the same five classes in the
+        same order; None without a classifier.
     size : int
-        Bytes of all files.
+        Size of all files in bytes.
     milliseconds : float
-        Median time of one photo, preprocessing not included.
+        Median time per photo, without preprocessing.
     ready_seconds : float
-        From the runtime's import to the first result.
+        Time from importing the runtime to the first result.
     without_tensorflow : bool
-        Whether the process had not loaded TensorFlow.
+        Whether the process ran without TensorFlow.
     """
 
     runtime: str
@@ -73,28 +73,28 @@ def verify_export(
     paths: Sequence[str],
     batch: np.ndarray,
 ) -> Verification:
-    """Run an export in a fresh process, and compare.
+    """Run an export in a fresh process, and compare it with the library.
 
     Parameters
     ----------
     source : Source
         What was exported.
     folder : Path
-        Where it is.
+        Folder of the export.
     target, variant : str
-        What it is, of `TARGETS` and `VARIANTS`.
+        One of `TARGETS` and of `VARIANTS`.
     paths, batch : list of str, ndarray of float32 (N, S, S, 3)
-        Photos: their files, and preprocessed.
+        Image files, and the same photos preprocessed.
 
     Raises
     ------
     OutputError
-        If it computes something else, or its runtime refuses it.
+        If the outputs deviate too much, or the runtime fails.
     """
     engine, expected = _expected(source, target, batch)
     what = f"the {TARGETS[target].title} of {source.arrays.source}"
     report, rows = _run(source, folder, target, paths, batch, what)
-    # Once photo by photo, and once all together.
+    # Photo by photo, then all in one batch.
     errors = {name: _error(rows[name], np.concatenate([x, x])) for name, x in expected.items()}
     if target == "savedmodel":
         errors[f"served {source.features}"] = _served_error(source, rows, expected, what)
@@ -118,7 +118,7 @@ def verify_export(
 
 
 def reference_engine(target: str) -> str:
-    """The engine to compare a target with: one that is not the target's own runtime."""
+    """The engine to compare a target with: not the target's own runtime, if possible."""
     installed = importlib.util.find_spec("openvino") is not None
     return "openvino" if installed and target != "openvino" else "tensorflow"
 
@@ -138,7 +138,7 @@ def _run(
     batch: np.ndarray,
     what: str,
 ) -> tuple[dict, Blobs]:
-    """What `runtime` reports, and the rows it computed."""
+    """The report of `runtime`, and the rows it computed."""
     with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as scratch:
         place = Path(scratch)
         job = {"target": target, "folder": str(folder.resolve()), "blobs": source.blobs}
@@ -156,7 +156,7 @@ _FILES = {"batch": "batch.npy", "rows": "rows.npz", "report": "report.json"}
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest deviation, as a part of the largest expected value; infinite for another shape."""
+    """Largest deviation relative to the largest expected value; infinite if shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
     worst = np.abs(found.astype(np.float64) - expected).max()
@@ -164,7 +164,7 @@ def _error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _agreement(rows: Blobs, expected: Blobs, count: int) -> float | None:
-    """Fraction of the photos with the same first classes in the same order."""
+    """Fraction of photos with the same `count` most probable classes in the same order."""
     if "prob" not in expected:
         return None
     theirs, ours = (
@@ -184,29 +184,29 @@ def _check_errors(
         advice = f"Nothing was written. Use a finer variant ({', '.join(others)}){more}."
     for name, error in errors.items():
         allowed = TOLERANCES[variant][name == "prob"]
-        if not error <= allowed:  # NaN neither
+        if not error <= allowed:  # true for NaN
             raise OutputError(
                 what,
-                f"{runtime} computes something else: {name} is {error:.2g} of its maximum off, and "
+                f"{runtime} deviates: {name} is off by {error:.2g} of its maximum, and "
                 f"{allowed:.0e} is allowed{agreed}",
                 advice,
             )
 
 
 def _served_error(source: Source, rows: Blobs, expected: Blobs, what: str) -> float:
-    """The same for ``serving_default``, which got the files and, last, what is no image."""
+    """Error of ``serving_default``, run on the files and, last, on bytes that are not an image."""
     served = {k.removeprefix("served_"): v for k, v in rows.items() if k.startswith("served_")}
     status, features = served["status"], served[source.features]
     good = status == _OK
-    # A graph of TensorFlow's operations can't read all that Pillow can.
+    # TensorFlow can't read all formats that Pillow can.
     faults = [x for x in status[:-1] if x not in (_OK, _OTHER_KIND)]
     if faults or status[-1] != _OTHER_KIND or features[~good].any() or not good.any():
-        raise OutputError(what, f"serving_default answers with {b', '.join(status)!r}", _ADVICE)
+        raise OutputError(what, f"serving_default returns {b', '.join(status)!r}", _ADVICE)
     return _error(features[good], expected[source.features][good[:-1]])
 
 
 def _check_names(source: Source, rows: Blobs, expected: Blobs, what: str) -> None:
-    """Refuse served names that are not those of the classes with these probabilities."""
+    """Refuse served class names that don't match their probabilities."""
     places = {
         (x.synset.encode(), x.label.encode(errors="surrogateescape")): i
         for i, x in enumerate(source.labels)

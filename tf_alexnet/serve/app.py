@@ -37,9 +37,9 @@ from tf_alexnet.version import VERSION
 from tf_alexnet.visualize import mosaic
 
 MODEL = "alexnet"
-_VERSION = "1"  # of the model: it never changes while it is served
+_VERSION = "1"  # of the model
 _TOP, _MOST_TOP, _MOST_NEIGHBOURS = 5, 1000, 64
-_LINGER = 5.0  # seconds in which the rest of a refused body is read
+_LINGER = 5.0  # seconds to keep reading a refused body
 _PAGE = Path(__file__).parent / "page"
 _ASSETS = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -57,16 +57,16 @@ def create_app(
     hosts: Collection[str] | None = LOOPBACK,
     limits: Limits | None = None,
 ) -> Starlette:
-    """The page and all endpoints.
+    """Create the application: the page and all endpoints.
 
     Parameters
     ----------
     service : Service
-        What is served; it is closed when the application ends.
+        The service; it is closed at shutdown.
     token, hosts
         As in `Guard`.
     limits : Limits, optional
-        What is taken at most.
+        Limits on requests.
     """
     limits = limits or Limits()
     endpoints = _Endpoints(service, limits)
@@ -92,7 +92,7 @@ def create_app(
 
 
 class _Endpoints:
-    """A method per endpoint; what they refuse is raised as `RequestError`."""
+    """One method per endpoint; refusals are raised as `RequestError`."""
 
     def __init__(self, service: Service, limits: Limits):
         self._service, self._limits, self._room = service, limits, Room(limits)
@@ -132,16 +132,16 @@ class _Endpoints:
         return FileResponse(_PAGE / name, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     async def about(self, _: Request) -> Response:
-        """What is served."""
+        """Facts about the network, and the limits."""
         limits = {name: getattr(self._limits, name) for name in ("body", "images", "pixels")}
         return JSONResponse({**self._service.facts(), "version": VERSION, "limits": limits})
 
     async def health(self, _: Request) -> Response:
-        """It answers, so it is there, and it began to listen when it was ready."""
+        """Always ok: the server starts to listen when it is ready."""
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, _: Request) -> Response:
-        """Figures for Prometheus."""
+        """Metrics for Prometheus."""
         extractor, room = self._service.extractor, self._room
         gauges = {"images_waiting": room.images, "bytes_buffered": room.buffered}
         info = {
@@ -154,7 +154,7 @@ class _Endpoints:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def photo(self, request: Request) -> Response:
-        """A thumbnail of a photo of the index, by its row: no name of a file goes in."""
+        """A thumbnail of a photo in the index, by row: clients never name files."""
         index, row = self._service.index, request.path_params["row"]
         if index is None or not _DIGITS.fullmatch(row) or int(row) >= len(index):
             raise RequestError(404, "the index has no such row")
@@ -165,7 +165,7 @@ class _Endpoints:
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private"})
 
     async def predict(self, request: Request) -> Response:
-        """Classes of the photos of a form, with ``features`` and ``neighbours`` if asked for."""
+        """Classes of the photos in a form; optionally ``features`` and ``neighbours``."""
         top = _number(request, "top", _TOP, 1, _MOST_TOP)
         features = _number(request, "features", 0, 0, 1)
         count = _number(request, "neighbours", 0, 0, _MOST_NEIGHBOURS)
@@ -192,7 +192,7 @@ class _Endpoints:
         return JSONResponse({"photos": rows})
 
     async def saliency(self, request: Request) -> Response:
-        """A photo under a heat map, a JPEG; ``X-Heat-Map`` says of which class."""
+        """A photo under a heat map, as JPEG; ``X-Heat-Map`` tells class and score."""
         with self._room.ticket() as ticket:
             upload, fields = await self._one(request, ticket)
             known = self._service.facts()["methods"]
@@ -202,7 +202,7 @@ class _Endpoints:
             if target and not _DIGITS.fullmatch(target):
                 raise RequestError(400, "class is not an index")
             target_class = int(target) if target else None
-            seconds = 0.9 * self._limits.seconds  # before the request itself is ended
+            seconds = 0.9 * self._limits.seconds  # before the request itself times out
             found = await self._service.heat_map(upload.content, method, target_class, seconds)
             found = _readable(found)
         label = self._service.name_of(found.facts["class"])
@@ -210,7 +210,7 @@ class _Endpoints:
         return Response(found.picture, media_type="image/jpeg", headers=headers)
 
     async def activations(self, request: Request) -> Response:
-        """All channels of a layer side by side, a JPEG; ``X-Activations`` tells its shape."""
+        """All channels of a layer side by side, as JPEG; ``X-Activations`` tells their shape."""
         with self._room.ticket() as ticket:
             upload, fields = await self._one(request, ticket)
             layer = fields.get("layer", self._service.layers[0])
@@ -237,7 +237,7 @@ class _Endpoints:
         return JSONResponse({"model_version_status": [state]})
 
     async def tensorflow_metadata(self, _: Request) -> Response:
-        """TensorFlow Serving: names and types of input and outputs."""
+        """TensorFlow Serving: names and types of inputs and outputs."""
 
         def tensor(kind: str, *shape: int) -> dict[str, Any]:
             dims = [{"size": str(size), "name": ""} for size in shape]
@@ -266,12 +266,12 @@ class _Endpoints:
         return JSONResponse({"predictions": rows})
 
     async def kserve_server(self, _: Request) -> Response:
-        """KServe: the server."""
+        """KServe: metadata of the server."""
         content = {"name": "tf_alexnet", "version": VERSION, "extensions": ["binary_tensor_data"]}
         return JSONResponse(content)
 
     async def kserve_metadata(self, _: Request) -> Response:
-        """KServe: names and types of input and outputs."""
+        """KServe: names and types of inputs and outputs."""
         return JSONResponse(
             {
                 "name": MODEL,
@@ -303,10 +303,7 @@ class _Endpoints:
         return JSONResponse(content if id_ is None else {**content, "id": id_})
 
     def _outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """KServe's type and the shape of a photo's part of every output.
-
-        They are those of an exported SavedModel.
-        """
+        """KServe type and shape per photo of every output, as in an exported SavedModel."""
         classes = min(_TOP, self._service.classes or 0)
         outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         if classes:
@@ -318,12 +315,12 @@ class _Endpoints:
     async def _computed(
         self, request: Request, parse: Callable[[bytes], Wanted]
     ) -> tuple[str | None, bool, dict[str, list[list[Any]]]]:
-        """Id and form of a request of a JSON protocol, and its outputs: a list per photo."""
+        """Id and layout of a JSON request, and its outputs: one list per photo."""
         with self._room.ticket() as ticket:
             wanted = await asyncio.to_thread(parse, await self._body(request, ticket))
             names = tuple(self._outputs()) if wanted.outputs is None else wanted.outputs
             if unknown := set(names) - self._outputs().keys():
-                found = f"no output {sorted(unknown)[0]!r}; there is {', '.join(self._outputs())}"
+                found = f"no output {sorted(unknown)[0]!r}; outputs: {', '.join(self._outputs())}"
                 raise RequestError(400, found)
             ticket.add_images(len(wanted.photos))
             answers = await self._service.answers(wanted.photos)
@@ -334,7 +331,7 @@ class _Endpoints:
         return wanted.id, wanted.columns, {name: [row[name] for row in rows] for name in names}
 
     def _row(self, answer: Answer | Failure) -> dict[str, Any]:
-        """All outputs for a photo; of one that can't be read they are empty but for its status."""
+        """All outputs for a photo; empty except for the status if it can't be read."""
         if isinstance(answer, Failure):
             count = min(_TOP, self._service.classes or 0)
             empty = {
@@ -356,19 +353,19 @@ class _Endpoints:
     async def _one(self, request: Request, ticket: Ticket) -> tuple[Upload, dict[str, str]]:
         uploads, fields = await self._form(request, ticket)
         if len(uploads) > 1:
-            raise RequestError(400, f"{len(uploads)} photos; one at a time here")
+            raise RequestError(400, f"{len(uploads)} photos; send one")
         return uploads[0], fields
 
     async def _form(self, request: Request, ticket: Ticket) -> tuple[list[Upload], dict[str, str]]:
         kind = request.headers.get("content-type", "")
         body = await self._body(request, ticket)
-        # In a thread: parts made to be slow to find hold up this request alone.
+        # In a thread: a form made to be slow to parse delays this request alone.
         found = await asyncio.to_thread(parse_form, kind, body, self._limits.images)
         ticket.add_images(len(found[0]))
         return found
 
     async def _body(self, request: Request, ticket: Ticket) -> bytes:
-        """The body of a request, if it is not too large."""
+        """The body of a request, unless it is too large."""
         most = self._limits.body
         declared = request.headers.get("content-length", "")
         large = declared.isdecimal() and int(declared) > most
@@ -393,7 +390,7 @@ class _Endpoints:
 
 
 async def _skip(request: Request, most: int) -> None:
-    """Read on for a while: a client that is still sending would not see the answer."""
+    """Read on for a while: a client that is still sending would miss the response."""
     async for chunk in request.stream():
         most -= len(chunk)
         if most < 0:
@@ -401,20 +398,20 @@ async def _skip(request: Request, most: int) -> None:
 
 
 def _readable(found: Any) -> Any:
-    """`found`, unless it is a photo that could not be read."""
+    """Return `found`, or refuse a photo that could not be read."""
     if isinstance(found, Failure):
         raise _refusal(found)
     return found
 
 
 def _refusal(failure: Failure) -> RequestError:
-    """The answer to a photo that can't be read."""
+    """The error for a photo that can't be read."""
     status = 413 if failure.code == "too_large" else 400
     return RequestError(status, f"{failure.code}: {failure.detail}")
 
 
 def _number(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """A whole number of the query."""
+    """An integer parameter of the query."""
     text = request.query_params.get(name, str(default))
     if not _DIGITS.fullmatch(text) or not least <= int(text) <= most:
         raise RequestError(400, f"{name} is not a number from {least} to {most}")

@@ -1,4 +1,4 @@
-"""`Batcher`: photos of many requests go through the network together."""
+"""`Batcher`: run photos of many requests through the network together."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any
 import numpy as np
 
 SIZE = 32
-SECONDS, LONGEST = 0.005, 0.02  # to wait for more photos, and while some are on their way
+SECONDS, LONGEST = 0.005, 0.02  # to wait for more photos, and at most while some are being decoded
 
 
 class Batcher:
-    """Collects single photos into batches, computed in one thread.
+    """Collect single photos into batches, and compute them in one thread.
 
-    A batch of `SIZE` photos begins once the one before is done. Fewer wait for more: `SECONDS`, in
-    which clients that have just been answered ask again, and up to `LONGEST` while others are being
-    decoded, because larger batches take less time per photo.
+    A batch of `SIZE` photos starts once the previous one is done. Smaller ones wait for more: for
+    `SECONDS`, in which clients that were just answered ask again, and up to `LONGEST` while others
+    are being decoded. Larger batches take less time per photo.
 
     Parameters
     ----------
     compute : callable
-        From (N, S, S, 3) float32 to a sequence of N results.
-    told : callable, optional
+        Maps (N, S, S, 3) float32 to a sequence of N results.
+    on_batch : callable, optional
         Called with the size of each batch.
     """
 
     def __init__(
         self,
         compute: Callable[[np.ndarray], Any],
-        told: Callable[[int], None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ):
-        self._compute, self._told = compute, told
+        self._compute, self._on_batch = compute, on_batch
         self.thread = ThreadPoolExecutor(1, "network")
         self._waiting: deque[tuple[np.ndarray, asyncio.Future]] = deque()
         self._arrived, self._task = asyncio.Event(), None
@@ -44,7 +44,7 @@ class Batcher:
 
     @contextlib.contextmanager
     def expecting(self) -> Iterator[None]:
-        """A block in which a photo is being made ready for `compute`."""
+        """Context in which a photo is being decoded for `compute`."""
         self._coming += 1
         try:
             yield
@@ -61,7 +61,7 @@ class Batcher:
         return await future
 
     def close(self) -> None:
-        """End the thread; photos that wait are given up."""
+        """Stop the thread; waiting photos are dropped."""
         if self._task is not None:
             self._task.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
@@ -73,7 +73,7 @@ class Batcher:
             batch = [self._waiting.popleft() for _ in range(min(SIZE, len(self._waiting)))]
             if not self._waiting:
                 self._arrived.clear()
-            # Those whose request has ended, by its time limit for example, are left out.
+            # Skip photos whose request has ended, for example by its time limit.
             batch = [(pixels, future) for pixels, future in batch if not future.done()]
             if batch:
                 await self._do(*zip(*batch, strict=True))
@@ -89,14 +89,14 @@ class Batcher:
     async def _do(
         self, pixels: tuple[np.ndarray, ...], futures: tuple[asyncio.Future, ...]
     ) -> None:
-        if self._told:
-            self._told(len(pixels))
+        if self._on_batch:
+            self._on_batch(len(pixels))
         loop = asyncio.get_running_loop()
         try:
             results = await loop.run_in_executor(
                 self.thread, lambda: self._compute(np.stack(pixels))
             )
-        except Exception as error:  # the same for each; the next batch is another matter
+        except Exception as error:  # fails this batch only
             results = [error] * len(futures)
         for future, result in zip(futures, results, strict=True):
             if future.done():

@@ -1,4 +1,4 @@
-"""`Counters`: figures of a running server, as text for Prometheus."""
+"""`Counters`: metrics of a running server, as text for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PREFIX = "tf_alexnet_"
 
 
 class Counters:
-    """Requests, photos and batches since the server started."""
+    """Counts of requests, photos and batches since the server started."""
 
     def __init__(self):
         self._requests: Counter[tuple[str, int]] = Counter()
@@ -21,7 +21,7 @@ class Counters:
         self._batches = _Histogram(_SIZES)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count a request that has been answered."""
+        """Count an answered request."""
         self._requests[endpoint, status] += 1
         self._seconds.setdefault(endpoint, _Histogram(_SECONDS)).add(seconds)
 
@@ -34,16 +34,16 @@ class Counters:
         self._batches.add(size)
 
     def text(self, gauges: Mapping[str, float], info: Mapping[str, str]) -> str:
-        """All figures in Prometheus's text format 0.0.4.
+        """All metrics in Prometheus's text format 0.0.4.
 
         Parameters
         ----------
         gauges : mapping of str to float
-            Values of the moment, by name.
+            Current values, by name.
         info : mapping of str to str
             Labels of ``tf_alexnet_info``, whose value is 1.
         """
-        lines = _head("info", "gauge", "The network that is served.")
+        lines = _head("info", "gauge", "The network served.")
         lines.append(f"{_PREFIX}info{_labels(info)} 1")
         for name, value in gauges.items():
             lines += [*_head(name, "gauge", name.replace("_", " ")), f"{_PREFIX}{name} {value:g}"]
@@ -54,16 +54,16 @@ class Counters:
         lines += _head("photos_total", "counter", "Photos by result.")
         for result, count in sorted(self._photos.items()):
             lines.append(f"{_PREFIX}photos_total{_labels({'result': result})} {count}")
-        lines += _head("request_seconds", "histogram", "Time that requests took.")
+        lines += _head("request_seconds", "histogram", "Duration of requests.")
         for endpoint, histogram in sorted(self._seconds.items()):
             lines += histogram.lines("request_seconds", {"endpoint": endpoint})
-        lines += _head("batch_size", "histogram", "Photos that went through the network together.")
+        lines += _head("batch_size", "histogram", "Photos per batch.")
         lines += self._batches.lines("batch_size", {})
         return "\n".join(lines) + "\n"
 
 
 class _Histogram:
-    """Counts of values up to each of some bounds."""
+    """Cumulative counts of values by upper bound."""
 
     def __init__(self, bounds: Sequence[float]):
         self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0

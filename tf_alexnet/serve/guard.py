@@ -1,4 +1,4 @@
-"""`Guard`: what every request has to pass, and what every response carries."""
+"""`Guard`: checks on every request, and headers on every response."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tf_alexnet.serve.counters import Counters
 from tf_alexnet.serve.limits import RequestError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-READING = "tf_alexnet.reading"  # in a scope: whether the body is still being read
-# A page needs these before it can ask for a token, and a load balancer has none.
+READING = "tf_alexnet.reading"  # key of a scope: whether the body is still being read
+# Needed by the page before it can ask for a token, and by load balancers, which have none.
 _OPEN = frozenset(
     {"/", "/app.js", "/style.css", "/icon.svg", "/healthz", "/v2/health/live", "/v2/health/ready"}
 )
@@ -39,19 +39,19 @@ _log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Checks requests before anything reads them, limits their time and counts them.
+    """Middleware: check requests before anything reads them, limit their time, count them.
 
     Parameters
     ----------
     app : ASGI application
     counters : Counters
     seconds : float
-        For a request.
+        Time limit of a request.
     token : str, optional
-        What ``Authorization: Bearer`` has to hold.
+        Required in ``Authorization: Bearer``.
     hosts : collection of str, optional
-        Names that ``Host`` may hold. On a loopback address it can be nothing else, unless a web
-        page had its own name lead here (DNS rebinding).
+        Names allowed in ``Host``. On a loopback address, any other name means that a web page
+        resolved its own name to this machine (DNS rebinding).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Guard:
         self._token, self._hosts = token, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the server's start and end; there are no web sockets
+        if scope["type"] != "http":  # startup and shutdown; there are no web sockets
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
@@ -85,7 +85,7 @@ class Guard:
             self._check(scope)
             await asyncio.wait_for(self._app(scope, receive, send_guarded), self._seconds)
         except Exception as error:
-            if status:  # too late for another answer: the connection is closed
+            if status:  # too late for another response: close the connection
                 raise
             response = error_response(self._translated(error, scope))
             await response(scope, receive, send_guarded)
@@ -94,7 +94,7 @@ class Guard:
             self._counters.request(name, status, time.perf_counter() - began)
 
     def _check(self, scope: Scope) -> None:
-        """Refuse requests from elsewhere, without the token, or packed."""
+        """Refuse requests from other sites, without the token, or with an encoded body."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
@@ -105,21 +105,21 @@ class Guard:
         if self._token is not None and scope["path"] not in _OPEN:
             given = headers.get("authorization", "")
             kind, _, token = given.partition(" ")
-            # Headers are bytes, shown as Latin-1.
+            # Starlette decodes headers as Latin-1.
             same = hmac.compare_digest(token.strip().encode("latin-1"), self._token.encode())
             if kind.lower() != "bearer" or not same:
                 advice = "send Authorization: Bearer TOKEN"
                 raise RequestError(401, advice, {"WWW-Authenticate": "Bearer"})
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError(415, "send the body as it is, without Content-Encoding")
+            raise RequestError(415, "Content-Encoding is not supported")
 
     def _translated(self, error: Exception, scope: Scope) -> RequestError:
-        """What to answer, whatever came up."""
+        """The error to respond with to any exception."""
         if isinstance(error, RequestError):
             return error
         if isinstance(error, asyncio.TimeoutError):
             if scope.get(READING):
-                return RequestError(408, f"the body did not come within {self._seconds:g} seconds")
+                return RequestError(408, f"no complete body within {self._seconds:g} seconds")
             return RequestError(504, f"no answer within {self._seconds:g} seconds")
         _log.error("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)
         return RequestError(500, "internal error")

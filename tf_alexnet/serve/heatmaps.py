@@ -1,7 +1,7 @@
-"""`HeatMaps`: heat maps over photos, computed by a process of its own.
+"""`HeatMaps`: heat maps over photos, computed in a separate process.
 
-They need TensorFlow and gradients, which OpenVINO has not. In another process neither the import,
-three seconds, nor a long computation holds up predictions, and one that takes too long is ended.
+They need gradients, and so TensorFlow: OpenVINO has none. In a separate process neither its import
+(three seconds) nor a long computation delays predictions, and either can be killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tf_alexnet.weights import WeightArrays
 
 _READY = b"ready"
 _LATER = {"Retry-After": "2"}
-_SIDE = 1024  # larger photos are explained as a copy of this size
+_SIDE = 1024  # larger photos are downscaled to this size
 
 
 class HeatMap(NamedTuple):
@@ -43,7 +43,7 @@ class HeatMap(NamedTuple):
 
 
 class HeatMaps:
-    """A process that is started for the first heat map, and again after one that failed.
+    """A process that starts with the first heat map, and again after a failure.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class HeatMaps:
         self._ready = self._closed = False
 
     def draw(self, photo: bytes, method: str, target: int | None, seconds: float) -> HeatMap:
-        """Explain a class of a photo; may be called from any thread, and waits for its turn.
+        """Explain a class of a photo; thread-safe, one photo at a time.
 
         Parameters
         ----------
@@ -70,13 +70,13 @@ class HeatMaps:
         target : int, optional
             Index of the class; by default the most probable one.
         seconds : float
-            In all; half of them for those before it.
+            Time limit; at most half of it is spent waiting for others.
 
         Raises
         ------
         RequestError
-            400 if the photo can't be explained; 503 while others are, and while the process
-            starts; 504 if it takes too long.
+            400 if the photo can't be explained; 503 if others are being explained, or the process
+            is still starting; 504 if it takes too long.
         """
         end = time.monotonic() + seconds
         if not self._lock.acquire(timeout=seconds / 2):
@@ -106,11 +106,11 @@ class HeatMaps:
             process.kill()
 
     def _wait_for_start(self, seconds: float) -> None:
-        """Start the process if need be, and wait until it is ready."""
+        """Start the process if necessary, and wait until it is ready."""
         if self._process is None:
             self._start()
         if not self._ready:
-            if not self._pipe.poll(seconds):  # it goes on starting
+            if not self._pipe.poll(seconds):  # it keeps starting
                 raise RequestError(503, "TensorFlow is being loaded; try again", _LATER)
             self._ready = self._pipe.recv_bytes() == _READY
 
@@ -118,7 +118,7 @@ class HeatMaps:
         if self._closed:
             raise RequestError(503, "the server is stopping")
         self._ready = False
-        # A fork would inherit threads of the server in the midst of anything.
+        # A fork could inherit locks that other threads of the server hold.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
@@ -137,8 +137,8 @@ class HeatMaps:
 def _main(
     pipe: Connection, weights: str | os.PathLike | WeightArrays, architecture: str | None
 ) -> None:
-    """The process: explain photos until the server goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server's business
+    """Body of the process: explain photos until the server ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles it
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -157,7 +157,7 @@ def _main(
                 facts, picture = _drawn(explainer, photo, method, target)
             except AlexNetError as error:
                 facts = {"error": error.found}
-            except Exception as error:  # whatever it is, the next photo is another
+            except Exception as error:  # fails this photo only
                 facts = {"error": f"it can't be explained ({type(error).__name__})"}
             pipe.send_bytes(json.dumps(facts).encode())
             pipe.send_bytes(picture)

@@ -1,4 +1,4 @@
-"""What a server takes at most, and the errors that it answers with."""
+"""Limits on requests, and the errors for refused ones."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _RETRY = {"Retry-After": "1"}
 
 
 class RequestError(Exception):
-    """A request that is refused.
+    """A refused request.
 
     Attributes
     ----------
     status : int
-        Of HTTP.
+        HTTP status.
     message : str
-        What was found, for the body ``{"error": message}``.
+        Text of the body ``{"error": message}``.
     headers : dict of str to str
-        More headers of the response.
+        Additional headers of the response.
     """
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
@@ -31,24 +31,25 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes at most.
+    """Limits on requests.
 
     Attributes
     ----------
     body : int
-        Bytes of a request's body (413).
+        Bytes in the body of a request (413).
     images : int
-        Images in a request (413).
+        Images per request (413).
     pixels : int
-        Pixels of an image (413): what `load_image` reads.
+        Pixels per image (413), as in `load_image`.
     seconds : float
-        For a request, from its first byte to the answer (408 while it is sent, then 504).
+        Time limit of a request, from its first byte to the response (408 while it is being sent,
+        then 504).
     waiting : int
-        Images that wait or are computed, of all requests together (503).
+        Images waiting or being computed, over all requests (503).
     buffered : int
-        Bytes of bodies, of all requests together (503).
+        Bytes of bodies, over all requests (503).
     connections : int
-        Open at a time (503).
+        Open connections (503).
     """
 
     body: int = 20 * 2**20
@@ -61,14 +62,14 @@ class Limits:
 
 
 class Room:
-    """What all requests hold together: bytes of bodies, and images."""
+    """Bytes and images held by all requests together."""
 
     def __init__(self, limits: Limits):
         self.limits, self.buffered, self.images = limits, 0, 0
 
     @contextlib.contextmanager
     def ticket(self) -> Iterator[Ticket]:
-        """Room for one request, given back at the end of the block."""
+        """Room for one request, released at the end of the block."""
         ticket = Ticket(self)
         try:
             yield ticket
@@ -78,18 +79,18 @@ class Room:
 
 
 class Ticket:
-    """What one request holds."""
+    """Bytes and images held by one request."""
 
     def __init__(self, room: Room):
         self._room, self.buffered, self.images = room, 0, 0
 
     def add_bytes(self, count: int) -> None:
-        """Hold more bytes.
+        """Reserve room for bytes.
 
         Raises
         ------
         RequestError
-            503, if there is no room for them.
+            503 if there is no room for them.
         """
         room = self._room
         if room.buffered + count > room.limits.buffered:
@@ -98,16 +99,16 @@ class Ticket:
         self.buffered += count
 
     def add_images(self, count: int) -> None:
-        """Hold more images.
+        """Reserve room for images.
 
         Raises
         ------
         RequestError
-            413, if they are too many for one request; 503, if there is no room for them.
+            413 if they are too many for one request; 503 if there is no room for them.
         """
         room, most = self._room, self._room.limits.images
         if self.images + count > most:
-            found = f"{self.images + count} images, and at most {most} go into a request"
+            found = f"{self.images + count} images, and a request may hold {most}"
             raise RequestError(413, found)
         if room.images + count > room.limits.waiting:
             raise RequestError(503, "too many images at once; try again", _RETRY)

@@ -1,4 +1,4 @@
-"""`PhotoIndex`: photos like another one, found among the rows of a file of features."""
+"""`PhotoIndex`: nearest neighbours of a photo in a file of features."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Neighbour(NamedTuple):
     Attributes
     ----------
     row : int
-        Its place in the index.
+        Its row in the index.
     name : str
-        Its path below the folder that all photos of the index share.
+        Its path relative to the folder that all photos of the index share.
     similarity : float
         Cosine similarity of the two rows, -1..1.
     """
@@ -40,13 +40,12 @@ class Neighbour(NamedTuple):
 
 
 class PhotoIndex:
-    """Rows of one layer, all in memory, and the photos that they belong to.
+    """Rows of one layer, all in memory, and their photos.
 
     Parameters
     ----------
     path : path
-        What `extract_features` wrote, as `read_features` takes it; of several layers the last is
-        used.
+        Output of `extract_features`, as in `read_features`; the last layer is used.
 
     Attributes
     ----------
@@ -58,7 +57,7 @@ class PhotoIndex:
     Raises
     ------
     InputError
-        If there is no such file, or it is not one of features.
+        If there is no such file, or it is not a feature file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -76,14 +75,14 @@ class PhotoIndex:
         return len(self.names)
 
     def check(self, extractor: FeatureExtractor, run: Run | None = None) -> None:
-        """Refuse an index of other weights, or of pixels or rows made in another way.
+        """Refuse an index of other weights, or with other settings.
 
         Parameters
         ----------
         extractor : FeatureExtractor
-            What is served.
+            The network served.
         run : Run, optional
-            Where it comes from: a new classifier leaves the features of its base as they were.
+            Its training: a new classifier on fixed layers accepts an index of the base weights.
 
         Raises
         ------
@@ -103,18 +102,18 @@ class PhotoIndex:
             if found.get(name, value) != value:
                 raise UsageError(
                     f"index {self._path}",
-                    f"its {name} is {found[name]}, and the network that is served has {value}",
+                    f"its {name} is {found[name]}, and the served network has {value}",
                     _ADVICE,
                 )
 
     def row_of(self, blob: np.ndarray) -> np.ndarray:
-        """A photo's blob of `layer` as a row of the index: pooled, flat, of length 1."""
+        """A photo's blob of `layer` as a row of the index: pooled, flat, of unit norm."""
         pool = POOLS.get(self._attributes.get("pool", "none"))
         row = (pool(blob, axis=(0, 1)) if pool and blob.ndim == 3 else blob).reshape(1, -1)
         return (row / _norms(row))[0]
 
     def nearest(self, row: np.ndarray, count: int) -> list[Neighbour]:
-        """The most similar photos, most similar first; of equal ones the earlier."""
+        """The most similar photos, best first; ties in row order."""
         similarity = self._rows @ row
         count = min(count, len(similarity))
         some = np.sort(np.argpartition(-similarity, count - 1)[:count])
@@ -127,18 +126,18 @@ class PhotoIndex:
         Raises
         ------
         ImageError
-            If it is not there any more.
+            If its file no longer exists.
         IndexError
             If there is no such row.
         """
         path = self._photos[row]
         if not os.path.isfile(path):  # URLs are not opened
-            raise ImageError(self.names[row], "its file is not there any more", "Extract anew.")
+            raise ImageError(self.names[row], "its file no longer exists", "Extract it again.")
         return jpeg(shrunk(load_image(path), _TILE), 85)
 
 
 def jpeg(picture: np.ndarray, quality: int = 90) -> bytes:
-    """A picture, uint8 (H, W, 3) RGB or (H, W) grey, as a JPEG file."""
+    """Encode a picture, uint8 (H, W, 3) RGB or (H, W) grey, as JPEG."""
     if picture.ndim == 3:
         picture = picture[..., ::-1]
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
@@ -149,7 +148,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 
 
 def _below_common_folder(paths: list[str]) -> list[str]:
-    """The paths, without what all of them begin with."""
+    """The paths relative to their common folder."""
     try:
         common = os.path.commonpath([os.path.dirname(path) for path in paths])
     except ValueError:  # absolute and relative ones

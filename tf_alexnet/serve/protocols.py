@@ -1,7 +1,7 @@
-"""The languages of requests: multipart forms, TensorFlow Serving's REST, KServe's version 2.
+"""Formats of requests: multipart forms, TensorFlow Serving's REST, KServe's version 2.
 
-Each function turns a body into the bytes of photos, or raises `RequestError`. A photo is always
-sent itself; nothing here opens a path or a URL.
+Each function turns a body into the bytes of photos, or raises `RequestError`. Photos are always in
+the body; paths and URLs are never opened.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _ADVICE = "send the photo itself; paths and URLs are not opened"
 
 
 class Upload(NamedTuple):
-    """A photo in a form, and the name that its sender gave it."""
+    """A photo in a form, and its file name."""
 
     name: str
     content: bytes
 
 
 class Wanted(NamedTuple):
-    """What a request of one of the JSON protocols asks for.
+    """Content of a JSON request.
 
     Attributes
     ----------
     photos : list of bytes
-        Content of image files.
+        Contents of image files.
     outputs : tuple of str or None
         Names of the outputs wanted; None for all.
     columns : bool
-        TensorFlow Serving: whether the answer has a list per output, not an object per photo.
+        TensorFlow Serving: whether to respond with a list per output, not an object per photo.
     id : str or None
-        KServe: returned with the answer.
+        KServe: returned in the response.
     """
 
     photos: list[bytes]
@@ -62,7 +62,7 @@ def parse_form(content_type: str, body: bytes, most: int) -> tuple[list[Upload],
     body : bytes
         All of it.
     most : int
-        Photos to accept.
+        Most photos to accept.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def parse_form(content_type: str, body: bytes, most: int) -> tuple[list[Upload],
 
     def on_file(file: Any) -> None:
         if len(uploads) == most:
-            raise RequestError(413, f"more than {most} images, and no more go into a request")
+            raise RequestError(413, f"more than {most} images, and a request may hold {most}")
         file.file_object.seek(0)
         name = (file.file_name or b"").decode("utf-8", "replace")
         uploads.append(Upload(name[:255], file.file_object.read()))
@@ -136,10 +136,10 @@ def parse_kserve(body: bytes, header_length: str | None = None) -> Wanted:
     Parameters
     ----------
     body : bytes
-        JSON, in which a photo is base64. With the binary extension the photos follow it, each after
-        its length, 4 bytes with the lowest first.
+        JSON, with photos in base64. With the binary extension the photos follow it, each after
+        its length (4 bytes, little-endian).
     header_length : str, optional
-        ``Inference-Header-Content-Length``: how much of `body` is JSON.
+        ``Inference-Header-Content-Length``: length of the JSON in `body`.
 
     Raises
     ------
@@ -170,8 +170,8 @@ def parse_kserve(body: bytes, header_length: str | None = None) -> Wanted:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is."""
-    # The parser holds up all other requests: it is given nothing that is deep or has many parts.
+    """Parse a body that is a JSON object."""
+    # Parsing blocks all other requests: refuse JSON that is deep or has many parts.
     if any(body.count(x) > _MOST_PARTS for x in (b"[", b"{", b",", b":")):
         raise RequestError(400, "the JSON has too many parts for a request")
     try:

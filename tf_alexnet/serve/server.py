@@ -1,4 +1,4 @@
-"""`run_server`: an application on a socket, until a signal ends it."""
+"""`run_server`: serve an application on a socket until a signal stops it."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tf_alexnet.errors import OutputError
 from tf_alexnet.serve.limits import Limits
 
-_GRACE = 5  # seconds, beyond those that a request may take
-_KEEP = 5  # seconds that a connection may be idle
+_GRACE = 5  # seconds to shut down, beyond the time limit of a request
+_KEEP = 5  # seconds a connection may be idle
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that will be served.
+    """Bind a socket to serve on.
 
     Parameters
     ----------
     host : str
-        An address or name of this machine.
+        Address or name of this machine.
     port : int
-        0 takes a free one.
+        0 picks a free one.
 
     Raises
     ------
     OutputError
-        If there is no such address, or the port is taken.
+        If the address is not available, or the port is taken.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         found = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # on Windows it would let two servers share the port
+        if os.name == "posix":  # on Windows, two servers could share the port
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(address)
@@ -69,7 +69,7 @@ def run_server(
     limits: Limits | None = None,
     ready: Callable[[], Any] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what has begun.
+    """Serve until SIGTERM or SIGINT, then finish open requests.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ def run_server(
     bound : socket
         What `listen` returns.
     limits : Limits, optional
-        Those of the application.
+        Limits of the application.
     ready : callable, optional
-        Called when requests are answered.
+        Called when the server accepts requests.
     """
     limits = limits or Limits()
     config = uvicorn.Config(
@@ -98,7 +98,7 @@ def run_server(
         timeout_graceful_shutdown=int(limits.seconds) + _GRACE,
     )
     server = _Server(config, ready)
-    # uvicorn raises the signal again once it has ended well, for handlers that we don't need.
+    # After a clean shutdown uvicorn raises the signal again: ignore it.
     before = {x: signal.signal(x, lambda *_: None) for x in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run([bound])
@@ -108,7 +108,7 @@ def run_server(
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready."""
+    """Calls `ready` after startup."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], Any] | None):
         super().__init__(config)
@@ -121,7 +121,7 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, with the limit of time it lacks: until a request's head is complete."""
+    """uvicorn's protocol with a time limit for the head of a request, which uvicorn lacks."""
 
     class Protocol(H11Protocol):
         def connection_made(self, transport: Any) -> None:
@@ -132,13 +132,13 @@ def _protocol(seconds: float) -> type[H11Protocol]:
             if self.transport.is_closing():
                 return
             waiting = self.conn.their_state is h11.IDLE
-            if waiting and before is self.cycle:  # no request since the last time
+            if waiting and before is self.cycle:  # no request since the last check
                 self.transport.close()
                 return
             self.loop.call_later(seconds, self._watch, self.cycle if waiting else self)
 
         def send_400_response(self, msg: str) -> None:
-            """As uvicorn's, in JSON."""
+            """Respond as uvicorn does, but in JSON."""
             body = json.dumps({"error": msg}).encode()
             headers = [
                 (b"content-type", b"application/json"),
@@ -146,7 +146,7 @@ def _protocol(seconds: float) -> type[H11Protocol]:
                 (b"connection", b"close"),
             ]
             events = h11.Response(status_code=400, headers=headers), h11.Data(data=body)
-            with contextlib.suppress(h11.LocalProtocolError):  # in the midst of another answer
+            with contextlib.suppress(h11.LocalProtocolError):  # another response has started
                 for event in (*events, h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event))
             self.transport.close()

@@ -1,4 +1,4 @@
-"""`Service`: what a server computes. Bytes of photos in; classes, features, pictures out."""
+"""`Service`: computes classes, features and pictures from the bytes of photos."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tf_alexnet.serve.batching import SIZE, Batcher
 from tf_alexnet.serve.counters import Counters
 from tf_alexnet.serve.heatmaps import HeatMap, HeatMaps
 from tf_alexnet.serve.photo_index import Neighbour, PhotoIndex
-from tf_alexnet.training.run import Run
+from tf_alexnet.training.run import Run, run_folder
 from tf_alexnet.visualize.saliency import METHODS
 from tf_alexnet.weights import WeightArrays
 from tf_alexnet.weights.resolve import last_features, resolve_weights
 
 
 class Answer(NamedTuple):
-    """What the network says of a photo.
+    """Outputs of the network for a photo.
 
     Attributes
     ----------
     scores : ndarray of float32 (classes,), or None
-        The blob of `Service.output`; None if the network has no classes.
+        The blob of `Service.output`; None without a classifier.
     features : ndarray of float32
         The blob of `Service.layer`, without a batch axis.
     """
@@ -47,16 +47,16 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """A network, decoder processes, and the photos it may compare with.
+    """A network, its decoder processes, and an index of photos.
 
     Parameters
     ----------
     weights : str, path, WeightArrays or Run
-        As in `FeatureExtractor`, or a finished training.
+        As in `FeatureExtractor`, or a RUN, also by its path.
     architecture : str, optional
         As in `AlexNet`.
     index : path, optional
-        A file of features of these weights: `PhotoIndex`.
+        Features computed with these weights, as in `PhotoIndex`.
     engine : {"auto", "tensorflow", "openvino"}
         As in `FeatureExtractor`.
     workers : int, optional
@@ -68,22 +68,22 @@ class Service:
     output : str or None
         Layer of the scores: `prob`, or `fc8` if a sigmoid per class follows it (multi-label).
     layer : str
-        Layer of the features that are answered: the index's, or else the last one before `fc8`.
+        Layer of the features returned: that of the index, else the last one before `fc8`.
     shape : tuple of int
-        Of these features.
+        Shape of these features.
     layers : tuple of str
-        Layers that `activations` shows.
+        Layers available in `activations`.
     classes : int or None
         Number of classes.
     index : PhotoIndex or None
     run : Run or None
-        The training that is served.
+        The RUN served.
     counters : Counters
 
     Raises
     ------
     WeightsError, UsageError
-        If weights or index can't be had.
+        If weights or index are missing or invalid.
     """
 
     def __init__(
@@ -95,6 +95,8 @@ class Service:
         engine: str = "auto",
         workers: int | None = None,
     ):
+        if isinstance(weights, str | os.PathLike) and run_folder(weights):
+            weights = Run.open(weights)
         run = weights if isinstance(weights, Run) else None
         self.index = None if index is None else PhotoIndex(index)
         arrays, table = resolve_weights(run.arrays if run else weights, architecture)
@@ -133,7 +135,7 @@ class Service:
         self._drawing = ThreadPoolExecutor(4, "heat maps")
 
     def start(self) -> None:
-        """Start the decoders and compute once: no first request waits for what happens once."""
+        """Start the decoders and warm up the network."""
         file = BytesIO()
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
         photos = [file.getvalue()] * self._workers
@@ -142,7 +144,7 @@ class Service:
             self._answers(np.zeros((count, self._side, self._side, 3), np.float32))
 
     def close(self) -> None:
-        """End all processes and threads."""
+        """Stop all processes and threads."""
         self._batcher.close()
         self._heatmaps.close()
         self._reader.close()
@@ -150,7 +152,7 @@ class Service:
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, photo: bytes) -> Answer | Failure:
-        """Classes and features of a photo, computed together with those of other requests."""
+        """Scores and features of a photo, computed in a batch with those of other requests."""
         with self._batcher.expecting():
             found, pixels = await self._decode(photo)
         if isinstance(found, Failure):
@@ -162,13 +164,13 @@ class Service:
         return list(await asyncio.gather(*map(self.answer, photos)))
 
     def predictions(self, answer: Answer, top: int) -> list[Prediction]:
-        """The most probable classes; none where the network has no classes."""
+        """The most probable classes; empty without a classifier."""
         if self.output is None:
             return []
         return decode_blobs({self.output: answer.scores[None]}, "center", top, self._names)[0]
 
     async def neighbours(self, answer: Answer, count: int) -> list[Neighbour]:
-        """The most similar photos of the index; none without one."""
+        """The most similar photos in the index; empty without one."""
         if self.index is None or count < 1:
             return []
         row = self.index.row_of(answer.features)
@@ -185,8 +187,8 @@ class Service:
     async def heat_map(
         self, photo: bytes, method: str, target: int | None, seconds: float
     ) -> HeatMap | Failure:
-        """A heat map over a photo, `HeatMaps.draw`."""
-        found, _ = await self._decode(photo)  # what is no photo does not get there
+        """A heat map over a photo, as in `HeatMaps.draw`."""
+        found, _ = await self._decode(photo)  # first refuse what is not a photo
         if isinstance(found, Failure):
             return found
         loop = asyncio.get_running_loop()
@@ -194,7 +196,7 @@ class Service:
         return await loop.run_in_executor(self._drawing, *arguments)
 
     def facts(self) -> dict[str, Any]:
-        """What is served, for people and programs."""
+        """Facts about the network, as JSON types."""
         extractor = self.extractor
         facts: dict[str, Any] = {
             "architecture": extractor.architecture,
@@ -217,7 +219,7 @@ class Service:
         return facts
 
     def name_of(self, index: int) -> str:
-        """The name of a class, or of the channel that stands for one."""
+        """The name of a class or, without a classifier, of a channel of `pool5`."""
         if not self.classes:
             return f"channel {index} of pool5"
         one = np.eye(1, self.classes, index)
@@ -227,7 +229,7 @@ class Service:
         loop = asyncio.get_running_loop()
         found, pixels = await loop.run_in_executor(self._decoding, self._reader.decode, photo)
         if not isinstance(found, Failure) and pixels.shape[1:3] != (self._side, self._side):
-            text = f"preset {self.extractor.preset!r} changes no size, and the network takes "
+            text = f"preset {self.extractor.preset!r} does not resize, and the network takes "
             found = Failure(found.path, "bad_shape", f"{text}{self._side}x{self._side} pixels")
         self.counters.photo(found.code if isinstance(found, Failure) else "ok")
         return found, pixels

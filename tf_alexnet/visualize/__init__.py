@@ -1,8 +1,8 @@
-"""Pictures of the network: its filters, its activations, and why it answered what it did.
+"""Plots of filters, activations, saliency maps and feature spaces.
 
 Functions that end in ``_figure`` return a `matplotlib.figure.Figure` (extra ``plot``); all others
-return arrays or Pillow's images and need neither matplotlib nor a display. Names are imported when
-they are first used.
+return arrays or Pillow images and need neither matplotlib nor a display. Names are imported on
+first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""A photo's activations as pictures."""
+"""Plots of a photo's activations."""
 
 from __future__ import annotations
 
@@ -20,43 +20,42 @@ if TYPE_CHECKING:
     from tf_alexnet.extraction import FeatureExtractor
 
 _GAP = 1  # pixels between channels
-_LIMIT = 99.9  # percentile of the values that is drawn as white
+_LIMIT = 99.9  # percentile drawn as white
 
 
 def ceiling(blob: np.ndarray) -> float:
-    """The value that `mosaic` draws as white: the 99.9th percentile, or the largest if that is 0.
+    """The value that `mosaic` draws as white: the 99.9th percentile, or the maximum if that is 0.
 
-    0 where no value is positive.
+    0 if no value is positive.
     """
     high = float(np.percentile(blob, _LIMIT))
     return max(0.0, high if high > 0 else float(blob.max(initial=0)))
 
 
 def mosaic(blob: np.ndarray) -> np.ndarray:
-    """All channels of a blob side by side, strongest first.
+    """Tile all channels of a blob, strongest first.
 
     Parameters
     ----------
     blob : ndarray of float, (h, w, channels) or (units,)
-        Values of one photo. Channels are in the order of their largest value; units keep their
-        order.
+        Activations of one photo. Channels are sorted by their maximum; units keep their order.
 
     Returns
     -------
     ndarray of uint8, (H, W)
-        0 is black and 0 activation (or below), 255 the value that `ceiling` returns. Channels are
-        in rows of nearly as many as there are rows, with a line of 128 between them.
+        Activations of 0 and below are 0 (black); `ceiling` and above are 255 (white). The tiles
+        form a nearly square sheet; channels are separated by grey lines (128).
 
     Raises
     ------
     InputError
-        If `blob` has another number of axes, is empty or holds values that are not finite.
+        If `blob` has another number of axes, is empty, or has values that are not finite.
     """
     blob = np.asarray(blob)
     if blob.ndim not in (1, 3) or not blob.size or not np.isfinite(blob).all():
         raise InputError(
             f"blob of shape {blob.shape}",
-            "it is no photo's (h, w, channels) or (units,), or not all of it is finite",
+            "expected finite values of shape (h, w, channels) or (units,)",
             "Pass one row of what FeatureExtractor returns.",
         )
     gap = _GAP if blob.ndim == 3 else 0
@@ -75,14 +74,14 @@ def mosaic(blob: np.ndarray) -> np.ndarray:
 
 
 def strongest(blob: np.ndarray) -> np.ndarray:
-    """Channels of a blob (h, w, channels) by their largest value, the largest first."""
+    """Channel indices of a blob (h, w, channels), sorted by maximum in descending order."""
     return np.argsort(-blob.max(axis=(0, 1)), kind="stable")
 
 
 def photo_blobs(
     extractor: FeatureExtractor, image: np.ndarray, names: Labels | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[str, float]]]:
-    """What `activations_figure` draws of a photo.
+    """Compute what `activations_figure` plots for a photo.
 
     Parameters
     ----------
@@ -96,9 +95,9 @@ def photo_blobs(
     blobs : dict of str to ndarray of float32
         Layer -> (h, w, channels) or (units,).
     crop : ndarray of uint8, (S, S, 3)
-        What the network sees.
+        The part of the photo that the network sees.
     classes : list of (str, float)
-        The five most probable classes, where `prob` is among the layers and the classes are known.
+        The five most probable classes; empty without `prob` or names for its classes.
     """
     batch = extractor.preprocess([image])
     blobs = {name: values[0] for name, values in extractor(batch).items()}
@@ -116,18 +115,18 @@ def activations_figure(
     name: str = "",
     classes: Sequence[tuple[str, float]] = (),
 ) -> Figure:
-    """The mosaics of some layers on one page, after what the network saw.
+    """Plot the mosaics of several layers on one page, after the photo.
 
     Parameters
     ----------
     blobs : mapping of str to ndarray of float, (h, w, channels) or (units,)
-        Layer -> its values for one photo.
+        Layer -> its activations for one photo.
     image : ndarray of uint8, (H, W, 3)
         The photo, or the part of it that the network sees.
     name : str
-        Of the photo, for the title.
+        Name of the photo, for the title.
     classes : sequence of (str, float)
-        The most probable classes, best first, which are drawn as bars in place of `prob`.
+        The most probable classes, best first; plotted as bars in place of `prob`.
 
     Returns
     -------
@@ -152,7 +151,7 @@ def activations_figure(
 
 
 def _single(layer: str, blob: np.ndarray, image: np.ndarray, name: str) -> Figure:
-    """One layer, large, with the photo beside it and a scale."""
+    """One layer, large, with the photo and a colour bar."""
     figure = new_figure(11.5, 8.2, dpi=130)
     photo, sheet = figure.subplots(1, 2, width_ratios=(1, 3.2))
     show(photo, shrunk(image), label(name) or "input")
@@ -168,7 +167,7 @@ def _about(layer: str, blob: np.ndarray) -> str:
 
 
 def _bars(axes, classes: Sequence[tuple[str, float]]) -> None:
-    """The most probable classes; names stand on the bars, where there is room for them."""
+    """A bar chart of the most probable classes, with their names on the bars."""
     places = range(len(classes))
     axes.barh(places, [share for _, share in classes], color="#9ec5e8", height=0.8)
     for place, (text, share) in enumerate(classes):

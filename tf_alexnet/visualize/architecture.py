@@ -1,4 +1,4 @@
-"""A network's table as text, Markdown, and a drawing."""
+"""A network's table as text, Markdown, JSON and SVG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDTHS = (7, 8, 6, 6, 4, 6, 11, 11, 14, 6)
 
 
 def architecture_text(table: Architecture) -> str:
-    """The table for a terminal: one line per blob, and totals."""
+    """The table as text: one line per blob, and totals."""
     rows = [*_cells(table), _totals(table)]
     lines = [f"{table.name}: {table.title}", ""]
     for row in ((*_HEADS, *_FIGURES), *rows):
@@ -44,7 +44,7 @@ def architecture_markdown(table: Architecture) -> str:
 
 
 def architecture_record(table: Architecture) -> dict[str, Any]:
-    """The table for JSON."""
+    """The table as a dict, for JSON."""
     rows = list(table.rows())
     layers = [
         {**asdict(row), "parameters": row.parameters, "multiply_adds": row.multiply_adds}
@@ -82,10 +82,10 @@ def _totals(table: Architecture) -> tuple[str, ...]:
 
 
 def check_architecture(path: str | os.PathLike) -> None:
-    """Refuse (UsageError, OutputError) a path that `save_architecture` could not write."""
+    """Raise UsageError or OutputError if `save_architecture` can't write `path`."""
     if Path(path).suffix.lower() not in _FORMATS:
         known = ", ".join(_FORMATS)
-        raise UsageError(f"drawing {os.fspath(path)}", "not a name for one", f"Use {known}.")
+        raise UsageError(f"drawing {os.fspath(path)}", "unknown file type", f"Use {known}.")
     check_folder(path)
 
 
@@ -95,7 +95,7 @@ def save_architecture(table: Architecture, path: str | os.PathLike) -> None:
     Raises
     ------
     UsageError, OutputError
-        If the name ends otherwise, or the file can't be written.
+        If the suffix is another one, or the file can't be written.
     """
     check_architecture(path)
     suffix = Path(path).suffix.lower()
@@ -107,7 +107,7 @@ def save_architecture(table: Architecture, path: str | os.PathLike) -> None:
 
 _COLUMN, _LEFT, _TOP, _LINE = 92, 104, 74, 19  # pixels of the drawing
 _TOWER = 164  # height of a tower
-# Okabe and Ito's colours, lighter, so that black text stands on them.
+# Okabe and Ito's palette, lightened for black text.
 _FILLS = {
     **{"Input": "#dddddd", "Conv": "#8fc1e3", "LRN": "#f5e6a3", "MaxPool": "#f2b98a"},
     **{"Dense": "#8fd1b8", "Softmax": "#dcb0cd"},
@@ -133,11 +133,11 @@ class _Box(NamedTuple):
 
 
 def architecture_svg(table: Architecture) -> str:
-    """A drawing of the network: towers, shapes, kernels and receptive fields.
+    """Draw the network: towers, shapes, kernels and receptive fields.
 
-    Heights of boxes go by the logarithm of the map's side, widths by that of its channels. In
-    networks with groups the two halves of the channels are drawn as towers; lines cross where a
-    layer sees both.
+    Box heights follow the logarithm of the map's side, widths that of its channel count. Networks
+    with groups are drawn as two towers of half the channels each; lines cross where a layer sees
+    both.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def architecture_svg(table: Architecture) -> str:
 
 
 def _boxes(row: LayerRow, number: int, towers: int) -> list[_Box]:
-    """One box, or one per tower for maps of a network in towers."""
+    """One box per tower for spatial maps, one box for everything else."""
     spatial = len(row.output_shape) == 3
     count = towers if spatial and row.kind != "Input" else 1
     channels = row.output_shape[-1] // count
@@ -192,7 +192,7 @@ def _boxes(row: LayerRow, number: int, towers: int) -> list[_Box]:
 
 
 def _lines(before: list[_Box], after: list[_Box], row: LayerRow) -> Iterator[str]:
-    """Lines from the boxes of a column to those of the next."""
+    """Lines between the boxes of adjacent columns."""
     apart = len(before) == len(after) and (row.kind != "Conv" or row.groups == len(after))
     for i, start in enumerate(before):
         for j, end in enumerate(after):
@@ -219,7 +219,7 @@ def _drawn(box: _Box, row: LayerRow, towers: int) -> str:
 
 
 def _caption(row: LayerRow) -> tuple[str, ...]:
-    """What stands below a column."""
+    """The text below a column."""
     moved = row.stride is not None
     return (
         row.name,

@@ -1,4 +1,4 @@
-"""Colour maps as tables of uint8 RGB, without matplotlib."""
+"""Colour maps as uint8 RGB tables, without matplotlib."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 
-# ColorBrewer's RdBu, dark blue to dark red, told apart also by the colour-blind.
+# ColorBrewer's RdBu, reversed: dark blue to dark red, safe for colour-blind readers.
 _DIVERGING = ((5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31))
 _SEQUENTIAL = {"viridis": cv2.COLORMAP_VIRIDIS, "inferno": cv2.COLORMAP_INFERNO}
 
@@ -19,7 +19,7 @@ def color_table(name: str) -> np.ndarray:
     Parameters
     ----------
     name : {"viridis", "inferno", "gray", "diverging"}
-        The last is blue, white, red; the entry in its middle is white.
+        ``diverging`` is blue, white, red, with white in the middle.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def color_table(name: str) -> np.ndarray:
 
 
 def colored(values: np.ndarray, name: str, low: float, high: float) -> np.ndarray:
-    """Values as colours: `low` and all below is the first of the table, `high` the last.
+    """Map values to colours: `low` and below to the first, `high` and above to the last.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""`Explainer`: a network, a score for each class, and the score's gradients."""
+"""`Explainer`: class scores of a network, and their gradients."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     import keras
 
 LOGITS = "fc8"
-_GRADIENTS, _SCORES = 32, 64  # pictures in one pass
+_GRADIENTS, _SCORES = 32, 64  # batch sizes
 
 
 class Explainer:
-    """A loaded network that computes scores and their gradients, with TensorFlow.
+    """Class scores of a network and their gradients, computed with TensorFlow.
 
-    The score of a class is its logit, `fc8` before the softmax: the softmax of a sure network is
-    flat, and its gradients vanish. Weights without a classifier have channels of `pool5` instead of
-    classes, and the score of a channel is its mean over the 6x6 places.
+    The score of a class is its logit, `fc8` before the softmax: gradients of a saturated softmax
+    vanish. Without a classifier, the channels of `pool5` take the place of classes, and the score
+    of a channel is its mean over the 6x6 positions.
 
     Parameters
     ----------
@@ -47,23 +47,23 @@ class Explainer:
     Attributes
     ----------
     table : Architecture
-        The network, as far as the layer with the scores.
+        The network up to `score_layer`.
     score_layer : str
-        ``fc8``, or ``pool5`` where the weights have no classifier.
+        ``fc8``, or ``pool5`` for weights without a classifier.
     classes : int
         Number of scores.
     preset : Preset
     mean_image : ndarray of float32, or None
-        The mean image, where `preset` subtracts one.
+        The mean image, if `preset` subtracts one.
     weights_source : str
         Where the weights came from.
     untrained : bool
-        Whether they are random numbers, as a control.
+        Whether the weights are random (an untrained control).
 
     Raises
     ------
     WeightsError, PresetError, UsageError
-        If weights or preset can't be had.
+        If weights or preset are missing or invalid.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Explainer:
         self._graphs = Graphs(self.table, self._variables, self.score_layer)
 
     def labels(self, names: Labels | None = None) -> tuple[Label, ...]:
-        """A name for every class: given ones, ImageNet's for 1000 classes, or numbers.
+        """Class names: `names`, else ImageNet's for 1000 classes, else indices.
 
         Raises
         ------
         InputError
-            If names are given, and not one for each class.
+            If `names` has not one name per class.
         """
         if self.score_layer != LOGITS:
             return tuple(Label("", f"channel {i} of pool5") for i in range(self.classes))
@@ -118,26 +118,26 @@ class Explainer:
         return known
 
     def title(self, index: int, labels: Sequence[Label]) -> str:
-        """A class in words: ``class 281 (tabby, tabby cat)``, or ``channel 53 of pool5``."""
+        """Title of a class: ``class 281 (tabby, tabby cat)``, or ``channel 53 of pool5``."""
         if self.score_layer != LOGITS:
             return labels[index].label
         name = labels[index].label
         return f"class {index}" + (f" ({name})" if name != str(index) else "")
 
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """The part of a photo that the network sees: uint8 RGB, (S, S, 3).
+        """Crop the part of a photo that the network sees: uint8 RGB, (S, S, 3).
 
         Raises
         ------
         InputError
-            If the preset changes no size and the photo has another one than the network's input.
+            If the preset does not resize and the photo does not have the network's input size.
         """
         size = self.table.input_size
         if self.preset.size is None and image.shape[:2] != (size, size):
             raise InputError(
                 f"photo of {image.shape[0]}x{image.shape[1]} pixels",
-                f"preset {self.preset.name!r} changes no size, and the network takes {size}x{size}",
-                "Give it in that size, or use another preset.",
+                f"preset {self.preset.name!r} does not resize, and the network takes {size}x{size}",
+                "Resize the photo, or use another preset.",
             )
         return crop_of(image, self.preset, size)
 
@@ -146,21 +146,25 @@ class Explainer:
         return preprocess_input([image], self.preset, mean_image=self.mean_image)
 
     def scores(self, batch: np.ndarray) -> np.ndarray:
-        """The score of every class: float32 (N, classes) of a preprocessed batch."""
+        """Scores of a preprocessed batch: float32 (N, classes)."""
         return self._run(self._graphs.scores, batch, _SCORES)
 
     def gradient(self, batch: np.ndarray, index: int) -> np.ndarray:
-        """The gradient of a class's score by the input: float32, the shape of the batch."""
+        """Gradient of a class score with respect to the input: float32, shaped like `batch`."""
         return self._run(lambda x: self._graphs.gradient(x, index), batch, _GRADIENTS)
 
     def guided_gradient(self, batch: np.ndarray, index: int) -> np.ndarray:
-        """The same through ReLUs that pass positive gradients only (Springenberg et al. 2014)."""
+        """`gradient` through ReLUs that pass positive gradients only (Springenberg et al. 2014)."""
         return self._run(lambda x: self._graphs.guided(x, index), batch, _GRADIENTS)
 
     def blob_and_gradient(
         self, batch: np.ndarray, index: int, layer: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A blob and the gradient of a class's score by it: float32 (1, h, w, channels) each.
+        """A blob and the gradient of a class score with respect to it.
+
+        Returns
+        -------
+        blob, gradient : ndarray of float32, (1, h, w, channels)
 
         Raises
         ------
@@ -181,7 +185,7 @@ class Explainer:
             return tuple(x.numpy() for x in graph(batch, index))
 
     def replace(self, layer: str, arrays: LayerArrays) -> LayerArrays:
-        """Give a layer other weights; those that it had are returned."""
+        """Replace the weights of a layer; the old ones are returned."""
         variables = self._variables[layer]
         before = LayerArrays(*(variable.numpy() for variable in variables))
         for variable, values in zip(variables, arrays, strict=True):
@@ -189,7 +193,7 @@ class Explainer:
         return before
 
     def check_class(self, index: Any) -> int:
-        """`index`, if it is one of a class.
+        """Return `index` as int if it is a class index.
 
         Raises
         ------
@@ -214,7 +218,7 @@ class Explainer:
         with full_precision():
             for start in range(0, len(batch), step):
                 some = batch[start : start + step]
-                # A graph for each number of pictures would be compiled anew.
+                # Padded: every new batch size would be compiled again.
                 lacking = step - len(some) if start else 0
                 if lacking:
                     some = np.concatenate([some, np.zeros((lacking, *some.shape[1:]), np.float32)])
@@ -223,14 +227,14 @@ class Explainer:
 
 
 class Graphs:
-    """The graphs of an `Explainer`, each made once.
+    """The graphs of an `Explainer`, each traced once.
 
     Parameters
     ----------
     table : Architecture
-        The network as far as the layer with the scores.
+        The network up to `score_layer`.
     variables : dict of str to (kernel, bias)
-        Variables or tensors of float32.
+        Variables or tensors, float32.
     score_layer : str
         As in `Explainer`.
     """
@@ -240,7 +244,7 @@ class Graphs:
 
         from tf_alexnet.layers import forward, groups_are_native
 
-        groups_are_native()  # asked here, not in the midst of a graph
+        groups_are_native()  # cached here, because it must not run inside a graph
         self._tf, self._forward = tf, functools.partial(forward, variables=variables)
         self._steps, self._score_layer = table.layers, score_layer
         picture = tf.TensorSpec((None, table.input_size, table.input_size, 3), tf.float32)
@@ -261,7 +265,7 @@ class Graphs:
         )
 
     def _scores(self, x: Any, start: int = 0, **settings: Any) -> Any:
-        """Scores (N, classes) of what goes into step `start`."""
+        """Scores (N, classes), given the input of step `start`."""
         name, tf = self._score_layer, self._tf
         found = self._forward(self._steps[start:], x=x, wanted=[name], **settings)[name]
         return found if name == LOGITS else tf.reduce_mean(found, axis=(1, 2))

@@ -1,4 +1,4 @@
-"""The rows of features that `extract` wrote, whole and in their order."""
+"""Read the rows of features that `extract` wrote, in their order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Features:
     layers : dict of str to ndarray of float32, (N, D)
         Layer -> its rows; blobs with height and width are flattened.
     attributes : dict of str to str
-        What the file records about its making: weights, preset and more.
+        Metadata of the file: weights, preset and more.
     """
 
     paths: list[str]
@@ -41,7 +41,7 @@ class Features:
         return f"<Features {len(self.paths)} photos: {arrays}>"
 
     def complete(self, layer: str) -> tuple[list[str], np.ndarray, int]:
-        """Paths and rows without those that hold NaN, and how many these were."""
+        """Paths and rows without NaN, and the number of rows left out."""
         rows = self.layers[layer]
         known = np.isfinite(rows).all(axis=1)
         paths = [path for path, good in zip(self.paths, known, strict=True) if good]
@@ -65,9 +65,9 @@ def read_features(path: str | os.PathLike, layers: str | Sequence[str] | None = 
     Raises
     ------
     InputError
-        If it is not such an output, or holds no rows.
+        If it is not such an output, or has no rows.
     LayerError
-        If it does not hold a layer.
+        If a layer was not extracted.
     """
     paths, parts, attributes = [], {}, {}
     for file in _files(Path(path)):
@@ -91,17 +91,17 @@ def read_features(path: str | os.PathLike, layers: str | Sequence[str] | None = 
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the shards of a folder in their order."""
+    """The file, or the shards of a folder in order."""
     if path.is_dir():
         kinds = (".h5", ".parquet")
         files = sorted(x for x in path.iterdir() if x.suffix in kinds and x.name[0] not in "._")
         if files:
             return files
-        raise InputError(os.fspath(path), "a folder without shards of features", _ADVICE)
+        raise InputError(os.fspath(path), "the folder has no shards of features", _ADVICE)
     if not path.is_file():
         raise InputError(os.fspath(path), "there is no such file", _ADVICE)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(os.fspath(path), "not a file of features by its name", _ADVICE)
+        raise InputError(os.fspath(path), "not a feature file, by its suffix", _ADVICE)
     return [path]
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: matplotlib's `Figure` without its global state, and how it is saved."""
+"""Shared by all figures: matplotlib's `Figure` without pyplot's global state, and saving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PALE = "#222222", "#6e6e6e"
-# Okabe and Ito's colours, which the colour-blind tell apart, and markers for print without colour.
+# Okabe and Ito's colour-blind safe palette, and markers for greyscale prints.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 VECTOR = (".svg", ".pdf")
@@ -28,7 +28,7 @@ _PIXELS = 1600  # longer side of a photo in a figure
 
 
 def new_figure(width: float, height: float, dpi: int = 110) -> Figure:
-    """An empty figure, of inches.
+    """An empty figure; width and height in inches.
 
     Raises
     ------
@@ -42,14 +42,14 @@ def new_figure(width: float, height: float, dpi: int = 110) -> Figure:
 
 
 def check_figure(path: str | os.PathLike) -> None:
-    """Refuse a path that no figure could be saved to, before any work is done for it.
+    """Refuse a path that no figure can be saved to, before any work is done.
 
     Raises
     ------
     UsageError
-        If the suffix is not that of a picture, or matplotlib is not installed.
+        If the suffix is not a picture format, or matplotlib is not installed.
     OutputError
-        If it could not be written.
+        If the file can't be written.
     """
     if Path(path).suffix.lower() in VECTOR:
         check_folder(path)
@@ -57,12 +57,12 @@ def check_figure(path: str | os.PathLike) -> None:
         check_picture(path)
     else:
         known = ", ".join((*SUFFIXES, *VECTOR))
-        raise UsageError(f"picture {os.fspath(path)}", "not a name for one", f"Use {known}.")
+        raise UsageError(f"picture {os.fspath(path)}", "unknown file type", f"Use {known}.")
     check_matplotlib()
 
 
 def check_matplotlib() -> None:
-    """Raise a UsageError if matplotlib is not installed; it is not imported."""
+    """Raise UsageError if matplotlib is not installed, without importing it."""
     if find_spec("matplotlib") is None:
         raise UsageError(
             "figures", "matplotlib is not installed", "Install it: pip install 'tf-alexnet[plot]'."
@@ -70,7 +70,7 @@ def check_matplotlib() -> None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure as PNG, JPEG, WebP, SVG or PDF, under a temporary name at first.
+    """Write a figure as PNG, JPEG, WebP, SVG or PDF, atomically.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
 
 
 def picture_of(figure: Figure) -> Image.Image:
-    """A figure as RGB pixels."""
+    """Render a figure to RGB pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -97,7 +97,7 @@ def picture_of(figure: Figure) -> Image.Image:
 
 
 def label(text: object, longest: int = _LONGEST) -> str:
-    """A name as a label: one line, not too long, and no mathematics, which ``$`` would begin."""
+    """Shorten a name to a one-line label, and escape ``$``, which would start math text."""
     text = one_line(str(text))
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")
@@ -115,7 +115,7 @@ def show(axes: Any, pixels: np.ndarray, title: str = "", **settings: Any) -> Any
 
 
 def shrunk(pixels: np.ndarray, longest: int = _PIXELS) -> np.ndarray:
-    """uint8 pixels, made smaller if a side is longer than `longest`."""
+    """Downscale uint8 pixels whose longer side exceeds `longest`."""
     if max(pixels.shape[:2]) <= longest:
         return pixels
     picture = Image.fromarray(pixels)
@@ -124,7 +124,7 @@ def shrunk(pixels: np.ndarray, longest: int = _PIXELS) -> np.ndarray:
 
 
 def colormap(name: str) -> Any:
-    """A table of `color_table` for matplotlib."""
+    """A `color_table` as a matplotlib colour map."""
     from matplotlib.colors import ListedColormap
 
     return ListedColormap(color_table(name) / 255, name=name)
@@ -133,14 +133,14 @@ def colormap(name: str) -> Any:
 def color_bar(
     figure: Figure, axes: Any, name: str, low: float, high: float, title: str, where: str = "bottom"
 ) -> None:
-    """A colour bar with numbers, for pixels that were coloured with `colored`."""
+    """Add a colour bar for pixels coloured with `colored`."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
     values = ScalarMappable(Normalize(low, high), colormap(name))
     place = {"location": where, "fraction": 0.05, "pad": 0.02, "aspect": 30, "panchor": False}
-    place["ticks"] = MaxNLocator(6)  # more would run into each other
+    place["ticks"] = MaxNLocator(6)  # more would overlap
     bar = figure.colorbar(values, ax=axes, **place)
     bar.outline.set_visible(False)
     bar.set_label(title, fontsize=9, color=INK)

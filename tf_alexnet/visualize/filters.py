@@ -1,4 +1,4 @@
-"""What the filters of a convolution look like."""
+"""Plots of convolution filters."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from tf_alexnet.visualize.figures import INK, color_bar, new_figure, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PAIRS = 24  # filters, and input channels, of a deeper layer that are shown
+_PAIRS = 24  # most filters, and input channels, plotted for deeper layers
 _PAPER = 255
 
 
 def towers(table: Architecture) -> int:
-    """In how many halves the channels of every layer fall: the largest `groups` of the network."""
+    """Number of towers: the largest `groups` of the network."""
     return max(layer.groups for layer in table.convolutions)
 
 
 def filter_tiles(kernel: np.ndarray, channels: str) -> np.ndarray:
-    """Filters on three colour channels as small pictures, each with its own contrast.
+    """Filters on three colour channels as RGB tiles, each with its own contrast.
 
     Parameters
     ----------
     kernel : ndarray of float, (h, w, 3, n)
     channels : {"BGR", "RGB"}
-        Order of the input's channels.
+        Channel order of the input.
 
     Returns
     -------
     ndarray of uint8, (n, h, w, 3)
-        RGB. Weight 0 is 128, the largest absolute weight of each filter 1 or 255.
+        RGB. Weight 0 is 128; the largest absolute weight of each filter is 1 or 255.
     """
     tiles = np.moveaxis(kernel, -1, 0)
     tiles = tiles[..., ::-1] if channels == "BGR" else tiles
@@ -45,7 +45,7 @@ def filter_tiles(kernel: np.ndarray, channels: str) -> np.ndarray:
 
 
 def grid(tiles: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Tiles (n, h, w, 3) of uint8 in rows of `columns`, with white lines between them."""
+    """Arrange uint8 tiles (n, h, w, 3) in rows of `columns`, with white lines between them."""
     count, height, width = tiles.shape[:3]
     rows = -(-count // columns)
     shape = rows * (height + gap) - gap, columns * (width + gap) - gap, 3
@@ -59,7 +59,7 @@ def grid(tiles: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 def strongest_pairs(
     kernel: np.ndarray, count: int = _PAIRS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The filters and input channels of largest norm, and their weights.
+    """The filters and input channels with the largest norms, and their weights.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def strongest_pairs(
     Returns
     -------
     filters, inputs : ndarray of int
-        Their places in `kernel`, ascending.
+        Their indices in `kernel`, ascending.
     weights : ndarray of float, (filters, inputs, h, w)
     """
     energy = np.square(kernel.astype(np.float64)).sum(axis=(0, 1))
@@ -82,18 +82,18 @@ def strongest_pairs(
 def filters_figure(
     kernel: np.ndarray, table: Architecture, layer: str = "conv1", *, source: str = ""
 ) -> Figure:
-    """The filters of a convolution.
+    """Plot the filters of a convolution.
 
-    Filters of `conv1` are pictures in colour, each with its own contrast. Deeper layers have no
-    colours: each row is a filter, each column an input channel, and weights are drawn from blue
-    (negative) through white (0) to red. The halves of a network of two towers stand apart.
+    Filters of `conv1` are colour images, each with its own contrast. Filters of deeper layers have
+    one row each and one column per input channel, with weights from blue (negative) through white
+    (0) to red. The towers of a network with groups are plotted side by side.
 
     Parameters
     ----------
     kernel : ndarray of float, (h, w, inputs / groups, filters)
     table : Architecture
     layer : str
-        A convolution.
+        Name of the convolution.
     source : str
         Where the weights came from, for the title.
 
@@ -119,7 +119,7 @@ def check_convolution(table: Architecture, layer: str) -> Conv:
     Raises
     ------
     LayerError
-        If there is none.
+        If the network has none of that name.
     """
     known = {conv.name: conv for conv in table.convolutions}
     if layer not in known:
@@ -169,8 +169,8 @@ def _paired(parts: list[np.ndarray], conv: Conv, source: str) -> Figure:
         axes.spines[:].set_visible(False)
         axes.set_xlabel("input channel", fontsize=9, color=INK)
         axes.set_ylabel("filter", fontsize=9, color=INK)
-    text = "weight, each filter by its largest"
+    text = "weight, relative to the filter's largest"
     color_bar(figure, [*panels], "diverging", -1, 1, text)
-    shown = f"{conv.name}: {len(filters) * len(parts)} of {every} filters on their input channels"
-    figure.suptitle(f"{shown}, those of largest norm\n{source}".strip(), fontsize=10, color=INK)
+    shown = f"{conv.name}: {len(filters) * len(parts)} of {every} filters by input channel"
+    figure.suptitle(f"{shown}, largest norms\n{source}".strip(), fontsize=10, color=INK)
     return figure

@@ -1,9 +1,9 @@
-"""Where values of a network lie on a photo: cells on the input, the input on the photo.
+"""Map values of a network to the photo: cells of a blob to the input, the input to the photo.
 
-Positions are in pixels, and pixel 0 has its centre at 0. A cell of a blob stands at the centre of
-its receptive field (of `conv5` in the Caffe networks, cell i at pixel 17 + 16 i); between the
-centres values are interpolated, beyond the first and the last they stay the same. Stretching a blob
-over the whole input would shift them, by up to 9 pixels at the edge.
+Positions are in pixels; the first pixel has its centre at 0. A cell of a blob lies at the centre of
+its receptive field (for `conv5` of the Caffe networks, cell i at pixel 17 + 16 i). Values are
+interpolated between the centres, and constant beyond the first and last. Stretching a blob over the
+whole input would shift it by up to 9 pixels at the edge.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tf_alexnet.images.pipeline import centre_offset, resize_by, resized_size
 
 
 def cell_centres(table: Architecture, layer: str) -> np.ndarray:
-    """Input pixels at which the rows, and the columns, of a blob stand.
+    """Positions of a blob's rows (and of its columns) in the input, in pixels.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def cell_centres(table: Architecture, layer: str) -> np.ndarray:
     Raises
     ------
     LayerError
-        If the network has no such layer, or it has no height and width.
+        If there is no such layer, or it has no height and width.
     """
     row = next((row for row in table.rows() if row.name == layer), None)
     if row is None or len(row.output_shape) != 3:
@@ -44,7 +44,7 @@ def cell_centres(table: Architecture, layer: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a network's input lies on a photo.
+    """Where the network's input lies in a photo.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Placement:
 
     @classmethod
     def of(cls, height: int, width: int, preset: Preset, size: int) -> Placement:
-        """The placement by a preset, for a network with inputs of side `size`."""
+        """The placement by a preset, for inputs of side `size`."""
         if preset.size is None:  # neither resized nor cropped
             return cls((height, width), (height, width), (0, 0), size)
         resized = resized_size(height, width, preset)
@@ -74,13 +74,13 @@ class Placement:
 
     @classmethod
     def of_crop(cls, size: int) -> Placement:
-        """The placement on the crop itself."""
+        """The identity, for maps on the crop itself."""
         return cls((size, size), (size, size), (0, 0), size)
 
     def onto_photo(self, values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Values at points of the input, interpolated at the pixels of the photo.
+        """Interpolate values at points of the input to the pixels of the photo.
 
-        Where the photo is coarser than the input, a pixel has the mean of what it covers.
+        Where the photo is coarser than the input, a pixel is the mean of what it covers.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class Placement:
         Returns
         -------
         ndarray of float32, (H, W)
-            NaN where the photo lies outside of the input.
+            NaN outside the input.
         """
         down, seen_rows = self._weights(0, rows)
         across, seen_columns = self._weights(1, columns)
@@ -102,19 +102,19 @@ class Placement:
         return placed
 
     def to_photo(self, row: float, column: float) -> tuple[float, float]:
-        """The position in the photo of a position in the input."""
+        """Convert a position in the input to one in the photo."""
         inside = zip((row, column), self.corner, self.photo, self.resized, strict=True)
         return tuple((x + start + 0.5) * side / to - 0.5 for x, start, side, to in inside)
 
     def _weights(self, axis: int, points: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
-        """(side, points) weights of `points` at each pixel of an axis, and which pixels have any.
+        """Interpolation weights (side, points) along an axis, and which pixels have any.
 
-        Each pixel of the photo is looked up at its centre, or at several places where it is wider
+        Each pixel of the photo is sampled at its centre, or at several positions if it is wider
         than a pixel of the input.
         """
         side, resized, start = self.photo[axis], self.resized[axis], self.corner[axis]
         times = max(1, -(-resized // side))
-        # Only the places that lie in the input: of a long strip those are few.
+        # Only positions in the input: few, for a long strip.
         first = max(0, int((start - 0.5) / resized * side * times) - 1)
         last = min(side * times, int((start + self.size + 0.5) / resized * side * times) + 2)
         fine = np.arange(first, last)
@@ -135,7 +135,7 @@ class Placement:
 
 
 def crop_of(image: np.ndarray, preset: Preset, size: int) -> np.ndarray:
-    """What the network sees of a photo, before its channels are turned and the mean is subtracted.
+    """The part of a photo that the network sees, before channel swap and mean subtraction.
 
     Parameters
     ----------

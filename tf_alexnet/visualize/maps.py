@@ -1,4 +1,4 @@
-"""Maps of photos by their features, and matrices of how unlike they are."""
+"""Maps of photos by their features, and dissimilarity matrices."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tf_alexnet.visualize.similarity import pca
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROJECTIONS = {"pca": None, "tsne": "sklearn", "umap": "umap"}  # and the module each needs
-_THUMBNAILS = 250  # photos that are drawn as such; the others are dots
-_SIDES = 24, 110  # of a thumbnail, pixels: of many photos, and of few
-_NAMED = 40  # stimuli up to which a matrix has their names at its sides
+PROJECTIONS = {"pca": None, "tsne": "sklearn", "umap": "umap"}  # name -> module required
+_THUMBNAILS = 250  # photos drawn as thumbnails; the others are dots
+_SIDES = 24, 110  # smallest and largest side of a thumbnail, pixels
+_NAMED = 40  # most stimuli whose names are shown
 _STIMULI = 10_000
 
 
 def check_projection(method: str) -> None:
-    """Refuse (UsageError) a projection that does not exist, or whose package is not installed."""
+    """Raise UsageError if the projection is unknown or its package is not installed."""
     if method not in PROJECTIONS:
         known = ", ".join(PROJECTIONS)
         raise UsageError(f"projection {method!r}", "unknown", f"Use one of {known}.")
@@ -40,26 +40,27 @@ def check_projection(method: str) -> None:
 
 
 def project(rows: np.ndarray, method: str = "pca", seed: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Places of photos on a plane.
+    """Project features to two dimensions.
 
     Parameters
     ----------
     rows : ndarray of float, (N, D)
     method : {"pca", "tsne", "umap"}
-        The last two start from at most 50 principal components, and need scikit-learn and
+        ``tsne`` and ``umap`` start from at most 50 principal components, and need scikit-learn and
         umap-learn.
     seed : int
+        Random seed of ``tsne`` and ``umap``.
 
     Returns
     -------
     places : ndarray of float, (N, 2)
     titles : list of str
-        What the axes are.
+        Titles of the axes.
 
     Raises
     ------
     UsageError, InputError
-        If there is no such method, its package is not installed, or there are fewer than 3 photos.
+        If the method is unknown, its package is not installed, or there are fewer than 3 photos.
     """
     check_projection(method)
     if method == "pca":
@@ -87,14 +88,14 @@ def embedding_figure(
     title: str = "",
     progress: Callable[[str, int, int, dict], None] | None = None,
 ) -> Figure:
-    """A map of thumbnails; frames and dots have the colours of the photos' folders.
+    """Plot photos as thumbnails on a map, coloured by folder.
 
     Parameters
     ----------
     places : ndarray of float, (N, 2)
     paths : sequence of str
-        At most 250 photos, evenly chosen, are drawn as thumbnails; the others, and those that can't
-        be read any more, are dots.
+        At most 250 photos, evenly spaced, are thumbnails; the others are dots. A cross replaces a
+        photo that can't be read.
     axes_titles, title : sequence of str, str
     progress : callable, optional
         Called with ``("thumbnails", done, total, {})``.
@@ -129,7 +130,7 @@ def embedding_figure(
 
 
 def _folder_colors(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """A colour for each photo, and of each folder where there are 2 to 7 of them."""
+    """Colour of each photo, and of each folder if there are 2 to 7 of them."""
     folders = [os.path.basename(os.path.dirname(path)) or "." for path in paths]
     names = sorted(set(folders))
     if not 2 <= len(names) <= len(PALETTE):
@@ -152,7 +153,7 @@ def _thumbnail(axes: Any, path: str, place: np.ndarray, color: str, side: int) -
 
 
 def check_stimuli(count: int) -> None:
-    """Refuse (InputError) more stimuli than a matrix of all pairs has room for."""
+    """Raise InputError if there are too many stimuli for a matrix of all pairs."""
     if count > _STIMULI:
         raise InputError(
             f"a matrix of {count:,} photos",
@@ -169,7 +170,7 @@ def rsm_figure(
     *,
     title: str = "",
 ) -> Figure:
-    """Dissimilarity matrices of some layers side by side.
+    """Plot the dissimilarity matrices of several layers side by side.
 
     Parameters
     ----------
@@ -178,9 +179,9 @@ def rsm_figure(
     paths : sequence of str
         The stimuli, in order; up to 40 are named.
     distance : str
-        What the matrices hold.
+        Name of the distance, for the colour bars.
     between : mapping of str to ndarray of float, (layers, layers), optional
-        Title -> a comparison of the layers: drawn below, with numbers.
+        Title -> comparison of the layers, plotted below with its numbers.
     title : str
 
     Returns
@@ -238,7 +239,7 @@ def _between(axes: Any, values: np.ndarray, names: Sequence[str], title: str) ->
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=10, color=INK)
     for i, j in np.ndindex(values.shape):
-        color = "white" if values[i, j] <= 0.6 else INK  # NaN stands on white
+        color = "white" if values[i, j] <= 0.6 else INK  # NaN cells are white
         axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=color, fontsize=8)
 
 
@@ -248,7 +249,7 @@ def write_matrix(
     names: Sequence[str] = (),
     heads: Sequence[str] = (),
 ) -> None:
-    """Write a matrix as ``.npy``, or as ``.csv`` with a name before each row and a line of heads.
+    """Write a matrix as ``.npy``, or as ``.csv`` with row names and a header.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The photos most like others, of a file of features."""
+"""Nearest neighbours of photos in a file of features."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tf_alexnet.visualize.similarity import nearest
 
 
 class Neighbours(NamedTuple):
-    """A photo, and those of the file that are most like it: path and cosine similarity of each."""
+    """A photo and its nearest neighbours: path and cosine similarity of each."""
 
     query: str
     neighbours: list[tuple[str, float]]
 
 
 def outside(queries: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """The queries that are not among the photos of a file, however their paths are written."""
+    """The queries that are not among `paths`, compared by real path."""
     known = _places(paths)
     return [query for query in queries if os.path.realpath(query) not in known]
 
@@ -42,7 +42,7 @@ def rows_of(
     weights: Any,
     mean_image: Any = None,
 ) -> dict[str, np.ndarray]:
-    """Features of other photos, computed as those of a file were.
+    """Compute features of other photos with the settings of a file.
 
     Parameters
     ----------
@@ -60,13 +60,13 @@ def rows_of(
     Raises
     ------
     UsageError
-        If the file was made with other weights, or another mean image.
+        If the file was made with other weights or another mean image.
     ImageError
         If a photo can't be read.
     """
     from tf_alexnet.extraction.extractor import FeatureExtractor
 
-    # What files of version 0.1 don't record was the same for all of them.
+    # Files of version 0.1 don't record these: they were constant.
     settings = {"dtype": "float32", "pool": "none", "crops": "center", "depth": "auto"}
     settings |= {name: attributes[name] for name in settings if name in attributes}
     network = {name: attributes.get(name) for name in ("architecture", "preset")}
@@ -101,7 +101,7 @@ def find(
     others: Mapping[str, np.ndarray] | None = None,
     count: int = 8,
 ) -> list[Neighbours]:
-    """The photos most like some photos.
+    """Find the nearest neighbours of photos.
 
     Parameters
     ----------
@@ -110,11 +110,11 @@ def find(
     rows : ndarray of float32, (N, D)
         Their features.
     queries : sequence of str, optional
-        By default all of `paths`. A photo is no neighbour of its own.
+        By default all of `paths`. A photo is never its own neighbour.
     others : mapping of str to ndarray (D,), optional
-        Features of the queries that are not among `paths`.
+        Features of queries that are not among `paths`.
     count : int
-        How many for each.
+        Neighbours per query.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def _named(query: str, paths: Sequence[str], places: Any, similarities: Any) -> 
 
 
 def write_csv(results: Sequence[Neighbours], path: str | os.PathLike) -> None:
-    """Write a line per neighbour: query, rank, neighbour, similarity.
+    """Write one line per neighbour: query, rank, neighbour, similarity.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def save_sheets(results: Sequence[Neighbours], path: str | os.PathLike, title: s
     Raises
     ------
     OutputError
-        If one can't be written, or would replace a file that this package did not draw.
+        If one can't be written, or would replace a file that this package did not write.
     """
     pages = [results[i : i + PAGE_ROWS] for i in range(0, len(results), PAGE_ROWS)]
     whole, places = Path(path), [os.fspath(path)]

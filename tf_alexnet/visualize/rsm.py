@@ -1,4 +1,4 @@
-"""Matrices of how unlike photos are, computed, drawn and written."""
+"""Compute, plot and write dissimilarity matrices."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tf_alexnet.visualize.similarity import dissimilarity, linear_cka, rsa
 
 
 class Matrices(NamedTuple):
-    """What `save_rsm` computed and wrote.
+    """Results of `save_rsm`.
 
     Attributes
     ----------
     layers : dict of str to ndarray of float64, (N, N)
-        Layer -> dissimilarities, in the order of the stimuli.
+        Layer -> dissimilarities, in row order.
     between : dict of str to ndarray of float64, (layers, layers)
-        ``RSA``: rank correlations of the matrices; ``linear CKA``. Empty with one layer.
+        ``RSA (Spearman)``: rank correlations of the matrices; ``linear CKA``. Empty for one layer.
     files : list of str
         The picture, and for each layer a ``.npy`` and a ``.csv``.
     """
@@ -36,7 +36,7 @@ class Matrices(NamedTuple):
 def save_rsm(
     features: Features, distance: str, path: str | os.PathLike, name: str = ""
 ) -> Matrices:
-    """Compute a matrix for each layer; draw them, and write them as ``.npy`` and ``.csv``.
+    """Compute one matrix per layer, plot them, and write them as ``.npy`` and ``.csv``.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ def save_rsm(
     distance : str
         As in `dissimilarity`.
     path : path
-        The picture; the matrices lie beside it as ``<name>-<layer>.npy`` and ``.csv``, and the
+        The picture; the matrices are written next to it as ``<name>-<layer>.npy`` and ``.csv``, the
         comparison of several layers as ``<name>-layers.csv``.
     name : str
-        Of the features, for the title.
+        Name of the features, for the title.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def save_rsm(
     InputError
         If there are more than 10,000 stimuli.
     OutputError
-        If a file can't be written, or would replace one that does not belong to the picture.
+        If a file can't be written, or would replace one without its picture.
     """
     check_stimuli(len(features.paths))
     whole = Path(path)
@@ -84,12 +84,12 @@ def save_rsm(
 
 
 def _check_tables(picture: Path, tables: list[Path]) -> None:
-    """Refuse to replace tables without their picture: somebody else may have written them."""
+    """Refuse to replace tables whose picture is missing: they may not be ours."""
     for table in [] if picture.exists() else tables:
         for place in (table, table.with_suffix(".csv")):
             if place.exists():
                 raise OutputError(
                     os.fspath(place),
-                    f"it exists, and {picture.name}, which it would belong to, does not",
+                    f"it exists, but its picture, {picture.name}, does not",
                     "Choose another name with -o, or remove the file.",
                 )

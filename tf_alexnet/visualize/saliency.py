@@ -1,4 +1,4 @@
-"""Which pixels a class's score depends on: six methods, one kind of map."""
+"""Saliency maps: which pixels the score of a class depends on."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ if TYPE_CHECKING:
 METHODS = ("gradcam", "gradient", "smoothgrad", "integrated", "occlusion", "guided")
 SIGNED = ("integrated", "occlusion")
 BASELINES = ("mean", "black", "blur")
-GAP_LIMIT = 0.05  # completeness gap above which integrated gradients should not be trusted
+GAP_LIMIT = 0.05  # completeness gap above which integrated gradients are unreliable
 GUIDED_NOTE = (
     "guided backpropagation shows what the lower layers see; it depends little on the class "
     "(Adebayo et al. 2018)"
 )
-_READINGS = {  # what the numbers at the colour bar are
+_READINGS = {  # titles of the colour bar
     "gradcam": "weighted activation",
     "gradient": "|gradient of the score|",
     "smoothgrad": "mean |gradient of the score|",
-    "integrated": "part of the score (red speaks for the class)",
-    "occlusion": "fall of the score when covered (red speaks for the class)",
+    "integrated": "contribution to the score (red supports the class)",
+    "occlusion": "drop in score when covered (red supports the class)",
     "guided": "|guided gradient|",
 }
-_LIMIT = 99  # percentile of the values at which colours end
-_BLUR = 1 / 20  # standard deviation of the blurred baseline, as a part of the input's side
+_LIMIT = 99  # percentile at which the colours saturate
+_BLUR = 1 / 20  # standard deviation of the blurred baseline, relative to the input's side
 
 Progress = Callable[[str, int, int, dict], None]
 
 
 @dataclass(frozen=True, eq=False)
 class SaliencyMap:
-    """What a method says about a photo.
+    """Saliency map of a photo.
 
     Attributes
     ----------
     values : ndarray of float32, (H, W)
-        On the pixels of the photo, or of the crop; NaN where the network does not see the photo.
+        One per pixel of the photo or the crop; NaN outside the network's input.
     class_index : int
-        The class, or the channel of `pool5` where the network has no classes.
+        The class, or the channel of `pool5` for weights without a classifier.
     score : float
-        Its logit, or the channel's mean.
+        Logit of the class, or mean of the channel.
     completeness_gap : float or None
-        Of integrated gradients: how far their sum is from the difference of the scores of photo and
-        baseline, as a part of that difference. Above 0.05 the steps are too few.
+        For integrated gradients: deviation of their sum from the difference in score between photo
+        and baseline, relative to that difference. Above 0.05, use more steps.
     method : str
     cells : ndarray of float32, (h, w)
-        The values before they were interpolated, in the input's orientation.
+        The values before interpolation.
     rows, columns : ndarray of float, (h,) and (w,)
-        Pixels of the input at which the cells stand.
+        Positions of the cells in the input, in pixels.
     """
 
     values: np.ndarray
@@ -80,23 +80,23 @@ class SaliencyMap:
 
     @property
     def signed(self) -> bool:
-        """Whether values below zero speak against the class."""
+        """Whether negative values count against the class."""
         return self.method in SIGNED
 
     @property
     def colors(self) -> str:
-        """The colour map that it is drawn in."""
+        """Name of its colour map."""
         return "diverging" if self.signed else "viridis"
 
     @property
     def constant(self) -> bool:
-        """Whether all pixels have the same value, so that the map says nothing."""
+        """Whether all pixels have the same value."""
         seen = self.values[np.isfinite(self.values)]
         return not seen.size or float(seen.min()) == float(seen.max())
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Values at which the colours end: the 99th percentile, of signed maps symmetric to 0."""
+        """Range of the colours: to the 99th percentile, symmetric about 0 for signed maps."""
         seen = np.abs(self.values[np.isfinite(self.values)])
         high = float(np.percentile(seen, _LIMIT)) if seen.size else 0.0
         high = high or float(seen.max(initial=0)) or 1.0
@@ -120,7 +120,7 @@ def saliency_map(
     target: str = "photo",
     progress: Progress | None = None,
 ) -> SaliencyMap:
-    """How much each pixel of a photo matters for the score of a class.
+    """Compute how much each pixel of a photo matters for the score of a class.
 
     Parameters
     ----------
@@ -129,31 +129,31 @@ def saliency_map(
     image : ndarray of uint8, (H, W, 3), or what `load_image` takes
         RGB.
     method : str
-        ``gradcam``: channels of `layer`, weighted by the mean of their gradient, added, and what is
-        below 0 left out (Selvaraju et al. 2017). ``gradient``: largest absolute gradient of the
-        three channels (Simonyan et al. 2013). ``smoothgrad``: the same of the mean of absolute
-        gradients of noisy copies (Smilkov et al. 2017). ``integrated``: integrated gradients, added
-        over the channels, signed (Sundararajan et al. 2017). ``occlusion``: by how much the score
-        falls when a square is covered with the mean colour, signed (Zeiler and Fergus 2014).
-        ``guided``: the gradient through ReLUs that pass positive gradients only; it depends little
-        on the class (Adebayo et al. 2018).
+        ``gradcam``: ReLU of the sum of `layer`'s channels, weighted by their mean gradient
+        (Selvaraju et al. 2017). ``gradient``: maximum absolute gradient over the channels
+        (Simonyan et al. 2013). ``smoothgrad``: mean absolute gradient of noisy copies, then the
+        maximum over the channels (Smilkov et al. 2017). ``integrated``: integrated gradients,
+        summed over the channels, signed (Sundararajan et al. 2017). ``occlusion``: drop in score
+        when a square is covered with the mean colour, signed (Zeiler and Fergus 2014). ``guided``:
+        as ``gradient``, through ReLUs that pass positive gradients only (Springenberg et al. 2014);
+        it depends little on the class (Adebayo et al. 2018).
     target_class : int, optional
-        By default the class of the highest score.
+        By default the class with the highest score.
     layer : str
-        Of Grad-CAM.
+        Layer of Grad-CAM.
     baseline : {"mean", "black", "blur"}
-        Where integrated gradients start: the mean colour, black, or the blurred photo.
+        Start of integrated gradients: the mean colour, black, or the blurred photo.
     samples, noise : int, float
-        Copies of SmoothGrad, and the standard deviation of their noise as a part of the range of
-        the input's values.
+        Copies of SmoothGrad, and the standard deviation of their noise relative to the range of
+        the input.
     steps : int
         Gauss-Legendre points of integrated gradients.
     patch, stride : int
-        Side of the square that covers, and pixels from one to the next.
+        Side and step of the covering square, in pixels.
     seed : int
-        Of SmoothGrad's noise.
+        Random seed of SmoothGrad.
     target : {"photo", "crop"}
-        Pixels of the result: of the photo, or of the network's input.
+        Whether the map covers the photo, or the network's input.
     progress : callable, optional
         Called with ``("occlusion", done, total, {})``.
 
@@ -164,7 +164,7 @@ def saliency_map(
     Raises
     ------
     UsageError, InputError, LayerError
-        If there is no such method, class, layer or baseline.
+        If a method, class, layer or other setting is invalid.
     """
     if target not in ("photo", "crop"):
         raise UsageError(f"target {target!r}", "unknown", "Use photo or crop.")
@@ -186,7 +186,7 @@ def saliency_map(
 
 @dataclass(frozen=True)
 class Task:
-    """The settings of all methods; arguments as in `saliency_map`."""
+    """Settings of all methods, as in `saliency_map`."""
 
     layer: str = "conv5"
     baseline: str = "mean"
@@ -209,7 +209,7 @@ class Task:
     def run(
         self, method: str, explainer: Explainer, image: np.ndarray, x: np.ndarray, index: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
-        """Cells (h, w), the input's pixels at which they stand, and the completeness gap.
+        """Cells (h, w), their rows and columns in the input, and the completeness gap.
 
         Parameters
         ----------
@@ -297,38 +297,38 @@ class Task:
 
 
 def check_method(method: str) -> str:
-    """`method`, if there is such a one (UsageError otherwise)."""
+    """Return `method`; raise UsageError if it is unknown."""
     if method not in METHODS:
         raise UsageError(f"method {method!r}", "unknown", f"Use one of {', '.join(METHODS)}.")
     return method
 
 
 def filler(explainer: Explainer, x: np.ndarray) -> np.ndarray:
-    """The mean colour as the network takes it: 0, unless the preset subtracts no mean."""
+    """The mean colour in the network's input: 0, or that of the photo for a raw preset."""
     if explainer.preset.is_raw:
         return np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape).astype(np.float32)
     return np.zeros_like(x)
 
 
 def overlay(image: np.ndarray, found: SaliencyMap | np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """A saliency map in colours over its photo.
+    """Blend a saliency map over its photo.
 
-    Maps that are never negative are drawn in viridis from 0 on, signed ones from blue through white
-    (zero) to red; colours end at the 99th percentile.
+    Unsigned maps use viridis from 0, signed ones blue through white (0) to red; the colours
+    saturate at the 99th percentile.
 
     Parameters
     ----------
     image : ndarray of uint8, (H, W, 3)
         RGB: the photo, or its crop for a map made with ``target="crop"``.
     found : SaliencyMap, or ndarray of float (H, W)
-        An array counts as signed if it has values below 0.
+        An array is signed if it has negative values.
     alpha : float
         Weight of the colours; 0 shows the photo alone.
 
     Returns
     -------
     ndarray of uint8, (H, W, 3)
-        RGB. The photo stays as it is where the map is NaN, and all of it if the map is constant.
+        RGB. The photo is unchanged where the map is NaN, and everywhere if it is constant.
 
     Raises
     ------
@@ -361,16 +361,16 @@ def saliency_figure(
     class_title: str = "",
     alpha: float = 0.5,
 ) -> Figure:
-    """The photo, and the map over it with a colour bar.
+    """Plot the photo, and the map over it with a colour bar.
 
     Parameters
     ----------
     image, found, alpha
         As in `overlay`.
     name : str
-        Of the photo, for the title.
+        Name of the photo, for the title.
     class_title : str
-        The class in words, as of `Explainer.title`.
+        Title of the class, as from `Explainer.title`.
 
     Returns
     -------
@@ -386,7 +386,7 @@ def saliency_figure(
     low, high = found.limits
     for axes, pixels in zip(panels, (image, overlay(image, found, alpha)), strict=True):
         show(axes, shrunk(pixels), aspect=aspect)
-        axes.set_anchor("N")  # in line, though one has a colour bar
+        axes.set_anchor("N")  # aligned, although one has a colour bar
     what = class_title or f"class {found.class_index}"
     figure.suptitle(
         f"{label(name, 60)}\n{found.method}, {label(what, 60)}, score {found.score:.4g}".strip(),
@@ -398,7 +398,7 @@ def saliency_figure(
     if found.constant:
         seen = found.values[np.isfinite(found.values)]
         value = f"{seen[0]:.3g}" if seen.size else "nothing"
-        panels[1].set_xlabel(f"the map is {value} everywhere: it says nothing", color=INK)
+        panels[1].set_xlabel(f"the map is constant ({value})", color=INK)
         return figure
     color_bar(figure, panels[1], found.colors, low, high, _READINGS[found.method])
     return figure

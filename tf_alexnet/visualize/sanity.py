@@ -1,7 +1,7 @@
-"""Do saliency maps depend on what the network has learned? (Adebayo et al. 2018)
+"""Sanity check of saliency maps (Adebayo et al. 2018).
 
-Layers are randomised one after the other, from the classifier down. A map that stays as it was
-shows the photo, not the network's reasons.
+Layers are randomised one after the other, from the classifier down. A map that does not change
+shows the photo, not what the network has learned.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SanityCheck:
-    """Maps of a photo by a trained network, and by the same with more and more random layers.
+    """Maps of a photo as more and more layers of a trained network are randomised.
 
     Attributes
     ----------
@@ -38,10 +38,10 @@ class SanityCheck:
     maps : dict of str to list of SaliencyMap
         Method -> its map at each stage, on the network's input.
     correlations : dict of str to ndarray of float64, (stages,)
-        Method -> Spearman's rank correlation of the absolute values of its cells with those of the
-        trained network; 1 first, NaN where a map is constant.
+        Method -> Spearman's rank correlation of the absolute values of the cells with those of the
+        trained network; 1 first, NaN for constant maps.
     class_index : int
-        The class that all maps are of: the trained network's choice, or the caller's.
+        The class explained: `target_class`, or the trained network's prediction.
     """
 
     stages: tuple[str, ...]
@@ -56,7 +56,7 @@ class SanityCheck:
         )
 
     def write_csv(self, path: str | os.PathLike) -> None:
-        """Write the correlations: a row per stage, a column per method."""
+        """Write the correlations: one row per stage, one column per method."""
         with replacing(path) as temporary, open(temporary, "w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["randomised_down_to", *self.correlations])
@@ -79,13 +79,13 @@ def sanity_check(
     Parameters
     ----------
     model, image, target_class
-        As in `saliency_map`. An `Explainer` has its own weights again afterwards.
+        As in `saliency_map`. The weights of an `Explainer` are restored afterwards.
     methods : sequence of str
-        As in `saliency_map`, with their defaults.
+        As in `saliency_map`, with default settings.
     seed : int
-        Of the random weights, which are those that a training would start from.
+        Random seed of the weights, initialised as for training from scratch.
     progress : callable, optional
-        Called with ``("stages", done, total, {})``.
+        Called with ``("maps", done, total, {})``.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def _correlations(cells: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def sanity_figure(image: np.ndarray, found: SanityCheck, *, name: str = "") -> Figure:
-    """The correlations as lines, and below all maps over what the network sees.
+    """Plot the correlations, and below them all maps over the crop.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def sanity_figure(image: np.ndarray, found: SanityCheck, *, name: str = "") -> F
         `Explainer.crop` of the photo.
     found : SanityCheck
     name : str
-        Of the photo, for the title.
+        Name of the photo, for the title.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Sheets of photos, drawn with Pillow, and how pictures are saved."""
+"""Contact sheets drawn with Pillow, and saving of pictures."""
 
 from __future__ import annotations
 
@@ -16,37 +16,35 @@ from tf_alexnet.version import VERSION
 _TILE = 220  # side of a thumbnail, pixels
 _GAP = 12
 _LINE = 20
-_PERCENT = 55  # room for a figure behind a bar
+_PERCENT = 55  # width of the label after a bar, pixels
 _INK, _PALE, _PAPER, _BAR = (20, 20, 20), (110, 110, 110), (255, 255, 255), (188, 212, 240)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-PAGE_ROWS = 50  # of a contact sheet; a JPEG ends at 65,500 pixels, and people before
-MARK = f"tf_alexnet {VERSION}"  # in every picture, so that the next one may replace it
+PAGE_ROWS = 50  # rows of a contact sheet; a JPEG is limited to 65,500 pixels
+MARK = f"tf_alexnet {VERSION}"  # in every picture: only marked files are replaced
 _SOFTWARE = 0x0131  # EXIF tag
-_LOOK = 4096  # bytes at either end in which a mark is looked for
+_LOOK = 4096  # bytes at either end that are searched for a mark
 
 
 def check_picture(path: str | os.PathLike) -> None:
-    """Refuse a picture's path before any work is done for it.
+    """Refuse a path that no picture can be saved to, before any work is done.
 
     Raises
     ------
     UsageError
-        If the suffix is not that of a picture.
+        If the suffix is not a picture format.
     OutputError
-        If it could not be written.
+        If the file can't be written.
     """
     Image.init()
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"picture {os.fspath(path)}", "not a name for a picture", "End it with .png."
-        )
+        raise UsageError(f"picture {os.fspath(path)}", "unknown file type", "End it with .png.")
     check_folder(path)
 
 
 def check_foreign(path: str | os.PathLike) -> None:
-    """Refuse (OutputError) a path where there is a file that this package did not draw.
+    """Raise OutputError if `path` exists and this package did not write it.
 
-    Drawings say so in their first or last bytes.
+    Our files have a mark in their first or last bytes.
     """
     advice = "Choose another name with -o, or remove the file."
     try:
@@ -64,7 +62,7 @@ def check_foreign(path: str | os.PathLike) -> None:
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Write `picture` under a temporary name and rename it.
+    """Write a picture atomically.
 
     Raises
     ------
@@ -82,15 +80,15 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
 def predictions_sheet(
     photos: Sequence[tuple[str, Sequence[tuple[str, float]]]], titled: bool = False
 ) -> Image.Image:
-    """Each photo with its classes as bars beside it, two photos a row.
+    """Photos with their classes as bars, two photos per row.
 
     Parameters
     ----------
     photos : sequence of (path, classes)
         `classes` are (name, probability), best first.
     titled : bool
-        The first class is the photo's title, and the file's name stands below; otherwise the name
-        is above it.
+        Whether the first class is the photo's title, with the file name below; otherwise the file
+        name is the title.
     """
     lines = max(len(classes) for _, classes in photos)
     width, bars = 2 * _TILE + 3 * _GAP, _TILE
@@ -120,14 +118,14 @@ def predictions_sheet(
 def contact_sheet(
     rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]], title: str
 ) -> Image.Image:
-    """A row a photo: the photo, then its nearest neighbours with their similarity.
+    """One row per photo: the photo, then its nearest neighbours with their similarity.
 
     Parameters
     ----------
     rows : sequence of (path, caption, neighbours)
         `neighbours` are (path, similarity), nearest first.
     title : str
-        What was compared.
+        Title of the sheet.
     """
     columns = 1 + max((len(neighbours) for _, _, neighbours in rows), default=0)
     step = _TILE + _GAP
@@ -141,7 +139,7 @@ def contact_sheet(
         _thumbnail(sheet, path, (_GAP, top))
         _caption(sheet, (_GAP, top + _TILE), caption, _TILE, _INK)
         for j, (other, similarity) in enumerate(neighbours, 1):
-            left = j * step + 2 * _GAP  # a wider gap sets the photo off from its neighbours
+            left = j * step + 2 * _GAP  # a wider gap after the photo
             _thumbnail(sheet, other, (left, top))
             _caption(
                 sheet, (left, top + _TILE), f"{similarity:.2f}  {os.path.basename(other)}",

@@ -1,4 +1,4 @@
-"""How alike photos are by their features, and how alike layers are by their photos; in NumPy."""
+"""Similarity of photos by their features, and of layers by their photos, in NumPy."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 from tf_alexnet.errors import InputError, UsageError
 
 DISTANCES = ("correlation", "euclidean", "cosine")
-_BLOCK = 2**27  # bytes of similarities in memory
+_BLOCK = 2**27  # bytes of similarities computed at a time
 
 
 def nearest(
     queries: np.ndarray, rows: np.ndarray, count: int, itself: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows most like each query, by cosine similarity; brute force.
+    """Nearest rows of each query by cosine similarity, by brute force.
 
     Parameters
     ----------
     queries : ndarray of float, (Q, D)
     rows : ndarray of float, (N, D)
     count : int
-        How many for each query; fewer if there are fewer rows.
+        Neighbours per query; fewer if there are fewer rows.
     itself : bool
-        The queries are the rows, and a row is no neighbour of its own.
+        Whether the queries are the rows; a row is then not its own neighbour.
 
     Returns
     -------
     places : ndarray of int, (Q, count)
-        Rows, nearest first; of equal ones the first.
+        Row indices, nearest first; ties in row order.
     similarities : ndarray of float32, (Q, count)
         -1 to 1; 0 for a row of zeros.
     """
@@ -61,18 +61,18 @@ def dissimilarity(rows: np.ndarray, distance: str = "correlation") -> np.ndarray
     rows : ndarray of float, (N, D)
         One row per stimulus.
     distance : {"correlation", "euclidean", "cosine"}
-        1 - Pearson's r, the length of the difference, or 1 - cosine similarity.
+        1 - Pearson's r, the Euclidean distance, or 1 - cosine similarity.
 
     Returns
     -------
     ndarray of float64, (N, N)
-        Symmetric, 0 in the diagonal, in the order of the rows. NaN where a row has NaN or, but for
-        "euclidean", no length.
+        Symmetric with a zero diagonal, in row order. NaN for rows with NaN and, except for
+        "euclidean", for rows that are 0 (or constant, for "correlation").
 
     Raises
     ------
     UsageError
-        If there is no such distance.
+        If the distance is unknown.
     """
     if distance not in DISTANCES:
         known = ", ".join(DISTANCES)
@@ -104,7 +104,7 @@ def rsa(matrices: Mapping[str, np.ndarray]) -> np.ndarray:
     Returns
     -------
     ndarray of float64, (layers, layers)
-        Over the pairs of stimuli that all matrices know; NaN with fewer than 2 such pairs.
+        Over the pairs of stimuli that are finite in all matrices; NaN with fewer than 2 such pairs.
     """
     from scipy.stats import spearmanr  # takes half a second to import
 
@@ -122,7 +122,7 @@ def linear_cka(layers: Mapping[str, np.ndarray]) -> np.ndarray:
     """Linear centred kernel alignment between layers (Kornblith et al. 2019).
 
     For centred rows X and Y of the same stimuli it is ||Y'X||^2 / (||X'X|| ||Y'Y||), in Frobenius
-    norms; computed from the Gram matrices XX' and YY', which are small.
+    norms; computed from the (N, N) Gram matrices XX' and YY'.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def linear_cka(layers: Mapping[str, np.ndarray]) -> np.ndarray:
     Returns
     -------
     ndarray of float64, (layers, layers)
-        0 to 1; NaN of a layer that is the same for all stimuli.
+        0 to 1; NaN for a layer that is the same for all stimuli.
     """
     rows = {name: np.asarray(x, np.float64) for name, x in layers.items()}
     known = np.all([np.isfinite(x).all(axis=1) for x in rows.values()], axis=0)
@@ -146,21 +146,21 @@ def linear_cka(layers: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def pca(rows: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components, by the singular values of the smaller Gram matrix.
+    """Principal components, from the eigenvectors of the smaller Gram matrix.
 
     Parameters
     ----------
     rows : ndarray of float, (N, D)
     count : int
-        Components; there are at most min(N, D).
+        Number of components, at most min(N, D).
 
     Returns
     -------
     coordinates : ndarray of float64, (N, count)
-        Of each row on the components, largest variance first. The largest absolute coordinate of
-        each component is positive.
+        Rows projected on the components, largest variance first. The largest absolute coordinate
+        of each component is positive.
     shares : ndarray of float64, (count,)
-        Part of the variance that each component has.
+        Fraction of the variance that each component explains.
 
     Raises
     ------

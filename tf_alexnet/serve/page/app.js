@@ -1,24 +1,24 @@
 "use strict";
 
 const METHODS = {
-  gradcam: ["Grad-CAM", "yellow is where conv5 speaks for the class"],
+  gradcam: ["Grad-CAM", "in yellow, conv5 supports the class"],
   gradient: ["Gradient", "yellow pixels change the score most"],
   smoothgrad: ["SmoothGrad", "yellow pixels change the score most, on average over noisy copies"],
-  integrated: ["Integrated gradients", "red speaks for the class, blue against it"],
-  occlusion: ["Occlusion", "where it is red, the score falls if it is covered"],
-  guided: ["Guided backprop", "shows edges, and depends little on the class"],
+  integrated: ["Integrated gradients", "red supports the class, blue counts against it"],
+  occlusion: ["Occlusion", "covering a red area lowers the score"],
+  guided: ["Guided backprop", "shows edges; depends little on the class"],
 };
 const TOKEN = "tf-alexnet-token";
 const NEIGHBOURS = 8;
-const TRIES = 10; // of a server that is busy
+const TRIES = 10; // while the server is busy
 
 const at = (id) => document.getElementById(id);
 
-let about = null; // what the server says of itself
-let photo = null; // the File that is shown
-let target = null; // index of the class that is explained; null for the most probable one
-let running = new AbortController(); // ends the requests of the photo before
-const urls = new Map(); // object URLs by the element that shows them
+let about = null; // facts about the server
+let photo = null; // the File shown
+let target = null; // index of the class explained; null for the most probable one
+let running = new AbortController(); // aborts the requests of the previous photo
+const urls = new Map(); // element -> object URL it shows
 
 function say(text) {
   at("status").textContent = text;
@@ -45,7 +45,7 @@ function show(image, blob, alt) {
   image.classList.remove("waiting");
 }
 
-/** A request; what the server refuses is thrown in its words. */
+/** Send a request; the error message of a refusal is thrown. */
 async function call(path, fields, signal) {
   const options = { headers: {}, signal };
   const token = sessionStorage.getItem(TOKEN);
@@ -61,7 +61,7 @@ async function call(path, fields, signal) {
       response = await fetch(path, options);
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Error("The server does not answer.");
+      throw new Error("The server is not responding.");
     }
     const wait = response.status === 503 && Number(response.headers.get("Retry-After"));
     if (!wait) break;
@@ -71,18 +71,18 @@ async function call(path, fields, signal) {
   if (response.status === 401) {
     at("network").textContent = "";
     at("token-form").hidden = false;
-    throw new Error(token ? "That is not its token." : "");
+    throw new Error(token ? "Wrong token." : "");
   }
-  let found = `The server answered ${response.status}.`;
+  let found = `The server returned ${response.status}.`;
   try {
     found = (await response.json()).error;
   } catch {
-    // not ours: its status has to do
+    // not our JSON: keep the status
   }
   throw new Error(found);
 }
 
-/** Run a part of the page; a newer photo ends it silently. */
+/** Update a part of the page; a newer photo aborts it silently. */
 async function part(work) {
   try {
     await work();
@@ -102,12 +102,12 @@ async function open(file) {
   at("result").hidden = true;
   if (file.size > about.limits.body) {
     say("");
-    fail(`${file.name}: the file has more than ${about.limits.body >> 20} MiB.`);
+    fail(`${file.name}: the file is larger than ${about.limits.body >> 20} MiB.`);
     return;
   }
   photo = file;
   target = null;
-  say(`Looking at ${file.name} …`);
+  say(`Analysing ${file.name} …`);
   await part(async () => {
     const path = `/predict?top=5&neighbours=${about.index ? NEIGHBOURS : 0}`;
     const [found] = await call(path, { photo: file }, signal).then(
@@ -159,7 +159,7 @@ function chosen(group) {
   return document.querySelector(`input[name=${group}]:checked`).value;
 }
 
-let heatMaps = 0; // requested so far: only the last one is shown
+let heatMaps = 0; // number requested: only the last is shown
 
 async function heatMap(signal) {
   const mine = ++heatMaps;
@@ -171,7 +171,7 @@ async function heatMap(signal) {
     return;
   }
   at("photo").classList.add("waiting");
-  caption.textContent = `${METHODS[method][0]} …  (the first heat map takes some seconds)`;
+  caption.textContent = `${METHODS[method][0]} …  (the first heat map takes a few seconds)`;
   try {
     const fields = { photo, method };
     if (target !== null) fields.class = target;
@@ -180,8 +180,8 @@ async function heatMap(signal) {
     const picture = await response.blob();
     if (mine !== heatMaps) return;
     let text = `${METHODS[method][0]} for ${found.label}, score ${found.score.toFixed(2)}: `;
-    text += found.constant ? "the map is constant and says nothing" : METHODS[method][1];
-    if (found.gap > 0.05) text += `; the gap of ${percent(found.gap)} is too large to trust it`;
+    text += found.constant ? "the map is constant" : METHODS[method][1];
+    if (found.gap > 0.05) text += `; unreliable, with a completeness gap of ${percent(found.gap)}`;
     caption.textContent = `${text}.`;
     show(at("photo"), picture, caption.textContent);
     for (const button of document.querySelectorAll("#bars button")) {
@@ -220,7 +220,7 @@ async function showNeighbours(neighbours, signal) {
     call(`/photos/${found.row}`, null, signal)
       .then((response) => response.blob())
       .then((blob) => show(image, blob, found.name))
-      .catch(() => {}); // its file is gone: name and figure are there
+      .catch(() => {}); // its file is gone: name and similarity remain
     return item;
   });
   for (const image of urls.keys()) {
@@ -243,14 +243,14 @@ function chips(id, names, label, changed) {
 }
 
 function describe() {
-  const known = about.trained_as ? `the weights of ${about.trained_as}` : "of unknown training";
+  const known = about.trained_as ? `the weights of ${about.trained_as}` : "unknown weights";
   const trained = about.run ? "a RUN of tf-alexnet train" : about.untrained ? "untrained" : known;
   at("network").textContent = `${about.architecture}, ${about.weights} (${trained})`;
   let warning = "";
-  if (about.untrained) warning = "Untrained: these weights are random, and the answers mean nothing.";
+  if (about.untrained) warning = "Untrained: the weights are random, and the predictions mean nothing.";
   else if (!about.classes) warning = "These weights have no classifier: features and pictures only.";
   else if (!about.run && !about.trained_as) {
-    warning = "Not the weights of a known trained network: the answers are as good as they are.";
+    warning = "Not the weights of a known network: the predictions may mean nothing.";
   }
   at("warning").textContent = warning;
   at("warning").hidden = !warning;
@@ -268,7 +268,8 @@ function describe() {
   const rows = Object.entries(facts).flatMap(([key, value]) => [make("dt", key), make("dd", value)]);
   at("facts").replaceChildren(...rows);
   if (about.multi_label) {
-    at("classes-hint").prepend("Each class has a probability of its own. ");
+    at("classes-hint").textContent = "Each class has a probability of its own; they don't add up to " +
+      "100 %. Choose a class to see what supports it.";
   }
   at("similar").hidden = !about.index;
   if (about.index) {
@@ -292,16 +293,16 @@ async function start() {
   });
 }
 
-/** What of a drop, a paste or an input is a file. */
+/** Open the file of a drop, a paste or an input. */
 function take(files) {
-  if (!files.length) fail("That is not a file. Save the picture, and choose it.");
+  if (!files.length) fail("That is not a file. Save the picture, then choose it.");
   else if (about) open(files[0]);
 }
 
 for (const id of ["file", "capture"]) {
   at(id).addEventListener("change", (event) => {
     take(event.target.files);
-    event.target.value = ""; // so that the same file can be chosen again
+    event.target.value = ""; // allows choosing the same file again
   });
 }
 
@@ -335,7 +336,7 @@ function closeCamera() {
 }
 
 at("camera").addEventListener("click", async () => {
-  // Browsers lend the camera to pages of this machine and of https; phones have an app for it.
+  // Browsers allow the camera on localhost and https only; phones have an app instead.
   if (!navigator.mediaDevices?.getUserMedia) {
     at("capture").click();
     return;
