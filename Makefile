@@ -1,4 +1,5 @@
 # Each target does its own set-up: a private .venv, made once and again when the dependencies change.
+# Python compiles what it imports; to compile all that is installed takes longer than installing it.
 PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -42,7 +43,7 @@ format: .venv/installed
 
 .venv/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
 	touch $@
 
 clean:
