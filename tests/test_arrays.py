@@ -127,7 +127,7 @@ def test_copies_in_both_splits_are_noted(signs):
     x, y = signs
     notes = []
     train_head(x[::3], y[::3], validation_data=(x[::6], y[::6]), note=notes.append, **SETTINGS)
-    assert any("12 of 12 validation photos are among the training photos too" in x for x in notes)
+    assert any("12 of 12 validation photos are among the training photos, too" in x for x in notes)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_copies_in_both_splits_are_noted(signs):
     [
         ({"labels": [0, 1]}, r"labels: shape \(2,\), with 72 images"),
         ({"labels": None}, r"data\[0\]: ndarray, not an \(image, label\) pair.*as_supervised=True"),
-        ({"labels": [[0], [0, 1]] * 36}, "labels: some have other shapes"),
+        ({"labels": [[0], [0, 1]] * 36}, "labels: their shapes differ"),
         ({"data": 5, "labels": None}, "data: int without images"),
         ({"labels": np.zeros(72, int)}, "classes: 1 different names for 1 classes"),
         ({"classes": ["a", "b"]}, "labels of 2 classes: not all are integers from 0 to 1"),

@@ -641,7 +641,7 @@ def test_features_of_a_run(run, trained):
 def test_a_model_that_is_no_longer_that_of_its_run(run, trained, convs):
     ta.AlexNet(head_of(convs, 3, seed=1)).save("RUN/model.keras")
     code, _, err = run("predict", "data/red/1.png", "--model", "RUN/model.keras")
-    assert (code, "model.keras: these are not the weights that run.json records" in err) == (
+    assert (code, "model.keras: not the weights that run.json describes" in err) == (
         3,
         True,
     )
@@ -685,7 +685,7 @@ def test_predict_with_a_run(run, trained):
         (["evaluate", "data", "--ground-truth", "x"], 2, "given is DATA --ground-truth"),
         (["evaluate", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
         (["predict", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
-        (["predict", "data", "--model", "data"], 2, "no finished training is there"),
+        (["predict", "data", "--model", "data"], 2, "it holds no finished training"),
         (["evaluate", "data", "--model", "nowhere"], 2, "there is no such folder"),
         (["evaluate", "data", "-w", "torchvision-convs"], 3, "it has no fc8"),
         (["evaluate", "data", "--model", "RUN", "--plot", "c.doc"], 2, "unknown file type"),

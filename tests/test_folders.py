@@ -104,7 +104,7 @@ def test_duplicates_across_the_parts_are_noted_by_content(tmp_path):
     shutil.copytree(tmp_path / "train" / "a", tmp_path / "val" / "a")
     os.rename(tmp_path / "val/a/00.png", tmp_path / "val/a/other name.png")
     (note,) = read_photos(tmp_path).notes
-    assert note.startswith("6 of 7 validation photos are among the training photos too, so")
+    assert note.startswith("6 of 7 validation photos are among the training photos, too, so")
     assert "val/a/01.png = train/a/01.png" in note
     assert note.endswith("and 3 more")
 
@@ -118,15 +118,15 @@ def test_contradicting_labels_are_noted_wherever_they_are(tmp_path):
     shutil.copy(tmp_path / "val/a/00.png", tmp_path / "val/b/in val.png")
     shutil.copy(tmp_path / "train/b/01.png", tmp_path / "val/a/across.png")
     across, torn = read_photos(tmp_path).notes
-    assert across.startswith("1 of 8 validation photos are among the training photos too")
+    assert across.startswith("1 of 8 validation photos are among the training photos, too")
     assert torn == (
-        "3 photos have the content of one with other labels: train/b/in train.png = "
+        "3 photos are copies of one with other labels: train/b/in train.png = "
         "train/a/00.png, val/a/across.png = train/b/01.png, val/b/in val.png = val/a/00.png"
     )
     fill(tmp_path / "D", {"a": 6, "b": 6})
     shutil.copy(tmp_path / "D/a/00.png", tmp_path / "D/b/00.png")
     *_, torn = read_photos(tmp_path / "D").notes
-    assert torn.startswith("1 photos have the content of one with other labels: ")
+    assert torn.startswith("1 photos are copies of one with other labels: ")
 
 
 def test_no_duplicates_no_note(tmp_path):
@@ -238,8 +238,8 @@ def test_test_photos_never_train(tmp_path):
     assert len(photos.test) == 6
     assert not {x.path for x in photos.test} & {x.path for x in (*photos.train, *photos.val)}
     assert photos.notes == (
-        "1 of 6 test photos are among the training photos too, so the accuracy will look better "
-        "than it is: test/a/00.png = train/a/00.png",
+        "1 of 6 test photos are among the training photos, too, so accuracy is overestimated: "
+        "test/a/00.png = train/a/00.png",
     )
     os.remove(tmp_path / "test/b/02.png")
     assert read_photos(tmp_path).digest != photos.digest

@@ -125,7 +125,7 @@ def test_the_command_shows_the_table(data, tmp_path, run):
     )
     code, _, err = run("predict", data, "--model", tmp_path / "RUN", "-q")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "a read-out of layers, which has no network to use" in err
+    assert "it holds a read-out of layers, which has no network" in err
     code, _, err = run(*command, "--layer", "conv3", "--features", tmp_path / "f.h5")
     assert (code, "--features" in err) == (2, True)
     code, _, err = run(*command, "--layer", "conv0", "--force")

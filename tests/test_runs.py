@@ -193,7 +193,7 @@ def test_missing_folders_and_files(folder, tmp_path):
     (folder / "weights.safetensors").rename(folder / "w")
     assert "weights.safetensors: there is no such file" in refusal(folder)
     (folder / "run.json").unlink()
-    assert "no finished training is there: it has no run.json" in refusal(folder, UsageError)
+    assert "it holds no finished training (no run.json)" in refusal(folder, UsageError)
 
 
 def test_a_figure_beyond_all_numbers_is_refused(folder):
@@ -229,7 +229,7 @@ def changed(folder, **changes):
     ("changes", "message"),
     [
         ({"format": 2}, "it is of another version than this tf_alexnet"),
-        ({"format": ...}, "it does not record a training"),
+        ({"format": ...}, "it does not describe a training"),
         ({"mode": ...}, "missing or unknown entries: mode"),
         ({"__class__": "os.system"}, "missing or unknown entries: __class__"),
         ({"classes": ["a", "b"]}, "fc8 has 3 outputs, and run.json names 2 classes"),
@@ -237,14 +237,14 @@ def changed(folder, **changes):
         ({"classes": "abc"}, "classes is not a list"),
         ({"classes": [1, 2, 3]}, "classes is not a list"),
         ({"layer": "conv5"}, "layer is not one of pool5, fc6, fc7"),
-        ({"layer": "fc7"}, "its classifier does not stand on fc7"),
+        ({"layer": "fc7"}, "its classifier is not on fc7"),
         ({"layer": ["pool5"]}, "layer is not one of"),
         ({"architecture": "caffenet"}, "run.json records caffenet, these are compact weights"),
         ({"architecture": "resnet"}, "architecture is not one of"),
         ({"preset": "../../etc"}, "preset is not a known preset"),
         ({"mode": "magic"}, "mode is not one of"),
         ({"metrics": {"val_accuracy": "1"}}, "metrics is not a table of finite numbers"),
-        ({"metrics": {"val_accuracy": float("nan")}}, "it is no JSON .NaN in it."),
+        ({"metrics": {"val_accuracy": float("nan")}}, "it is not JSON .NaN in it."),
         ({"metrics": {"val_accuracy": True}}, "metrics is not a table"),
         ({"metrics": {}}, "metrics is not a table"),
         ({"metrics": {"val_accuracy": 1.5}}, "metrics is not a table"),
@@ -298,7 +298,7 @@ def test_a_run_is_finished_only_when_all_is_written(tmp_path, weights, monkeypat
             history=HISTORY,
             confusion=np.eye(3, dtype=int),
         )
-    assert "no finished training is there" in refusal(tmp_path, UsageError)
+    assert "it holds no finished training" in refusal(tmp_path, UsageError)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -339,7 +339,7 @@ def test_one_training_at_a_time_and_nothing_foreign(tmp_path):
     with pytest.raises(UsageError, match=r"no training was begun there\. Leave --resume out"):
         working_in(tmp_path / "RUN", resume=True).__enter__()
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(OutputError, match="it holds other things, and no training"):
+    with pytest.raises(OutputError, match="it holds other files and no training"):
         working_in(tmp_path).__enter__()
     with pytest.raises(OutputError, match="it is a file"):
         working_in(tmp_path / "thesis.tex").__enter__()

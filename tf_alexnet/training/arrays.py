@@ -1,4 +1,4 @@
-"""Images and labels in memory, or from an iterable: their features and a `PhotoSet` of them."""
+"""Features of images and labels in memory or from an iterable, and a `PhotoSet` of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tf_alexnet.training.folders import (
 )
 from tf_alexnet.training.linear import Rows
 
-_CHUNK = 256  # images that are in memory together
+_CHUNK = 256  # images in memory at a time
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class ArrayFeatures:
     labels : ndarray
         (N,) int or (N, classes) bool.
     aside : ndarray of bool, (N,)
-        Which rows are for validation.
+        Rows for validation.
     blocks : list of ndarray of float32
-        All rows, in the order given; taken away by `rows`, because memory may be short.
+        All rows, in order; `rows` consumes them to save memory.
     """
 
     photos: PhotoSet
     labels: np.ndarray
     aside: np.ndarray
     blocks: list[np.ndarray]
-    skipped = ()  # an image that can't be read is an error
+    skipped = ()  # an unreadable image is an error
 
     def rows(self, layer: str) -> tuple[Rows, Rows]:
         """Training and validation rows."""
@@ -83,16 +83,16 @@ def read_arrays(
     seed: int,
     progress: Callable[[str, int, int | None, Mapping[str, Any]], None] | None,
 ) -> ArrayFeatures:
-    """Features of images in memory; arguments as for `train_head`.
+    """Compute features of images in memory; arguments as in `train_head`.
 
     `extractor` computes one layer; without it, `data` holds features.
 
     Raises
     ------
     InputError
-        If there are no images or features with labels, or labels don't fit.
+        If there are no images or features, or labels don't fit.
     UsageError
-        If fewer than two classes, or photos of a class, can be told apart.
+        If there are fewer than two classes, or photos of a class.
     """
     check_seed(seed)
     both = [(data, labels)]
@@ -101,7 +101,7 @@ def read_arrays(
         both.append(validation_data if pair else (validation_data, None))
     both = [pair if pair[1] is None else _matched(*pair) for pair in both]
     common = classes, multi_label, val_split, seed
-    if all(some is not None for _, some in both):  # complain before much is computed
+    if all(some is not None for _, some in both):  # raise before much is computed
         _examples([some for _, some in both], None, *common)
     blocks: list[np.ndarray] = []
     given: list[np.ndarray] = []
@@ -122,7 +122,7 @@ def read_arrays(
 
 
 def _matched(data: Any, labels: Any) -> tuple[Sequence, np.ndarray]:
-    """Images, or rows of features, and as many labels."""
+    """Images or rows of features, with labels of the same number."""
     labels = _joined(np.asarray, labels)
     images = np.asarray(data) if is_features(data) else as_sequence(data)
     if labels.ndim not in (1, 2) or len(labels) != len(images) or not len(labels):
@@ -132,7 +132,7 @@ def _matched(data: Any, labels: Any) -> tuple[Sequence, np.ndarray]:
 
 
 def _chunks(data: Any, labels: np.ndarray | None) -> Iterator[tuple[Sequence, np.ndarray]]:
-    """Images, or rows of features, and their labels, some at a time."""
+    """Chunks of images or rows of features, with their labels."""
     if labels is not None:
         for start in range(0, len(labels), _CHUNK):
             yield data[start : start + _CHUNK], labels[start : start + _CHUNK]
@@ -147,12 +147,12 @@ def _joined(join: Callable[..., np.ndarray], labels: Any) -> np.ndarray:
     try:
         return join(labels)
     except ValueError:
-        found = "some have other shapes than others"
+        found = "their shapes differ"
         raise InputError("labels", found, "Give (N,), or 0 and 1 (N, classes).") from None
 
 
 def _pairs(data: Any) -> Iterator[tuple[Any, np.ndarray]]:
-    """The (image, label) pairs of an iterable, which may give batches of them."""
+    """The (image, label) pairs of an iterable of pairs or of batches of them."""
     advice = "Pass labels too, or (image, label) pairs (TensorFlow Datasets: as_supervised=True)."
     number = -1
     try:
@@ -180,7 +180,7 @@ def _computed(images: Sequence, extractor: FeatureExtractor, pool: str) -> np.nd
 
 
 def _features(rows: np.ndarray) -> np.ndarray:
-    """A copy of given features, checked."""
+    """A checked copy of given features."""
     if rows.dtype.kind not in "fiu" or not np.isfinite(rows).all():
         found = f"{rows.dtype}" if rows.dtype.kind not in "fiu" else "NaN or infinite values"
         raise InputError("features", found, "Give finite numbers, one row per photo.")
@@ -203,7 +203,7 @@ def _encoded(
         if not np.array_equal(flags, labels):
             raise InputError("labels", "(N, classes), but not of 0 and 1", "Give 0 and 1.")
         if not multi_label and (flags.sum(axis=1) != 1).any():
-            found = "(N, classes) with rows that have not exactly one 1"
+            found = "(N, classes) with rows that don't have exactly one 1"
             raise InputError("labels", found, "Pass multi_label=True for any number of labels.")
         encoded, count = (flags if multi_label else flags.argmax(axis=1)), flags.shape[1]
         names = range(count) if names is None else names
@@ -232,7 +232,7 @@ def _examples(
     val_split: float,
     seed: int,
 ) -> tuple[PhotoSet, np.ndarray, np.ndarray]:
-    """The examples in splits, their encoded labels, and which of them are for validation."""
+    """The examples in splits, encoded labels, and which are for validation."""
     labels, classes = _encoded(_joined(np.concatenate, given), names, multi_label)
     places = [f"images[{i}]" for i in range(len(labels))]
     values = [tuple(np.flatnonzero(x).tolist()) if multi_label else int(x) for x in labels]

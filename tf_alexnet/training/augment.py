@@ -1,14 +1,14 @@
-"""Augmentation: what a training photo goes through before the network sees it.
+"""Augmentation of training photos.
 
-- ``none``: the preset's own pipeline, the same picture in every epoch.
-- ``light``: a random crop of the network's size out of the picture at 256x256, and a mirror, as
-  Caffe's ``train_val.prototxt`` has it. For the preset ``compact``, as in its recipe: a random
-  part of the photo (0.08 to all of its area), resized, and a mirror.
+- ``none``: the preset's own pipeline.
+- ``light``: a random crop of the network's size from 256x256 pixels, randomly mirrored, as in
+  Caffe's ``train_val.prototxt``. For the preset ``compact``, as in its recipe: a random rectangle
+  of 0.08 to 1 of the photo's area, resized, randomly mirrored.
 - ``paper``: crop and mirror as in ``light`` of Caffe, then colour noise along the principal
   components of the training photos (Krizhevsky et al. 2012, section 4.1).
 
-Every random number is a function of seed, epoch and photo: a resumed training sees the pictures
-that an unbroken one would have seen, in any order and by any thread.
+Every random number is a function of seed, epoch and photo, so a resumed training sees the same
+pictures as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from tf_alexnet.images.presets import (
 )
 
 AUGMENTATIONS = ("none", "light", "paper")
-SIDE = 256  # what crops are taken from
+SIDE = 256  # crops are taken from
 SIGMA = 0.1  # of the paper's colour noise
 
 
 def check_augmentation(augment: str, preset: str | Preset) -> Preset:
-    """The preset's record, if it can be trained with and there is such an augmentation.
+    """Check an augmentation and a preset for training; return the preset.
 
     Raises
     ------
     UsageError
         If there is no such augmentation.
     PresetError
-        If there is no such preset, or its pictures depend on more than the photo.
+        If there is no such preset, or it has no fixed size or mean.
     """
     if augment not in AUGMENTATIONS:
         raise UsageError(
@@ -60,15 +60,14 @@ def check_augmentation(augment: str, preset: str | Preset) -> Preset:
 
 
 def _fixed(preset: Preset) -> bool:
-    """Whether its pictures have one size, and depend on nothing but the photo's pixels."""
+    """Whether it has one size, and a mean that is the same for all photos."""
     return preset.size is not None and preset.mean not in (MEAN_IMAGE, OWN_MEAN)
 
 
 def components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues (3,), largest first, and eigenvectors (3, 3), in columns, of a covariance.
 
-    The sign of an eigenvector is arbitrary: here its largest entry is positive, so that all
-    machines agree.
+    The largest entry of an eigenvector is made positive, so that all machines agree on its sign.
     """
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
@@ -83,7 +82,7 @@ def augmented(
     generator: np.random.Generator,
     covariance: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A training picture, made of a photo and random numbers.
+    """Augment and preprocess a photo.
 
     Parameters
     ----------
@@ -124,7 +123,7 @@ def augmented(
 
 
 def _colour(covariance: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """RGB float32 (3,) to add to all pixels of a picture in 0..255.
+    """Random RGB offset, float32 (3,), for all pixels of a picture in 0..255.
 
     [p1, p2, p3] [a1 l1, a2 l2, a3 l3]^T, where p and l are eigenvectors and eigenvalues of the
     RGB covariance of the training pixels, and a are from N(0, 0.1), drawn once per picture
@@ -138,7 +137,7 @@ def _colour(covariance: np.ndarray, generator: np.random.Generator) -> np.ndarra
 
 
 def part_of(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part: 0.08 to 1 of the area, 3:4 to 4:3.
+    """Top, left, height and width of a random rectangle: 0.08 to 1 of the area, 3:4 to 4:3.
 
     torchvision's ``RandomResizedCrop.get_params``: ten tries, then the largest centre that has a
     permitted shape.

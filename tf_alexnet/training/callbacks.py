@@ -1,6 +1,6 @@
-"""What `keras.Model.fit` needs so that a killed training ends in the weights of an unbroken one.
+"""Callbacks with which a killed and resumed training ends in the weights of an unbroken one.
 
-Keras's own callbacks don't do: BackupAndRestore loses the state of dropout's random numbers and
+Keras's own are not enough: BackupAndRestore loses the state of dropout's random numbers and
 writes two files that may not belong together; EarlyStopping and ModelCheckpoint forget the best
 epoch at a restart.
 """
@@ -33,10 +33,10 @@ _FORMAT = "2"
 
 
 class Epochs(keras.callbacks.Callback):
-    """Make an epoch a function of its number and the weights it starts from; report progress.
+    """Make an epoch depend only on its number and initial weights; report progress.
 
-    Adds ``photos_per_second``, ``data_wait`` (fraction of the time of training steps that was
-    spent waiting for photos) and ``seconds`` to the logs of an epoch.
+    Adds ``photos_per_second``, ``data_wait`` (fraction of the time spent waiting for photos) and
+    ``seconds`` to the logs of an epoch.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Epochs(keras.callbacks.Callback):
         self._data, self._metric, self._seed, self._progress = data, metric, seed, progress
 
     def on_epoch_begin(self, epoch: int, logs: Mapping | None = None) -> None:
-        """Choose the epoch's photos and dropout."""
+        """Set the epoch of the data and the dropout seeds."""
         self._data.epoch = epoch + 1
         dropouts = [x for x in self.model.layers if isinstance(x, keras.layers.Dropout)]
         for place, layer in enumerate(dropouts):
@@ -65,7 +65,7 @@ class Epochs(keras.callbacks.Callback):
         self._start = self._last = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float]) -> None:
-        """Stop at the first loss that is not a number."""
+        """Stop at the first loss that is not finite."""
         # Waiting ends when the batch is ready, and begins when the step before is done.
         self._waited += max(0.0, self._data.ready[batch] - self._last)
         self._last = time.perf_counter()
@@ -76,7 +76,7 @@ class Epochs(keras.callbacks.Callback):
         self._progress(self._stage(), self._done, self._data.photos, figures)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Add figures to the logs."""
+        """Add timings to the logs."""
         trained = self._last - self._start
         logs["photos_per_second"] = round(self._done / trained, 2)
         logs["data_wait"] = round(self._waited / trained, 4)
@@ -95,17 +95,17 @@ class State:
     Attributes
     ----------
     settings : str
-        Digest of the settings it was begun with.
+        Digest of the settings.
     epoch : int
         Epochs completed.
     best_epoch : int
-        The one whose weights did best on the validation photos.
+        The best one on the validation photos.
     history : list of dict of str to float
         One row per epoch.
     failures : list of [path, code, detail]
         Photos that can't be read.
     covariance : list of 3 lists of 3 floats, or None
-        Of the training photos' colours.
+        Covariance of the training photos' colours.
     """
 
     settings: str
@@ -117,7 +117,7 @@ class State:
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keep all that training changes in one file, replaced as a whole after every epoch.
+    """Save all that training changes in one file, replaced atomically after every epoch.
 
     Tensors are named ``model/fc8/kernel``, ``optimizer/...`` and ``best/fc8/kernel``, the last only
     if the best epoch is an earlier one; `State` is JSON in the header. Nothing in the file is
@@ -130,16 +130,16 @@ class Checkpoint(keras.callbacks.Callback):
     state : State
         From `read_checkpoint`. It is kept up to date.
     metric : str
-        By which epochs are compared, on the validation photos; among equals, by the loss.
+        Validation metric that epochs are compared by; ties are broken by the loss.
     patience : int or None
         Stop after this many epochs without a new best.
     log : callable
-        Called with the row of every epoch.
+        Called with every epoch's row.
 
     Attributes
     ----------
     best : dict of str to ndarray
-        Trained weights of the best epoch, by the variable's path.
+        Variable path -> trained weights of the best epoch.
     """
 
     def __init__(self, path: Path, state: State, metric: str, patience: int | None, log: Callable):
@@ -150,17 +150,17 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def is_over(self) -> bool:
-        """Whether `patience` is used up."""
+        """Whether `patience` epochs have passed without a new best."""
         waited = self.state.epoch - self.state.best_epoch
         return self._patience is not None and waited >= self._patience
 
     def restore(self, model: keras.Model, tensors: Mapping[str, np.ndarray]) -> None:
-        """Give a compiled model, its optimizer built, the tensors that were read.
+        """Assign the tensors that were read to a compiled model with a built optimizer.
 
         Raises
         ------
         OutputError
-            If they are another training's, or not finite.
+            If they belong to another training, or are not finite.
         """
         if not tensors:
             return
@@ -180,7 +180,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.best = {x.split("/", 1)[1]: tensors.get(x, _array(y)) for x, y in best.items()}
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Check and keep the state of a completed epoch."""
+        """Check and save the state after an epoch."""
         figures = _figures(logs, self._metric)
         row = {"epoch": epoch + 1, **{f"train_{name}": x for name, x in figures.items()}}
         row |= _figures(logs, self._metric, "val_")
@@ -207,23 +207,23 @@ class Checkpoint(keras.callbacks.Callback):
         self.model.stop_training = self.is_over
 
     def merit(self, row: Mapping[str, float]) -> tuple[float, float]:
-        """What makes an epoch the best: its metric, and among equals the lower loss."""
+        """Sort key of epochs: the metric, then the lower loss."""
         return row[f"val_{self._metric}"], -row["val_loss"]
 
 
 def _figures(logs: Mapping[str, float], metric: str, part: str = "") -> dict[str, float]:
-    """Loss and metric; Keras's own ``loss`` is of weighted photos, and of unequal batches."""
+    """Loss and metric; Keras's own ``loss`` is weighted, and averages unequal batches."""
     found = {f"{part}loss": logs[f"{part}cross_entropy"], part + metric: logs[part + metric]}
     return {name: _decimal(value) for name, value in found.items()}
 
 
 def _decimal(value: float) -> float:
-    """A float32 without the digits that it doesn't have."""
+    """A float32 with its significant digits only."""
     return float(f"{float(value):.7g}")
 
 
 def diverged(asked: str, found: str) -> UsageError:
-    """The error for weights or losses that are no longer numbers."""
+    """The error for weights or losses that are not finite."""
     return UsageError(
         asked,
         f"{found}: training diverged",
@@ -232,7 +232,7 @@ def diverged(asked: str, found: str) -> UsageError:
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """All that training changes, by name. The learning rate is a setting."""
+    """All that training changes, by name; not the learning rate, which is a setting."""
     optimizer = model.optimizer
     kept = [x for x in optimizer.variables if not x.path.endswith("/learning_rate")]
     found = {f"model/{x.path}": x for x in model.trainable_variables}
@@ -251,12 +251,12 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], state: State) -> None:
-    """Replace the checkpoint, all or nothing.
+    """Replace the checkpoint atomically.
 
     Raises
     ------
     OutputError
-        If it can't be written; the old one stays.
+        If it can't be written; the old one is kept.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     metadata = {"tf_alexnet_checkpoint": _FORMAT, "state": json.dumps(asdict(state))}
@@ -271,19 +271,19 @@ def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], state: State
 
 
 def read_checkpoint(path: Path, settings: str) -> tuple[State, dict[str, np.ndarray]]:
-    """What `write_checkpoint` wrote; a new state and no tensors where there is no such file.
+    """Read a file from `write_checkpoint`; a new state and no tensors if there is none.
 
     Parameters
     ----------
     path : Path
         The file.
     settings : str
-        Digest that its state must have.
+        Digest of the settings that it must have.
 
     Raises
     ------
     OutputError
-        If it is damaged, or of another training.
+        If it is damaged, or belongs to another training.
     """
     if not path.is_file():
         return State(settings), {}
@@ -307,7 +307,7 @@ def read_checkpoint(path: Path, settings: str) -> tuple[State, dict[str, np.ndar
 
 
 def _is_sound(state: State) -> bool:
-    """Whether counters, history and the rest have the types and sizes that they must have."""
+    """Whether counters, history and the rest have valid types and sizes."""
     rows, covariance = state.history, state.covariance
     return (
         type(state.epoch) is type(state.best_epoch) is int

@@ -1,8 +1,8 @@
 """Photos for `keras.Model.fit`.
 
-A first pass reads every photo in processes of their own, so that a file that crashes a decoder
-costs that file (`examine_photos`). What came through is read again in each epoch by threads, which
-is cheaper: decoding and resizing release Python's lock.
+A first pass reads every photo in separate processes, so that a file that crashes a decoder is only
+skipped (`examine_photos`). The others are read again in each epoch by threads, which is cheaper:
+decoding and resizing release the GIL.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ def examine_photos(
     workers: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> tuple[list[list[str]], list[list[float]] | None]:
-    """Read all photos once: which can't be read, and how the colours of the training photos vary.
+    """Read all photos once: find unreadable ones, and the covariance of training colours.
 
     Parameters
     ----------
     train, val : sequence of str
         Photo files.
     preset : Preset
-        Colours are those of the pixels that this makes of a photo.
+        Colours are taken after this preprocessing.
     covariance : bool
-        Whether to look at the colours.
+        Whether to compute the covariance.
     workers : int, optional
         Decoder processes.
     progress : callable, optional
-        Called with photos done, all photos, and failures.
+        Called with photos done, total and failures.
 
     Returns
     -------
     failures : list of [path, code, detail]
-        Photos that can't be read, and why.
+        Unreadable photos, and why.
     covariance : list of 3 lists of 3 floats, or None
-        Of the RGB values in 0..1 of the training pixels, if it was asked for.
+        Of RGB values in 0..1 of the training pixels, if `covariance`.
     """
     failures: list[list[str]] = []
     count, total, products = 0, np.zeros(3), np.zeros((3, 3))
@@ -91,9 +91,9 @@ def _rgb(picture: np.ndarray, preset: Preset) -> np.ndarray:
 class Photos(keras.utils.PyDataset):
     """Batches of photos, labels and weights; a pure function of seed, epoch and index.
 
-    Batches have nearly equal sizes, the last one the least (65 photos in batches of at most 32: 22,
-    22, 21), so that no device is left without photos. Keras reads ahead in one thread, which shares
-    the photos of a batch among threads of its own. A context manager.
+    Batches have nearly equal sizes (65 photos in batches of at most 32: 22, 22, 21), so that no
+    device is left without photos. Keras reads ahead in one thread; the photos of a batch are read
+    by several. A context manager.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Photos(keras.utils.PyDataset):
     batch_size : int
         Largest number of photos in a batch.
     shuffle : bool
-        Another order in every epoch, as `seed` and `epoch` say. Otherwise the order of `examples`.
+        A random order in every epoch, by `seed` and `epoch`; otherwise that of `examples`.
     augment : {"none", "light", "paper"}
         See `tf_alexnet.training.augment`.
     seed : int
@@ -125,9 +125,9 @@ class Photos(keras.utils.PyDataset):
     epoch : int
         The current epoch, from 1. The callback `Epochs` sets it.
     ready : dict of int to float
-        When each batch was made, by `time.perf_counter`.
+        Batch index -> time when it was made, by `time.perf_counter`.
     failure : AlexNetError or None
-        Why a batch could not be made: TensorFlow passes on only the text of an exception.
+        The error of a batch; TensorFlow passes on only its text.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Photos(keras.utils.PyDataset):
         classes: int | None = None,
         workers: int | None = None,
     ):
-        super().__init__()  # one worker: Keras's own queue keeps batches of an epoch that was left
+        super().__init__()  # several workers of Keras keep batches of an epoch that was left
         self.photos = len(examples)
         self._examples, self._preset = examples, preset
         self._count = math.ceil(len(examples) / batch_size)
@@ -187,10 +187,10 @@ class Photos(keras.utils.PyDataset):
         Returns
         -------
         pixels : ndarray of float32, (N, S, S, 3)
-            As the network takes them.
+            Preprocessed for the network.
         labels : ndarray of int32 (N,), or of float32 (N, classes)
         weights : ndarray of float32, (N,)
-            Of the photos in the sum of losses: 1 / N, times the weight of the class.
+            Weights in the sum of losses: 1 / N, times the weight of the class.
         """
         epoch, places = self._epoch, self._batches[index].tolist()
         try:
@@ -205,11 +205,11 @@ class Photos(keras.utils.PyDataset):
         labels = [self._examples[place].label for place in places]
         if self._classes:
             marks = label_array(labels, self._classes, multi_label=True)
-            return np.stack(pixels), marks.astype(np.float32), weights
+            return pixels, marks.astype(np.float32), weights
         labels = np.array(labels, np.int32)
         if self._class_weights is not None:
             weights *= self._class_weights[labels]
-        return np.stack(pixels), labels, weights
+        return pixels, labels, weights
 
     def _picture(self, epoch: int, place: int) -> np.ndarray:
         rgb = load_image(self._examples[place].path)

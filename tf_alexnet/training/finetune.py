@@ -1,4 +1,4 @@
-"""`train_network`: `keras.Model.fit` on labelled photos, from given weights or from scratch."""
+"""`train_network`: `keras.Model.fit` on labelled photos, fine-tuning or from scratch."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ def train_network(
     progress: Progress | bool | None = None,
     note: Callable[[str], None] | None = None,
 ) -> TrainingReport:
-    """Train a network on folders of photos: fine-tune a pretrained one, or begin from scratch.
+    """Fine-tune a pretrained network on labelled photos, or train one from scratch.
 
-    After every epoch the state is kept in the RUN. The same call again continues an interrupted
-    training, and ends in the same weights as an unbroken one, bit for bit; so does a call with
-    more epochs on a finished RUN. The result is the epoch that did best on the validation photos.
+    The state is saved after every epoch. The same call resumes an interrupted training and ends in
+    the same weights as an uninterrupted one, bit for bit; so does a call with more epochs on a
+    finished RUN. The result is the epoch with the best validation accuracy.
 
     Parameters
     ----------
     data, val_split, seed
-        As in `read_photos`; `seed` is also that of fresh weights, order, augmentation, dropout.
+        As in `read_photos`; `seed` also determines initial weights, order, augmentation, dropout.
     run : path
         Folder for the result: see `tf_alexnet.training.run`.
     mode : {"finetune", "scratch"}
@@ -104,21 +104,21 @@ def train_network(
         ``lr_mult`` and ``decay_mult``). ``scratch``: all layers, from fresh weights, at one
         learning rate; by SGD as above, but by Adam for `compact`.
     weights, preset
-        As in `FeatureExtractor`; `weights` are not used from scratch.
+        As in `FeatureExtractor`; `weights` are unused from scratch.
     architecture : str, optional
         As in `AlexNet` (default from scratch: ``compact``).
     layer : {"pool5", "fc6", "fc7"}, optional
         Layer to train the classifier on (default: the last one the weights have).
     unfreeze_from : str
-        ``finetune``: first layer to train; those before it don't change by a bit. ``"fc8"``
-        trains the classifier alone.
+        ``finetune``: first layer to train; those before it stay bit-identical. ``"fc8"`` trains
+        the classifier alone.
     epochs : int, optional
         Passes over the training photos (default: 10, from scratch 30).
     batch_size : int
-        Photos per step, at most; all steps of an epoch have nearly the same number.
+        Photos per step, at most; steps of an epoch have nearly equal numbers.
     learning_rate : float, optional
-        Of the classifier (default: 1e-3); from scratch of all layers (default: 2e-4 for `compact`,
-        0.01 for the others).
+        Of the classifier (default: 1e-3), or of all layers from scratch (default: 2e-4 for
+        `compact`, 0.01 for the others).
     schedule : {"constant", "step", "cosine"}, optional
         Of the learning rate: see `tf_alexnet.training.optimizer.scheduled`. Default: ``step`` from
         scratch with SGD, as Caffe's networks were trained, otherwise ``constant``. ``cosine`` falls
@@ -127,18 +127,18 @@ def train_network(
         ``step``: multiply the learning rate by `gamma` (default: 0.1) every `step_size` epochs
         (default: 5, from scratch 10).
     class_weight : {"balanced"}, optional
-        Weigh photos in the loss by n / (classes * n_c), where n_c of n training photos are of
+        Weight photos in the loss by n / (classes * n_c), where n_c of n training photos have
         their class. Reported losses are not weighted.
     multi_label : bool
-        Photos have any number of labels: train a sigmoid per class. The best epoch is then that of
-        the highest mean average precision (``map``).
+        Photos have any number of labels: train one sigmoid per class, and choose the best epoch
+        by mean average precision (``map``).
     augment : {"none", "light", "paper"}
         See `tf_alexnet.training.augment`.
     patience : int, optional
         Stop after this many epochs without a new best on the validation photos.
     mixed_precision : bool
-        Multiply in bfloat16, with float32 variables. Faster on GPUs since compute capability 8.0
-        and on processors that have it; slower on others.
+        Compute in bfloat16 with float32 variables. Faster on GPUs since compute capability 8.0
+        and on processors with bfloat16 units; slower on others.
     workers : int, optional
         Decoder processes in the first pass, threads in the others.
     devices : sequence of str, optional
@@ -148,7 +148,7 @@ def train_network(
     resume : bool
         Fail unless `run` holds a training.
     force : bool
-        Start over, and replace what is in `run`.
+        Start over and replace what is in `run`.
     progress : callable or bool, optional
         True shows a progress bar. A callable is called with (stage, done, total, figures): stage
         "photos" with ``errors``; stage "epoch N/M" with ``loss`` and ``accuracy`` so far, and at
@@ -163,8 +163,8 @@ def train_network(
     Raises
     ------
     UsageError
-        For data or settings that can't work, settings other than the training was begun with, and
-        if training diverged.
+        For unusable data or settings, for other settings than the training was begun with, and
+        if training diverges.
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """
@@ -177,7 +177,7 @@ def train_network(
     }  # fmt: skip
     photos = read_photos(data, val_split, seed, multi_label=multi_label)
     plan = planned(photos, weights, architecture, preset, settings)
-    first_weights(plan)  # complains before a RUN is begun
+    first_weights(plan)  # raises before a RUN is begun
     with (
         working_in(run, resume=resume) as folder,
         progress_callback(progress, "training") as progress,
@@ -193,7 +193,7 @@ def train_network(
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, and how: the arguments of `train_network`, checked and completed.
+    """The arguments of `train_network`, checked and completed.
 
     Attributes
     ----------
@@ -202,7 +202,7 @@ class Plan:
     preset : Preset
         Its preprocessing.
     base : WeightArrays or None
-        What training starts from; None from scratch.
+        Initial weights; None from scratch.
     settings : dict of str to str, int, float, bool or None
         All that the result depends on.
     """
@@ -220,12 +220,12 @@ class Plan:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Layers that don't."""
+        """Layers that don't change."""
         return tuple(x.name for x in self.table.weighted)[: -len(self.trained)]
 
     @property
     def metric(self) -> str:
-        """By which epochs are compared: ``accuracy``, or ``map``, mean average precision."""
+        """Metric that epochs are compared by: ``accuracy``, or ``map``, mean average precision."""
         return "map" if self.settings["multi_label"] else "accuracy"
 
 
@@ -236,7 +236,7 @@ def planned(
     preset: str | None,
     settings: Mapping[str, Any],
 ) -> Plan:
-    """The plan that these arguments of `train_network` ask for.
+    """Check and complete arguments of `train_network`.
 
     Raises
     ------
@@ -301,7 +301,7 @@ def _complete(settings: dict[str, Any], adam: bool) -> None:
     settings |= {name: value for name, value in usual.items() if settings[name] is None}
     settings |= {"learning_rate": float(settings["learning_rate"])}
     settings["optimizer"] = "Adam" if adam else "CaffeSGD"
-    # The only schedule whose first epochs depend on the number of all.
+    # The only schedule whose first epochs depend on the total number.
     settings["cosine_epochs"] = settings["epochs"] if settings["schedule"] == "cosine" else None
 
 
@@ -329,7 +329,7 @@ def _check(settings: Mapping[str, Any], layers: Sequence[str]) -> None:
 
 
 def first_weights(plan: Plan) -> WeightArrays:
-    """What training starts from: the given weights under a fresh `fc8`, or all layers fresh.
+    """Initial weights: the given ones with a new `fc8`, or all layers new.
 
     Raises
     ------
@@ -348,10 +348,10 @@ def first_weights(plan: Plan) -> WeightArrays:
 
 
 class Dropout(keras.layers.Dropout):
-    """Dropout whose mask depends on a photo's place in the batch, not on the device it is on.
+    """Dropout whose mask depends on a photo's place in the batch, not on its device.
 
-    Keras's own gives all devices the same mask. Scaled so that the mean stays (Caffe's too:
-    ``dropout_layer.cpp``).
+    Keras's own gives all devices the same mask. Scaled to keep the mean, as in Caffe's
+    ``dropout_layer.cpp``.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -363,7 +363,7 @@ class Dropout(keras.layers.Dropout):
         if devices is not None and devices.num_replicas_in_sync > 1:
             counts = devices.all_gather(shape[:1], axis=0)
             first = tf.reduce_sum(counts[: devices.replica_id_in_sync_group])
-        # Random numbers of the rows before too, which are other devices'.
+        # Includes the rows before, which are on other devices.
         draws = tf.random.stateless_uniform(
             tf.concat([[first + shape[0]], shape[1:]], 0), self.seed_generator.next()
         )
@@ -375,18 +375,18 @@ class Network(keras.Model):
     """A model whose devices may have batches of unequal sizes."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
-        # Keras adds up the devices' first batches, only to learn their shapes. `test_on_batch`
-        # tells it those.
+        # Keras would add up the devices' first batches to learn their shapes. `test_on_batch` does
+        # that instead.
         if iterator is None:
             super()._maybe_symbolic_build(data_batch=data_batch)
 
 
 def training_model(plan: Plan, steps: int) -> keras.Model:
-    """The network as it is trained: from preprocessed photos to `fc8`, without the softmax.
+    """The compiled network, from preprocessed photos to `fc8`, without the softmax.
 
-    Layers before the first that is trained get no gradient. It is compiled for epochs of `steps`
-    batches from `Photos`, whose weights make a mean of the sum of losses, on several devices and
-    for unequal batches too.
+    Layers before the first trained one get no gradient. An epoch has `steps` batches from `Photos`,
+    whose weights turn the sum of losses into a mean, also on several devices and for unequal
+    batches.
     """
     network, settings = AlexNet(first_weights(plan), classifier_activation=None), plan.settings
     x = network.inputs[0]
@@ -409,7 +409,7 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
         loss = losses.SparseCategoricalCrossentropy(**logits, reduction="sum")
         kept = [metrics.SparseCategoricalCrossentropy(**logits, name="cross_entropy")]
         kept.append(metrics.SparseCategoricalAccuracy(name="accuracy"))
-    # Compiled by XLA, all of it takes twice as long on processors.
+    # On CPUs, XLA takes twice as long.
     optimizer = optimizer_for(plan.trained, rate, settings)
     model.compile(optimizer, loss, metrics=kept, jit_compile=False)
     optimizer.build(model.trainable_variables)
@@ -417,7 +417,7 @@ def training_model(plan: Plan, steps: int) -> keras.Model:
 
 
 class _Training:
-    """One training, from where it stands to its end."""
+    """Runs a training from its last completed epoch to its end."""
 
     def __init__(
         self,
@@ -484,7 +484,7 @@ class _Training:
         return f"{_span(plan.trained)} are trained, {count:,} parameters{stay}"
 
     def _examine(self, state: State, workers: int | None) -> None:
-        """The first pass; what it finds is part of the state."""
+        """The first pass over the photos; its results are part of the state."""
         train, val = ([x.path for x in part] for part in (self._photos.train, self._photos.val))
         state.failures, state.covariance = examine_photos(
             train,
@@ -496,7 +496,7 @@ class _Training:
         )
 
     def _readable(self, state: State) -> dict[str, list[Example]]:
-        """The photos of each split that can be read."""
+        """Readable photos of each split."""
         bad = {path for path, *_ in state.failures}
         parts = {"train": self._photos.train, "val": self._photos.val}
         good = {name: [x for x in part if x.path not in bad] for name, part in parts.items()}
@@ -598,9 +598,9 @@ class _Training:
             f"{self._what_trains()}. {settings['optimizer']}, learning rate "
             f"{settings['learning_rate']:g} ({settings['schedule']}), {settings['batch_size']} "
             f"photos per step, augmentation `{settings['augment']}`, seed {settings['seed']}. "
-            f"Epoch {state.best_epoch} of {state.epoch} did best on the validation photos, and is "
-            f"what this folder holds. Training figures are means over an epoch, while weights "
-            f"change and dropout and augmentation are on. {seconds:,.0f} s in all, {speed:.0f} "
+            f"This is epoch {state.best_epoch} of {state.epoch}, the best on the validation "
+            f"photos. Training figures are means over an epoch, during which weights change and "
+            f"dropout and augmentation are on. {seconds:,.0f} s in all, {speed:.0f} "
             f"photos/s; {wait:.1%} of the time was spent waiting for photos."
         )
 
@@ -614,13 +614,13 @@ def _span(names: Sequence[str]) -> str:
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    """Of all settings but the number of epochs, which may grow."""
+    """Digest of all settings but the number of epochs, which may grow."""
     fixed = {name: value for name, value in settings.items() if name != "epochs"}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def _devices(devices: Sequence[str] | None, mixed_precision: bool) -> list[str]:
-    """The devices to use: those given, or all GPUs; none for TensorFlow's own choice."""
+    """The devices to use: those given, or all GPUs; empty for TensorFlow's own choice."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus if mixed_precision else ():
         details = tf.config.experimental.get_device_details(gpu)
@@ -634,7 +634,7 @@ def _devices(devices: Sequence[str] | None, mixed_precision: bool) -> list[str]:
 
 
 def _strategy(devices: Sequence[str], *data: Photos) -> tf.distribute.Strategy:
-    """No more devices than there are photos in any batch: some layers fail without photos."""
+    """At most as many devices as the smallest batch has photos: some layers fail without any."""
     devices = devices[: min(photos.size(-1) for photos in data)]
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(devices)
@@ -643,7 +643,7 @@ def _strategy(devices: Sequence[str], *data: Photos) -> tf.distribute.Strategy:
 
 @contextlib.contextmanager
 def _products_in(dtype: str | None) -> Iterator[None]:
-    """Build layers that multiply in this type, with float32 variables."""
+    """Build layers that compute in this dtype, with float32 variables."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(f"mixed_{dtype}" if dtype else "float32")
     try:
@@ -654,7 +654,7 @@ def _products_in(dtype: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_errors(*data: Photos) -> Iterator[None]:
-    """Raise the error of a photo where TensorFlow raises one of its own with the text of it."""
+    """Raise the original error of a photo in place of TensorFlow's, which has only its text."""
     try:
         yield
     except tf.errors.OpError:
@@ -670,7 +670,7 @@ def _events(folder: str | os.PathLike | None) -> Iterator[Callable[[Mapping[str,
     if folder is None:
         yield lambda row: None
         return
-    # What `tf.summary.scalar` writes; that needs the package tensorboard, this does not.
+    # As `tf.summary.scalar`, which needs the package tensorboard.
     metadata = tf.compat.v1.SummaryMetadata(data_class=1)  # DATA_CLASS_SCALAR
     metadata.plugin_data.plugin_name = "scalars"
     writer = tf.summary.create_file_writer(os.fspath(folder))

@@ -1,4 +1,4 @@
-"""`read_photos`: class folders or a table of labels -> photos in splits, to train and validate."""
+"""`read_photos`: class folders or a table of labels -> photos in splits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BYTES = ("utf-8", "surrogateescape")  # names may hold any bytes
 
 
 class Example(NamedTuple):
-    """A photo and the class it shows.
+    """A photo and its class.
 
     Attributes
     ----------
     path : str
         The photo.
     label : int or tuple of int
-        Index into `PhotoSet.classes`; of a multi-label set all its indices, rising.
+        Index into `PhotoSet.classes`; in a multi-label set all its indices, ascending.
     """
 
     path: str
@@ -46,20 +46,20 @@ class PhotoSet:
     classes : tuple of str
         Names of the classes, sorted byte by byte; a label is an index into them.
     train, val : tuple of Example
-        Photos to train on, and to validate with; class by class, photos sorted by name, or in the
-        order of the table.
+        Photos for training and validation, sorted by class and name, or in the order of the
+        table.
     split : bool
-        Whether `val` was set aside here, at random, and not given.
+        Whether `val` was chosen at random here, not given.
     notes : tuple of str
-        What a user should know about these data, a sentence each.
+        Sentences about the data, for the user.
     test : tuple of Example
-        Photos for the very end, if there is such a split.
+        Photos of the test split, if there is one.
     multi_label : bool
-        Whether a photo has any number of labels.
+        Whether photos have any number of labels.
     contents : mapping of str to str or None
-        Path -> digest of the photo's bytes, None if it can't be read; empty if none was read.
+        Path -> digest of the photo's bytes, None if it can't be read; empty if not computed.
     source : str
-        The data folder or table; empty if they came from memory.
+        The data folder or table; empty for images in memory.
     """
 
     folder: str
@@ -80,12 +80,12 @@ class PhotoSet:
         )
 
     def name_of(self, example: Example) -> str:
-        """The photo's path below `folder`."""
+        """The photo's path relative to `folder`."""
         return example.path if is_url(example.path) else os.path.relpath(example.path, self.folder)
 
     @property
     def digest(self) -> str:
-        """``sha256:...`` over names, labels, splits and `contents`."""
+        """``sha256:...`` of names, labels, splits and `contents`."""
         sha = hashlib.sha256("\0".join(self.classes).encode(*_BYTES))
         for part in (self.train, self.val, self.test):
             sha.update(f"\n{len(part)}\n".encode())
@@ -96,7 +96,7 @@ class PhotoSet:
 
 
 def read_digests(paths: Iterable[str]) -> dict[str, str | None]:
-    """Path -> digest of the bytes of each photo, None if it can't be read; URLs are left out."""
+    """Path -> digest of each photo's bytes; None for URLs and if it can't be read."""
     paths = list(paths)
     local = [path for path in paths if not is_url(path)]
     with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
@@ -120,12 +120,12 @@ def read_photos(
     data, multi_label
         As in `find_labelled`: class folders, splits of such, or a table.
     val_split : float
-        Fraction of each class that is set aside for validation where no such split is given,
-        0 < val_split < 1; at least one photo stays on either side.
+        Fraction of each class used for validation if the data have no such split,
+        0 < val_split < 1; each side gets at least one photo.
     seed : int
-        Random seed of that choice, 0 to 4294967295.
+        Random seed of that split, 0 to 4294967295.
     duplicates : bool
-        Read all photos, and note those that are in several splits or classes.
+        Read all photos, and note those in several splits or classes.
 
     Returns
     -------
@@ -134,8 +134,8 @@ def read_photos(
     Raises
     ------
     UsageError
-        If there are fewer than two classes, a class without a photo to train on or with a single
-        one to be split, or one that only other splits have.
+        If there are fewer than two classes, a class without training photos, with a single photo
+        to split, or in other splits only.
     ImageError
         If a folder or table is missing or can't be read.
     """
@@ -159,7 +159,7 @@ def read_photos(
 def _indexed(
     data: str, found: Labelled, multi_label: bool, notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[Example, ...]]]:
-    """The classes, which are those of the training photos, and split -> examples."""
+    """The classes of the training photos, and split -> examples."""
     whole = "" if "" in found.splits else "train"
     if whole not in found.splits:
         raise UsageError(
@@ -206,7 +206,7 @@ def _indexed(
 
 
 def check_seed(seed: int) -> None:
-    """Refuse (UsageError) a random seed that generators of NumPy and Keras don't take."""
+    """Refuse (UsageError) a seed that NumPy and Keras don't accept."""
     if not 0 <= seed < 1 << 32:
         raise UsageError(f"seed {seed}", "out of range", "Use 0 to 4294967295.")
 
@@ -214,18 +214,18 @@ def check_seed(seed: int) -> None:
 def set_aside(
     photos: Sequence[Example], classes: Sequence[str], fraction: float, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Set aside a fraction of each class at random; of a multi-label set, a fraction of all."""
+    """Choose a random fraction of each class; in a multi-label set, a fraction of all."""
     if not 0 < fraction < 1:
         raise UsageError(
             f"val_split {fraction}",
-            "nothing would be left on one side",
+            "one split would be empty",
             "Use a fraction between 0 and 1, such as 0.2.",
         )
     labels = [x.label if isinstance(x.label, tuple) else (x.label,) for x in photos]
     groups = defaultdict(list)
     for i, example in enumerate(photos):
         groups[0 if isinstance(example.label, tuple) else example.label].append(i)
-    left = Counter(label for some in labels for label in some)  # photos to train on
+    left = Counter(label for some in labels for label in some)  # training photos
     aside: set[int] = set()
     for group, members in sorted(groups.items()):
         if len(members) < 2:
@@ -254,7 +254,7 @@ def note_duplicates(
     contents: Mapping[str, str | None],
     folder: str,
 ) -> Iterator[str]:
-    """A sentence each on images that are in two splits, and in two classes."""
+    """Notes on images that are in two splits, or in two classes."""
     first: dict[str, dict[str, Example]] = defaultdict(dict)  # digest -> split -> photo
     copies: dict[str, list[tuple[str, str]]] = defaultdict(list)
     torn: list[tuple[str, str]] = []
@@ -281,7 +281,7 @@ def note_duplicates(
         if pairs := copies[split]:
             yield (
                 f"{len(pairs)} of {len(splits[split])} {title} photos are among the training "
-                f"photos too, so the accuracy will look better than it is: {shown(pairs)}"
+                f"photos, too, so accuracy is overestimated: {shown(pairs)}"
             )
     if torn:
-        yield f"{len(torn)} photos have the content of one with other labels: {shown(torn)}"
+        yield f"{len(torn)} photos are copies of one with other labels: {shown(torn)}"

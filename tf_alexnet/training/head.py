@@ -55,7 +55,7 @@ from tf_alexnet.weights import LayerArrays, WeightArrays
 from tf_alexnet.weights.resolve import last_features, resolve_weights, trained_preset
 
 FEATURES = "features.h5"
-_SHARD = 512  # photos that are kept together when the extraction is interrupted
+_SHARD = 512  # photos whose features are saved together
 
 Progress = Callable[[str, int, int | None, Mapping[str, Any]], None]
 
@@ -94,7 +94,7 @@ def train_head(
     - ``train_head(x, y)``: images and labels in memory.
     - ``train_head(dataset)``: (image, label) pairs, as TensorFlow Datasets gives them with
       ``as_supervised=True``. Only their features are kept in memory.
-    - ``train_head(features, y)``: features of any origin.
+    - ``train_head(features, y)``: any features.
 
     Parameters
     ----------
@@ -103,18 +103,18 @@ def train_head(
         sizes, or of paths; an iterable of (image, label) pairs, or of batches of them; features,
         float (N, D).
     labels : array, optional
-        With images or features: int or str (N,), or 0 and 1 (N, classes). With a path: RUN may
-        stand here.
+        With images or features: int or str (N,), or 0 and 1 (N, classes). With a path, `run` may
+        be passed here.
     run : path, optional
-        Folder for the result, see `tf_alexnet.training.run`. Without it nothing is written; a path
-        needs it.
+        Folder for the result, see `tf_alexnet.training.run`; required if `data` is a path.
+        Without it nothing is written.
     weights, architecture, preset
         As in `FeatureExtractor`.
     layer : {"pool5", "fc6", "fc7"}, optional
         Layer to train the classifier on (default: the last one the weights have). For others, see
         `linear_readout`.
     pool : {"avg", "none"}, optional
-        `pool5` averaged over its positions (default), or all of it.
+        For `pool5`: its mean over positions (default), or all values.
     l2 : float, optional
         L2 penalty, see `fit_linear` (default: the best on the validation photos).
     class_weight : {"balanced"}, optional
@@ -203,7 +203,7 @@ def train_head(
 
 
 class Setup(NamedTuple):
-    """What trainings on features have in common, checked; no network for given features."""
+    """Checked settings that trainings on features share; no network for given features."""
 
     base: WeightArrays | None
     table: Architecture | None
@@ -240,7 +240,7 @@ class Setup(NamedTuple):
     def settings(
         self, mode: str, layer: str, pool: str, photos: PhotoSet, val_split: float, seed: int
     ) -> dict[str, Any]:
-        """All that the result depends on, as a RUN records it."""
+        """All that the result depends on, as recorded in a RUN."""
         return {
             "mode": mode,
             "architecture": self.table.name,
@@ -273,7 +273,7 @@ def _place(setup: Setup, layer: str | None, pool: str | None) -> tuple[str, str]
 
 
 def check_weights(base: WeightArrays, needed: Iterable[Conv | Dense], layer: str) -> None:
-    """Refuse weights that lack a layer below a classifier."""
+    """Refuse weights that lack a layer below the classifier."""
     if absent := [x.name for x in needed if x.name not in base.layers]:
         raise WeightsError(
             base.source,
@@ -311,16 +311,16 @@ def extract_photos(
     replace: bool,
     progress: Progress | None,
 ) -> PhotoFeatures:
-    """Features of all photos into `file`, unless they are there already.
+    """Extract features of all photos into `file`, unless they are there already.
 
     Parameters
     ----------
     settings : dict
         With `layer`, several separated by blanks, and `pool`.
     replace : bool
-        Whether a file that other settings made is replaced.
+        Whether to replace a file made with other settings.
     """
-    real = functools.cache(os.path.realpath)  # rows are found by place, under whatever name
+    real = functools.cache(os.path.realpath)  # a photo may be named differently
     splits = photos.train, photos.val
     parts = [[(place_of(x.path, real), x.label) for x in part] for part in splits]
     named = {place_of(x.path, real): x.path for x in (*photos.val, *photos.train)}
@@ -367,7 +367,7 @@ def extract_photos(
 
 
 def _check_classes(photos: PhotoSet, train: np.ndarray, val: np.ndarray) -> None:
-    """Refuse to train if no photo of a class, or of a split, could be read."""
+    """Refuse to train if no photo of a class or split could be read."""
     flags = train if photos.multi_label else train[:, None] == np.arange(len(photos.classes))
     present = flags.any(axis=0)
     lost = [name for name, there in zip(photos.classes, present, strict=True) if not there]
@@ -382,7 +382,7 @@ def _check_classes(photos: PhotoSet, train: np.ndarray, val: np.ndarray) -> None
 
 
 class Fitted(NamedTuple):
-    """A classifier of raw rows, and how it came about."""
+    """A fitted classifier of raw rows, with its history."""
 
     head: Linear
     steps: list[Step]
@@ -433,7 +433,7 @@ def _written(
     folder: Path | None,
     skipped: tuple[Failure, ...],
 ) -> Run:
-    """The network with the classifier, in a RUN if there is a folder for it."""
+    """The network with its classifier, written as a RUN if there is a folder."""
     table = setup.table.with_head(settings["layer"], len(photos.classes))
     arrays = _network(setup.base, table, fitted.head, settings)
     record = RunRecord(

@@ -2,8 +2,8 @@
 
 The mean cross-entropy of a linear classifier with an L2 penalty is convex: L-BFGS finds its one
 minimum without a learning rate, and only the penalty has to be chosen. Labels are (n,) int, one
-class per row (softmax), or (n, classes) bool, any number of classes per row (sigmoids; the same as
-one binary classifier per class).
+class per row (softmax), or (n, classes) bool, any number of classes per row (sigmoids: one binary
+classifier per class).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _WEAKER = tuple(GRID[-1] * 10.0 ** (-i / 2) for i in range(1, 9))
 _STRONGER = tuple(10.0 ** (i / 2) for i in range(1, 9))
 _PATIENCE = 3  # weaker penalties tried after the best one
 _STEPS = 1000
-# Of the largest slope, as scikit-learn's. On all of pool5 (600 photos of flowers) 1e-4 in float32
-# takes 1.9 s of processor time, 1e-6 in float64 13 s; penalty and accuracy are the same.
+# Of the largest gradient component, as in scikit-learn. On all of pool5 (600 photos of flowers)
+# 1e-4 in float32 takes 1.9 s of processor time, 1e-6 in float64 13 s, for equal accuracy.
 _TOLERANCE = 1e-4
 _MEMORY = 1 << 30  # bytes of rows held in memory; more are read again in every pass
 
@@ -64,7 +64,7 @@ class Classifier:
         Names, in the order of the columns.
     kernel, bias : ndarray of float32, (D, classes) and (classes,)
     multi_label : bool
-        Whether probabilities are independent (sigmoid), not of one class out of all (softmax).
+        Whether classes have independent probabilities (sigmoid) instead of a softmax.
     metrics : mapping of str to float
         ``l2``, ``train_loss``, ``val_accuracy`` (``val_map`` if `multi_label`), ...
     """
@@ -85,7 +85,7 @@ class Classifier:
 
 
 class Standard(NamedTuple):
-    """Rows as they are fitted: ``(x - mean) * scale``, with a mean squared length of 1.
+    """Standardisation of rows: ``(x - mean) * scale``, with a mean squared length of 1.
 
     One scale for all features, because differences in scale are signal. (Dividing each feature by
     its own deviation amplifies those that are nearly always 0; on pool5 of 800 photos of flowers it
@@ -116,20 +116,20 @@ class Step(NamedTuple):
     iterations: int
 
     def row(self, metric: str) -> dict[str, float]:
-        """The fields by name, with the metric's own: ``train_accuracy``."""
+        """The fields by name, such as ``train_accuracy``."""
         return {name.replace("metric", metric): x for name, x in self._asdict().items()}
 
 
 class Rows:
-    """Rows of features with labels, as blocks: an instance is what the fits take as `Blocks`.
+    """Rows of features with labels, in blocks; instances are `Blocks`.
 
     Parameters
     ----------
     labels : ndarray
         (n,) int or (n, classes) bool.
     blocks : list of ndarray, or callable
-        Rows (m, d) float32, block after block, in the order of the labels. Arrays in a list are
-        standardised in place; a callable returns fresh ones for every pass.
+        Blocks of rows (m, d) float32, in the order of the labels. Arrays in a list are
+        standardised in place; a callable returns new ones for every pass.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ def _standardize(block: np.ndarray, standard: Standard) -> None:
 def label_array(
     labels: Sequence[int | tuple[int, ...]], classes: int, multi_label: bool
 ) -> np.ndarray:
-    """Labels as the fits take them: (n,) int, or (n, classes) bool."""
+    """Labels as an array: (n,) int, or (n, classes) bool."""
     if not multi_label:
         return np.array(labels, np.int64)
     flags = np.zeros((len(labels), classes), bool)
@@ -196,7 +196,7 @@ def standard_of(blocks: Blocks) -> Standard:
         squares += float(np.vdot(rows, rows))
     mean = total / count
     variance = squares / count - float(mean @ mean)
-    # If all rows are alike, only the rounding error of this difference is left.
+    # If all rows are equal, this difference is nothing but rounding error.
     return Standard(mean, 1 / math.sqrt(variance) if variance > 1e-12 * squares / count else 1.0)
 
 
@@ -278,13 +278,13 @@ def choose_penalty(
 
 
 def edge_note(step: Step) -> str | None:
-    """A sentence for the user if the best penalty is no inner point of `GRID`."""
+    """A note for the user if the best penalty is not inside `GRID`."""
     if GRID[-1] < step.l2 < GRID[0]:
         return None
     note = f"the best L2 penalty, {step.l2:.3g}, is at the edge of the usual range "
     note += f"({GRID[0]:g} to {GRID[-1]:g}), which was widened"
     if step.l2 in (_WEAKER[-1], _STRONGER[-1]):
-        note += "; it is also the last one tried, and one beyond it may be better"
+        note += "; it is also the last one tried, and the best may lie beyond it"
     return note
 
 
@@ -296,10 +296,10 @@ def fit_linear(
     start: Linear | None = None,
     tolerance: float = _TOLERANCE,
 ) -> tuple[Linear, int]:
-    """Minimise mean cross-entropy + l2 / 2 * sum of squares of the kernel; the bias is free.
+    """Minimise mean cross-entropy + l2 / 2 * sum of squares of the kernel (not the bias).
 
-    The cross-entropies of a row's classes are added up. With scikit-learn's
-    ``LogisticRegression(C=1 / (l2 * n))`` the minimum is the same.
+    Cross-entropies of sigmoids are summed over classes. scikit-learn's
+    ``LogisticRegression(C=1 / (l2 * n))`` has the same minimum.
 
     Parameters
     ----------
@@ -311,9 +311,9 @@ def fit_linear(
     weights : ndarray, optional
         From `balanced`.
     start : Linear, optional
-        Where to start (default: at zero).
+        Initial values (default: zero).
     tolerance : float
-        Stop when no slope is larger.
+        Stop when no gradient component is larger.
 
     Returns
     -------
@@ -357,7 +357,7 @@ def _unravelled(x: np.ndarray, shape: tuple[int, int]) -> Linear:
 
 
 def _cross_entropy(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cross-entropies, shaped like `labels`, and their slopes by the scores, (n, classes)."""
+    """Cross-entropies, shaped like `labels`, and gradients by the scores, (n, classes)."""
     if labels.ndim == 2:
         return np.logaddexp(0, scores) - scores * labels, expit(scores) - labels
     logs = log_softmax(scores)

@@ -1,4 +1,4 @@
-"""What a person reads of a training: ``report.md``, ``history.csv`` and pictures."""
+"""The report of a training: ``report.md``, ``history.csv`` and plots."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _SHOWN = 50  # unreadable photos that the report names
-_NUMBERED = 25  # classes up to which the matrix has numbers in its fields
-_NAMED = 60  # and names at its sides
+_NUMBERED = 25  # most classes for which cells show numbers
+_NAMED = 60  # and axes show names
 _TRAIN, _VAL = "#9aa5b1", "#1f6fb4"
 
 
@@ -38,14 +38,14 @@ def history_table(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def chance_note(labels: Sequence[int], accuracy: float) -> str | None:
-    """A sentence for the user if a classifier is no better than one that ignores the photos.
+    """A note for the user if a classifier is no better than one that ignores the photos.
 
     Parameters
     ----------
     labels : sequence of int
         True classes of the validation photos.
     accuracy : float
-        Share of them that was predicted right, 0..1.
+        Fraction of them predicted correctly, 0..1.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def report_text(
     explanation: str = "",
     drawn: bool = True,
 ) -> str:
-    """The Markdown of ``report.md``; arguments as in `write_run`, and if pictures are there."""
+    """The Markdown of ``report.md``; arguments as in `write_run`. `drawn`: plots were written."""
     split, metrics = record.split, record.metrics
     merit = "map" if record.multi_label else "accuracy"
     shown, title = ("{:.3f}", "mAP") if record.multi_label else ("{:.1%}", merit)
@@ -82,12 +82,12 @@ def report_text(
         f"# {len(record.classes)} classes, {result} {split['val']} validation photos"
         + " right" * (not record.multi_label),
         "",
-        f"{record.architecture} (`--mode {record.mode}`){base}; the classifier stands on "
-        f"{record.layer}; photos are prepared by preset `{record.preset}`.",
+        f"{record.architecture} (`--mode {record.mode}`){base}; the classifier was trained "
+        f"on {record.layer}; preset `{record.preset}`.",
         "",
     ]
     lines += [explanation, ""] if explanation else []
-    drawn_here = "The validation photos were set aside at random."
+    drawn_here = "The validation photos were chosen at random."
     lines += [
         f"| | photos | {title} | loss |",
         "|---|---|---|---|",
@@ -98,12 +98,12 @@ def report_text(
             if f"{part}_{merit}" in metrics
         ),
         "",
-        drawn_here if split["drawn"] else "The splits are those of the data.",
+        drawn_here if split["drawn"] else "The splits were given.",
         "",
     ]
     if confusion is not None:
         lines += [
-            "| class | validation photos | found (recall) | right when named (precision) |",
+            "| class | validation photos | recall | precision |",
             "|---|---|---|---|",
             *(
                 f"| {_cell(x.name)} | {x.photos} | {_share(x.recall)} | {_share(x.precision)} |"
@@ -128,7 +128,7 @@ def _share(value: float | None) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """A number, or ``-`` for None and NaN."""
+    """Format a number; ``-`` for None and NaN."""
     return "-" if value is None or value != value else f"{value:.3f}"
 
 
@@ -153,8 +153,8 @@ def _use(record: RunRecord) -> list[str]:
         "```",
         "",
         "`weights.safetensors` is an ordinary weight file for `ta.AlexNet` and "
-        "`ta.FeatureExtractor`; `model.keras` the same for Keras; `class_indices.json` says which "
-        "output is which class; `history.csv` has the numbers of the curves.",
+        "`ta.FeatureExtractor`; `model.keras` is the same network for Keras; "
+        "`class_indices.json` maps outputs to classes; `history.csv` holds the curves.",
         "",
         *_settings(record.settings),
         f"{versions}. Weights {record.weights_digest}.",
@@ -212,7 +212,7 @@ def readout_text(
 
 
 def _cell(text: object) -> str:
-    """Text that may come from a file's name, harmless in a line or a table of Markdown."""
+    """Escape text, such as a file name, for a line or table of Markdown."""
     plain = one_line(str(text)).replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + c if c in "\\|`*_[]" else c for c in plain)
 
@@ -227,7 +227,7 @@ def draw(
     history: Sequence[Mapping[str, float]],
     confusion: np.ndarray | None,
 ) -> list[str]:
-    """Draw ``curves.png`` and ``confusion.png``; a sentence where matplotlib is not installed."""
+    """Draw ``curves.png`` and ``confusion.png``; return a note if matplotlib is missing."""
     try:
         curves = curves_figure(history, record.metrics.get(next(iter(history[0]))))
     except UsageError:
@@ -245,9 +245,9 @@ def curves_figure(history: Sequence[Mapping[str, float]], chosen: float | None =
     Parameters
     ----------
     history : sequence of dict
-        A row a step; the first column (``epoch``, ``l2``) is the axis.
+        One row per step; the first column (``epoch``, ``l2``) is the axis.
     chosen : float, optional
-        Where on it the result is: a line.
+        Position of the result on it, drawn as a line.
 
     Raises
     ------
@@ -283,12 +283,12 @@ def curves_figure(history: Sequence[Mapping[str, float]], chosen: float | None =
 
 
 def confusion_figure(classes: Sequence[str], confusion: np.ndarray, title: str) -> Figure:
-    """A confusion matrix, coloured by shares of each row.
+    """A confusion matrix, coloured by fractions of each row.
 
     Parameters
     ----------
     classes : sequence of str
-        Their names; up to 60 are written at the sides.
+        Names, written on the axes for up to 60 classes.
     confusion : ndarray of int, (classes, classes)
         Photos by true class (rows) and predicted class (columns).
     title : str

@@ -1,9 +1,8 @@
-"""The RUN: a folder that says what was trained on what, and holds the network that came of it.
+"""A RUN: the folder of a training, with the trained network and a record of how it was made.
 
 Our own commands rebuild the network from two files: ``run.json``, plain JSON that is checked field
 by field, and ``weights.safetensors``, an ordinary weight file. A RUN from a stranger runs no code.
-``model.keras``, the tables and the pictures are for people and other programs; nothing here reads
-them.
+``model.keras``, the tables and the pictures are for people and other programs.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     from tf_alexnet.training.linear import Classifier
 
 RECORD, WEIGHTS, MODEL = "run.json", "weights.safetensors", "model.keras"
-SETTINGS = "settings.json"  # what a training was begun with
+SETTINGS = "settings.json"  # of an unfinished training
 READOUT = "readout.csv"  # of a layer-wise read-out, which has no network
 FORMAT = 1  # of run.json
 MODES = ("head", "finetune", "scratch")
@@ -72,14 +71,14 @@ class RunRecord:
     architecture, preset : str
         The network's table and the preprocessing it was trained with.
     layer : {"pool5", "fc6", "fc7"}
-        What the classifier `fc8` stands on; with ``fc7`` the network is whole.
+        Layer that the classifier `fc8` was trained on; with ``fc7`` the network is complete.
     mode : {"head", "finetune", "scratch"}
         What was trained: the classifier, it and layers below, or everything.
     base : dict of str to str
-        ``digest`` and ``source`` of the weights it started from, and ``untrained`` if they were a
-        control's; empty for ``scratch``.
+        ``digest`` and ``source`` of the initial weights, and ``untrained`` if they were random;
+        empty for ``scratch``.
     settings : dict of str to str, int, float, bool or None
-        Everything that the result depends on.
+        All settings that the result depends on.
     split : dict
         See `split_record`.
     metrics : dict of str to float
@@ -87,9 +86,9 @@ class RunRecord:
     weights_digest : str
         `WeightArrays.digest` of ``weights.safetensors``.
     versions : dict of str to str
-        Of the software that made it.
+        Versions of the software that made it.
     multi_label : bool
-        Whether a photo has any number of labels, each with a probability of its own (a sigmoid).
+        Whether photos have any number of labels, each with an independent probability (a sigmoid).
         `metrics` then has ``val_map`` (mean average precision, 0..1) in place of ``val_accuracy``.
     """
 
@@ -114,25 +113,25 @@ class RunRecord:
         )
 
     def text(self) -> str:
-        """As the JSON of ``run.json``; names of any bytes survive as escaped surrogates."""
+        """The JSON of ``run.json``; bytes that are not UTF-8 are escaped surrogates."""
         content = {"format": FORMAT, **asdict(self)}
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def parsed(cls, text: str, source: str) -> RunRecord:
-        """The record that such a JSON holds.
+        """Parse the text of a ``run.json``.
 
         Raises
         ------
         WeightsError
-            If it is of another version or anything but that; `source` is named.
+            If it is of another version, or not such a record; `source` is named.
         """
         try:
             content = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise not_a_run(source, f"it is no JSON ({str(error)[:80]})") from None
+            raise not_a_run(source, f"it is not JSON ({str(error)[:80]})") from None
         if not isinstance(content, dict) or "format" not in content:
-            raise not_a_run(source, "it does not record a training")
+            raise not_a_run(source, "it does not describe a training")
         if content.pop("format") != FORMAT:
             raise WeightsError(
                 source,
@@ -221,7 +220,7 @@ _CHECKS = {
 
 
 def base_record(base: WeightArrays | None) -> dict[str, str]:
-    """The `RunRecord.base` of the weights that a training starts from, if there are any."""
+    """`RunRecord.base` for these initial weights."""
     if base is None:
         return {}
     mark = {"untrained": "yes"} if base.untrained else {}
@@ -235,15 +234,15 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
     ----------
     photos : PhotoSet
     skipped : sequence of Failure
-        Those of the training and validation photos that could not be read.
+        Training and validation photos that could not be read.
 
     Returns
     -------
     dict
-        ``drawn``, whether the validation photos were set aside at random; ``train``, ``val`` and
-        ``skipped``, counts of photos; ``trained_on``, `short_digest` of each training photo.
-        If drawn, also ``train_photos`` and ``val_photos``, their paths below the data folder, and
-        ``place``, which stands for where the folder or table was.
+        ``drawn``, whether the validation photos were chosen at random; ``train``, ``val`` and
+        ``skipped``, numbers of photos; ``trained_on``, `short_digest` of each training photo.
+        If chosen at random, also ``train_photos`` and ``val_photos``, paths relative to the data
+        folder, and ``place``, a digest of that folder's path.
     """
     bad = {failure.path for failure in skipped}
     train, val = ([x for x in part if x.path not in bad] for part in (photos.train, photos.val))
@@ -258,18 +257,18 @@ def split_record(photos: PhotoSet, skipped: Sequence[Failure] = ()) -> dict[str,
 
 
 def short_digest(digest: str) -> str:
-    """The first 48 bits of a photo's digest: two of a million photos rarely share them."""
+    """The first 48 bits of a digest; collisions among a million photos are rare."""
     return digest[:12]
 
 
 def place_digest(path: str | os.PathLike) -> str:
-    """A text that stands for the place of a folder or file, and does not give it away."""
+    """A digest of the path of a folder or file, so that RUNs can be published."""
     return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training, checked: the record and the weights belong together.
+    """A finished training. Record and weights are checked to belong together.
 
     Attributes
     ----------
@@ -278,7 +277,7 @@ class Run:
     record : RunRecord
         What ``run.json`` holds.
     arrays : WeightArrays
-        What ``weights.safetensors`` holds; `AlexNet`, `FeatureExtractor` and all else take it.
+        What ``weights.safetensors`` holds; accepted wherever weights are.
         ``metadata["preset"]`` is the record's preset.
     """
 
@@ -302,14 +301,14 @@ class Run:
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
-        """The network as `predict_photos` takes it."""
+        """The network for `predict_photos`."""
         from tf_alexnet.extraction import FeatureExtractor
 
         return FeatureExtractor(self.arrays, self.outputs, architecture=self.record.architecture)
 
     @property
     def outputs(self) -> tuple[str]:
-        """The layer that `predict_photos` needs: `fc8` if a sigmoid per class follows it."""
+        """The layer that `predict_photos` needs: `fc8` for a multi-label run."""
         return ("fc8" if self.record.multi_label else "prob",)
 
     def predict(
@@ -360,12 +359,12 @@ class Run:
 
     @property
     def table(self) -> Architecture:
-        """The network: cut where the classifier stands, with as many outputs as classes."""
+        """The network up to its classifier, with one output per class."""
         return adapted_table(self.arrays, ARCHITECTURES[self.record.architecture])
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Run:
-        """Read a RUN; nothing in it is executed.
+        """Read a RUN. Nothing in it is executed.
 
         Parameters
         ----------
@@ -384,13 +383,13 @@ class Run:
         if record is None and (folder / READOUT).is_file():
             raise UsageError(
                 str(folder),
-                "a read-out of layers, which has no network to use",
+                "it holds a read-out of layers, which has no network",
                 "Train one: tf-alexnet train DATA -o RUN --layer pool5 (or fc6, fc7).",
             )
         if record is None:
             raise UsageError(
                 str(folder),
-                f"no finished training is there: it has no {RECORD}",
+                f"it holds no finished training (no {RECORD})",
                 "Name a folder that `tf-alexnet train` made; with --resume that finishes one.",
             )
         arrays = read_weights(folder / WEIGHTS)
@@ -401,8 +400,8 @@ class Run:
             if found.digest != record.weights_digest:
                 raise WeightsError(
                     str(folder / name),
-                    f"these are not the weights that {RECORD} records",
-                    "Get both files from the same RUN again.",
+                    f"not the weights that {RECORD} describes",
+                    "Copy both files from the same RUN again.",
                 )
         _check_belonging(folder, record, arrays)
         metadata = {**arrays.metadata, "preset": record.preset}
@@ -441,7 +440,7 @@ def load_run(path: str | os.PathLike) -> Run:
 
 
 def model_of(record: RunRecord, arrays: WeightArrays) -> keras.Model:
-    """The network of a run, with a softmax or, if it is multi-label, a sigmoid per class."""
+    """The network of a run, with a softmax, or one sigmoid per class if it is multi-label."""
     from tf_alexnet.model import AlexNet
 
     activation = "sigmoid" if record.multi_label else "softmax"
@@ -449,7 +448,7 @@ def model_of(record: RunRecord, arrays: WeightArrays) -> keras.Model:
 
 
 def run_folder(path: str | os.PathLike) -> Path | None:
-    """The RUN that a path names, by itself or by one of its files; None if it names none."""
+    """The RUN that a path or the path of one of its files names, or None."""
     path = Path(path)
     folder = path.parent if path.name in (RECORD, WEIGHTS, MODEL) else path
     return folder if (folder / RECORD).is_file() else None
@@ -457,20 +456,20 @@ def run_folder(path: str | os.PathLike) -> Path | None:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training ended in.
+    """Result of a training.
 
     Attributes
     ----------
     run : Run or None
         The result, read back; None after `train_head` on features.
     notes : tuple of str
-        What a user should know about the data and the result, a sentence each.
+        Sentences about the data and the result, for the user.
     skipped : tuple of Failure
         Photos that could not be read.
     finished_before : bool
-        Whether all of it had been done by an earlier call; `skipped` is empty then.
+        Whether an earlier call had finished it; `skipped` is empty then.
     classifier : Classifier or None
-        After `train_head`, unless finished before: the classifier of features.
+        Classifier of features from `train_head`, unless `finished_before`.
     """
 
     run: Run | None
@@ -485,14 +484,14 @@ class TrainingReport:
 
 
 def read_record(folder: str | os.PathLike) -> RunRecord | None:
-    """What a folder's ``run.json`` holds; None where there is none.
+    """Read a folder's ``run.json``; None if there is none.
 
     Raises
     ------
     UsageError
         If there is no such folder.
     WeightsError
-        If it can't be read, or is no such record.
+        If it can't be read, or is not such a record.
     """
     path = Path(folder, RECORD)
     if not path.parent.is_dir():
@@ -510,7 +509,7 @@ def read_record(folder: str | os.PathLike) -> RunRecord | None:
 
 
 def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> None:
-    """Refuse weights of another network, or of other classes, than the record speaks of."""
+    """Refuse weights of another network or with other classes than the record's."""
     table, classes = ARCHITECTURES[record.architecture], len(record.classes)
     whole = table.with_head(record.layer, classes)
     if arrays.architecture != record.architecture:
@@ -518,10 +517,10 @@ def _check_belonging(folder: Path, record: RunRecord, arrays: WeightArrays) -> N
     elif arrays.classes != classes:
         fault = f"fc8 has {arrays.classes or 'no'} outputs, and {RECORD} names {classes} classes"
     elif adapted_table(arrays, table).parameter_shapes() != whole.parameter_shapes():
-        fault = f"its classifier does not stand on {record.layer}, as {RECORD} says"
+        fault = f"its classifier is not on {record.layer}, as {RECORD} says"
     else:
         return
-    raise WeightsError(str(folder / WEIGHTS), fault, "Get both files from the same RUN again.")
+    raise WeightsError(str(folder / WEIGHTS), fault, "Copy both files from the same RUN again.")
 
 
 def write_run(
@@ -538,48 +537,48 @@ def write_run(
     skipped: Sequence[Failure] = (),
     explanation: str = "",
 ) -> Run:
-    """Write all files of a RUN, each under a temporary name and renamed, ``run.json`` last.
+    """Write all files of a RUN, each atomically, ``run.json`` last.
 
     Parameters
     ----------
     folder : path
         The RUN, which exists.
     record : RunRecord
-        Without `weights_digest` and `versions`, which are filled in here.
+        `weights_digest` and `versions` are filled in here.
     weights : WeightArrays
         The trained network, `fc8` included.
     model : keras.Model
-        The same, for ``model.keras``.
+        The same network, for ``model.keras``.
     history : sequence of dict
-        A row a step, all with the same keys: the first (``epoch``, ``l2``) counts the steps, those
-        with ``loss``, ``accuracy`` or ``map`` in their names are drawn.
+        One row per step, all with the same keys: the first (``epoch``, ``l2``) is the axis of the
+        plot, those with ``loss``, ``accuracy`` or ``map`` in their names are plotted.
     confusion : ndarray of int, (classes, classes), optional
         Validation photos by true class (rows) and predicted class (columns).
     precisions : ndarray of float, (classes,), optional
         Of a multi-label run: average precision of each class on the validation photos.
     test : sequence of Example
-        Photos of the test split, which the finished network is evaluated on.
+        Photos of the test split, to evaluate the finished network on.
     notes : sequence of str
         Sentences for the report.
     skipped : sequence of Failure
         Photos that could not be read.
     explanation : str
-        A paragraph of the report: what was trained, and how the figures came about.
+        A paragraph of the report: what was trained, and how.
 
     Returns
     -------
     Run
-        As read back.
+        Read back from the folder.
 
     Raises
     ------
     OutputError
-        If a file can't be written; without ``run.json`` the folder is no finished RUN.
+        If a file can't be written. Without ``run.json`` the RUN is unfinished.
     """
     from tf_alexnet.training import report
 
     folder = Path(folder)
-    # The rest was true of the weights it started from: classes, digests, identification.
+    # Other metadata described the initial weights: classes, digests, identification.
     kept = {name: x for name, x in weights.metadata.items() if name in ("licence", "origin")}
     metadata = {**kept, "preset": record.preset, "head": record.layer}
     weights = replace(weights, architecture=record.architecture, metadata=metadata)
@@ -587,7 +586,7 @@ def write_run(
     if test:
         record, failures, note = _tested(record, weights, test)
         notes, skipped = [*notes, *note], [*skipped, *failures]
-    (folder / RECORD).unlink(missing_ok=True)  # what follows is no longer what it speaks of
+    (folder / RECORD).unlink(missing_ok=True)  # it does not describe what is written next
     write_weights(weights, folder / WEIGHTS)
     _save_model(model, folder)
     write_text(
@@ -607,10 +606,10 @@ def write_run(
 def _tested(
     record: RunRecord, weights: WeightArrays, test: Sequence[Example]
 ) -> tuple[RunRecord, Sequence[Failure], list[str]]:
-    """The record with the figures of the test split, photos that can't be read, and a note."""
+    """The record with test figures, photos that can't be read, and notes."""
     try:
         scores = score_photos(weights, test, multi_label=record.multi_label)
-    except ImageError as problem:  # that must not cost a training
+    except ImageError as problem:  # must not lose the training
         return record, (), [f"no test photo was evaluated: {problem}"]
     figures = {f"test_{name}": value for name, value in scores.figures.items()}
     skipped = record.split["skipped"] + len(scores.failures)
@@ -632,7 +631,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _save_model(model: keras.Model, folder: Path) -> None:
-    """``model.keras``; Keras wants that suffix also of a temporary name."""
+    """Write ``model.keras``. Keras requires that suffix of temporary names, too."""
     place = None
     try:
         place = tempfile.mkdtemp(prefix=".tf-alexnet-", suffix=".part", dir=folder)
@@ -663,12 +662,12 @@ def _versions() -> dict[str, str]:
 
 
 def check_run(folder: str | os.PathLike, *, resume: bool = False) -> None:
-    """Refuse a folder that `working_in` refuses, before any work is done for it.
+    """Check a folder for `working_in` before any work is done.
 
     Raises
     ------
     UsageError, OutputError
-        As `working_in`, except that another training may hold it.
+        As `working_in`, except for a folder that another training uses.
     """
     path = Path(folder)
     begun = any((path / name).is_file() for name in (SETTINGS, RECORD))
@@ -677,27 +676,27 @@ def check_run(folder: str | os.PathLike, *, resume: bool = False) -> None:
     Target(f"{path}/").check()
     if path.is_dir() and not begun and _is_foreign(path):
         raise OutputError(
-            str(path), "it holds other things, and no training", "Name a new folder for the RUN."
+            str(path), "it holds other files and no training", "Name a new folder for the RUN."
         )
 
 
 @contextlib.contextmanager
 def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[Path]:
-    """The RUN's folder, made if need be, and held: one training at a time.
+    """Create and lock a RUN's folder: one training at a time.
 
     Raises
     ------
     UsageError
         With `resume`, where no training was begun.
     OutputError
-        If the folder can't be made or written to, holds other things, or another training holds it.
+        If the folder can't be made or written to, holds other files, or is in use.
     """
     check_run(folder, resume=resume)
     path = Path(folder)
     target = Target(f"{path}/")
     target.data.make()
     with locked(target.data, str(target)):
-        for left in path.glob(".tf-alexnet-*"):  # what a killed training left half written
+        for left in path.glob(".tf-alexnet-*"):  # left half written by a killed training
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
@@ -706,33 +705,33 @@ def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[P
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether there is anything but the features of a training that was killed at once."""
+    """Whether it holds anything but the features of a training that was killed early."""
     return any(not name.startswith((".", "features.h5")) for name in os.listdir(path))
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | None:
-    """Compare a RUN with the settings of a training, and record them if the training is new.
+    """Compare the settings of a training with those of its RUN, or record them in a new one.
 
     Parameters
     ----------
     folder : Path
         From `working_in`.
     settings : dict of str to str, int, float, bool or None
-        All that the result depends on. The number of ``epochs`` may be larger than before.
+        All that the result depends on. ``epochs`` may be larger than before.
     force : bool
-        Start over whatever is there.
+        Start over.
 
     Returns
     -------
     Run or None
-        The finished run of these very settings; None where there is work to do.
+        The finished run with these settings; None if there is work to do.
 
     Raises
     ------
     UsageError
         If it was begun with other settings; the message names them.
     WeightsError
-        If the finished run that is there is damaged.
+        If the finished run is damaged.
     """
     settings = dict(settings)
     if force:
@@ -741,7 +740,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     record = read_record(folder)
     if record is not None and dict(record.settings) == settings:
         return Run.open(folder)
-    # A finished run that is being continued has other settings than its record.
+    # While a finished run is continued, settings.json is newer than its record.
     old = _begun(folder)
     old = dict(record.settings) if old is None and record is not None else old
     if old is not None:
@@ -766,7 +765,7 @@ def _grows(old: Any, new: Any) -> bool:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """The settings recorded by an unfinished training; None where there are none."""
+    """The recorded settings of an unfinished training, or None."""
     try:
         content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
