@@ -212,7 +212,7 @@ def test_files_for_people_may_go(folder):
 def test_weights_of_another_training_are_refused(folder, weights):
     other = synthetic_weights(COMPACT.with_head("pool5", 3), seed=1)
     ta.write_weights(other, folder / "weights.safetensors")
-    assert "not the weights that run.json records" in refusal(folder)
+    assert "not the weights that run.json describes" in refusal(folder)
     data = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").write_bytes(data[:-100])
     assert "damaged safetensors file" in refusal(folder)
