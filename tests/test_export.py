@@ -456,15 +456,14 @@ def test_a_run_is_exported_with_its_classes(tmp_path, run):
     code, _, err = run(*arguments, "--architecture", "torchvision")
     assert code == 2
     assert "the RUN records its own" in err
-    many = replace(trained, record=replace(trained.record, multi_label=True))
-    with pytest.raises(UsageError, match="exports end in a softmax"):
-        export_model(many, "onnx", tmp_path / "out")
     record = tmp_path / "RUN" / "run.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "multi_label": True}))
     arguments[1] = tmp_path / "RUN" / "weights.safetensors"
     code, _, err = run(*arguments)
     assert code == 2
-    assert "it is multi-label" in err
+    assert "these weights are multi-label" in err
+    with pytest.raises(UsageError, match="these weights are multi-label"):
+        export_model(ta.load_run(tmp_path / "RUN"), "onnx", tmp_path / "out")
 
 
 @pytest.mark.slow

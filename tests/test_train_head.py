@@ -320,6 +320,13 @@ def test_several_labels_have_a_sigmoid_each(several):
     saved = keras.saving.load_model(run.folder / "model.keras")
     for model in (run.model, saved):
         assert np.abs(model.predict(x, verbose=0) - ours).max() < 1e-4
+    # The weight file alone: a softmax would be plausible, and wrong.
+    alone = ta.read_weights(run.folder / "weights.safetensors")
+    for use in (ta.AlexNet, lambda weights: ta.FeatureExtractor(weights, ["fc8", "prob"])):
+        with pytest.raises(UsageError, match=r"a softmax on .*: these weights are multi-label"):
+            use(alone)
+    independent = ta.AlexNet(alone, classifier_activation="sigmoid")
+    assert np.abs(independent.predict(x, verbose=0) - ours).max() < 1e-4
 
 
 def test_predict_shows_several_labels(several, capfd, monkeypatch):

@@ -86,7 +86,8 @@ def AlexNet(
         Units of `fc8` (default: as in the weights; 1000 without weights). If the weights have
         another number or no `fc8`, it starts untrained and a warning says so.
     classifier_activation : str or None
-        Activation after `fc8`, in the layer `prob`. None ends the model at `fc8`.
+        Activation after `fc8`, in the layer `prob`. None ends the model at `fc8`. Weights of a
+        multi-label training need ``"sigmoid"``.
     seed : int, optional
         Random seed of layers that start untrained; with ``weights="random"`` of all.
     name : str, optional
@@ -119,6 +120,8 @@ def AlexNet(
     elif classifier_activation is None:
         table = table.until("fc8")
     fitted = {} if arrays is None else resolve.fitted_layers(arrays, table, own, classes)
+    if "fc8" in fitted and classifier_activation == "softmax":
+        resolve.check_softmax(arrays)
     if input_tensor is not None:
         input_shape = _tensor_shape(input_tensor, input_shape)
     shape = _checked_shape(table, input_shape, arrays is not None, allow_resize)

@@ -17,7 +17,13 @@ from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
 from tf_alexnet.training.run import Run, run_folder
 from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
-from tf_alexnet.weights.resolve import as_far_as, fitted_layers, last_features, resolve_weights
+from tf_alexnet.weights.resolve import (
+    as_far_as,
+    check_softmax,
+    fitted_layers,
+    last_features,
+    resolve_weights,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -93,12 +99,6 @@ def open_source(
     if isinstance(model, str | os.PathLike) and (os.path.isdir(model) or run_folder(model)):
         run = Run.open(model)
     if run is not None:
-        if run.record.multi_label:
-            raise UsageError(
-                f"{run.folder} as an export",
-                "it is multi-label, and exports end in a softmax",
-                "Export the base weights, and take the classifier from the RUN.",
-            )
         if architecture is not None:
             raise UsageError(
                 f"architecture {architecture!r} with a RUN",
@@ -113,6 +113,7 @@ def open_source(
     if model is None:
         raise UsageError("export_model(None)", "it needs weights", "Pass a RUN or a weight file.")
     arrays, whole = resolve_weights(model, architecture)
+    check_softmax(arrays)
     table = as_far_as(whole, arrays)
     layers = fitted_layers(arrays, table, whole, None)
     record = _preset(arrays, table, preset, mean_image)

@@ -28,7 +28,12 @@ from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.progress import progress_callback
 from tf_alexnet.weights import WeightArrays, identify_weights
-from tf_alexnet.weights.resolve import fitted_layers, resolve_weights, trained_preset
+from tf_alexnet.weights.resolve import (
+    check_softmax,
+    fitted_layers,
+    resolve_weights,
+    trained_preset,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -118,6 +123,8 @@ class FeatureExtractor:
         wanted = blob_names(layers, table, weights.layers)
         self._blobs = {name: table.check_blob(own.get(name, name)) for name in wanted}
         self.layers, blobs = tuple(self._blobs), tuple(dict.fromkeys(self._blobs.values()))
+        if "prob" in blobs:
+            check_softmax(weights)
         self.architecture = table.name
         record, self.mean_image = resolve_preset(weights, table, preset, mean_image)
         self.preset = recorded_name(record)

@@ -404,7 +404,7 @@ class Run:
                     "Copy both files from the same RUN again.",
                 )
         _check_belonging(folder, record, arrays)
-        metadata = {**arrays.metadata, "preset": record.preset}
+        metadata = {**arrays.metadata, **_usage(record)}
         return cls(folder, record, replace(arrays, metadata=metadata))
 
 
@@ -580,7 +580,7 @@ def write_run(
     folder = Path(folder)
     # Other metadata described the initial weights: classes, digests, identification.
     kept = {name: x for name, x in weights.metadata.items() if name in ("licence", "origin")}
-    metadata = {**kept, "preset": record.preset, "head": record.layer}
+    metadata = {**kept, **_usage(record), "head": record.layer}
     weights = replace(weights, architecture=record.architecture, metadata=metadata)
     record = replace(record, weights_digest=weights.digest, versions=_versions())
     if test:
@@ -601,6 +601,11 @@ def write_run(
     write_text(folder / "report.md", text)
     write_text(folder / RECORD, record.text())
     return Run.open(folder)
+
+
+def _usage(record: RunRecord) -> dict[str, str]:
+    """What the metadata of a run's weights say of their use."""
+    return {"preset": record.preset} | ({"activation": "sigmoid"} if record.multi_label else {})
 
 
 def _tested(
