@@ -343,8 +343,8 @@ def test_bad_calls(run, tmp_path, monkeypatch):
     (tmp_path / "file.txt").write_text("nosuch.jpg\n")
     (tmp_path / "closed").mkdir()
     calls = [
-        (("extract", photo, "-o", "f.h5", *convs, "-l", "fc9"), 2, "Known are: data, conv1"),
-        (("predict", photo, *convs, "--preset", "vgg"), 2, "Known are: caffe, "),
+        (("extract", photo, "-o", "f.h5", *convs, "-l", "fc9"), 2, "Use one of: data, conv1"),
+        (("predict", photo, *convs, "--preset", "vgg"), 2, "Use one of: caffe, "),
         (("predict", "none", *convs), 2, "no image found"),
         (("predict", "nosuch.jpg", *convs), 5, "nosuch.jpg"),
         (("predict", "--json", "--csv", photo), 2, "two formats at once"),

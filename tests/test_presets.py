@@ -183,7 +183,7 @@ def test_ten_crops_of_torchvision():
 
 
 def test_preset_refusals():
-    with pytest.raises(PresetError, match=r"preset 'cafe': .* Known are: caffe, caffe-mean-image"):
+    with pytest.raises(PresetError, match=r"preset 'cafe': .* Use one of: caffe, caffe-mean-image"):
         preprocess_input([TALL], "cafe")
     for preset in ("squash", "kratzert", "udacity", "compact", "raw"):
         with pytest.raises(PresetError, match=r"does not crop.*: caffe, caffe-mean-image, torchv"):
@@ -354,7 +354,7 @@ def test_what_variations_do():
 
 def test_refused_names_and_values():
     for name in ("", "caffe.", "caffe.size", "caffe.size224x", "caffe.mean1-2", "caffe.size2_4"):
-        with pytest.raises(PresetError, match=r"there is no such preset\. Known are: caffe, "):
+        with pytest.raises(PresetError, match=r"there is no such preset\. Use one of: caffe, "):
             preset_named(name)
     with pytest.raises(PresetError, match="preset 'raw': it subtracts no mean"):
         preset_named("raw.mean1-2-3")

@@ -170,7 +170,7 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "net.prototxt").write_bytes(b"\xff\xfe\0")
     with pytest.raises(WeightsError, match="not a prototxt"):
         resolve_architecture(tmp_path / "net.prototxt")
-    with pytest.raises(UsageError, match="there is no such network here"):
+    with pytest.raises(UsageError, match="there is no such network"):
         resolve_architecture("alexnet")
     assert resolve_architecture(None) == Declared()
     assert resolve_architecture("caffenet") == Declared("caffenet")

@@ -202,7 +202,7 @@ def _path(model, known: Mapping[tuple, keras.layers.Layer], name: str) -> tuple:
     blobs = {x[-1]: layer for x, layer in known.items() if type(layer).__name__ not in _NO_BLOBS}
     names = [*blobs, *(x + PREACT for x, layer in blobs.items() if _has_relu(layer))]
     raise LayerError(
-        f"layer {name!r}", f"{model.name} has no such blob", f"Known are: {', '.join(names)}."
+        f"layer {name!r}", f"{model.name} has no such blob", f"Use one of: {', '.join(names)}."
     )
 
 

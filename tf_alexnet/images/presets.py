@@ -213,7 +213,7 @@ def preset_named(name: str) -> Preset:
     preset, found = PRESETS.get(base), [*_VARIATION.finditer(name, len(base))]
     if preset is None or base + "".join(x[0] for x in found) != name:
         advice = "variations are written caffe.size224, caffe.mean104-117-123 and caffe.anysize."
-        advice = f"Known are: {', '.join(PRESETS)}; {advice}"
+        advice = f"Use one of: {', '.join(PRESETS)}; {advice}"
         raise PresetError(f"preset {name!r}", "there is no such preset", advice)
     for size, any_size, *mean in (x.groups() for x in found):
         mean = [float(number) for number in mean] if mean[0] else None
