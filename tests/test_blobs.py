@@ -129,9 +129,9 @@ def test_what_has_no_blobs_is_told_so():
     for stranger in (Subclassed(), keras.Sequential([keras.layers.Dense(2)]), 3):
         with pytest.raises(LayerError, match="it has no graph of layers to take blobs from"):
             ta.features(stranger, ["fc7"])
-        with pytest.raises(UsageError, match="it holds no AlexNet"):
+        with pytest.raises(UsageError, match="it contains no AlexNet"):
             ta.preset_of(stranger)
-        with pytest.raises(UsageError, match="it holds no AlexNet"):
+        with pytest.raises(UsageError, match="it contains no AlexNet"):
             arrays_of(stranger)
 
 

@@ -455,5 +455,5 @@ def test_contradicting_arguments():
 
 def test_preset_of_a_stranger():
     stranger = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    with pytest.raises(UsageError, match=r"it holds no AlexNet"):
+    with pytest.raises(UsageError, match=r"it contains no AlexNet"):
         ta.preset_of(stranger)
