@@ -191,7 +191,7 @@ def test_means_and_labels(run, trained_file, example_photos, tmp_path):
     names.write_text("a\nb\n")
     code, _, err = run("predict", photo, "-w", trained_file, "--labels", names)
     assert code == 2
-    assert "2 names, and the network has 1000 outputs" in one_error(err)
+    assert "2 names, but the network has 1000 outputs" in one_error(err)
 
 
 def test_ten_crops_are_averaged(run, trained_file, example_photos):
