@@ -154,7 +154,7 @@ def test_presets_by_name_record_and_mean(recwarn):
         np.testing.assert_array_equal(extractor.preprocess([photo]), wanted)
         np.testing.assert_array_equal(extractor.from_images([photo])["data"], wanted)
     assert not recwarn.list
-    with pytest.raises(PresetError, match="it can't be recorded by a name"):
+    with pytest.raises(PresetError, match="it can't be recorded by name"):
         ta.FeatureExtractor(weights, ["data"], preset=ta.Preset("own", size=227, divisor=2))
 
 

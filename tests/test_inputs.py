@@ -141,7 +141,7 @@ CONTAINERS = {
     "numbers": (lambda: np.arange(3), "images: an array of int64 of shape (3,), neither paths"),
     "a nested list": (lambda: ["a.jpg", ["b.png"]], "images[1]: ['b.png'] is not a photo. Give"),
     "pairs": (lambda: [("a.jpg", 3)], "images[0]: ('a.jpg', 3) is not a photo. Give paths"),
-    "a dictionary": (lambda: {"a.jpg": 3}, "images: a dictionary, whose order means nothing. Give"),
+    "a dictionary": (lambda: {"a.jpg": 3}, "images: a dictionary, which is not a sequence. Give"),
     "a table": (
         lambda: pd.DataFrame({"x": ["a.jpg"], "y": [3]}),
         "images: an array of object of shape (1, 2), neither paths nor pixels. Give one column",
@@ -347,13 +347,13 @@ FILES = {
     "x.tar": "x.tar: an archive, not a photo. Name the photos in it: tar://::x.tar for all",
     "x.tar.gz": "x.tar.gz: an archive, not a photo. Name the photos in it: tar://::x.tar.gz for",
     "x.rar": "x.rar: an archive, not a photo. Unpack it and name its folder.",
-    "x.npz": "x.npz: a file of arrays, not a photo. Load the pixels and give them to Feature"
+    "x.npz": "x.npz: a file of arrays, not a photo. Load the pixels and pass them to Feature"
     "Extractor.from_images: uint8 (N, H, W, 3).",
-    "x.npy": "x.npy: a file of arrays, not a photo. Load the pixels and give them to",
-    "x.h5": "x.h5: a file of arrays, not a photo. Load the pixels and give them to",
-    "x.mat": "x.mat: a file of arrays, not a photo. Load the pixels and give them to",
+    "x.npy": "x.npy: a file of arrays, not a photo. Load the pixels and pass them to",
+    "x.h5": "x.h5: a file of arrays, not a photo. Load the pixels and pass them to",
+    "x.mat": "x.mat: a file of arrays, not a photo. Load the pixels and pass them to",
     "metadata.jsonl": "metadata.jsonl: a table in a format we don't read, not a photo. Save it as",
-    "x.xlsx": "x.xlsx: a table in a format we don't read, not a photo. Save it as .csv with a column",
+    "x.xlsx": "x.xlsx: a table in a format we don't read, not a photo. Save it as .csv with a",
     "photo": ["photo"],
     "photo.jpg_large": ["photo.jpg_large"],
     "x.heic": ["x.heic"],

@@ -360,7 +360,7 @@ def test_refused_names_and_values():
         preset_named("raw.mean1-2-3")
     with pytest.raises(PresetError, match=r"its pixels lie in 0\.\.1"):
         vary("torchvision", mean=(104, 117, 123))
-    with pytest.raises(PresetError, match="can't be recorded by a name"):
+    with pytest.raises(PresetError, match="can't be recorded by name"):
         recorded_name(Preset("own", size=50, divisor=2))
     with pytest.raises(PresetError, match="preset of type int: it is neither a name"):
         preprocess_input(BATCH, 7)
@@ -386,7 +386,7 @@ def test_a_model_says_which_preset(tmp_path):
     np.testing.assert_array_equal(preprocess_input(TALL, model), preprocess_input(TALL, "squash"))
     fully = Layer("open", [Layer(preset_layer("squash.anysize"))])
     assert preprocess_input(TALL, fully).shape == TALL.shape
-    with pytest.raises(UsageError, match=r"model 'vgg': it carries no preset\. Name the one"):
+    with pytest.raises(UsageError, match=r"model 'vgg': it records no preset\. Name the one"):
         preprocess_input(TALL, Layer("vgg", [Layer("conv1")]))
     whole = Layer("whole", [Layer("preprocessing", preset=PRESETS["caffe"]), inner])
     with pytest.raises(UsageError, match="'whole': it preprocesses its input in a layer of its"):
