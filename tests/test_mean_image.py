@@ -164,7 +164,7 @@ def test_refused_files(tmp_path):
         "mean.npz": "it is an .npz archive",
         "none.npy": r"can't be read \(No such file or directory\)",
         "folder": "it is a folder",
-        "pipe": "it is no regular file",
+        "pipe": "it is not a regular file",
         "huge": "it has 134,217,728 bytes",
         "104,117": r"can't be read \(No such file or directory\)",
     }

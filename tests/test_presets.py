@@ -207,19 +207,19 @@ BATCH = TALL[None]
         ),
         (TALL / 255, "preprocess_input: got float64 with values in 0..1."),
         (BATCH.astype(int) - 1, "got int64 with values in -1..254. These look preprocessed"),
-        (BATCH / 127.5 - 1, "got float64 with values in -1..1. These look preprocessed already."),
-        (BATCH * np.nan, "These look preprocessed already."),
+        (BATCH / 127.5 - 1, "got float64 with values in -1..1. They look already preprocessed."),
+        (BATCH * np.nan, "They look already preprocessed."),
         (BATCH > 9, "got dtype bool. Give uint8 RGB in 0..255."),
         (BATCH.astype(object), "got dtype object."),
         (BATCH[None], "Give uint8 RGB of shape (N, H, W, 3)."),
-        (TALL[..., 0], "Grey needs three equal channels: x[..., None].repeat(3, axis=-1)."),
-        (TALL[..., :1], "preprocess_input: got an array of shape (301, 202, 1). Grey needs"),
+        (TALL[..., 0], "Repeat grey in three channels: x[..., None].repeat(3, axis=-1)."),
+        (TALL[..., :1], "preprocess_input: got an array of shape (301, 202, 1). Repeat grey"),
         (TALL.transpose(2, 0, 1), "Channels come last: x.transpose(1, 2, 0)."),
         (iter([TALL]), "got an array of shape ()."),
         ([[[1], [2, 3]]], "got list, not an array."),
         (BATCH.transpose(0, 3, 1, 2), "Channels come last: x.transpose(0, 2, 3, 1)."),
-        (BATCH[..., 0], "Grey needs three equal channels: x[..., None].repeat(3, axis=-1)."),
-        (BATCH[..., :1], "Grey needs three equal channels: x.repeat(3, axis=-1)."),
+        (BATCH[..., 0], "Repeat grey in three channels: x[..., None].repeat(3, axis=-1)."),
+        (BATCH[..., :1], "Repeat grey in three channels: x.repeat(3, axis=-1)."),
         (BATCH[..., [0, 1, 2, 2]], "drop it: x[..., :3]."),
         (BATCH[:0], "got an empty array of shape (0, 301, 202, 3)."),
         (BATCH[:, :0], "got an empty array"),
@@ -288,7 +288,7 @@ def test_fractions_are_rounded_and_remarked_on():
     shaken = BATCH + np.random.default_rng(0).uniform(-0.4, 0.4, BATCH.shape)
     shaken = shaken.clip(0, 255)
     with pytest.warns(
-        UserWarning, match="not whole numbers: .* than preset 'caffe' does it"
+        UserWarning, match="not whole numbers: .* not as by preset 'caffe'"
     ) as seen:
         got = preprocess_input(shaken)
     assert seen[0].filename == __file__
@@ -407,7 +407,7 @@ def test_a_picture_too_long_for_its_resize():
     strip = np.zeros((1, 2000, 3), np.uint8)
     with pytest.raises(InputError, match="image of 1x2000 pixels: preset 'torchvision' would blow"):
         preprocess_input([strip], "torchvision")
-    with pytest.raises(InputError, match="preset 'compact' would blow it up"):
+    with pytest.raises(InputError, match="preset 'compact' would enlarge it"):
         preprocess_input([np.zeros((300_000, 1, 3), np.uint8)], "compact")
     assert preprocess_input([strip], "caffe").shape == (1, 227, 227, 3)
 
