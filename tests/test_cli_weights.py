@@ -307,7 +307,7 @@ def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
     assert err == "note: set aside, as AlexNet has no such layers: fc8_mine\n"
     code, _, err = run("convert", "two.npz", "x.npz", "--classifier", "conv1")
     assert code == 3
-    assert "no such dense layer behind fc7" in err
+    assert "no such dense layer after fc7" in err
     layers = shapes_of("caffenet", classes=3)
     ta.write_weights(WeightArrays(layers), "look-alike.npz")
     assert "architecture" not in pairs(run("convert", "look-alike.npz", "a.npz")[1])

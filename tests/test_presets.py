@@ -287,9 +287,7 @@ def test_a_single_photo_has_no_batch_axis():
 def test_fractions_are_rounded_and_remarked_on():
     shaken = BATCH + np.random.default_rng(0).uniform(-0.4, 0.4, BATCH.shape)
     shaken = shaken.clip(0, 255)
-    with pytest.warns(
-        UserWarning, match="not whole numbers: .* not as by preset 'caffe'"
-    ) as seen:
+    with pytest.warns(UserWarning, match="not whole numbers: .* not as by preset 'caffe'") as seen:
         got = preprocess_input(shaken)
     assert seen[0].filename == __file__
     np.testing.assert_array_equal(got, preprocess_input(BATCH))

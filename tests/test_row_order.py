@@ -276,5 +276,5 @@ def test_layers_behind_those_wanted_may_be_missing(tmp_path):
     expected = ta.FeatureExtractor(whole, ("fc7", "fc6_preact"))(photo)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
-    with pytest.raises(WeightsError, match="Name the classifier: classifier='a' or 'b'"):
+    with pytest.raises(WeightsError, match="Pass the classifier: classifier='a' or 'b'"):
         ta.FeatureExtractor(arrays, ("prob",))
