@@ -223,8 +223,8 @@ def test_disk_quota(server, tmp_path):
     (kind, text, left), _ = child(server, "good", script=LIMITED, cache_folder=folder)
     assert (kind, left) == ("OutputError", [])
     assert text == (
-        f"{folder}: can't keep {FILE} here, file too large. Set TF_ALEXNET_CACHE to a folder with "
-        f"room that you may write to, or put {FILE} into ./weights."
+        f"{folder}: can't save {FILE} here, file too large. Set TF_ALEXNET_CACHE to a "
+        f"writable folder with enough space, or put {FILE} into ./weights."
     )
 
 
@@ -280,7 +280,7 @@ def test_cache_of_somebody_else(server):
         os.chmod(folder, 0o555)
         (kind, text), _ = child(server, "good", script=STRANGER, cache_folder=folder)
         assert kind == "OutputError"
-        assert text.startswith(f"{folder}: can't keep {FILE} here, permission denied. Set TF_ALEX")
+        assert text.startswith(f"{folder}: can't save {FILE} here, permission denied. Set TF_ALEX")
         os.chmod(folder, 0o755)
         (Path(folder) / FILE).write_bytes(GOOD)
         os.chmod(folder, 0o555)

@@ -185,7 +185,12 @@ def test_refused_labels(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with open(tmp_path / "large", "wb") as file:
         file.truncate(1 << 25)
-    reasons = {"binary": "not a UTF-8", "large": "too many", "none": "No such", ".": "no regular"}
+    reasons = {
+        "binary": "not a UTF-8",
+        "large": "too many",
+        "none": "No such",
+        ".": "not a regular",
+    }
     for name, match in reasons.items():
         with pytest.raises(InputError, match=match):
             decode_predictions(one_hot(1), labels=str(tmp_path / name))
