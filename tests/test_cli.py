@@ -351,7 +351,7 @@ def test_bad_calls(run, tmp_path, monkeypatch):
         (("extract", photo, "-o", "file.txt/f.h5", *convs), 4, "file.txt is not a folder"),
         (("extract", photo, "-o", "f.csv", *convs), 2, "no format has the suffix"),
         (("predict", photo, *convs, "--plot", "p.txt"), 2, "not a name for a picture"),
-        (("predict", photo, *convs), 3, "it holds the convolutions only"),
+        (("predict", photo, *convs), 3, "it has only convolutions"),
         (("predict", photo), 3, "TF_ALEXNET_OFFLINE is set"),
         (("weights", "fetch", "vgg16"), 3, "Give a path that exists, or one of: imagenet"),
     ]

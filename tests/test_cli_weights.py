@@ -356,8 +356,8 @@ def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
     (tmp_path / "page.npy").write_text("<html>")
     (tmp_path / "folder.npy").mkdir()
     for arguments, expected, text in (
-        ((source, "a.safetensors"), 2, "that is the file to be converted"),
-        ((source, "link.npy"), 2, "that is the file to be converted"),
+        ((source, "a.safetensors"), 2, "that is the source file"),
+        ((source, "link.npy"), 2, "that is the source file"),
         ((source, "x.bin"), 2, "no weight format has the suffix"),
         ((source, "old.npz", "--form", "list"), 2, "one form only"),
         ((source, "x.npy", "--form", "rows"), 2, "there is no such form"),

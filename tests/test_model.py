@@ -327,7 +327,7 @@ def test_a_prototxt_names_network_preset_and_classes(tmp_path):
     assert (model.name, model.output_shape) == ("caffenet", (None, 3))
     assert ta.preset_of(model) == "caffe.mean104-117-123"
     unknown = WeightArrays(weights_of("bvlc_alexnet").layers)
-    with pytest.raises(WeightsError, match="it has 1000 classes, and the prototxt 3"):
+    with pytest.raises(WeightsError, match="it has 1000 classes, but the prototxt 3"):
         ta.AlexNet(unknown, architecture=str(path))
     path.write_text(prototxt(table.with_classes(1000)))
     assert ta.AlexNet(unknown, architecture=path, feature_extract=True).name == "caffenet"
@@ -341,15 +341,13 @@ def test_a_missing_classifier_starts_untrained_where_classes_are_asked_for():
     arrays = WeightArrays(layers, "compact", "headless.npy")
     with pytest.raises(WeightsError, match="fc8 is missing"):
         ta.AlexNet(arrays)
-    with pytest.warns(UserWarning, match="fc8 is missing, and 48 classes were asked for: fc8 star"):
+    with pytest.warns(UserWarning, match="fc8 is missing, but classes=48: fc8 starts"):
         assert ta.AlexNet(arrays, classes=48).output_shape == (None, 48)
     assert ta.AlexNet(arrays, feature_extract=True).output_shape == (None, 2048)
 
 
 def test_another_number_of_classes_replaces_fc8_and_says_so():
-    with pytest.warns(
-        UserWarning, match="fc8 is for 1000 classes, and 5 classes were asked for: fc8 starts"
-    ):
+    with pytest.warns(UserWarning, match="fc8 is for 1000 classes, but classes=5: fc8 starts"):
         model = compact_model(classes=5)
     assert model.output_shape == (None, 5)
     np.testing.assert_array_equal(
@@ -433,7 +431,7 @@ def test_caffenet_does_not_run_as_bvlc_alexnet():
 
 
 def test_convolutions_alone_have_no_top():
-    with pytest.raises(WeightsError, match=r"it holds the convolutions only.*include_top=False"):
+    with pytest.raises(WeightsError, match=r"it has only convolutions.*include_top=False"):
         ta.AlexNet("torchvision-convs")
     base = ta.AlexNet("torchvision-convs", include_top=False, pooling="avg")
     assert base.output_shape == (None, 256)
