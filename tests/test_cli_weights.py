@@ -210,11 +210,11 @@ EXTRA = LayerArrays(np.zeros((1000, 2), np.float32), np.zeros(2, np.float32))
 WARNED = {
     "look-alike": (
         (shapes_of("caffenet"), None),
-        ["say which it is with --architecture", "unknown origin"],
+        ["pass --architecture", "unknown origin"],
     ),
     "own word": (
         (shapes_of("caffenet"), "caffenet"),
-        ["that it is caffenet is only recorded in the file", "unknown origin"],
+        ["only the file's own record says that it is caffenet", "unknown origin"],
     ),
     "false word": (
         (shapes_of("caffenet", "caffenet"), "bvlc_alexnet"),
@@ -226,7 +226,7 @@ WARNED = {
     ),
     "missing and extra": (
         (shapes_of("caffenet", "caffenet", fc7=None, fc9=EXTRA), None),
-        ["fc7 is missing", "set aside, as AlexNet has no such layers: fc9"],
+        ["fc7 is missing", "ignored, as AlexNet has no such layers: fc9"],
     ),
     "foreign": (
         ({"conv1": LayerArrays(np.zeros((7, 7, 3, 64)), np.zeros(64))}, None),

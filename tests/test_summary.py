@@ -112,7 +112,7 @@ def test_prototxt(run):
     [
         (
             ["vgg"],
-            "network 'vgg': neither a known name nor a file. Give a weight file, a RUN, or one of: ",
+            "network 'vgg': neither a known name nor a file. Give a weight file, a RUN, or one of",
         ),
         (["caffenet", "--architecture", "compact"], "it names a network already"),
         (["--architecture", "vgg"], "Use one of: bvlc_alexnet, caffenet, torchvision, compact."),
