@@ -275,7 +275,7 @@ FC7 = (blob_of(np.ones((3, 8))), blob_of(np.ones(3)))
         (message(1, b"AlexNet"), "no layer with weights in it"),
         (CONV + CONV, "layer 'conv5' twice"),
         (CONV + layer_of("fc7", *FC7)[:-1], "a field that runs past the end"),
-        (layer_of("fc7", *FC7), "fc7 has 8 inputs, and nothing tells how"),
+        (layer_of("fc7", *FC7), "fc7 has 8 inputs in an unknown order"),
         (
             CONV + layer_of("fc7", blob_of(np.ones((3, 6))), FC7[1]),
             "fc7 has 6 inputs, and nothing tells",

@@ -114,7 +114,7 @@ def test_two_streams_that_are_joined(tmp_path):
     layers["fc6"] = RANDOM.normal(size=(7, 72)).astype("f4"), np.ones(7, "f4")
     links = {"conv5": ["data"], "conv5_p": ["data_p"], "fc6": ["both"]}
     path = model_file(tmp_path / "x.caffemodel", layers, links)
-    with pytest.raises(WeightsError, match="fc6 has 72 inputs, and nothing tells how"):
+    with pytest.raises(WeightsError, match="fc6 has 72 inputs in an unknown order"):
         read_file(path)
     concat = message(1, b"both") + message(2, b"Concat")
     concat += message(3, b"conv5") + message(3, b"conv5_p") + message(4, b"both")
