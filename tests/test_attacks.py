@@ -636,7 +636,7 @@ HDF5 = {
     ),
     "hdf5 virtual dataset": (virtual, "in other files"),
     "hdf5 cycle": (cycle, "nested|objects"),
-    "hdf5 depth": (deep, "nested out of all proportion"),
+    "hdf5 depth": (deep, "nested too deeply"),
     "hdf5 2,500 groups": (wide, "more than 2000 objects"),
     "hdf5 shape bomb": (
         lambda f: weights_in(f, shape=(1 << 30, 1 << 20), dtype="f4", chunks=(64, 64)),
