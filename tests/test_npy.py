@@ -165,8 +165,8 @@ EYE, ONES = np.eye(2, dtype="f4"), np.ones(2, "f4")
     [
         ({"fc8": [EYE]}, "layer fc8 with 1 arrays instead of kernel and bias"),
         ({"fc8": [EYE, ONES, ONES]}, "layer fc8 with 3 arrays"),
-        ({"fc8": 1}, "layer fc8 as something else than kernel and bias"),
-        ({"fc8": [EYE, [1, 1]]}, "something else than an array in 'fc8/biases'"),
+        ({"fc8": 1}, "layer fc8 as something other than kernel and bias"),
+        ({"fc8": [EYE, [1, 1]]}, "something other than an array in 'fc8/biases'"),
         ({"fc8": {"weights": EYE}}, "layer fc8 with only a kernel"),
         ({"fc8": {"weights": EYE, "b": ONES, "bias": ONES}}, "two arrays for the bias"),
         ({b"fc8": [EYE, ONES], "fc8": [EYE, ONES]}, "'fc8' twice"),

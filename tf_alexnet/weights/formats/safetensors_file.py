@@ -74,7 +74,7 @@ def write(arrays: WeightArrays, path: str | os.PathLike) -> None:
     Raises
     ------
     UsageError
-        If the metadata are too long to be read back.
+        If the metadata is too long to be read back.
     OSError
         If the file can't be written.
     """
