@@ -13,7 +13,7 @@ from tf_alexnet.errors import UsageError, WeightsError
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import LayerArrays, WeightArrays
 from tf_alexnet.weights.formats import caffemodel, npy, write_file
-from tf_alexnet.weights.graph import Told
+from tf_alexnet.weights.graph import GraphMatch
 
 ARRAYS = small_arrays()
 VARIANTS = list(itertools.product(["new", "v1"], ["shaped", "legacy"], [True, False]))
@@ -214,7 +214,7 @@ def test_only_a_name_that_fits_says_the_architecture(tmp_path, title, classes, a
         name: LayerArrays(*(np.broadcast_to(np.float32(0), s) for s in pair))
         for name, pair in shapes
     }
-    assert caffemodel._architecture(title, Told(), WeightArrays(layers)) == architecture
+    assert caffemodel._architecture(title, GraphMatch(), WeightArrays(layers)) == architecture
 
 
 @pytest.fixture(scope="module")

@@ -143,14 +143,14 @@ def test_what_cannot_be_known_is_refused_or_left_out(tmp_path):
 def test_the_graph_tells_alexnet_from_caffenet(tmp_path, first):
     """And the name of the net is not believed against it: Places calls its CaffeNet AlexNet."""
     from tf_alexnet.architectures import ARCHITECTURES
-    from tf_alexnet.weights.graph import told_by
+    from tf_alexnet.weights.graph import match_graph
     from tf_alexnet.weights.prototxt import parse
 
     table = ARCHITECTURES["bvlc_alexnet" if first == "LRN" else "caffenet"]
-    told = told_by(parse(prototxt(table).replace(f'"{table.name}"', '"AlexNet"')).nodes)
-    assert (told.architecture, told.difference) == (table.name, None)
-    assert told.classifiers == ("fc8",)
-    assert told.flattened == {"fc6": 256, "fc7": 0, "fc8": 0}
+    match = match_graph(parse(prototxt(table).replace(f'"{table.name}"', '"AlexNet"')).nodes)
+    assert (match.architecture, match.difference) == (table.name, None)
+    assert match.classifiers == ("fc8",)
+    assert match.flattened == {"fc6": 256, "fc7": 0, "fc8": 0}
 
 
 def test_own_names_and_the_net_s_name_come_back(tmp_path):

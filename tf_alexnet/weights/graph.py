@@ -93,7 +93,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class Told:
+class GraphMatch:
     """Result of comparing a graph with our tables.
 
     Attributes
@@ -118,7 +118,7 @@ class Told:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def told_by(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -> Told:
+def match_graph(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -> GraphMatch:
     """Compare a graph with each of `tables`."""
     steps = list(_steps(nodes))
     dense = [step for step in steps if step.node.kind == "InnerProduct"]
@@ -135,12 +135,12 @@ def told_by(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -
         weighted = [x.name for x in chain if x.kind in ("Convolution", "InnerProduct")]
         ours = [layer.name for layer in table.weighted]
         names = dict(zip(weighted, ours, strict=True)) if len(whole) == 1 else {}
-        return Told(table.name, None, tuple(x[-1].name for _, x in whole), flattened, names)
+        return GraphMatch(table.name, None, tuple(x[-1].name for _, x in whole), flattened, names)
     if not found:
-        return Told(flattened=flattened)
+        return GraphMatch(flattened=flattened)
     _, text, nearest, chain = max(found, key=lambda x: x[0])
     same = _trunk([node.kind for node in chain]) == _trunk([k for k, _ in _expected(nearest)])
-    return Told(nearest.name if same else None, text, (), flattened)
+    return GraphMatch(nearest.name if same else None, text, (), flattened)
 
 
 def foreign_layer(nodes: Iterable[Node]) -> str | None:

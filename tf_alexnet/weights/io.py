@@ -197,11 +197,11 @@ def convert_weights(
         raise UsageError(
             os.fspath(target), "that is the source file", "Choose another name for the target."
         )
-    told = resolve_architecture(architecture)
+    declared = resolve_architecture(architecture)
     arrays = read_weights(source, classifier)
-    if classifier is None and told.classifier in arrays.layers:
-        arrays = with_classifier(arrays, told.classifier)
-    arrays = _described(arrays, source, told)
+    if classifier is None and declared.classifier in arrays.layers:
+        arrays = with_classifier(arrays, declared.classifier)
+    arrays = _described(arrays, source, declared)
     write_weights(arrays, target, form, **options)
     written = read_weights(target)
     if written.digest != arrays.digest:
@@ -209,15 +209,15 @@ def convert_weights(
     return written
 
 
-def _described(arrays: WeightArrays, source: str | os.PathLike, told: Declared) -> WeightArrays:
+def _described(arrays: WeightArrays, source: str | os.PathLike, declared: Declared) -> WeightArrays:
     """`arrays` with the metadata that a converted file should record."""
     metadata = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
-    if told.architecture is not None:
-        table = find_table(arrays, told.architecture)
+    if declared.architecture is not None:
+        table = find_table(arrays, declared.architecture)
         arrays = replace(arrays, architecture=table.name)
         metadata.setdefault("preset", table.preset)
-    if told.preset is not None:
-        metadata["preset"] = told.preset
+    if declared.preset is not None:
+        metadata["preset"] = declared.preset
     metadata.setdefault("origin", os.path.basename(source))
     metadata.setdefault("origin_digest", arrays.digest)
     if arrays.classes:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tf_alexnet.architectures import ARCHITECTURES, architecture_named
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.graph import Node, caffe_node, foreign_layer, scalars, told_by
+from tf_alexnet.weights.graph import Node, caffe_node, foreign_layer, match_graph, scalars
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -110,18 +110,18 @@ def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
         return Declared(architecture_named(os.fspath(architecture)).name)
     path = os.fspath(architecture)
     net = read_prototxt(path)
-    told = told_by(net.nodes)
-    if told.difference or told.architecture is None:
+    match = match_graph(net.nodes)
+    if match.difference or match.architecture is None:
         raise WeightsError(
             path,
-            foreign_layer(net.nodes) or told.difference or "it describes no layers",
+            foreign_layer(net.nodes) or match.difference or "it describes no layers",
             f"Use one of: {', '.join(ARCHITECTURES)}.",
         )
-    table = ARCHITECTURES[told.architecture]
-    classifier = told.classifiers[0] if len(told.classifiers) == 1 else None
+    table = ARCHITECTURES[match.architecture]
+    classifier = match.classifiers[0] if len(match.classifiers) == 1 else None
     units = {node.name: node.numbers.get("units") for node in net.nodes}
     return Declared(
-        told.architecture,
+        match.architecture,
         None if classifier == "fc8" else classifier,
         units.get(classifier),
         net.input_size,

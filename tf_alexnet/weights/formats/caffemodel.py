@@ -40,7 +40,7 @@ from tf_alexnet.weights.formats.common import (
     parsed_metadata,
     to_channels_first,
 )
-from tf_alexnet.weights.graph import Node, Told, caffe_node, foreign_layer, told_by
+from tf_alexnet.weights.graph import GraphMatch, Node, caffe_node, foreign_layer, match_graph
 from tf_alexnet.wire import (
     BLOB,
     FIXED32,
@@ -122,10 +122,10 @@ def read(path: str | os.PathLike) -> WeightArrays:
         nodes, weighted = _layers(net)
         if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
-        told = told_by(nodes)
-        layers = from_channels_first(_pairs(weighted), told.flattened)
+        match = match_graph(nodes)
+        layers = from_channels_first(_pairs(weighted), match.flattened)
         record = str(last(net, "record", b"")[:MAX_METADATA], "utf-8", "replace")
-        arrays = assemble(path, layers, *parsed_metadata(record), told.flattened)
+        arrays = assemble(path, layers, *parsed_metadata(record), match.flattened)
     except NotAlexNetError as error:
         raise damaged(path, str(error), ADVICE) from None
     except (WireError, ValueError) as error:
@@ -133,9 +133,9 @@ def read(path: str | os.PathLike) -> WeightArrays:
     metadata, title = dict(arrays.metadata), last(net, "name", "")
     if title and title not in ARCHITECTURES:
         metadata.setdefault("net", title)
-    if told.difference and told.architecture:
-        metadata.setdefault("differs", told.difference)
-    return replace(arrays, architecture=_architecture(title, told, arrays), metadata=metadata)
+    if match.difference and match.architecture:
+        metadata.setdefault("differs", match.difference)
+    return replace(arrays, architecture=_architecture(title, match, arrays), metadata=metadata)
 
 
 def recognised(message: memoryview) -> bool:
@@ -196,14 +196,14 @@ def _pairs(
     return pairs
 
 
-def _architecture(title: str, told: Told, arrays: WeightArrays) -> str | None:
+def _architecture(title: str, match: GraphMatch, arrays: WeightArrays) -> str | None:
     """The architecture from the record, the graph or the net's name, if the shapes fit."""
     fitting = fitting_architectures(with_classifier(arrays))
-    for name in (arrays.architecture, told.architecture, title):
+    for name in (arrays.architecture, match.architecture, title):
         if name in fitting:
             return name
     table = ARCHITECTURES.get(CAFFE_NAMES.get(title))
-    if table is None or told.difference:
+    if table is None or match.difference:
         return None
     shapes = {name: tuple(x.shape for x in layer) for name, layer in arrays.layers.items()}
     return table.name if shapes == table.parameter_shapes() else None

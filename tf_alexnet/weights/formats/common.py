@@ -42,13 +42,13 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 
 
 def flattened_channels(
-    layers: Mapping[str, LayerArrays], told: Mapping[str, int] = MappingProxyType({})
+    layers: Mapping[str, LayerArrays], known: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, int | None]:
     """Channels of the feature map that each dense layer's inputs flatten.
 
     Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so that
     dense layers after a convolution have their rows in another order. Which layers these are is
-    determined from, in this order: the file's graph (`told`, as `WeightArrays.flattened`); our
+    determined from, in this order: the file's graph (`known`, as `WeightArrays.flattened`); our
     tables, for layers with a known name and number of inputs; and the layers that could provide the
     inputs, either an earlier dense layer with that number of units (by the number in its name, such
     as ``fc6_new`` and ``fc7``, or by its position in the file), or a convolution whose channels
@@ -58,7 +58,7 @@ def flattened_channels(
     ----------
     layers : mapping of str to LayerArrays
         In the order of the network, kernels in TensorFlow's layout.
-    told : mapping of str to int
+    known : mapping of str to int
         Known results.
 
     Returns
@@ -72,7 +72,7 @@ def flattened_channels(
         if layer.kernel.ndim != 2:
             continue
         rows = layer.kernel.shape[0]
-        channels = told.get(name, _channels_in_tables(name, rows, maps))
+        channels = known.get(name, _channels_in_tables(name, rows, maps))
         if channels is None:
             channels = _channels_by_place(name, rows, layers)
         fits = channels == 0 or (channels and _map_side(rows, channels))
@@ -142,7 +142,7 @@ def affordable(file_size: int) -> int:
 
 def from_channels_first(
     layers: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    told: Mapping[str, int] = MappingProxyType({}),
+    known: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, LayerArrays]:
     """Convert kernels and biases from the layout of Caffe and torch to TensorFlow's, as float32.
 
@@ -163,7 +163,7 @@ def from_channels_first(
             continue
         shapes = f"arrays of {kernel.shape} and {bias.shape}"
         _leave_out(name, f"layer {name} with {shapes}", f"{name} ({shapes})")
-    channels = flattened_channels(views, told)
+    channels = flattened_channels(views, known)
     converted = {}
     for name, (kernel, bias) in views.items():
         if channels.get(name, 0) is None:
@@ -256,8 +256,8 @@ def assemble(
                 "A kernel is (height, width, in, out) or (in, out), its bias (out,).",
             )
         ordered[name] = LayerArrays(as_float32(kernel), as_float32(bias))
-    told = {name: value for name, value in (flattened or {}).items() if name in ordered}
-    return WeightArrays(ordered, architecture, str(path), dict(metadata), told)
+    known = {name: value for name, value in (flattened or {}).items() if name in ordered}
+    return WeightArrays(ordered, architecture, str(path), dict(metadata), known)
 
 
 def mapped(path: str | os.PathLike) -> memoryview:

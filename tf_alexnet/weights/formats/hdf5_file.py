@@ -95,8 +95,8 @@ def described(arrays: WeightArrays, names: Sequence[str]) -> WeightArrays:
     architecture = arrays.architecture
     if architecture is None and {"norm1", "pool1"} <= set(names):
         first = names.index("norm1") < names.index("pool1")
-        told = "bvlc_alexnet" if first else "caffenet"
-        architecture = told if told in fitting_architectures(arrays) else None
+        shown = "bvlc_alexnet" if first else "caffenet"
+        architecture = shown if shown in fitting_architectures(arrays) else None
     metadata = {"preset": presets[0], **arrays.metadata} if presets else arrays.metadata
     return replace(arrays, architecture=architecture, metadata=metadata)
 

@@ -36,7 +36,7 @@ from tf_alexnet.weights.formats.common import (
 )
 from tf_alexnet.weights.formats.named import split_key
 from tf_alexnet.weights.formats.onnx_graph import DIGEST, band
-from tf_alexnet.weights.graph import Node, foreign_layer, one_or_both, told_by
+from tf_alexnet.weights.graph import Node, foreign_layer, match_graph, one_or_both
 from tf_alexnet.wire import (
     LENGTH,
     VARINT,
@@ -122,12 +122,12 @@ def read(path: str | os.PathLike) -> WeightArrays:
             raise NotAlexNetError(foreign)
         if 4 * sum(x.size for pair in pairs.values() for x in pair) > affordable(len(content)):
             raise NotAlexNetError("far more numbers than an AlexNet")
-        told = told_by(nodes)
-        names = _names(pairs, told.names)
+        match = match_graph(nodes)
+        names = _names(pairs, match.names)
         if len(set(names.values())) < len(names):
             raise NotAlexNetError("two layers of the same name")
         pairs = {names[key]: pair for key, pair in pairs.items()}
-        flattened = {names[key]: value for key, value in told.flattened.items() if key in names}
+        flattened = {names[key]: value for key, value in match.flattened.items() if key in names}
         layers = from_channels_first(pairs, flattened)
         arrays = assemble(path, layers, *_record(model), flattened)
     except NotAlexNetError as error:
@@ -135,9 +135,9 @@ def read(path: str | os.PathLike) -> WeightArrays:
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged ONNX file: {error}") from None
     fitting = fitting_architectures(arrays)
-    for name in (arrays.architecture, told.architecture):
+    for name in (arrays.architecture, match.architecture):
         if name in fitting:
-            difference = told_by(nodes, [_cut(arrays, ARCHITECTURES[name])]).difference
+            difference = match_graph(nodes, [_cut(arrays, ARCHITECTURES[name])]).difference
             differs = {"differs": difference} if difference else {}
             return replace(arrays, architecture=name, metadata=differs | arrays.metadata)
     return replace(arrays, architecture=None)
@@ -299,8 +299,8 @@ def _numbers(operator: _Operator) -> dict[str, float | str]:
     return found
 
 
-def _names(pairs: _Pairs, told: dict[str, str]) -> dict[str, str]:
-    """Name in the file -> our name, from the position in the graph (`told`) if known."""
-    names = {name: told.get(name, name) for name in pairs}
+def _names(pairs: _Pairs, matched: dict[str, str]) -> dict[str, str]:
+    """Name in the file -> our name, from the position in the graph (`matched`) if known."""
+    names = {name: matched.get(name, name) for name in pairs}
     twice = [name for name in names if list(names.values()).count(names[name]) > 1]
-    return names | {name: name for name in twice if name not in told and name not in LAYER_ORDER}
+    return names | {name: name for name in twice if name not in matched and name not in LAYER_ORDER}
