@@ -278,7 +278,7 @@ FC7 = (blob_of(np.ones((3, 8))), blob_of(np.ones(3)))
         (layer_of("fc7", *FC7), "fc7 has 8 inputs in an unknown order"),
         (
             CONV + layer_of("fc7", blob_of(np.ones((3, 6))), FC7[1]),
-            "fc7 has 6 inputs, and nothing tells",
+            "fc7 has 6 inputs in an unknown order",
         ),
         (CONV + layer_of("fc7", FC7[0]), "layer 'fc7' is without a bias, not AlexNet"),
         (CONV + layer_of("fc7", *FC7, FC7[1]), "layer 'fc7' is with 3 blobs"),

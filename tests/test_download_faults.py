@@ -253,7 +253,7 @@ def test_full_disk(publish, tmp_path, monkeypatch):
             with pytest.raises(OutputError, match=rf"small: .*{found}.* Set TF_ALEXNET_CACHE to"):
                 fetch_weights("imagenet")
             assert kept() == []
-        with pytest.raises(OutputError, match=r"small: .*\. Name a folder with room"):
+        with pytest.raises(OutputError, match=r"small: .*\. Name a writable folder"):
             fetch_weights("imagenet", to=folder)
 
 

@@ -265,7 +265,7 @@ def test_layers_that_cannot_be_told_are_listed(tmp_path):
             group = file.create_group(given)
             group.attrs["weight_names"] = [b"kernel", b"bias"]
             group["kernel"], group["bias"] = shapes[name], np.zeros(shapes[name].shape[-1:], "f4")
-    assert "not of AlexNet's shapes" in refusal(tmp_path / "y.h5")
+    assert "whose shapes are not AlexNet's" in refusal(tmp_path / "y.h5")
 
 
 def test_features_and_other_files_are_no_weights(tmp_path):

@@ -310,13 +310,13 @@ PARQUETS = {
     ),
     "Hugging Face's": (
         {"image": images({"bytes": JPEG, "path": "a.jpg"}), "text": ["a cat"]},
-        "list.parquet: column 'image' holds the photos themselves, not paths. Give them to "
+        "list.parquet: column 'image' holds the photos themselves, not paths. Pass them to "
         'from_images: [x["bytes"] for x in pyarrow.parquet.read_table("list.parquet")["image"]'
         ".to_pylist()].",
     ),
     "bytes": (
         {"jpg": [JPEG], "label": [3]},
-        "list.parquet: column 'jpg' holds the photos themselves, not paths. Give them to "
+        "list.parquet: column 'jpg' holds the photos themselves, not paths. Pass them to "
         'from_images: [x for x in pyarrow.parquet.read_table("list.parquet")["jpg"].to_pylist()].',
     ),
     "numbers": ({"x": [1.5], "y": [2]}, "list.parquet: no column of paths (x, y). Call the column"),

@@ -206,7 +206,7 @@ BATCH = TALL[None]
             "Give uint8 RGB in 0..255: (x * 255).round().astype('uint8').",
         ),
         (TALL / 255, "preprocess_input: got float64 with values in 0..1."),
-        (BATCH.astype(int) - 1, "got int64 with values in -1..254. These look preprocessed"),
+        (BATCH.astype(int) - 1, "got int64 with values in -1..254. They look already preprocessed"),
         (BATCH / 127.5 - 1, "got float64 with values in -1..1. They look already preprocessed."),
         (BATCH * np.nan, "They look already preprocessed."),
         (BATCH > 9, "got dtype bool. Give uint8 RGB in 0..255."),
@@ -387,7 +387,7 @@ def test_a_model_says_which_preset(tmp_path):
     with pytest.raises(UsageError, match=r"model 'vgg': it records no preset\. Name the one"):
         preprocess_input(TALL, Layer("vgg", [Layer("conv1")]))
     whole = Layer("whole", [Layer("preprocessing", preset=PRESETS["caffe"]), inner])
-    with pytest.raises(UsageError, match="'whole': it preprocesses its input in a layer of its"):
+    with pytest.raises(UsageError, match="'whole': it has a Preprocessing layer"):
         preprocess_input(TALL, whole)
 
 

@@ -132,10 +132,10 @@ def test_what_cannot_be_known_is_refused_or_left_out(tmp_path):
     layers = caffe_layers(["conv1", "conv5", "fc6", "fc7"])
     layers["aside"] = np.ones((2, 37), "f4"), np.ones(2, "f4")
     path = model_file(tmp_path / "x.caffemodel", layers)
-    with pytest.warns(UserWarning, match="left out: aside has 37 inputs, and nothing tells"):
+    with pytest.warns(UserWarning, match="left out: aside has 37 inputs in an unknown order"):
         assert "aside" not in read_file(path).layers
     arrays = WeightArrays({"fc6": (np.ones((37, 2), "f4"), np.ones(2, "f4"))})
-    with pytest.raises(WeightsError, match="fc6 has 37 inputs, and nothing tells"):
+    with pytest.raises(WeightsError, match="fc6 has 37 inputs in an unknown order"):
         write_weights(arrays, tmp_path / "y.caffemodel")
 
 
