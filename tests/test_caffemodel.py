@@ -309,6 +309,6 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"layers='v2'.* Use one of new, v1\.$"):
         write_file(ARRAYS, tmp_path / "x.caffemodel", layers="v2")
     alone = WeightArrays({"fc7": ARRAYS.layers["fc7"]})
-    with pytest.raises(WeightsError, match="fc7 has 10 inputs, and nothing tells"):
+    with pytest.raises(WeightsError, match="fc7 has 10 inputs in an unknown order"):
         caffemodel.write(alone, tmp_path / "x")
     assert not list(tmp_path.iterdir())
