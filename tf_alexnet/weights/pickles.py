@@ -115,8 +115,10 @@ class PickledArray:
         require(code in ("f2", "f4", "f8"), f"an array of dtype {code[:20]!r} instead of floats")
         require(isinstance(self.data, memoryview), "an array without bytes")
         shape = self.shape
-        require(isinstance(shape, tuple) and 1 <= len(shape) <= MAX_RANK, "an array of odd rank")
-        require(all(type(n) is int and n > 0 for n in shape), "an array of odd shape")
+        require(
+            isinstance(shape, tuple) and 1 <= len(shape) <= MAX_RANK, "an array of invalid rank"
+        )
+        require(all(type(n) is int and n > 0 for n in shape), "an array of invalid shape")
         dtype = np.dtype((">" if self.dtype.order == ">" else "<") + code)
         if math.prod(shape) * dtype.itemsize != len(self.data):
             raise PickleError(f"an array of shape {shape} with {len(self.data)} bytes")
@@ -124,7 +126,9 @@ class PickledArray:
         if self.axes is None:
             return flat.reshape(shape, order=self.order)
         are_axes = all(type(n) is int for n in self.axes)
-        require(are_axes and sorted(self.axes) == [*range(len(shape))], "an array with odd axes")
+        require(
+            are_axes and sorted(self.axes) == [*range(len(shape))], "an array with invalid axes"
+        )
         return flat.reshape(shape).transpose(self.axes)
 
 
@@ -326,9 +330,9 @@ class Unpickler:
         try:
             number = kind.reader(self)
         except ValueError:
-            raise PickleError("an odd argument") from None
-        odd = isinstance(number, int) and abs(number) >= 1 << 64
-        require(not odd, "an integer of more than 64 bits")
+            raise PickleError("an invalid argument") from None
+        large = isinstance(number, int) and abs(number) >= 1 << 64
+        require(not large, "an integer of more than 64 bits")
         return [number]
 
     def read(self, size: int) -> memoryview:
@@ -344,7 +348,7 @@ class Unpickler:
     def readline(self) -> bytes:
         """A short line, for `pickletools`."""
         line = self.line()
-        require(len(line) <= MAX_NAME, "an odd argument")
+        require(len(line) <= MAX_NAME, "an invalid argument")
         return bytes(line) + b"\n"
 
 
@@ -397,14 +401,14 @@ class NumpyUnpickler(Unpickler):
 
     def build(self, target, state):
         """Set the state of a dtype or an array."""
-        require(isinstance(state, tuple) and len(state) < 10, "an odd state")
+        require(isinstance(state, tuple) and len(state) < 10, "an invalid state")
         match target, *state:
             case [PickledDtype(), 3 | 4, order, None, None, None, -1, -1, int()]:
                 target.order = as_text(order)
                 require(target.order in ("<", ">", "|", "="), "an unknown byte order")
             case [PickledArray(), 0 | 1, shape, PickledDtype() as dtype, fortran, data]:
                 data_fits = isinstance(data, list if dtype.is_object else memoryview)
-                require(data_fits, "an array with odd contents")
+                require(data_fits, "an array with invalid contents")
                 target.shape, target.dtype, target.data = shape, dtype, data
                 target.order = "F" if fortran else "C"
             case _:

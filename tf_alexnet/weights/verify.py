@@ -260,7 +260,7 @@ def _checksum(path: Path, known: Identification) -> Check:
         if source.file_name == path.name and source.checksum:
             # A conversion may have a published name and the same arrays, but other bytes.
             converted = source.size is None and known.training == named.fingerprint is not None
-            found = "another file than the published one: " * converted + mismatch(path, source)
+            found = "not the published file: " * converted + mismatch(path, source)
             return Check("checksum", None if converted else False, found)
     return Check("checksum", None, "unverified: no checksum is published")
 
@@ -336,7 +336,7 @@ def _pictures(
         elif not picture.is_file():
             yield Check(name, None, f"not in {folder}")
         elif file_checksum(picture, "sha256") != golden.sha256:
-            yield Check(name, None, "another picture than the published one")
+            yield Check(name, None, "not the published picture")
         else:
             if model is None:
                 from tf_alexnet.model import AlexNet

@@ -129,11 +129,13 @@ class _Tree:
             return []
         stored = found.get_storage_size()
         is_text = found.get_type().get_class() == h5t.STRING
-        require(is_text and size <= MAX_NAMES and stored <= MAX_TEXT, f"an odd attribute {name!r}")
+        require(
+            is_text and size <= MAX_NAMES and stored <= MAX_TEXT, f"an invalid attribute {name!r}"
+        )
         value = holder.attrs[name]
         values = [value] if isinstance(value, str | bytes) else list(value.reshape(-1))
         texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]
-        require(sum(map(len, texts)) <= MAX_TEXT, f"an odd attribute {name!r}")
+        require(sum(map(len, texts)) <= MAX_TEXT, f"an invalid attribute {name!r}")
         return texts
 
     def names(self, path: str, name: str) -> list[str] | None:
@@ -143,7 +145,7 @@ class _Tree:
         while (piece := self.attribute(path, f"{name}{pieces}")) is not None:
             found = (found or []) + piece
             pieces += 1
-            require(len(found) <= MAX_NAMES, f"an odd attribute {name!r}")
+            require(len(found) <= MAX_NAMES, f"an invalid attribute {name!r}")
         return found
 
 

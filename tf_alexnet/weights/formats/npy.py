@@ -81,7 +81,7 @@ def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], 
     fits = size <= min(MAX_HEADER, len(data) - start)
     header = _HEADER.fullmatch(data, start, start + size) if fits else None
     if header is None:
-        raise PickleError("an odd header")
+        raise PickleError("an invalid header")
     descr, fortran, dims = (str(part, "latin-1") for part in header.groups())
     try:
         shape = tuple(int(n.strip().rstrip("L")) for n in dims.split(",") if n.strip())

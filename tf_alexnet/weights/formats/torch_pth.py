@@ -87,8 +87,8 @@ class Tensor:
 
     def __post_init__(self):
         numbers = (self.offset, *self.shape, *self.strides)
-        require(all(type(n) is int and n >= 0 for n in numbers), "a tensor of odd shape")
-        require(len(self.shape) == len(self.strides), "a tensor with odd strides")
+        require(all(type(n) is int and n >= 0 for n in numbers), "a tensor of invalid shape")
+        require(len(self.shape) == len(self.strides), "a tensor with invalid strides")
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """A view of the storage's `values`.
@@ -98,7 +98,7 @@ class Tensor:
         PickleError
             If shape, strides and offset exceed the storage, or use values repeatedly.
         """
-        require(1 <= len(self.shape) <= pickles.MAX_RANK, "a tensor of odd rank")
+        require(1 <= len(self.shape) <= pickles.MAX_RANK, "a tensor of invalid rank")
         count = math.prod(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if not 0 < count <= len(values) or last >= len(values):
@@ -130,7 +130,9 @@ class TorchUnpickler(Unpickler):
             case [TorchName.REBUILD_TENSOR, Storage(), int(), tuple(), tuple()]:
                 return Tensor(*arguments)
             case [TorchName.REBUILD_TENSOR_V2, _, _, _, _, bool(), dict(), *metadata]:
-                require(not any(metadata), "an odd tensor")  # a conjugate or negative view, say
+                require(
+                    not any(metadata), "an unsupported tensor"
+                )  # such as a conjugate or negative view
                 return self.call(TorchName.REBUILD_TENSOR, *arguments[:4])
             case [TorchName.REBUILD_PARAMETER, Tensor() as tensor, bool(), dict()]:
                 return tensor
@@ -148,7 +150,7 @@ class TorchUnpickler(Unpickler):
         match identity:
             case ("storage", np.dtype() as dtype, str() as key, str(), int() as size, *views):
                 # Only torch before 0.4 wrote views of other storages.
-                require(size >= 0 and views in ([], [None]), "an odd storage")
+                require(size >= 0 and views in ([], [None]), "an invalid storage")
                 storage = Storage(key, dtype, size)
                 require(self.storages.setdefault(key, storage) == storage, "two kinds of a storage")
                 return storage
