@@ -29,7 +29,7 @@ def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = No
     Returns
     -------
     tensor of float32, (N, size, size, 3) or (size, size, 3)
-        Same as `preprocess_input`, up to float32 rounding; the resized pixels are bit for bit.
+        Same as `preprocess_input` up to float32 rounding; the resized uint8 pixels are identical.
 
     Raises
     ------

@@ -30,7 +30,7 @@ class Accuracy:
     Attributes
     ----------
     top1, top5 : float
-        Percent.
+        Top-1 and top-5 accuracy in percent.
     pipeline, preset : str
         The preprocessing it was measured with, and our preset for it.
     source : str
