@@ -154,9 +154,9 @@ CONTAINERS = {
     "a tensor of pixels": (lambda: Tensor([PIXELS]), "images[0]: ndarray, not a path."),
     "a list of pixels": (lambda: ["a.jpg", PIXELS], "images[1]: ndarray, not a path."),
     "Pillow's": (lambda: [Image.new("L", (2, 2))], "images[0]: Image, not a path."),
-    "BytesIO": (lambda: io.BytesIO(JPEG), "images[0]: BytesIO, not a path. Give paths"),
-    "an image's bytes": (lambda: ["a.jpg", JPEG], "images[1]: bytes of an image, not a path. Give"),
-    "a PNG's bytes": (lambda: encoded("PNG"), "images[0]: bytes of an image, not a path. Give"),
+    "BytesIO": (lambda: io.BytesIO(JPEG), "images[0]: BytesIO, not a path. Pass paths"),
+    "an image's bytes": (lambda: ["a.jpg", JPEG], "images[1]: bytes of an image, not a path. Pass"),
+    "a PNG's bytes": (lambda: encoded("PNG"), "images[0]: bytes of an image, not a path. Pass"),
 }
 
 
