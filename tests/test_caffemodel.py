@@ -270,7 +270,7 @@ FC7 = (blob_of(np.ones((3, 8))), blob_of(np.ones(3)))
         (b"\x08\x05" + message(2, b"net") + message(3, blob_of(np.ones(3))), "a Caffe solver's"),
         (
             b"\x08\x07" + message(2, b"pytorch") + message(7, b""),
-            "not one at all: a field 1 ",
+            "another kind of file: a field 1 ",
         ),  # ONNX
         (message(1, b"AlexNet"), "no layer with weights in it"),
         (CONV + CONV, "layer 'conv5' twice"),

@@ -126,7 +126,7 @@ def test_fetch_of_the_embedded_file_and_refusals(run, tmp_path):
         (
             ("fetch", "torchvision-convs", "--to", "/dev/null/x"),
             4,
-            "not a directory. Name a folder",
+            "not a directory. Name a writable folder",
         ),
         (("inspect", "gone.npy"), 3, "neither a file nor a name"),
         (("inspect", tmp_path), 3, "a folder"),

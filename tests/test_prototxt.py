@@ -73,7 +73,7 @@ def test_a_training_network_says_how_photos_are_prepared(tmp_path):
     )
     assert declared(tmp_path, train_val(transform="")).preset == "caffe"
     assert declared(tmp_path, train_val("caffenet")).architecture == "caffenet"
-    with pytest.raises(WeightsError, match=r"multiplied by 0\.00390625"):
+    with pytest.raises(WeightsError, match=r"scales photos by 0\.00390625"):
         declared(tmp_path, train_val(transform="scale: 0.00390625"))
 
 

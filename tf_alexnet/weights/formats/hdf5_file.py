@@ -146,7 +146,7 @@ def _cause(code: int) -> str:
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     if name in ("SIGXCPU", "SIGKILL"):
         return "an HDF5 file that takes the HDF5 library too long to read"
-    return f"an HDF5 file that crashes the HDF5 library ({name})"
+    return f"an HDF5 file that the HDF5 library fails to read ({name})"
 
 
 def _received(path, stream: BinaryIO, max_bytes: int) -> tuple:
