@@ -655,8 +655,8 @@ HDF5 = {
     "hdf5 ragged": (ragged, "contain floats"),
     "hdf5 opaque": (lambda f: weights_in(f, data=np.zeros((2, 2), "V4")), "contain floats"),
     "hdf5 own type": (named_type, "types of its own"),
-    "hdf5 scalar": (lambda f: weights_in(f, data=np.float32(1)), "the shape"),
-    "hdf5 rank 9": (lambda f: weights_in(f, data=np.ones((1,) * 9, "f4")), "the shape"),
+    "hdf5 scalar": (lambda f: weights_in(f, data=np.float32(1)), "of shape"),
+    "hdf5 rank 9": (lambda f: weights_in(f, data=np.ones((1,) * 9, "f4")), "of shape"),
     "hdf5 size 0": (lambda f: weights_in(f, data=np.ones((0, 2), "f4")), "the shape"),
     "hdf5 scaleoffset filter": (
         lambda f: weights_in(f, data=np.ones((2, 2), "f4"), scaleoffset=2), "filters",

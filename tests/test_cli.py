@@ -316,7 +316,7 @@ def broken_files(folder, whole):
         "photo.npy": "photo.npy: ",
         "faulty.npy": "conv3 is missing; fc8 bias: 1 of 1000 values are NaN",
         ".": "folder",
-        "unknown.npy": "its shapes fit bvlc_alexnet and caffenet alike",
+        "unknown.npy": "its shapes fit bvlc_alexnet and caffenet",
     }
 
 
