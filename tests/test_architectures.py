@@ -81,12 +81,12 @@ def test_another_number_of_classes():
 def test_blob_names():
     assert BVLC_ALEXNET.check_blob("fc7_preact") == "fc7_preact"
     for name in ("fc8_preact", "relu7", "drop6", "FC7"):
-        with pytest.raises(LayerError, match=r"Known are: data, conv1, .*fc7_preact\."):
+        with pytest.raises(LayerError, match=r"Use one of: data, conv1, .*fc7_preact\."):
             BVLC_ALEXNET.check_blob(name)
 
 
 def test_an_input_too_small_is_refused():
-    with pytest.raises(InputError, match="nothing is left of it at layer pool5"):
+    with pytest.raises(InputError, match="it is too small for layer pool5"):
         list(BVLC_ALEXNET.rows(30))
 
 

@@ -191,7 +191,7 @@ def test_means_and_labels(run, trained_file, example_photos, tmp_path):
     names.write_text("a\nb\n")
     code, _, err = run("predict", photo, "-w", trained_file, "--labels", names)
     assert code == 2
-    assert "2 names, and the network has 1000 outputs" in one_error(err)
+    assert "2 names, but the network has 1000 outputs" in one_error(err)
 
 
 def test_ten_crops_are_averaged(run, trained_file, example_photos):
@@ -316,7 +316,7 @@ def broken_files(folder, whole):
         "photo.npy": "photo.npy: ",
         "faulty.npy": "conv3 is missing; fc8 bias: 1 of 1000 values are NaN",
         ".": "folder",
-        "unknown.npy": "its shapes fit bvlc_alexnet and caffenet alike",
+        "unknown.npy": "its shapes fit bvlc_alexnet and caffenet",
     }
 
 
@@ -343,15 +343,15 @@ def test_bad_calls(run, tmp_path, monkeypatch):
     (tmp_path / "file.txt").write_text("nosuch.jpg\n")
     (tmp_path / "closed").mkdir()
     calls = [
-        (("extract", photo, "-o", "f.h5", *convs, "-l", "fc9"), 2, "Known are: data, conv1"),
-        (("predict", photo, *convs, "--preset", "vgg"), 2, "Known are: caffe, "),
+        (("extract", photo, "-o", "f.h5", *convs, "-l", "fc9"), 2, "Use one of: data, conv1"),
+        (("predict", photo, *convs, "--preset", "vgg"), 2, "Use one of: caffe, "),
         (("predict", "none", *convs), 2, "no image found"),
         (("predict", "nosuch.jpg", *convs), 5, "nosuch.jpg"),
         (("predict", "--json", "--csv", photo), 2, "two formats at once"),
         (("extract", photo, "-o", "file.txt/f.h5", *convs), 4, "file.txt is not a folder"),
         (("extract", photo, "-o", "f.csv", *convs), 2, "no format has the suffix"),
         (("predict", photo, *convs, "--plot", "p.txt"), 2, "unknown file type"),
-        (("predict", photo, *convs), 3, "it holds the convolutions only"),
+        (("predict", photo, *convs), 3, "it has only convolutions"),
         (("predict", photo), 3, "TF_ALEXNET_OFFLINE is set"),
         (("weights", "fetch", "vgg16"), 3, "Give a path that exists, or one of: imagenet"),
     ]

@@ -66,10 +66,10 @@ CALLS = [
     (("extract", "a.png", "-o", "f.csv"), 2, "no format has the suffix '.csv'"),
     (("extract", "a.png", "-o", "a.png/new/f.h5"), 4, "a.png is not a folder"),
     (("extract", "a.png", "-o", "empty.h5"), 4, "it is a folder"),
-    ((*EXTRACT, "-l", "fc9"), 2, "layer 'fc9': bvlc_alexnet has no such blob. Known are: data"),
+    ((*EXTRACT, "-l", "fc9"), 2, "layer 'fc9': bvlc_alexnet has no such blob. Use one of: data"),
     ((*EXTRACT, "-l", "fc7,pol5"), 2, "layer 'pol5': "),
-    ((*EXTRACT, "-l", " , "), 2, "there is no name in it"),
-    ((*EXTRACT, "-l", "relu7"), 2, "Caffe's relu7 is fc7 here. Known are: data, conv1, norm1"),
+    ((*EXTRACT, "-l", " , "), 2, "no layer is named"),
+    ((*EXTRACT, "-l", "relu7"), 2, "Caffe's relu7 is fc7 here. Use one of: data, conv1, norm1"),
     ((*EXTRACT, "-l", "norm1", "-w", "torchvision"), 2, ", but bvlc_alexnet and caffenet have. "),
     ((*EXTRACT, "-l", "norm1", "--architecture", "compact"), 2, "compact has no such blob, but "),
     ((*EXTRACT, "-l", "fc9", "-w", "own.npz"), 2, "layer 'fc9': compact has no such blob. "),
@@ -268,7 +268,7 @@ def test_names_of_other_programs(name, ours):
         with pytest.raises(LayerError) as found:
             table.check_blob(name)
         end = str(found.value).partition(f"{name} is ")[2]
-        here, _, rest = end.partition(". Known are: data, conv1, ")
+        here, _, rest = end.partition(". Use one of: data, conv1, ")
         assert here.replace(" here", "") == ours
         assert rest
 

@@ -101,7 +101,7 @@ def test_saliency(run, small, tmp_path):
     assert ": gradcam of class 2 (bird), score " in out
     code, _, err = run(*command, "--labels", names, "--class", "birds")
     assert code == 2
-    assert one_error(err) == "error: class 'birds': there is no such class. Similar are: bird."
+    assert one_error(err) == "error: class 'birds': there is no such class. Did you mean: bird?"
 
 
 def test_sanity(run, small):

@@ -126,7 +126,7 @@ def test_fetch_of_the_embedded_file_and_refusals(run, tmp_path):
         (
             ("fetch", "torchvision-convs", "--to", "/dev/null/x"),
             4,
-            "not a directory. Name a folder",
+            "not a directory. Name a writable folder",
         ),
         (("inspect", "gone.npy"), 3, "neither a file nor a name"),
         (("inspect", tmp_path), 3, "a folder"),
@@ -210,11 +210,11 @@ EXTRA = LayerArrays(np.zeros((1000, 2), np.float32), np.zeros(2, np.float32))
 WARNED = {
     "look-alike": (
         (shapes_of("caffenet"), None),
-        ["say which it is with --architecture", "unknown origin"],
+        ["pass --architecture", "unknown origin"],
     ),
     "own word": (
         (shapes_of("caffenet"), "caffenet"),
-        ["that it is caffenet is only recorded in the file", "unknown origin"],
+        ["only the file's own record says that it is caffenet", "unknown origin"],
     ),
     "false word": (
         (shapes_of("caffenet", "caffenet"), "bvlc_alexnet"),
@@ -226,7 +226,7 @@ WARNED = {
     ),
     "missing and extra": (
         (shapes_of("caffenet", "caffenet", fc7=None, fc9=EXTRA), None),
-        ["fc7 is missing", "set aside, as AlexNet has no such layers: fc9"],
+        ["fc7 is missing", "ignored, as AlexNet has no such layers: fc9"],
     ),
     "foreign": (
         ({"conv1": LayerArrays(np.zeros((7, 7, 3, 64)), np.zeros(64))}, None),
@@ -307,7 +307,7 @@ def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
     assert err == "note: set aside, as AlexNet has no such layers: fc8_mine\n"
     code, _, err = run("convert", "two.npz", "x.npz", "--classifier", "conv1")
     assert code == 3
-    assert "no such dense layer behind fc7" in err
+    assert "no such dense layer after fc7" in err
     layers = shapes_of("caffenet", classes=3)
     ta.write_weights(WeightArrays(layers), "look-alike.npz")
     assert "architecture" not in pairs(run("convert", "look-alike.npz", "a.npz")[1])
@@ -356,8 +356,8 @@ def test_convert_refuses_itself_and_leaves_old_files_alone(run, tmp_path):
     (tmp_path / "page.npy").write_text("<html>")
     (tmp_path / "folder.npy").mkdir()
     for arguments, expected, text in (
-        ((source, "a.safetensors"), 2, "that is the file to be converted"),
-        ((source, "link.npy"), 2, "that is the file to be converted"),
+        ((source, "a.safetensors"), 2, "that is the source file"),
+        ((source, "link.npy"), 2, "that is the source file"),
         ((source, "x.bin"), 2, "no weight format has the suffix"),
         ((source, "old.npz", "--form", "list"), 2, "one form only"),
         ((source, "x.npy", "--form", "rows"), 2, "there is no such form"),

@@ -112,7 +112,7 @@ def test_a_classifier_on_pool5_has_no_dense_features():
 
 
 def test_other_classes_than_those_of_a_cut_network_start_untrained():
-    with pytest.warns(UserWarning, match="fc8 is for 5 classes, and 3 classes were asked for"):
+    with pytest.warns(UserWarning, match="fc8 is for 5 classes, but classes=3"):
         model = ta.AlexNet(cut_weights(COMPACT, "pool5"), classes=3)
     assert model.output_shape == (None, 3)
 

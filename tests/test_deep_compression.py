@@ -67,7 +67,7 @@ def test_codes_beyond_the_end_are_refused(tmp_path, small):
         read_file(tmp_path / "x.net")
     for broken, found in (
         (raw[:-9], "without its last 9 bytes"),
-        (raw + b"\0\0", "with 2 bytes behind its last stream"),
+        (raw + b"\0\0", "with 2 bytes after its last stream"),
         (b"\0\0\0\0" + raw[4:], "not a weight file of a known kind"),
     ):
         (tmp_path / "x.net").write_bytes(broken)

@@ -252,7 +252,7 @@ def test_refusals(tmp_path):
         find_images("nul\0character.jpg")
     with pytest.raises(UsageError, match=r"no image found\. Looked for files ending in .*\.jpeg"):
         find_images(tmp_path)
-    with pytest.raises(UsageError, match="no input at all: no image found"):
+    with pytest.raises(UsageError, match="no input: no image found"):
         find_images([])
     (tmp_path / "list.txt").write_text("a.jpg\n", encoding="utf-16-le")
     with pytest.raises(ImageError, match=r"list\.txt: the list can't be read \(it holds NUL"):

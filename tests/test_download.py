@@ -201,7 +201,7 @@ def test_fetch_leaves_files_and_folders_of_others_alone(publish, tmp_path):
 def test_folder_that_is_a_file_and_full_disk(publish, tmp_path, server):
     publish("good")
     (tmp_path / "occupied").write_text("")
-    with pytest.raises(OutputError, match=r"occupied: can't keep bvlc_alexnet\.caffemodel here"):
+    with pytest.raises(OutputError, match=r"occupied: can't save bvlc_alexnet\.caffemodel here"):
         fetch_weights("bvlc_alexnet", to=tmp_path / "occupied")
     publish("good", size=1 << 60)
     with pytest.raises(OutputError, match=r"bytes are free.*TF_ALEXNET_CACHE"):

@@ -223,8 +223,8 @@ def test_disk_quota(server, tmp_path):
     (kind, text, left), _ = child(server, "good", script=LIMITED, cache_folder=folder)
     assert (kind, left) == ("OutputError", [])
     assert text == (
-        f"{folder}: can't keep {FILE} here, file too large. Set TF_ALEXNET_CACHE to a folder with "
-        f"room that you may write to, or put {FILE} into ./weights."
+        f"{folder}: can't save {FILE} here, file too large. Set TF_ALEXNET_CACHE to a "
+        f"writable folder with enough space, or put {FILE} into ./weights."
     )
 
 
@@ -253,7 +253,7 @@ def test_full_disk(publish, tmp_path, monkeypatch):
             with pytest.raises(OutputError, match=rf"small: .*{found}.* Set TF_ALEXNET_CACHE to"):
                 fetch_weights("imagenet")
             assert kept() == []
-        with pytest.raises(OutputError, match=r"small: .*\. Name a folder with room"):
+        with pytest.raises(OutputError, match=r"small: .*\. Name a writable folder"):
             fetch_weights("imagenet", to=folder)
 
 
@@ -280,7 +280,7 @@ def test_cache_of_somebody_else(server):
         os.chmod(folder, 0o555)
         (kind, text), _ = child(server, "good", script=STRANGER, cache_folder=folder)
         assert kind == "OutputError"
-        assert text.startswith(f"{folder}: can't keep {FILE} here, permission denied. Set TF_ALEX")
+        assert text.startswith(f"{folder}: can't save {FILE} here, permission denied. Set TF_ALEX")
         os.chmod(folder, 0o755)
         (Path(folder) / FILE).write_bytes(GOOD)
         os.chmod(folder, 0o555)

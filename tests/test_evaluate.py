@@ -539,7 +539,7 @@ def test_a_table_instead_of_folders(network, convs, aside, tmp_path):
     other = ta.evaluate_photos("labels.csv", head_of(convs, 3), labels="names.json")
     assert [x.label for x in other.classes] == ["red", "blue", "green"]
     (tmp_path / "names.txt").write_text("red\nblue\n")
-    with pytest.raises(UsageError, match=r"names.txt: 2 names, and the network has 3 outputs\. Gi"):
+    with pytest.raises(UsageError, match=r"names.txt: 2 names, but the network has 3 outputs\. Gi"):
         ta.evaluate_photos("labels.csv", head_of(convs, 3), labels="names.txt")
 
 
@@ -659,7 +659,7 @@ def test_predict_with_labels(run, trained, tmp_path):
     (tmp_path / "two.txt").write_text("rot\ngelb\n")
     code, out, err = run("predict", "data/red/1.png", "--model", "RUN", "--labels", "two.txt")
     assert (code, out) == (2, "")
-    assert "error: labels two.txt: 2 names, and the network has 3 outputs. Give one name" in err
+    assert "error: labels two.txt: 2 names, but the network has 3 outputs. Give one name" in err
 
 
 def test_predict_with_a_run(run, trained):

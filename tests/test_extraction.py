@@ -117,7 +117,7 @@ def test_batches_that_were_not_preprocessed_are_refused(batch, message):
 def test_a_preset_of_another_size_is_refused():
     with pytest.raises(PresetError, match="pictures of 224 pixels a side, the network takes 227"):
         ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["fc7"], preset="torchvision")
-    with pytest.raises(PresetError, match="Known are: caffe, "):
+    with pytest.raises(PresetError, match="Use one of: caffe, "):
         ta.FeatureExtractor(weights_of("bvlc_alexnet"), ["fc7"], preset="vgg")
 
 
@@ -154,7 +154,7 @@ def test_presets_by_name_record_and_mean(recwarn):
         np.testing.assert_array_equal(extractor.preprocess([photo]), wanted)
         np.testing.assert_array_equal(extractor.from_images([photo])["data"], wanted)
     assert not recwarn.list
-    with pytest.raises(PresetError, match="it can't be recorded by a name"):
+    with pytest.raises(PresetError, match="it can't be recorded by name"):
         ta.FeatureExtractor(weights, ["data"], preset=ta.Preset("own", size=227, divisor=2))
 
 
@@ -368,7 +368,7 @@ def test_calls_that_can_not_work(tmp_path, example_photos):
         run("file/new/f.h5")
     with pytest.raises(OutputError, match="it is a folder"):
         run("folder.h5")
-    with pytest.raises(LayerError, match=r"layer 'fc9': .* Known are: data, conv1"):
+    with pytest.raises(LayerError, match=r"layer 'fc9': .* Use one of: data, conv1"):
         run(layers=["fc9"])
     with pytest.raises(UsageError, match="dtype 'int8'"):
         run(dtype="int8")

@@ -175,7 +175,7 @@ REFUSED = {
     "splits of other names": (
         {"mine/a": 2, "mine/b": 2, "yours/a": 2, "yours/b": 2, "yours/c": 2},
         UsageError,
-        r"its folders mine, yours hold no photos, but the same folders \(a, b\)\. If these are",
+        r"its folders mine, yours hold no photos, but the same subfolders \(a, b\)\. If these are",
     ),
 }
 
@@ -371,7 +371,7 @@ def test_parquet_tables(tmp_path):
         ("path,label\nd1/00.png,a\n./d1/00.png,b\n", r"d1/00.png: it has several labels"),
         ("path,label\nd1/00.png,\nd1/01.png,b\n", "d1/00.png: it has no label"),
         ("path,label\nd1/00.png,a\nd1/01.png,a\n", r"one class only \(a\)"),
-        ("path,label,split\nd1/00.png,a,one\n", "no split is called 'one'. Use train, val, test"),
+        ("path,label,split\nd1/00.png,a,one\n", "unknown split 'one'. Use train, val, test"),
         ("path,label,split\nd1/00.png,a,val\nd1/01.png,b,test", "it has val, test, but no train"),
         (
             "path,label,split\nd1/00.png,a,val\nd1/00.png,a,train",
@@ -394,7 +394,7 @@ def test_photos_of_a_table_that_are_not_there(tmp_path):
     with pytest.raises(ImageError, match="the list can't be read"):
         read_photos(tmp_path / "nosuch.csv")
     fill(tmp_path / "D", {"a": 2, "b": 2})
-    with pytest.raises(UsageError, match=r"one label\. Name a table"):
+    with pytest.raises(UsageError, match=r"one label\. Use a table"):
         read_photos(tmp_path / "D", multi_label=True)
     path = table(tmp_path, "path,label\nd1/00.png,a\nd1/01.png,b\nd2/00.png,a\nno.png,b")
     photos = read_photos(path)

@@ -141,22 +141,22 @@ CONTAINERS = {
     "numbers": (lambda: np.arange(3), "images: an array of int64 of shape (3,), neither paths"),
     "a nested list": (lambda: ["a.jpg", ["b.png"]], "images[1]: ['b.png'] is not a photo. Give"),
     "pairs": (lambda: [("a.jpg", 3)], "images[0]: ('a.jpg', 3) is not a photo. Give paths"),
-    "a dictionary": (lambda: {"a.jpg": 3}, "images: a dictionary, whose order means nothing. Give"),
+    "a dictionary": (lambda: {"a.jpg": 3}, "images: a dictionary, which is not a sequence. Give"),
     "a table": (
         lambda: pd.DataFrame({"x": ["a.jpg"], "y": [3]}),
         "images: an array of object of shape (1, 2), neither paths nor pixels. Give one column",
     ),
     "an empty string": (lambda: ["a.jpg", ""], "images[1]: an empty string. Give paths"),
-    "nothing": (list, "no input at all: no image found. Looked for"),
-    "an empty Series": (lambda: pd.Series([], dtype=object), "no input at all: no image found."),
-    "pixels": (lambda: PIXELS, "images[0]: ndarray, not a path. Give paths here, and"),
+    "nothing": (list, "no input: no image found. Looked for"),
+    "an empty Series": (lambda: pd.Series([], dtype=object), "no input: no image found."),
+    "pixels": (lambda: PIXELS, "images[0]: ndarray, not a path. Pass paths, or"),
     "a batch": (lambda: np.stack([PIXELS] * 2), "images[0]: ndarray, not a path."),
     "a tensor of pixels": (lambda: Tensor([PIXELS]), "images[0]: ndarray, not a path."),
     "a list of pixels": (lambda: ["a.jpg", PIXELS], "images[1]: ndarray, not a path."),
     "Pillow's": (lambda: [Image.new("L", (2, 2))], "images[0]: Image, not a path."),
-    "BytesIO": (lambda: io.BytesIO(JPEG), "images[0]: BytesIO, not a path. Give paths"),
-    "an image's bytes": (lambda: ["a.jpg", JPEG], "images[1]: bytes of an image, not a path. Give"),
-    "a PNG's bytes": (lambda: encoded("PNG"), "images[0]: bytes of an image, not a path. Give"),
+    "BytesIO": (lambda: io.BytesIO(JPEG), "images[0]: BytesIO, not a path. Pass paths"),
+    "an image's bytes": (lambda: ["a.jpg", JPEG], "images[1]: bytes of an image, not a path. Pass"),
+    "a PNG's bytes": (lambda: encoded("PNG"), "images[0]: bytes of an image, not a path. Pass"),
 }
 
 
@@ -310,13 +310,13 @@ PARQUETS = {
     ),
     "Hugging Face's": (
         {"image": images({"bytes": JPEG, "path": "a.jpg"}), "text": ["a cat"]},
-        "list.parquet: column 'image' holds the photos themselves, not paths. Give them to "
+        "list.parquet: column 'image' holds the photos themselves, not paths. Pass them to "
         'from_images: [x["bytes"] for x in pyarrow.parquet.read_table("list.parquet")["image"]'
         ".to_pylist()].",
     ),
     "bytes": (
         {"jpg": [JPEG], "label": [3]},
-        "list.parquet: column 'jpg' holds the photos themselves, not paths. Give them to "
+        "list.parquet: column 'jpg' holds the photos themselves, not paths. Pass them to "
         'from_images: [x for x in pyarrow.parquet.read_table("list.parquet")["jpg"].to_pylist()].',
     ),
     "numbers": ({"x": [1.5], "y": [2]}, "list.parquet: no column of paths (x, y). Call the column"),
@@ -347,13 +347,13 @@ FILES = {
     "x.tar": "x.tar: an archive, not a photo. Name the photos in it: tar://::x.tar for all",
     "x.tar.gz": "x.tar.gz: an archive, not a photo. Name the photos in it: tar://::x.tar.gz for",
     "x.rar": "x.rar: an archive, not a photo. Unpack it and name its folder.",
-    "x.npz": "x.npz: a file of arrays, not a photo. Load the pixels and give them to Feature"
+    "x.npz": "x.npz: a file of arrays, not a photo. Load the pixels and pass them to Feature"
     "Extractor.from_images: uint8 (N, H, W, 3).",
-    "x.npy": "x.npy: a file of arrays, not a photo. Load the pixels and give them to",
-    "x.h5": "x.h5: a file of arrays, not a photo. Load the pixels and give them to",
-    "x.mat": "x.mat: a file of arrays, not a photo. Load the pixels and give them to",
-    "metadata.jsonl": "metadata.jsonl: a table of a kind not read here, not a photo. Save it as",
-    "x.xlsx": "x.xlsx: a table of a kind not read here, not a photo. Save it as .csv with a column",
+    "x.npy": "x.npy: a file of arrays, not a photo. Load the pixels and pass them to",
+    "x.h5": "x.h5: a file of arrays, not a photo. Load the pixels and pass them to",
+    "x.mat": "x.mat: a file of arrays, not a photo. Load the pixels and pass them to",
+    "metadata.jsonl": "metadata.jsonl: a table in a format we don't read, not a photo. Save it as",
+    "x.xlsx": "x.xlsx: a table in a format we don't read, not a photo. Save it as .csv with a",
     "photo": ["photo"],
     "photo.jpg_large": ["photo.jpg_large"],
     "x.heic": ["x.heic"],

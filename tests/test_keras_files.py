@@ -142,7 +142,7 @@ def test_layers_that_are_left_out_are_named(tmp_path, layers, suffix):
         assert set(read_file(path).layers) == {"conv1", "fc7"}
     assert len(caught) == 3
     ours = chain(layers.Conv2D(4, 3, use_bias=False, name="conv1"), layers.Flatten())
-    with pytest.raises(WeightsError, match=r"layer conv1 has arrays of the shape \(3, 3, 3, 4\)"):
+    with pytest.raises(WeightsError, match=r"layer conv1 has arrays of shape \(3, 3, 3, 4\)"):
         read_file(saved(ours, tmp_path, suffix))
 
 

@@ -147,9 +147,9 @@ def test_labels_from_tables(text, name, tmp_path):
 def test_labels_must_be_as_many_as_outputs(tmp_path):
     assert labels_of_network(PLAIN, 2) == labels_of_network(PLAIN, None) == PLAIN
     (tmp_path / "words").write_text("daisy\nrose\n")
-    with pytest.raises(InputError, match=r"^labels .*words: 2 names, and the network has 5 out"):
+    with pytest.raises(InputError, match=r"^labels .*words: 2 names, but the network has 5 out"):
         labels_of_network(tmp_path / "words", 5)
-    with pytest.raises(InputError, match=r"^labels: 2 names, and the network has 5 outputs"):
+    with pytest.raises(InputError, match=r"^labels: 2 names, but the network has 5 outputs"):
         labels_of_network(PLAIN, 5)
 
 
@@ -167,12 +167,12 @@ def test_labels_in_memory(labels):
 
 def test_refused_labels(tmp_path):
     texts = {
-        "gap": ('{"daisy": 0, "rose": 2}', "2 names, but none of index 1"),
-        "twice": ('{"daisy": 1, "rose": 1}', "2 names, but none of index 0"),
+        "gap": ('{"daisy": 0, "rose": 2}', "2 names, but none with index 1"),
+        "twice": ('{"daisy": 1, "rose": 1}', "2 names, but none with index 0"),
         "neither": ('{"daisy": "a", "rose": "b"}', "neither its keys nor its values"),
         "huge": ('{"' + "9" * 5000 + '": "a"}', "neither its keys nor its values"),
-        "cut": ('["daisy", ', r"begins like JSON, but is not \("),
-        "deep": ("[" * 100_000, r"begins like JSON, but is not \("),
+        "cut": ('["daisy", ', r"begins like JSON, but is not valid \("),
+        "deep": ("[" * 100_000, r"begins like JSON, but is not valid \("),
         "python": ("{0: 'tench'}", "begins like JSON, but is not"),
         "inner": ('[{"a": 1}]', "name 0 is {'a': 1}"),
         "hole": ("daisy\n\nrose\n", "line 2 is empty"),
@@ -185,7 +185,12 @@ def test_refused_labels(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with open(tmp_path / "large", "wb") as file:
         file.truncate(1 << 25)
-    reasons = {"binary": "not a UTF-8", "large": "too many", "none": "No such", ".": "no regular"}
+    reasons = {
+        "binary": "not a UTF-8",
+        "large": "too many",
+        "none": "No such",
+        ".": "not a regular",
+    }
     for name, match in reasons.items():
         with pytest.raises(InputError, match=match):
             decode_predictions(one_hot(1), labels=str(tmp_path / name))
@@ -206,8 +211,8 @@ def test_refused_labels(tmp_path):
         (np.zeros((2, 4096)), {}, r"4096 columns are features of a hidden layer.*`prob`"),
         (one_hot(1, classes=3), {"labels": ["a", "b"]}, r"3 columns but 2 labels"),
         (one_hot(1) * np.nan, {}, r"1 of 1 rows hold NaN"),
-        (one_hot(1) * 9.5, {}, r"not probabilities: row 0 adds up to 9\.5.*`prob`"),
-        (one_hot(1, 2) - 1e-3 * one_hot(3, 4), {}, r"least value is -0\.001"),
+        (one_hot(1) * 9.5, {}, r"not probabilities: row 0 sums to 9\.5.*`prob`"),
+        (one_hot(1, 2) - 1e-3 * one_hot(3, 4), {}, r"smallest value is -0\.001"),
         (one_hot(1).astype(str), {}, r"not numbers"),
         (one_hot(1), {"top": 0}, r"top=0: .*Ask for 1 or more"),
         (one_hot(1), {"top": 2.0}, r"top=2\.0"),

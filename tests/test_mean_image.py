@@ -115,7 +115,7 @@ def test_sizes_of_variations():
 def test_ten_crops_need_the_whole_image():
     got = preprocess_input(PHOTO, "caffe", mean_image=MEAN, crops="ten")
     np.testing.assert_array_equal(got[4], EXPECTED)
-    with pytest.raises(PresetError, match="mean image of 227x227: it belongs to the centre crop"):
+    with pytest.raises(PresetError, match="mean image of 227x227: it covers only the centre crop"):
         preprocess_input(PHOTO, "caffe", mean_image=CROPPED, crops="ten")
 
 
@@ -146,9 +146,9 @@ def test_refused_files(tmp_path):
         "pickle": (trap.dumps(), "it is a pickle, which could run code"),
         "text": (b"104 117 123\n", "it is a text file"),
         "empty": (b"", "it is empty"),
-        "cut.npy": (good[:-9], "it ends before its"),
+        "cut.npy": (good[:-9], "it is too short for"),
         "header.npy": (good[:40], "it is a damaged .npy file"),
-        "lie.npy": (lie, "it ends before its"),
+        "lie.npy": (lie, "it is too short for"),
         "cut.binaryproto": (proto[:-9], r"neither a .npy array nor a .binaryproto \("),
         "noise": (bytes(range(1, 200)) * 9, "neither a .npy array nor a .binaryproto"),
         "shape.npy": (npy(MEAN[:, :, :-1]), r"got float32 of shape \(3, 256, 255\)"),
@@ -164,7 +164,7 @@ def test_refused_files(tmp_path):
         "mean.npz": "it is an .npz archive",
         "none.npy": r"can't be read \(No such file or directory\)",
         "folder": "it is a folder",
-        "pipe": "it is no regular file",
+        "pipe": "it is not a regular file",
         "huge": "it has 134,217,728 bytes",
         "104,117": r"can't be read \(No such file or directory\)",
     }

@@ -78,7 +78,7 @@ def replaced(raw):
     ("members", "found"),
     [
         (replaced(array((1, 2), bytes(16), "<i8")), r"dtype <i8 and shape \(1, 2\)"),
-        (replaced(array((1, 2), bytes(16), "|O")), r"dtype \|O and shape|odd header"),
+        (replaced(array((1, 2), bytes(16), "|O")), r"dtype \|O and shape|invalid header"),
         (replaced(array((1, 2), bytes(8), "<c8")), "dtype <c8"),
         (replaced(array((), bytes(4))), r"shape \(\)"),
         (replaced(array((1, 1, 1, 1, 2), bytes(8))), "shape"),
@@ -86,9 +86,12 @@ def replaced(raw):
         (replaced(array((1, 2), bytes(7))), "shape|fewer bytes"),
         (replaced(array((1, 2), bytes(9))), "shape .* in 9 bytes"),
         (replaced(array((1 << 40, 1 << 40), bytes(8))), "shape"),
-        (replaced(array((-1, -2), bytes(8))), "odd header"),
+        (replaced(array((-1, -2), bytes(8))), "invalid header"),
         (replaced(array("(9" + "9" * 90 + ",)", bytes(8))), "shape"),
-        (replaced(b"\x93NUMPY\x01\x00" + struct.pack("<H", 60_000) + b"{" * 60_000), "odd header"),
+        (
+            replaced(b"\x93NUMPY\x01\x00" + struct.pack("<H", 60_000) + b"{" * 60_000),
+            "invalid header",
+        ),
         (replaced(b"\x93NUMPY\x09\x00\x00\x00"), "no NumPy array"),
         (replaced(b"hello"), "no NumPy array"),
         (replaced(b""), "no NumPy array"),

@@ -278,10 +278,10 @@ def test_what_has_no_place_in_a_network_is_not_written(tmp_path):
         ({**arrays.layers, "fc9": (kernel, bias)}, {}, WeightsError, "fc9 has no place in the"),
         ({**arrays.layers, "fc8": (holed, bias)}, {}, WeightsError, "1 of 2048000 values are NaN"),
         ({"conv1": arrays.layers["conv1"]}, {}, WeightsError, "conv2 is missing"),
-        (convs.layers, {"architecture": None}, WeightsError, "fit bvlc_alexnet and caffenet alike"),
+        (convs.layers, {"architecture": None}, WeightsError, "fit bvlc_alexnet and caffenet"),
         (arrays.layers, {"lrn": "both"}, UsageError, r"no such lrn\. Use one of operator, ops"),
         (arrays.layers, {"form": "list"}, UsageError, "that format has one form only"),
-        (arrays.layers, {"metadata": {"note": "x" * 40000}}, UsageError, "characters of it"),
+        (arrays.layers, {"metadata": {"note": "x" * 40000}}, UsageError, "characters are too many"),
     ):
         changes = {k: options.pop(k) for k in ("architecture", "metadata") if k in options}
         with pytest.raises(error, match=found):

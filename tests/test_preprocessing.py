@@ -91,7 +91,7 @@ def test_floats_in_a_graph_are_rounded_and_checked():
     for wrong in (PHOTOS / 255, PHOTOS / 127.5 - 1, PHOTOS * 2.0, PHOTOS * np.nan):
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"pixels in 0\.\.255, not in 0"):
             traced(tf.constant(wrong, tf.float32))
-        with pytest.raises(InputError, match=r"in 0\.\.1|preprocessed already"):
+        with pytest.raises(InputError, match=r"in 0\.\.1|already preprocessed"):
             ta.preprocess_input(tf.constant(wrong, tf.float32))
     model = keras.Sequential([keras.Input((None, None, 3)), ta.Preprocessing()])
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"pixels in 0\.\.255"):
@@ -132,13 +132,13 @@ def test_a_model_as_the_preset():
         np.testing.assert_array_equal(ta.Preprocessing(given)(PHOTOS), expected)
     fully = carrying("squash.anysize", None)
     assert ta.preprocess_input(PHOTOS, fully).shape == PHOTOS.shape
-    with pytest.raises(UsageError, match=r"model 'sequential\w*': it carries no preset\. Name"):
+    with pytest.raises(UsageError, match=r"model 'sequential\w*': it records no preset\. Name"):
         ta.preprocess_input(PHOTOS, keras.Sequential([keras.layers.Dense(2)]))
     whole = keras.Sequential([ta.Preprocessing(model), model])
     np.testing.assert_allclose(
         whole.predict(PHOTOS, verbose=0), model.predict(expected, verbose=0), atol=1e-4
     )
-    with pytest.raises(UsageError, match="preprocesses its input in a layer of its own"):
+    with pytest.raises(UsageError, match="it has a Preprocessing layer"):
         ta.preprocess_input(PHOTOS, keras.Sequential([whole, keras.layers.Dense(2)]))
 
 

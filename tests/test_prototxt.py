@@ -73,7 +73,7 @@ def test_a_training_network_says_how_photos_are_prepared(tmp_path):
     )
     assert declared(tmp_path, train_val(transform="")).preset == "caffe"
     assert declared(tmp_path, train_val("caffenet")).architecture == "caffenet"
-    with pytest.raises(WeightsError, match=r"multiplied by 0\.00390625"):
+    with pytest.raises(WeightsError, match=r"scales photos by 0\.00390625"):
         declared(tmp_path, train_val(transform="scale: 0.00390625"))
 
 
@@ -170,7 +170,7 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "net.prototxt").write_bytes(b"\xff\xfe\0")
     with pytest.raises(WeightsError, match="not a prototxt"):
         resolve_architecture(tmp_path / "net.prototxt")
-    with pytest.raises(UsageError, match="there is no such network here"):
+    with pytest.raises(UsageError, match="there is no such network"):
         resolve_architecture("alexnet")
     assert resolve_architecture(None) == Declared()
     assert resolve_architecture("caffenet") == Declared("caffenet")

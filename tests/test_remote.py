@@ -143,5 +143,5 @@ def test_options_end_with_their_block(monkeypatch):
     assert json.dumps(conf) == before
     with remote.storage_options(None):
         assert json.dumps(conf) == before
-    with pytest.raises(UsageError, match="given by scheme"), remote.storage_options({"key": "k"}):
+    with pytest.raises(UsageError, match="grouped by scheme"), remote.storage_options({"key": "k"}):
         pass

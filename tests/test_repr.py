@@ -49,7 +49,7 @@ def test_presets_say_what_they_do():
     )
     assert "minus the photo's own mean>" in line(PRESETS["udacity"])
     assert "minus a mean image>" in line(PRESETS["caffe-mean-image"])
-    assert line(PRESETS["raw"]) == "<Preset raw: float32 of what came in>"
+    assert line(PRESETS["raw"]) == "<Preset raw: conversion to float32>"
     assert line(ta.Preset("mine", size=9, divisor=2)) == (
         "<Preset mine: squash to 9, RGB, divided by 2>"
     )

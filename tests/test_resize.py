@@ -150,7 +150,7 @@ def test_raw_and_refusals():
     for wrong in (np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9), np.uint8), photo > 0):
         with pytest.raises(InputError, match="preprocessing: got a tensor of"):
             traced(wrong)
-    with pytest.raises(InputError, match=r"unknown rank. Tell it: tf.io.decode_image\(\.\.\., "):
+    with pytest.raises(InputError, match=r"unknown rank. Set it: tf.io.decode_image\(\.\.\., "):
         tf.function(preprocess_input, input_signature=[tf.TensorSpec(None, tf.uint8)])(photo)
 
 

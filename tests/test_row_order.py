@@ -114,7 +114,7 @@ def test_two_streams_that_are_joined(tmp_path):
     layers["fc6"] = RANDOM.normal(size=(7, 72)).astype("f4"), np.ones(7, "f4")
     links = {"conv5": ["data"], "conv5_p": ["data_p"], "fc6": ["both"]}
     path = model_file(tmp_path / "x.caffemodel", layers, links)
-    with pytest.raises(WeightsError, match="fc6 has 72 inputs, and nothing tells how"):
+    with pytest.raises(WeightsError, match="fc6 has 72 inputs in an unknown order"):
         read_file(path)
     concat = message(1, b"both") + message(2, b"Concat")
     concat += message(3, b"conv5") + message(3, b"conv5_p") + message(4, b"both")
@@ -132,10 +132,10 @@ def test_what_cannot_be_known_is_refused_or_left_out(tmp_path):
     layers = caffe_layers(["conv1", "conv5", "fc6", "fc7"])
     layers["aside"] = np.ones((2, 37), "f4"), np.ones(2, "f4")
     path = model_file(tmp_path / "x.caffemodel", layers)
-    with pytest.warns(UserWarning, match="left out: aside has 37 inputs, and nothing tells"):
+    with pytest.warns(UserWarning, match="left out: aside has 37 inputs in an unknown order"):
         assert "aside" not in read_file(path).layers
     arrays = WeightArrays({"fc6": (np.ones((37, 2), "f4"), np.ones(2, "f4"))})
-    with pytest.raises(WeightsError, match="fc6 has 37 inputs, and nothing tells"):
+    with pytest.raises(WeightsError, match="fc6 has 37 inputs in an unknown order"):
         write_weights(arrays, tmp_path / "y.caffemodel")
 
 
@@ -143,14 +143,14 @@ def test_what_cannot_be_known_is_refused_or_left_out(tmp_path):
 def test_the_graph_tells_alexnet_from_caffenet(tmp_path, first):
     """And the name of the net is not believed against it: Places calls its CaffeNet AlexNet."""
     from tf_alexnet.architectures import ARCHITECTURES
-    from tf_alexnet.weights.graph import told_by
+    from tf_alexnet.weights.graph import match_graph
     from tf_alexnet.weights.prototxt import parse
 
     table = ARCHITECTURES["bvlc_alexnet" if first == "LRN" else "caffenet"]
-    told = told_by(parse(prototxt(table).replace(f'"{table.name}"', '"AlexNet"')).nodes)
-    assert (told.architecture, told.difference) == (table.name, None)
-    assert told.classifiers == ("fc8",)
-    assert told.flattened == {"fc6": 256, "fc7": 0, "fc8": 0}
+    match = match_graph(parse(prototxt(table).replace(f'"{table.name}"', '"AlexNet"')).nodes)
+    assert (match.architecture, match.difference) == (table.name, None)
+    assert match.classifiers == ("fc8",)
+    assert match.flattened == {"fc6": 256, "fc7": 0, "fc8": 0}
 
 
 def test_own_names_and_the_net_s_name_come_back(tmp_path):
@@ -276,5 +276,5 @@ def test_layers_behind_those_wanted_may_be_missing(tmp_path):
     expected = ta.FeatureExtractor(whole, ("fc7", "fc6_preact"))(photo)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
-    with pytest.raises(WeightsError, match="Name the classifier: classifier='a' or 'b'"):
+    with pytest.raises(WeightsError, match="Pass the classifier: classifier='a' or 'b'"):
         ta.FeatureExtractor(arrays, ("prob",))

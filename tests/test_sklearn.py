@@ -173,7 +173,7 @@ def test_check_estimator(features):
     ("given", "error", "message"),
     [
         ("a.jpg", ImageError, "a.jpg: there is no such file"),
-        ([], InputError, "it holds no photo"),
+        ([], InputError, "X: it is empty"),
         (np.full((2, 9, 9, 3), -1.0), InputError, r"images\[0\]: got float64"),
         ([np.full((9, 9, 3), 0.5)], InputError, "float64"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), InputError, r"shape \(1, 2\)"),

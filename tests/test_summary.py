@@ -94,7 +94,7 @@ def test_weight_files_and_runs(run, tmp_path):
     assert summary(run, "RUN", "--input-size", 230)["conv1"][6] == "56x56x48"
     code, out, err = run("summary", "RUN", "--input-size", 300)
     assert (code, out) == (2, "")
-    assert "its dense layers can't take what pool5 gives" in err
+    assert "its dense layers don't fit the size of pool5" in err
     code, out, err = run("summary", "RUN", "--architecture", "compact")
     assert (code, out) == (2, "")
     assert "the RUN records its own, compact" in err
@@ -112,11 +112,11 @@ def test_prototxt(run):
     [
         (
             ["vgg"],
-            "network 'vgg': neither a name nor a file. Give a weight file, a RUN, or one of: ",
+            "network 'vgg': neither a known name nor a file. Give a weight file, a RUN, or one of",
         ),
         (["caffenet", "--architecture", "compact"], "it names a network already"),
-        (["--architecture", "vgg"], "Known are: bvlc_alexnet, caffenet, torchvision, compact."),
-        (["--input-size", "20"], "input of 20x20: nothing is left of it at layer pool2. Use a "),
+        (["--architecture", "vgg"], "Use one of: bvlc_alexnet, caffenet, torchvision, compact."),
+        (["--input-size", "20"], "input of 20x20: it is too small for layer pool2. Use a "),
         (["--input-size", "0"], "tf-alexnet summary: invalid value for '--input-size': "),
         (["--json", "--plot", "net.doc"], "Use .svg, .md, .txt."),
     ],

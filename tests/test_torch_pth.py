@@ -159,5 +159,5 @@ def test_a_legacy_file_cut_off_anywhere(tmp_path, cut):
     with pytest.raises(WeightsError):
         found_in(tmp_path / "x.pth", raw[: -cut * len(raw) // 2000])
     if cut == 1:
-        with pytest.raises(WeightsError, match="1 bytes behind its last storage"):
+        with pytest.raises(WeightsError, match="1 bytes after its last storage"):
             found_in(tmp_path / "x.pth", raw + b"x")

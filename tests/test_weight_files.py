@@ -115,7 +115,7 @@ STRANGERS = {
     "a TensorFlow Lite model": b"\x1c\0\0\0TFL3" + bytes(30),
     "a MATLAB file (.mat)": b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(200),
     "an OpenVINO network": b'<?xml version="1.0"?>\n<net name="alexnet" version="11">',
-    "the list of TensorFlow checkpoints": b'model_checkpoint_path: "model.ckpt-1000"\n',
+    "a list of TensorFlow checkpoints": b'model_checkpoint_path: "model.ckpt-1000"\n',
     "a Core ML model": b"\x08\x01" + message(2, b"\x0a\x01x") + message(500, bytes(9)),
     "an MXNet file": b"\x12\x01" + bytes(30),
     "a Caffe solver's state": b"\x08\x05\x12\x0enet.caffemodel\x1a\x03\x2a\x01\x00",
@@ -265,7 +265,7 @@ def test_suffixes_and_metadata_that_do_not_fit(tmp_path):
         write_file(ARRAYS, tmp_path / "net.ckpt")
     for suffix in (".pth", ".pt", ".net"):
         with pytest.raises(
-            UsageError, match=r"are read here, not written\. Use one of \.safetensors, "
+            UsageError, match=r"can be read but not written\. Use one of \.safetensors, "
         ):
             write_file(ARRAYS, tmp_path / f"net{suffix}")
     chatty = WeightArrays(ARRAYS.layers, metadata={"note": "x" * 70_000})
@@ -341,4 +341,4 @@ def test_a_header_of_100_mb_is_not_parsed(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         file.write(struct.pack("<Q", 99_999_999) + b"{")
         file.truncate(100_000_100)
-    assert "out of all proportion" in refusal(tmp_path / "x")
+    assert "that is too large" in refusal(tmp_path / "x")

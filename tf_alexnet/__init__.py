@@ -1,7 +1,7 @@
-"""Caffe's AlexNet in TensorFlow: the original weights, verified, and the features they give.
+"""Caffe's AlexNet in TensorFlow: the original weights, verified, and their features.
 
-Names are imported when they are first used, so that `import tf_alexnet` and the command line's help
-do not wait for TensorFlow. Once Keras is imported, our layers are registered with it.
+Public names are imported on first use, so that `import tf_alexnet` and the command line's help
+don't wait for TensorFlow. Our layers are registered with Keras as soon as it is imported.
 """
 
 import logging
@@ -42,8 +42,8 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing a
 # Without a handler, Python prints a library's warnings to stderr.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-# oneDNN's kernels are a fifth faster for this network. TensorFlow uses them by default on some
-# processors only, and reads this when it is first imported. A value that is set already stays.
+# oneDNN's kernels are a fifth faster for this network. TensorFlow enables them by default only on
+# some processors, and reads this variable on import. A value set by the user is kept.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _HOMES = {
@@ -80,11 +80,11 @@ def _register_layers() -> None:
     """Let `keras.models.load_model` find the layers of saved models."""
     if sys.modules["keras"].backend.backend() == "tensorflow":
         for name in ("tf_alexnet.layers", "tf_alexnet.images.preprocessing"):
-            # A thread that is importing it waits for Keras: to wait for it would be a deadlock.
+            # Another thread may be importing it and waiting for Keras: don't wait for that thread.
             if name not in sys.modules:
                 import_module(name)
 
 
 after_import("keras", _register_layers)
-if not TYPE_CHECKING:  # a type checker would take every name to exist
+if not TYPE_CHECKING:  # with __getattr__, type checkers would accept any name
     __getattr__, __dir__ = lazy_names(__name__, _HOMES)

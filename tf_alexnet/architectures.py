@@ -2,7 +2,7 @@
 
 Shapes, parameter counts, multiply-adds and receptive fields are derived from the tables. Names are
 Caffe's blob names: `conv1` .. `fc7` are the blobs *after* their ReLU (Caffe's ReLU and Dropout work
-in place), `<name>_preact` the values before it.
+in place), and `<name>_preact` the values before it.
 
 Sources: ``models/bvlc_alexnet`` and ``models/bvlc_reference_caffenet`` of BVLC/caffe (deploy and
 train_val prototxt); torchvision's ``models/alexnet.py``; Krizhevsky 2014, "One weird trick for
@@ -21,23 +21,23 @@ from typing import Literal
 from tf_alexnet.errors import InputError, LayerError, UsageError
 
 PREACT = "_preact"
-HEAD_LAYERS = ("pool5", "fc6", "fc7")  # layers that a new classifier can be trained on
+HEAD_LAYERS = ("pool5", "fc6", "fc7")  # layers a new classifier can be trained on
 _PRESET_LAYER = "preset_"
 _PRESET_NODE = re.compile(rf"(?:^|/){_PRESET_LAYER}([a-z0-9.-]+)")  # TensorFlow may append _1
 _PRESET_SIZE = re.compile(r"\.(?:size\d+|anysize)\b")
-ALL = "all"  # every blob but the input
+ALL = "all"  # every blob except the input
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Initial weights from N(0, std), Caffe's `gaussian` filler."""
+    """Initial weights from N(0, std^2), Caffe's `gaussian` filler."""
 
     std: float
 
 
 @dataclass(frozen=True)
 class KaimingNormal:
-    """Initial weights from N(0, sqrt(2 / fan_out)) (He et al. 2015)."""
+    """Initial weights from N(0, 2 / fan_out) (He et al. 2015)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ Filler = Gaussian | KaimingNormal | TorchUniform
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution and its ReLU. `pad` is Caffe's: on each side, before the stride."""
+    """A convolution and its ReLU. `pad` is the number of zeros on each side, as in Caffe."""
 
     name: str
     filters: int
@@ -85,7 +85,7 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Dense:
-    """A fully connected layer (Caffe's InnerProduct) and, unless `relu` is false, its ReLU."""
+    """A fully connected layer (Caffe's InnerProduct) and, if `relu`, its ReLU."""
 
     name: str
     units: int
@@ -114,25 +114,25 @@ Layer = Conv | LRN | MaxPool | Dense | Dropout | Softmax
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One line of a network's summary.
+    """One row of a network's summary.
 
     Attributes
     ----------
     name, kind : str
         Caffe's blob name, and the layer's type.
     kernel, stride, pad, groups : int or None
-        As in the prototxt; None where the layer has no such number.
+        As in the prototxt; None if the layer has no such parameter.
     output_shape : tuple of int
         (height, width, channels) or (units,), without the batch axis.
     kernel_shape : tuple of int
-        Shape of the weights, in TensorFlow's layout; empty where there are none.
+        Shape of the kernel in TensorFlow's layout; empty for layers without weights.
     receptive_field : int
         Side, in input pixels, of the square that one output depends on (at most the input's side).
     centre : float
-        Row and column of the input pixel on which the receptive field of output 0 is centred.
+        Row and column, in the input, of the centre of output (0, 0)'s receptive field.
     step : int
-        Input pixels from the centre of one output's receptive field to that of the next; 0 for
-        layers without height and width.
+        Distance in input pixels between the receptive fields of neighbouring outputs; 0 for layers
+        without height and width.
     """
 
     name: str
@@ -149,12 +149,12 @@ class LayerRow:
 
     @property
     def parameters(self) -> int:
-        """Numbers in kernel and bias."""
+        """Number of parameters in kernel and bias."""
         return math.prod(self.kernel_shape) + self.kernel_shape[-1] if self.kernel_shape else 0
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds for one image, biases and activations not counted."""
+        """Multiply-adds for one image, without biases and activations."""
         if not self.kernel_shape:
             return 0
         return math.prod(self.kernel_shape) * math.prod(self.output_shape[:-1])
@@ -167,15 +167,16 @@ class Architecture:
     Attributes
     ----------
     name, title : str
-        The name used in calls and files, and one line that says what it is.
+        Name used in calls and files, and a one-line description.
     input_size : int
-        Height and width of the input that the dense layers were made for.
+        Height and width of the input that the dense layers need.
     channels : {"BGR", "RGB"}
         Channel order of the input.
     preset : str
-        The preprocessing it was trained with.
+        Name of the preprocessing it was trained with.
     pool_rounds_up : bool
-        Caffe's pooling rounds output sizes up, torch's down. At `input_size` both are exact.
+        Whether pooling rounds output sizes up, as in Caffe, or down, as in torch. At `input_size`
+        the sizes are exact.
     layers : tuple of Layer
         From the input to the probabilities.
     """
@@ -197,7 +198,7 @@ class Architecture:
 
     @property
     def weighted(self) -> tuple[Conv | Dense, ...]:
-        """The layers that have a kernel and a bias, in order."""
+        """The layers with a kernel and a bias, in order."""
         return tuple(layer for layer in self.layers if isinstance(layer, Conv | Dense))
 
     @property
@@ -212,12 +213,12 @@ class Architecture:
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """Every blob name, input to output: `data`, `conv1`, ..., `prob`."""
+        """All blob names from input to output: `data`, `conv1`, ..., `prob`."""
         return ("data", *(x.name for x in self.layers if not isinstance(x, Dropout)))
 
     @property
     def preacts(self) -> tuple[str, ...]:
-        """`<name>_preact` of every layer that has a ReLU."""
+        """`<name>_preact` of every layer with a ReLU."""
         return tuple(x.name + PREACT for x in self.weighted if getattr(x, "relu", True))
 
     def with_classes(self, classes: int) -> Architecture:
@@ -227,12 +228,12 @@ class Architecture:
         return replace(self, layers=tuple(layers))
 
     def with_head(self, layer: str, classes: int) -> Architecture:
-        """The network cut off after `layer`, with a linear classifier on it.
+        """The network up to `layer`, with a new linear classifier on it.
 
         Parameters
         ----------
-        layer : str
-            One of `HEAD_LAYERS`: ``pool5``, ``fc6`` or ``fc7``. The dropout that follows it stays.
+        layer : {"pool5", "fc6", "fc7"}
+            Last layer to keep, with the dropout after it.
         classes : int
             Units of the classifier, which is called `fc8` as in the whole network; `prob` is its
             softmax.
@@ -240,12 +241,12 @@ class Architecture:
         Raises
         ------
         LayerError
-            If `layer` is another one.
+            If `layer` is not one of `HEAD_LAYERS`.
         """
         if layer not in HEAD_LAYERS:
             raise LayerError(
                 f"a classifier on {layer!r}",
-                "it needs the end of the convolutions or a dense layer",
+                "a classifier needs pool5 or a dense layer",
                 f"Use one of {', '.join(HEAD_LAYERS)}.",
             )
         body = self.until(layer).layers
@@ -255,41 +256,41 @@ class Architecture:
         return replace(self, layers=(*body, *dropout, *head))
 
     def until(self, name: str) -> Architecture:
-        """The network cut off after the layer `name`.
+        """The network up to the layer `name`.
 
         Raises
         ------
         LayerError
-            If it has no such layer, as a classifier on `pool5` has no `fc7`.
+            If it has no such layer; a classifier on `pool5`, for example, has no `fc7`.
         """
         names = [layer.name for layer in self.layers]
         if name not in names:
             raise LayerError(
                 f"layer {name!r}",
                 f"this {self.name} has no such layer",
-                f"Known are: {', '.join(names)}.",
+                f"Its layers are: {', '.join(names)}.",
             )
         return replace(self, layers=self.layers[: names.index(name) + 1])
 
     def check_blob(self, name: str) -> str:
-        """`name`, if it is a blob or `<name>_preact` of this network.
+        """Return `name` if it is a blob or `<name>_preact` of this network.
 
         Raises
         ------
         LayerError
-            If it is neither; the message lists the known ones.
+            If it is neither; the message lists the valid names.
         """
         known = (*self.blobs, *self.preacts)
         if name not in known:
             raise LayerError(
                 f"layer {name!r}",
                 f"{self.name} has no such blob{_hint(name, known)}",
-                f"Known are: {', '.join(known)}.",
+                f"Use one of: {', '.join(known)}.",
             )
         return name
 
     def pooled(self, size: int, layer: MaxPool) -> int:
-        """Side of the output of `layer` for an input of side `size`."""
+        """Output size of `layer` for an input of size `size`."""
         steps = (size - layer.kernel) / layer.stride
         return (math.ceil(steps) if self.pool_rounds_up else math.floor(steps)) + 1
 
@@ -321,8 +322,8 @@ class Architecture:
             if shape[0] < 1:
                 raise InputError(
                     f"input of {size}x{size}",
-                    f"nothing is left of it at layer {layer.name}",
-                    "Use a larger picture.",
+                    f"it is too small for layer {layer.name}",
+                    "Use a larger input.",
                 )
             if isinstance(layer, Conv | MaxPool):
                 field = min(size, field + (layer.kernel - 1) * step)
@@ -335,15 +336,16 @@ class Architecture:
     def parameter_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Layer name -> (kernel shape, bias shape), in TensorFlow's layout.
 
-        Convolutions are (height, width, channels in / groups, channels out), dense layers
-        (in, out); the rows of the first dense layer follow the flattened (height, width, channels).
+        Kernels of convolutions are (height, width, channels in / groups, channels out), those of
+        dense layers (in, out); the first dense layer's rows are in the order (height, width,
+        channels), flattened.
         """
         kernels = {row.name: row.kernel_shape for row in self.rows() if row.kernel_shape}
         return {name: (kernel, kernel[-1:]) for name, kernel in kernels.items()}
 
     @property
     def parameters(self) -> int:
-        """Numbers in all kernels and biases."""
+        """Number of parameters in all kernels and biases."""
         return sum(row.parameters for row in self.rows())
 
 
@@ -401,7 +403,7 @@ CAFFENET = Architecture(
     ),
 )
 
-# torch's adaptive average pool to 6x6 before fc6 is the identity at 224 and has no row here.
+# torch's adaptive average pooling to 6x6 before fc6 is the identity at 224, so it is left out.
 TORCHVISION = Architecture(
     name="torchvision",
     title="torchvision's AlexNet (Krizhevsky 2014): one tower, no normalisation, RGB",
@@ -460,28 +462,28 @@ def blob_names(
     table: Architecture | None = None,
     weights: Collection[str] | None = None,
 ) -> tuple[str, ...]:
-    """Split layers as people write them into names, each of them once.
+    """Parse layer names given by a user; duplicates are removed.
 
     Parameters
     ----------
     layers : str or iterable of str
-        Names; each may be several with commas between them (``"fc7,pool5"``), or ``"all"``.
+        Names; each may be several, separated by commas (``"fc7,pool5"``), or ``"all"``.
     table : Architecture, optional
-        Network whose blobs, except `data`, replace ``"all"``. Without it ``"all"`` stays.
+        Network whose blobs, except `data`, replace ``"all"``. Without it ``"all"`` is kept.
     weights : collection of str, optional
-        Layers that have weights: ``"all"`` ends before the first that has none.
+        Layers whose weights are available: ``"all"`` ends before the first that is not.
 
     Raises
     ------
     LayerError
-        If there is no name, or something that is not text.
+        If there is no name, or a name is not a string.
     """
     given = [layers] if isinstance(layers, str) else list(layers)
     if strange := [x for x in given if not isinstance(x, str)]:
         raise LayerError(f"layer {strange[0]!r}", "not a name", 'Pass names: ["fc7", "pool5"].')
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
     if not names:
-        raise LayerError(f"layers {layers!r}", "there is no name in it", 'Pass a name: "fc7".')
+        raise LayerError(f"layers {layers!r}", "no layer is named", 'Pass a name: "fc7".')
     if table is not None and ALL in names:
         weighted = {x.name for x in table.weighted}
         absent = weighted.difference(weighted if weights is None else weights)
@@ -490,8 +492,8 @@ def blob_names(
     return tuple(dict.fromkeys(names))
 
 
-# Names in other programs, without marks and capitals -> our blob, and whose they are. Only a hint:
-# a name can mean the values before the ReLU there and those after it here.
+# Names in other programs, in lower case without punctuation -> our blob, and the program. Only a
+# hint: the same name may mean values before the ReLU there, and after it here.
 _FEATURES = (
     *("conv1_preact", "conv1", "pool1", "conv2_preact", "conv2", "pool2", "conv3_preact"),
     *("conv3", "conv4_preact", "conv4", "conv5_preact", "conv5", "pool5"),
@@ -514,7 +516,7 @@ _FOREIGN = {
 
 
 def _hint(name: str, known: tuple[str, ...]) -> str:
-    """Which of `known` a name of another program means, as the end of a phrase."""
+    """Our name for a layer of another program, if it is in `known`, as the end of a message."""
     plain = re.sub(r"[^a-z0-9.]", "", name.lower().rpartition("/")[2])
     plain = re.sub(r"^.*\.(?=(features|classifier)\.)", "", plain)
     blob, whose = _FOREIGN.get(plain, ("", ""))
@@ -527,7 +529,7 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
 
 
 def preset_layer(preset: str) -> str:
-    """Name of the Keras layer that carries the preset called `preset` in a model."""
+    """Name of the Keras layer that records the preset `preset` in a model."""
     return _PRESET_LAYER + preset
 
 
@@ -537,11 +539,11 @@ def sized_preset(preset: str, size: int | None, usual: int) -> str:
     Parameters
     ----------
     preset : str
-        Name of a preset, with or without a size of its own (``caffe.size224``).
+        Name of a preset, with or without a size (``caffe.size224``).
     size : int or None
-        Side of the input; None if it is open or not a square.
+        Side of the input; None if it is variable or not square.
     usual : int
-        Side of the input that the preset without variations makes.
+        Side of the preset's output without a size in its name.
     """
     base, dot, others = _PRESET_SIZE.sub("", preset).partition(".")
     variation = "" if size == usual or base == "raw" else f".size{size}" if size else ".anysize"
@@ -549,12 +551,12 @@ def sized_preset(preset: str, size: int | None, usual: int) -> str:
 
 
 def carried_preset(model: object) -> str | None:
-    """The name of the preset that a model carries, or None.
+    """The name of the preset recorded in a model, or None.
 
     Parameters
     ----------
     model : keras.Model or SavedModel
-        Anything with ``layers`` (nested models are searched too), or with the ``signatures`` of
+        A model with ``layers`` (nested models are searched too), or the result of
         `tf.saved_model.load`.
     """
     for layer in getattr(model, "layers", ()):
@@ -577,12 +579,12 @@ def architecture_named(name: str) -> Architecture:
     Raises
     ------
     UsageError
-        If there is none; the message lists the known ones.
+        If there is none; the message lists the known names.
     """
     if name not in ARCHITECTURES:
         raise UsageError(
             f"architecture {name!r}",
-            "there is no such network here",
-            f"Known are: {', '.join(ARCHITECTURES)}.",
+            "there is no such network",
+            f"Use one of: {', '.join(ARCHITECTURES)}.",
         )
     return ARCHITECTURES[name]

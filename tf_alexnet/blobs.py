@@ -1,4 +1,4 @@
-"""What a Keras model holds of AlexNet: its blobs, its arrays, its preset."""
+"""The AlexNet in a Keras model: its blobs, weights and preset."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tf_alexnet.errors import LayerError, UsageError
 from tf_alexnet.layers import Preactivation
 from tf_alexnet.weights import LayerArrays, WeightArrays, with_classifier
 
-# Layers that compute no blob of Caffe's
+# Layers whose outputs are not blobs in Caffe
 _NO_BLOBS = (Dropout.__name__, "Flatten", "ZeroPadding2D", "Functional", "Sequential", "Rescaling")
 
 
 def features(model: keras.Model, layers: Sequence[str]) -> keras.Model:
-    """A model with the same weights whose outputs are the named blobs, in one pass.
+    """A model that shares the weights of `model` and returns the named blobs in one pass.
 
     Parameters
     ----------
@@ -36,19 +36,19 @@ def features(model: keras.Model, layers: Sequence[str]) -> keras.Model:
         From `AlexNet`, also after fine-tuning or loading, or a model that contains such models.
     layers : sequence of str
         Blob names (``"pool5"``, ``"fc7"``, ...; values after the ReLU), or ``"<name>_preact"`` for
-        the values before it. A blob of a nested model needs that model's name (``"left/fc7"``) only
-        if several have it.
+        the values before it. For a nested model, prefix its name (``"left/fc7"``) if a blob name is
+        ambiguous.
 
     Returns
     -------
     keras.Model
-        Returns a dict, blob name -> tensor. Convolutional blobs are (N, height, width, channels).
+        Maps the input to a dict, blob name -> tensor. Convolutional blobs are (N, height, width,
+        channels).
 
     Raises
     ------
     LayerError
-        For a name that the model does not have, or that several of its parts have; the message
-        lists the names.
+        If a name does not exist or is ambiguous; the message lists the valid names.
     """
     if isinstance(layers, str) or not layers:
         raise LayerError(f"layers {layers!r}", "not a list of names", 'Pass a list: ["fc7"].')
@@ -64,7 +64,7 @@ def features(model: keras.Model, layers: Sequence[str]) -> keras.Model:
 
 
 def architecture_of(model: keras.Model) -> Architecture:
-    """The table that a model from `AlexNet` was built from, as its layers show.
+    """The table that a model from `AlexNet` was built from, found from its layers.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def architecture_of(model: keras.Model) -> Architecture:
                 return table
     raise UsageError(
         f"model {getattr(model, 'name', model)!r}",
-        "it holds no AlexNet",
+        "it contains no AlexNet",
         "Build it with AlexNet().",
     )
 
@@ -92,8 +92,12 @@ def preset_of(model: keras.Model) -> str:
     Parameters
     ----------
     model : keras.Model or SavedModel
-        From `AlexNet`, also cut, nested, cloned, saved and loaded; or what `tf.saved_model.load`
-        returns.
+        From `AlexNet`, also cut, nested, cloned, saved and loaded; or the result of
+        `tf.saved_model.load`.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
@@ -104,8 +108,8 @@ def preset_of(model: keras.Model) -> str:
     if len(found) > 1:
         raise UsageError(
             f"model {model.name!r}",
-            f"its parts have different presets: {', '.join(sorted(found))}",
-            "Ask for that of one part: preset_of(model.get_layer(...)).",
+            f"its submodels have different presets: {', '.join(sorted(found))}",
+            "Pass one of them: preset_of(model.get_layer(...)).",
         )
     return carried_preset(model) or architecture_of(model).preset
 
@@ -121,8 +125,8 @@ def arrays_of(model: keras.Model) -> WeightArrays:
     Raises
     ------
     UsageError
-        If the model holds no AlexNet, or two of them, or layers that have other weights than a
-        kernel and a bias.
+        If the model contains no AlexNet, or two of them, or a layer whose weights are not a kernel
+        and a bias.
     """
     table = architecture_of(model)
     layers = {}
@@ -133,13 +137,13 @@ def arrays_of(model: keras.Model) -> WeightArrays:
             raise UsageError(
                 f"model {model.name!r}",
                 f"it has several layers called {layer.name}",
-                f"Pass one of its parts: model.get_layer({path[0]!r}).",
+                f"Pass one of its submodels: model.get_layer({path[0]!r}).",
             )
         arrays = [np.array(keras.ops.convert_to_numpy(x)) for x in layer.weights]
         if [x.ndim for x in arrays] not in ([4, 1], [2, 1]) or arrays[0].dtype.kind != "f":
             raise UsageError(
                 f"layer {layer.name!r}",
-                f"a {type(layer).__name__} whose weights are not a kernel and a bias of floats",
+                f"a {type(layer).__name__} whose weights are not a floating-point kernel and bias",
                 "Save the whole model instead: model.save('model.keras').",
             )
         layers[layer.name] = LayerArrays(*arrays)
@@ -154,7 +158,7 @@ def arrays_of(model: keras.Model) -> WeightArrays:
 
 
 def _layers(model, path: tuple = ()) -> Iterator[tuple[tuple, keras.layers.Layer]]:
-    """The names that lead to a layer -> the layer, models in the model and their layers too."""
+    """Yield (path, layer) for all layers, those of nested models included."""
     for layer in model.layers if isinstance(model, keras.Model) else ():
         here = (*path, layer.name)
         yield here, layer
@@ -162,13 +166,13 @@ def _layers(model, path: tuple = ()) -> Iterator[tuple[tuple, keras.layers.Layer
 
 
 def _networks(model) -> list[keras.Model]:
-    """`model` and the models in it."""
+    """`model` and its nested models."""
     layers = (model, *(layer for _, layer in _layers(model)))
     return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 
 def _functional(model) -> keras.Model:
-    """`model` as a graph of layers, a Sequential's included."""
+    """`model`, which may be Sequential, as a functional model."""
     try:
         if isinstance(model, keras.Sequential):
             return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -186,7 +190,7 @@ def _has_relu(layer: keras.layers.Layer) -> bool:
 
 
 def _path(model, known: Mapping[tuple, keras.layers.Layer], name: str) -> tuple:
-    """The path of the blob called `name`; its last part ends in `PREACT` if `name` does."""
+    """The path of the blob `name`; its last name ends in `PREACT` if `name` does."""
     wanted = [(name, "")]
     if name.endswith(PREACT):
         wanted.append((name.removesuffix(PREACT), PREACT))
@@ -196,18 +200,18 @@ def _path(model, known: Mapping[tuple, keras.layers.Layer], name: str) -> tuple:
         found = [x for x in found if x == end] or found
         if len(found) > 1:
             names = " and ".join("/".join(x) + suffix for x in found)
-            raise LayerError(f"layer {name!r}", f"{model.name} has {names}", "Name one of them.")
+            raise LayerError(f"layer {name!r}", f"{model.name} has {names}", "Use one of them.")
         if found:
             return (*found[0][:-1], found[0][-1] + suffix)
     blobs = {x[-1]: layer for x, layer in known.items() if type(layer).__name__ not in _NO_BLOBS}
     names = [*blobs, *(x + PREACT for x, layer in blobs.items() if _has_relu(layer))]
     raise LayerError(
-        f"layer {name!r}", f"{model.name} has no such blob", f"Known are: {', '.join(names)}."
+        f"layer {name!r}", f"{model.name} has no such blob", f"Use one of: {', '.join(names)}."
     )
 
 
 def _tensors(model, paths: Mapping[str, tuple]) -> tuple[Any, dict[str, keras.KerasTensor]]:
-    """The output of the functional `model`, and the tensors that the paths lead to."""
+    """The output of the functional `model`, and the tensors at the given paths."""
     nested = {}
     for path in paths.values():
         if len(path) > 1:
@@ -217,9 +221,9 @@ def _tensors(model, paths: Mapping[str, tuple]) -> tuple[Any, dict[str, keras.Ke
 
 
 def _calls(model) -> dict[str, list[tuple]]:
-    """Layer -> arguments and output of each of its calls."""
+    """Layer name -> arguments and output of each of its calls."""
     calls = {}
-    for nodes in model._nodes_by_depth.values():  # a layer's own list has calls by other models too
+    for nodes in model._nodes_by_depth.values():  # a layer's own list includes other models' calls
         for node in nodes:
             call = node.arguments.args, node.outputs[0]
             calls.setdefault(node.operation.name, []).append(call)
@@ -227,7 +231,7 @@ def _calls(model) -> dict[str, list[tuple]]:
 
 
 def _repeated(model, nested: Mapping[str, Mapping[str, tuple]]) -> tuple[Any, dict]:
-    """Output and calls of the same graph, run again with nested models that also return blobs."""
+    """Output and calls of `model`, rebuilt with nested models that also return the blobs."""
     parts = {}
     for name, paths in nested.items():
         part = _functional(model.get_layer(name))

@@ -5,25 +5,25 @@
     AlexNetError                     exit code
     ├── UsageError                   2   the call itself is wrong
     │   ├── LayerError                   no such layer or blob
-    │   ├── PresetError                  no such preset, or one that needs more than was given
+    │   ├── PresetError                  no such preset, or one that lacks an argument
     │   └── InputError                   an array of the wrong dtype, rank, size or range
     ├── WeightsError                 3   a weight file is missing, damaged, or another network's
     ├── OutputError                  4   the result can't be written
     └── ImageError                   5   a photo can't be read (or too many of them)
 
-Each is built from three parts, and reads as one line::
+Each message is one line in three parts::
 
     <what was asked>: <what was found>. <what to do>
 """
 
 
 def one_line(text: str) -> str:
-    """`text` with line breaks and other control characters, as in file names, shown as escapes."""
+    """`text` with line breaks and other control characters escaped; file names may hold them."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 class AlexNetError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base class of the errors this package raises on purpose.
 
     Parameters
     ----------
@@ -32,16 +32,16 @@ class AlexNetError(Exception):
     found : str
         What was found instead.
     advice : str
-        What to do now, a sentence or two, full stop included.
+        What to do about it: a sentence or two, with the full stop.
 
     Attributes
     ----------
     exit_code : int
-        What the command line exits with.
+        Exit code of the command line.
     """
 
     exit_code = 1
-    ag_pass_through = True  # TensorFlow's AutoGraph would raise another type with a long text
+    ag_pass_through = True  # else TensorFlow's AutoGraph wraps it in another type
 
     def __init__(self, asked: str, found: str, advice: str):
         super().__init__(asked, found, advice)
@@ -62,7 +62,7 @@ class LayerError(UsageError):
 
 
 class PresetError(UsageError):
-    """A preset that does not exist, or that needs an argument which was not given."""
+    """A preset that does not exist, or that lacks an argument it needs."""
 
 
 class InputError(UsageError):
@@ -76,7 +76,7 @@ class WeightsError(AlexNetError):
 
 
 class OutputError(AlexNetError):
-    """A result that can't be written where it was asked for."""
+    """A result that can't be written to the given path."""
 
     exit_code = 4
 
@@ -87,7 +87,7 @@ class ImageError(AlexNetError):
     Attributes
     ----------
     code : str
-        The reason in a word, for tables of failures: one of `tf_alexnet.extraction.REASONS`.
+        Short reason for tables of failures: one of `tf_alexnet.extraction.REASONS`.
     """
 
     exit_code = 5

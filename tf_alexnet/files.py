@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Atomic writing of files: a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tf_alexnet.errors import OutputError, UsageError
 
 
 def check_folder(path: str | os.PathLike, suffix: str = "") -> None:
-    """Refuse a path that no file could be written to. Missing folders are made when it is written.
+    """Raise an error if no file can be written to `path`. Missing folders are not an error.
 
     Parameters
     ----------
     path : path
-        The file.
+        File to be written.
     suffix : str
-        How its name must end.
+        Required end of its name.
 
     Raises
     ------
     UsageError
-        If the name ends otherwise.
+        If the name does not end in `suffix`.
     OutputError
-        If the path is a folder, or its folder is not writable or can't be made.
+        If the path is a folder, or its folder is not writable or can't be created.
     """
     if not os.fspath(path).endswith(suffix):
         raise UsageError(os.fspath(path), f"not the name of an {suffix}", f"End it in {suffix}.")
@@ -42,7 +42,7 @@ def check_folder(path: str | os.PathLike, suffix: str = "") -> None:
 
 
 def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Give a file its final name; file and name survive a power cut."""
+    """Rename a finished file to `path`, synced to disk so that it survives a power cut."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -50,7 +50,7 @@ def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Make new names in a folder survive a power cut (Windows opens no folders)."""
+    """Sync a folder, so that new names in it survive a power cut. Does nothing on Windows."""
     if os.name == "nt":
         return
     descriptor = os.open(folder or ".", os.O_RDONLY)
@@ -62,15 +62,15 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it once the block ends well.
+    """Context manager: a temporary path that is renamed to `path` if the block succeeds.
 
-    Missing folders are made. A reader of `path` sees the old file or the new one, never half of
+    Missing folders are created. A reader of `path` sees the old file or the new one, never half of
     one.
 
     Raises
     ------
     OutputError
-        If anything in the block or the renaming fails for the operating system's reasons.
+        If the block or the renaming raises an OSError.
     """
     path = Path(path)
     temporary = path.with_name(f".tf-alexnet-{uuid.uuid4().hex}.part")
@@ -83,7 +83,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise OutputError(
             os.fspath(path),
             f"it can't be written ({reason})",
-            "Check that the folder exists, may be written to and has space left.",
+            "Check that the folder exists, is writable and has space left.",
         ) from error
     finally:
         with contextlib.suppress(OSError):

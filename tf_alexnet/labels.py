@@ -1,9 +1,9 @@
 """The 1000 classes of ILSVRC-2012, and the most probable classes of a photo.
 
 Caffe, torchvision and Keras number the classes in the ASCII order of their WordNet 3.0 synset ids:
-0 is n01440764 (tench), 999 is n15075141 (toilet tissue). It is neither the development kit's order
-(1..1000) nor that of networks with a background class (1001). Two classes are called "crane", 134
-(the bird) and 517 (the machine), so show the synset id beside the name.
+0 is n01440764 (tench), 999 is n15075141 (toilet tissue). This is neither the order of the
+development kit (1..1000) nor that of networks with a background class (1001 classes). Two classes
+are called "crane", 134 (the bird) and 517 (the machine), so show the synset id with the name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SYNSET = re.compile(r"(n\d{8})(?:[\s,:]+(.+))?")
 
 Labels = Sequence[Any] | Mapping[Any, Any] | str | PathLike
 
-# Float16 probabilities of 1000 classes add up to 1 within 1e-3 or so; logits miss by far more.
+# Float16 probabilities of 1000 classes sum to 1 within about 1e-3; logits are far off.
 _SUM_TOLERANCE = 1e-2
 
 
@@ -42,7 +42,7 @@ class Label(NamedTuple):
     Attributes
     ----------
     synset : str
-        WordNet id, e.g. ``"n02123045"``; empty where there is none.
+        WordNet id, e.g. ``"n02123045"``; empty if there is none.
     label : str
         Names of the class, e.g. ``"tabby, tabby cat"``.
     """
@@ -52,7 +52,7 @@ class Label(NamedTuple):
 
 
 class Prediction(tuple[str, str, float]):
-    """One class of a photo: Keras's triple ``synset, label, probability``, with an index.
+    """A predicted class: Keras's triple ``(synset, label, probability)``, with an index.
 
     Attributes
     ----------
@@ -63,10 +63,10 @@ class Prediction(tuple[str, str, float]):
     probability : float
         0 to 1.
     index : int
-        Position of the class in the network's output, from 0. Not one of the triple's items.
+        Position of the class in the network's output, from 0. Not an item of the triple.
     """
 
-    index: int  # type: ignore[assignment]  # where other tuples have a method
+    index: int  # type: ignore[assignment]  # hides the method tuple.index
 
     @property
     def synset(self) -> str:
@@ -81,13 +81,13 @@ class Prediction(tuple[str, str, float]):
         return self[2]
 
     def __new__(cls, synset: str, label: str, probability: float, index: int) -> Prediction:
-        """Make the triple."""
+        """Create the triple."""
         self = super().__new__(cls, (synset, label, probability))
         self.index = index
         return self
 
     def __getnewargs__(self) -> tuple:
-        """For copies and pickles."""
+        """Arguments for copying and pickling."""
         return (*self, self.index)
 
     def __eq__(self, other: object) -> bool:
@@ -105,7 +105,7 @@ class Prediction(tuple[str, str, float]):
         return f"Prediction({items})"
 
     def as_dict(self) -> dict[str, str | int | float]:
-        """The attributes by name."""
+        """The attributes as a dict."""
         names = ("synset", "label", "index", "probability")
         return {name: getattr(self, name) for name in names}
 
@@ -132,24 +132,25 @@ def decode_predictions(
     ----------
     predictions : array_like
         Probabilities of any float type, (N, classes), or (classes,) for one photo: the output
-        `prob`, 0 to 1, each row adding up to 1.
+        `prob`, 0 to 1, where each row sums to 1.
     top : int
-        How many classes to name for each photo; all of them if there are fewer.
+        Number of classes to return per photo; all classes if there are fewer.
     labels : sequence of str, mapping or path, optional
-        Names of the classes in the order of the network's output, or a file of them, see
+        Names of the classes in the order of the network's output, or a file of them; see
         `read_labels`. By default the 1000 classes of ILSVRC-2012.
     multi_label : bool
-        Each probability stands for itself (a sigmoid), and rows need not add up to 1.
+        If True, probabilities are independent (sigmoid), and rows need not sum to 1.
 
     Returns
     -------
     list of list of Prediction
-        One list per photo, most probable class first; of equal probabilities the lower index first.
+        One list per photo, most probable class first; ties are in the order of the index.
 
     Raises
     ------
     InputError
-        If `predictions` is not such an array, `top` is below 1, or `labels` are not its classes.
+        If `predictions` is not such an array, `top` is below 1, or `labels` don't match the
+        columns.
     """
     known = imagenet_labels() if labels is None else read_labels(labels)
     rows = _checked(predictions, len(known), labels is not None, multi_label)
@@ -169,12 +170,12 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
     Parameters
     ----------
     labels : sequence, mapping or path
-        Names, or pairs of synset id and name, in the order of the network's output; a mapping from
-        name to index, or from index to either of the two, as in Keras's ``class_indices`` and
+        Names, or pairs (synset id, name), in the order of the network's output; or a mapping from
+        name to index, or from index to name or pair, as Keras's ``class_indices`` and
         ``imagenet_class_index.json``. A file holds one of these as JSON, or one name per line,
-        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``). A
-        ``.csv`` or ``.tsv`` begins with a column of indices and one of names, in any order; or it
-        is a table of photos to train on, and these are its classes.
+        which may begin with a synset id (``synset_words.txt``) or be one (``synsets.txt``). The
+        first two columns of a ``.csv`` or ``.tsv`` are indices and names, in either order; or it is
+        a table of photos to train on, whose classes are returned.
 
     Returns
     -------
@@ -199,32 +200,31 @@ def read_labels(labels: Labels) -> tuple[Label, ...]:
 
 
 def labels_of_network(labels: Labels, outputs: int | None) -> tuple[Label, ...]:
-    """`read_labels` of a network with this many outputs.
+    """`read_labels`, with a check that there is one name for each output of the network.
 
     Raises
     ------
     InputError
-        As `read_labels`; also if there is another number of names.
+        As `read_labels`, or if the number of names is not `outputs`.
     """
     known = read_labels(labels)
     if outputs is not None and len(known) != outputs:
         is_path = isinstance(labels, str | PathLike)
         raise InputError(
             f"labels {os.fspath(labels)}" if is_path else "labels",
-            f"{len(known)} names, and the network has {outputs} outputs",
-            "Give one name per output, in their order.",
+            f"{len(known)} names, but the network has {outputs} outputs",
+            "Give one name per output, in the same order.",
         )
     return known
 
 
 def find_class(name: str | int, labels: Sequence[Label]) -> int:
-    """The index of a class that a user names.
+    """The index of a class.
 
     Parameters
     ----------
     name : str or int
-        Its index, its synset id, its label, or one of the names in its label; in small or capital
-        letters.
+        Index, synset id, label, or one of the names in a label; case is ignored.
     labels : sequence of Label
         All classes.
 
@@ -235,7 +235,7 @@ def find_class(name: str | int, labels: Sequence[Label]) -> int:
     Raises
     ------
     InputError
-        If there is no such class, or several.
+        If there is no such class, or more than one.
     """
     text = str(name).strip()
     asked = f"class {text!r}"
@@ -256,18 +256,18 @@ def find_class(name: str | int, labels: Sequence[Label]) -> int:
         raise InputError(asked, f"several classes have that name: {several}", "Give the index.")
     names = {part.strip().casefold(): x.label for x in labels for part in x.label.split(",")}
     close = difflib.get_close_matches(wanted, names, n=3)
-    hint = f"Similar are: {'; '.join(dict.fromkeys(names[x] for x in close))}." if close else ""
+    hint = f"Did you mean: {'; '.join(dict.fromkeys(names[x] for x in close))}?" if close else ""
     raise InputError(asked, "there is no such class", hint or "Give an index or another name.")
 
 
 def _text(path: str | PathLike, asked: str) -> str:
-    """The content of a text file of a sensible size."""
+    """The content of a text file, unless it is too large."""
     try:
         size = os.stat(path).st_size
         if size > _MAX_BYTES:
-            fault = f"it has {size:,} bytes, too many for names of classes"
+            fault = f"it has {size:,} bytes, too many for class names"
         elif not os.path.isfile(path):
-            fault = "it is no regular file"
+            fault = "it is not a regular file"
         else:
             return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -278,12 +278,12 @@ def _text(path: str | PathLike, asked: str) -> str:
 
 
 def _parsed(text: str, asked: str) -> Any:
-    """The list or mapping that a file's text stands for."""
+    """The list or mapping in the text of a file."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            fault = f"it begins like JSON, but is not ({error})"
+            fault = f"it begins like JSON, but is not valid ({error})"
             raise InputError(asked, fault, "Give JSON, or one name per line.") from None
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if "" in lines:
@@ -300,7 +300,7 @@ def _parsed(text: str, asked: str) -> Any:
 
 def _in_table(path: str, text: str) -> dict[str, str] | list[str] | None:
     """Index -> name, or the classes of a table of photos; None if it is a plain list."""
-    from tf_alexnet.images.labelled import class_names  # which takes OpenCV along
+    from tf_alexnet.images.labelled import class_names  # imports OpenCV
     from tf_alexnet.images.lists import path_column, text_rows
 
     rows = [*text_rows(text.splitlines(keepends=True), os.path.splitext(path)[1].lower())]
@@ -314,7 +314,7 @@ def _in_table(path: str, text: str) -> dict[str, str] | list[str] | None:
 
 
 def _in_order(labels: Mapping[Any, Any], asked: str) -> list:
-    """The names in a mapping from or to their indices."""
+    """The names in a mapping to or from indices, in the order of the indices."""
     if all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in labels.values()):
         pairs = [(int(index), name) for name, index in labels.items()]
     elif all(_INDEX.fullmatch(str(key)) for key in labels):
@@ -330,7 +330,7 @@ def _in_order(labels: Mapping[Any, Any], asked: str) -> list:
         if index not in by_index:
             raise InputError(
                 asked,
-                f"{len(pairs)} names, but none of index {index}",
+                f"{len(pairs)} names, but none with index {index}",
                 "Number the classes 0, 1, 2, ... in the order of the network's output.",
             )
     return [by_index[index] for index in range(len(pairs))]
@@ -349,7 +349,7 @@ def _label(item: Any, number: int, asked: str) -> Label:
 def _checked(
     predictions: ArrayLike, classes: int, named: bool, multi_label: bool = False
 ) -> np.ndarray:
-    """`predictions` as (N, classes) float64 probabilities, or an InputError that says why not."""
+    """`predictions` as (N, classes) float64 probabilities, or an InputError."""
     array = np.asarray(predictions)
     if array.ndim == 1:
         array = array[np.newaxis]
@@ -373,7 +373,7 @@ def _checked(
         worst = int(excess.argmax())
         raise InputError(
             asked,
-            f"these are not probabilities: row {worst} adds up to {sums[worst]:.4g}, its least "
+            f"these are not probabilities: row {worst} sums to {sums[worst]:.4g}, its smallest "
             f"value is {rows[worst].min():.4g}",
             _TAKE_PROB,
         )
@@ -384,14 +384,14 @@ _TAKE_PROB = "Give the output `prob`, (N, classes) probabilities after the softm
 
 
 def _wrong_width(width: int, classes: int, named: bool) -> tuple[str, str]:
-    """What was found and what to do where `predictions` has the wrong number of columns."""
+    """Fault and advice for `predictions` with the wrong number of columns."""
     if named:
         advice = "Give one label for each column, in the order of the network's output."
         return f"{width} columns but {classes} labels", advice
     if width in (2048, 4096, 9216):
         return f"{width} columns are features of a hidden layer, not probabilities", _TAKE_PROB
     if width == 1001:
-        advice = "Drop the background's column, or name all columns with labels=."
+        advice = "Drop the background column, or name all columns with labels=."
         return "1001 columns, so there is a background class", advice
-    advice = "Name the classes of this network with labels=."
+    advice = "Pass the class names of this network as labels=."
     return f"{width} columns, but ILSVRC-2012 has {classes} classes", advice

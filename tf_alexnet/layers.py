@@ -1,4 +1,4 @@
-"""Custom Keras layers, and `forward`, a faster form of the network for extraction and exports."""
+"""Custom Keras layers, and `forward`, a faster forward pass for extraction and exports."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if keras.backend.backend() != "tensorflow":
 
 @keras.saving.register_keras_serializable(package="tf_alexnet")
 class GroupedConv2D(keras.layers.Conv2D):
-    """Convolution in groups, as the two-GPU network of 2012 was trained.
+    """Grouped convolution, as in the two-GPU network of 2012.
 
-    Input channels and filters are split into `groups` equal parts; each part of the filters sees
-    only its part of the input. Takes the arguments of `keras.layers.Conv2D`; the data format is
-    always channels-last. Kernel: (height, width, channels in / groups, filters); bias: (filters,).
+    Input channels and filters are split into `groups` equal groups; each group of filters sees only
+    its group of channels. Takes the arguments of `keras.layers.Conv2D`; the data format is always
+    channels-last. Kernel: (height, width, channels in / groups, filters); bias: (filters,).
     """
 
     def __init__(self, *args, **kwargs):
@@ -36,21 +36,21 @@ class GroupedConv2D(keras.layers.Conv2D):
             )
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """The convolution itself, without bias and activation."""
+        """The convolution without bias and activation."""
         if kernel.shape[-1] % self.groups:
             raise InputError(
                 f"GroupedConv2D {self.name}",
                 f"{kernel.shape[-1]} filters can't be split into {self.groups} groups",
-                "Use a kernel made for this layer.",
+                "Use a number of filters that is divisible by groups.",
             )
         channels = kernel.shape[-2] * self.groups
-        if inputs.shape[-1] is None:  # TensorFlow would group any multiple of the kernel's channels
+        if inputs.shape[-1] is None:  # TensorFlow would accept any multiple of the channels
             inputs = tf.ensure_shape(inputs, [*inputs.shape[:-1], channels])
         elif inputs.shape[-1] != channels:
             raise InputError(
                 f"GroupedConv2D {self.name}",
                 f"the input has {inputs.shape[-1]} channels, the kernel takes {channels}",
-                "Pass the number of channels that the layer was built for.",
+                "Pass as many channels as the layer was built for.",
             )
         parts = zip(
             tf.split(inputs, self.groups, axis=-1),
@@ -94,7 +94,7 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Normalise (N, H, W, C); same shape and dtype."""
-        # float32 whatever the policy: bfloat16 has no CPU kernel, and squares overflow float16.
+        # float32 under any dtype policy: bfloat16 has no CPU kernel, and squares overflow float16.
         x = tf.cast(inputs, tf.float32)
         normalized = _normalize_stock(x, self.local_size, self.alpha, self.beta, self.k)
         return tf.cast(normalized, inputs.dtype)
@@ -111,7 +111,7 @@ class LocalResponseNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tf_alexnet")
 class Preactivation(keras.layers.Layer):
-    """What another layer computes before its activation, from the same variables.
+    """The output of another layer before its activation, computed from the same variables.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class Preactivation(keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Kernel times `inputs` plus bias."""
         if getattr(self.layer, "quantization_mode", None):
-            # Only the layer itself knows how it multiplies integers.
+            # Quantized arithmetic is implemented only in the layer's own call.
             activation, self.layer.activation = self.layer.activation, None
             try:
                 return self.layer(inputs)
@@ -153,21 +153,21 @@ class Preactivation(keras.layers.Layer):
 def _normalize_stock(
     x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float
 ) -> tf.Tensor:
-    """`LocalResponseNormalization` by TensorFlow's own operation."""
+    """`LocalResponseNormalization` by TensorFlow's own op."""
     # TensorFlow sums where Caffe takes the mean.
     return tf.nn.local_response_normalization(x, local_size // 2, k, alpha / local_size, beta)
 
 
 @functools.cache
 def groups_are_native() -> bool:
-    """Whether a convolution with bias and ReLU may have groups here; without oneDNN it may not."""
+    """Whether convolution, bias and ReLU run with groups on this machine; it takes oneDNN."""
 
     @tf.function(autograph=False)
     def convolve(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
 
     try:
-        with tf.init_scope():  # run it now, also while another graph is being made
+        with tf.init_scope():  # run eagerly, even while another graph is being traced
             convolve(tf.zeros((1, 5, 5, 4)), tf.zeros((3, 3, 2, 4)), tf.zeros(4))
     except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
         return False
@@ -176,13 +176,13 @@ def groups_are_native() -> bool:
 
 @tf.function(jit_compile=True, autograph=False)
 def normalize(x: tf.Tensor, local_size: int, alpha: float, beta: float, k: float) -> tf.Tensor:
-    """`LocalResponseNormalization` for XLA, which makes one loop of it."""
+    """`LocalResponseNormalization` for XLA, which fuses it into one loop."""
     half = local_size // 2
     squares = tf.pad(x * x, [[0, 0], [0, 0], [0, 0], [half, half]])
     channels = x.shape[-1]
     total = tf.add_n([squares[..., i : i + channels] for i in range(local_size)])
     scale = k + alpha / local_size * total
-    if beta == 0.75:  # scale^-3/4 by square roots, a few instructions instead of a power
+    if beta == 0.75:  # scale^-3/4 from square roots, which are cheaper than a power
         root = tf.math.rsqrt(scale)
         return x * root * tf.sqrt(root)
     return x * tf.pow(scale, -beta)
@@ -197,23 +197,23 @@ def forward(
     relu: Callable[[tf.Tensor], tf.Tensor] = tf.nn.relu,
     portable: bool = False,
 ) -> dict[str, tf.Tensor]:
-    """Compute blobs of a network from its table: the sums of the Keras model, in a faster order.
+    """Compute blobs of a network from its table. Same as the Keras model, but faster.
 
     Parameters
     ----------
     steps : sequence of Layer
-        Consecutive layers of an `Architecture`; they are computed as far as `wanted` asks.
+        Consecutive layers of an `Architecture`. Layers after the last of `wanted` are skipped.
     variables : mapping of str to (kernel, bias)
-        Variables, tensors or arrays of float32 by the layer's name.
+        Layer name -> float32 variables, tensors or arrays.
     x : tensor of float32
         Input of the first step: (N, H, W, C), or (N, units) for dense layers.
     wanted : sequence of str
         Names of blobs, or ``<name>_preact`` for values before the ReLU; ``data`` is `x`.
     relu : callable
-        A ReLU with another gradient, for guided backpropagation.
+        Replaces the ReLU, for example with another gradient for guided backpropagation.
     portable : bool
-        Use only operations that every TensorFlow has: neither XLA nor oneDNN's grouped kernels,
-        which this machine may have and the one that serves an exported graph may not.
+        Use only ops that every TensorFlow has: neither XLA nor oneDNN's grouped kernels, which
+        the machine that serves an exported graph may lack.
 
     Returns
     -------
@@ -244,7 +244,7 @@ def forward(
 
 def _convolved(layer: Conv, x: tf.Tensor, kernel: tf.Tensor, portable: bool) -> tf.Tensor:
     padding = "VALID"
-    # Explicit padding in the convolution itself has slow gradients: oneDNN does not know it.
+    # Explicit padding in tf.nn.conv2d has slow gradients: oneDNN does not support it.
     if layer.pad and layer.stride == 1 and 2 * layer.pad == layer.kernel - 1:
         padding = "SAME"
     elif layer.pad:

@@ -1,4 +1,4 @@
-"""Imports that wait: until a name is used (PEP 562), or until another module has been imported."""
+"""Lazy imports: on first use of a name (PEP 562), or after another module's import."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OTHER_BACKENDS = ("jax", "torch", "openvino")
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions ``__getattr__`` and ``__dir__`` of a package.
+    """``__getattr__`` and ``__dir__`` for a package that imports its names lazily.
 
     Parameters
     ----------
     package : str
-        Its name, for messages.
+        Name of the package.
     homes : mapping of str to str
-        Public name -> the module it lives in; a module of the package may be a name itself.
+        Public name -> module that defines it. A submodule may itself be a public name.
     """
 
     def find(name: str) -> Any:
@@ -46,7 +46,7 @@ def lazy_names(
 
 
 def other_backend(name: str) -> UsageError:
-    """The error for a Keras that does not run on TensorFlow."""
+    """The error for a Keras backend other than TensorFlow."""
     return UsageError(
         f"Keras with the backend {name!r}",
         "the networks of tf_alexnet run on TensorFlow",
@@ -55,7 +55,7 @@ def other_backend(name: str) -> UsageError:
 
 
 def after_import(module: str, action: Callable[[], None]) -> None:
-    """Call `action` when `module` has been imported: now, if it is, or later."""
+    """Call `action` once `module` is imported: now, if it already is."""
     if module in sys.modules:
         action()
     else:
@@ -63,7 +63,7 @@ def after_import(module: str, action: Callable[[], None]) -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds nothing; has the module that it waits for call `action` at the end of its import."""
+    """Import hook that finds nothing itself, but calls `action` after `module` is executed."""
 
     def __init__(self, module: str, action: Callable[[], None]):
         self._module, self._action, self._asking = module, action, False
@@ -80,7 +80,7 @@ class _AfterImport(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def exec_module(module):
-                execute(module)  # may fail, and be tried again
+                execute(module)  # if it fails, the hook stays for the next attempt
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
                     self._action()

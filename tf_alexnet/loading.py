@@ -1,4 +1,4 @@
-"""`load_model`: saved Keras models, whose configuration is checked before Keras builds anything."""
+"""`load_model`: saved Keras models. The configuration is checked before Keras builds anything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import keras
 from tf_alexnet.errors import AlexNetError, UsageError, WeightsError
 
 _MAX_CONFIG = 16 << 20
-# Values that Keras writes as if they were objects of classes
+# Values that Keras serializes like objects, with a class name
 _VALUES = {"__tuple__", "__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__"}
 _MODULES = tuple(
     "keras" + module
@@ -26,7 +26,7 @@ _MODULES = tuple(
         *(".dtype_policies", ".quantizers", ".src.models.functional"),
     )
 )
-# Layers that run code or read files which their configuration names
+# Layers that run code, or read files named in their configuration
 _UNSAFE = {
     *("Lambda", "FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
     *("IntegerLookup", "StringLookup", "TextVectorization"),
@@ -39,20 +39,20 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     Parameters
     ----------
     path : path-like
-        ``.keras`` or ``.h5`` of ``model.save``, ``.json`` of ``model.to_json`` (random weights), or
-        the RUN folder of a training.
+        ``.keras`` or ``.h5`` from ``model.save``, ``.json`` from ``model.to_json`` (random
+        weights), or the RUN folder of a training.
 
     Returns
     -------
     keras.Model
-        As it was saved; compiled, if it was.
+        As it was saved; compiled if it was.
 
     Raises
     ------
     UsageError
         If `path` is not a saved Keras model.
     WeightsError
-        If the file is damaged, or has a layer or function that is neither Keras's nor ours.
+        If the file is damaged, or uses a layer or function from outside Keras and tf_alexnet.
     """
     place = Path(path)
     if place.is_dir():
@@ -62,7 +62,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     if place.suffix not in (".keras", ".h5", ".hdf5", ".json"):
         raise UsageError(
             str(path),
-            "not a saved Keras model by its name (.keras, .h5, .json)",
+            "its suffix is not that of a saved Keras model (.keras, .h5, .json)",
             "If it is a weight file, pass it to AlexNet().",
         )
     try:
@@ -77,7 +77,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     except Exception as error:  # a damaged file makes Keras raise nearly anything
         reason = str(error).strip().partition("\n")[0][:300].rstrip(".")
         raise WeightsError(
-            str(path), f"Keras can't load it: {reason}", "Get the file again, or save it anew."
+            str(path), f"Keras can't load it: {reason}", "Get the file again, or save it again."
         ) from None
 
 
@@ -107,7 +107,7 @@ def _of_hdf5(path: Path) -> Iterator[str]:
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
             raise UsageError(
-                str(path), "it holds weights, and no model", "Pass it to AlexNet() as weights."
+                str(path), "it holds weights but no model", "Pass it to AlexNet() as weights."
             )
         for name in {"model_config", "training_config"} & file.attrs.keys():
             yield file.attrs[name]
@@ -120,14 +120,14 @@ def _of_json(path: Path) -> Iterator[str]:
 
 def _check_size(size: int) -> None:
     if size > _MAX_CONFIG:
-        raise ValueError(f"its configuration has more than {_MAX_CONFIG >> 20} MiB")
+        raise ValueError(f"its configuration is larger than {_MAX_CONFIG >> 20} MiB")
 
 
 _CONFIGS = {".keras": _of_keras, ".h5": _of_hdf5, ".hdf5": _of_hdf5, ".json": _of_json}
 
 
 def _check(path, config: Any) -> None:
-    """Refuse a configuration that refers to anything but classes of Keras and ours."""
+    """Raise an error if a configuration refers to anything but classes of Keras and ours."""
     waiting = [config]
     while waiting:
         node = waiting.pop()
@@ -137,7 +137,7 @@ def _check(path, config: Any) -> None:
                 where = f" of {node['module']}" if node.get("module") else ""
                 raise WeightsError(
                     str(path),
-                    f"it refers to {name!r}{where}, no safe part of Keras or tf_alexnet",
+                    f"it refers to {name!r}{where}, not a safe part of Keras or tf_alexnet",
                     "If you trust the file, register your class and use keras.models.load_model.",
                 )
             waiting.extend(node.values())
@@ -146,7 +146,7 @@ def _check(path, config: Any) -> None:
 
 
 def _is_known(node: dict) -> bool:
-    """Whether `node`, which Keras reads as an object, is a value or a class that we let it make."""
+    """Whether `node`, a serialized object, is a plain value or of a class that is safe."""
     name, module = node["class_name"], node.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         return False

@@ -1,4 +1,4 @@
-"""Table + arrays -> `keras.Model`."""
+"""`AlexNet`: an architecture's table and weight arrays as a Keras model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tf_alexnet.weights import WeightArrays, resolve
 
 __all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
 
-_LAST = {"data_format": "channels_last"}  # whatever keras.json says
+_LAST = {"data_format": "channels_last"}  # regardless of keras.json
 _POOLINGS = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
 
 
@@ -59,52 +59,52 @@ def AlexNet(
     ----------
     weights : str, path, WeightArrays, keras.Model or None
         A weight file, a catalogue name (``"imagenet"`` is ``"bvlc_alexnet"``), arrays from
-        `read_weights`, a model to copy the weights of, or ``"random:SEED"`` for an untrained
-        control, the same everywhere (``"random"`` is ``"random:0"``). None starts a training:
-        random weights from Keras's initializers.
+        `read_weights`, a model to copy the weights from, or ``"random:SEED"`` for an untrained
+        control that is identical on every machine (``"random"`` is ``"random:0"``). None is random
+        initialization by Keras, for training from scratch.
     architecture : str or path, optional
         ``bvlc_alexnet``, ``caffenet``, ``torchvision`` or ``compact``, or a ``.prototxt`` file that
-        describes one of them. Needed only if the weights don't tell: bvlc_alexnet and caffenet have
-        the same shapes.
+        describes one of them. Only needed if the weights don't identify it: bvlc_alexnet and
+        caffenet have the same shapes.
     classifier : str, optional
         Name in the weight file of the layer to use as `fc8`, if the file has several classifiers.
     feature_extract : bool
-        End at `fc7`: (N, 4096), after the ReLU.
+        If True, end at `fc7`: (N, 4096), after the ReLU.
     include_top : bool
-        If False, end at `pool5`, before the dense layers. Any input size will do.
+        If False, end at `pool5`, before the dense layers, and accept any input size.
     input_tensor : KerasTensor, optional
         Image input of the network, such as the output of a `Rescaling` or augmentation layer. The
         model starts at the `keras.Input` that the tensor comes from.
     input_shape : tuple of int or None, optional
-        (height, width, 3). With ``include_top=False`` or ``weights=None`` any size; height and
+        (height, width, 3). Any size with ``include_top=False`` or ``weights=None``; height and
         width may be None with ``include_top=False``.
     allow_resize : bool
-        With weights and the dense layers: accept any `input_shape` for which `pool5` is 6x6.
+        With weights and the dense layers, accept any `input_shape` for which `pool5` is 6x6.
     pooling : {None, "avg", "max"}
-        With ``include_top=False``: pool `pool5` over space to (N, channels).
+        Global pooling of `pool5` to (N, channels), with ``include_top=False``.
     classes : int, optional
         Units of `fc8` (default: as in the weights; 1000 without weights). If the weights have
-        another number or no `fc8`, it starts untrained and a warning says so.
+        another number or no `fc8`, it is initialized at random, with a warning.
     classifier_activation : str or None
         Activation after `fc8`, in the layer `prob`. None ends the model at `fc8`. Weights of a
         multi-label training need ``"sigmoid"``.
     seed : int, optional
-        Random seed of layers that start untrained; with ``weights="random"`` of all.
+        Random seed of layers that are not loaded; with ``weights="random"``, of all layers.
     name : str, optional
         Name of the model (default: that of the architecture).
 
     Returns
     -------
     keras.Model
-        Layers have Caffe's blob names; `conv1` .. `fc7` are values after the ReLU. Input:
-        (N, 227, 227, 3) float32, BGR minus mean (`preprocess_input` with `preset_of(model)`); 224
+        Layers have Caffe's blob names; `conv1` .. `fc7` are after the ReLU. Input: float32
+        (N, 227, 227, 3), BGR minus the mean (`preprocess_input` with the model as preset); 224
         and RGB for torchvision and compact. Output: (N, classes) probabilities, or as above. The
         layer after the input carries the preset's name, and fails for images of another size.
 
     Raises
     ------
     WeightsError
-        If the weights can't be found, read or fitted, or don't tell which network they are.
+        If the weights can't be found or read, don't fit, or don't identify their network.
     UsageError
         If the arguments contradict each other.
     """
@@ -144,13 +144,13 @@ def _check_arguments(feature_extract, include_top, pooling, classes, seed) -> No
     if pooling not in (None, *_POOLINGS):
         raise UsageError(f"pooling={pooling!r}", "unknown", "Use None, 'avg' or 'max'.")
     if include_top and pooling:
-        raise UsageError("pooling", "it is for pool5", "Pass include_top=False with it.")
+        raise UsageError("pooling", "it needs include_top=False", "Pass include_top=False.")
     if feature_extract and not include_top:
         raise UsageError("feature_extract", "fc7 is part of the top", "Leave include_top=True.")
     if classes is not None and classes < 1:
         raise UsageError(f"classes={classes}", "not a number of classes", "Give 1 or more.")
     if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
-        raise UsageError(f"seed={seed!r}", "not a whole number from 0", "Give 0 or more.")
+        raise UsageError(f"seed={seed!r}", "not a whole number >= 0", "Give 0 or more.")
 
 
 def resolve_weights(
@@ -158,7 +158,7 @@ def resolve_weights(
     architecture: str | None = None,
     classifier: str | None = None,
 ) -> tuple[WeightArrays | None, Architecture]:
-    """As `tf_alexnet.weights.resolve.resolve_weights`; also of a Keras model."""
+    """`tf_alexnet.weights.resolve.resolve_weights` that also takes a Keras model."""
     if isinstance(weights, bool):
         raise UsageError(
             f"AlexNet({weights})",
@@ -200,7 +200,7 @@ def _tensor_shape(tensor: Any, input_shape: tuple | None) -> tuple:
 def _checked_shape(
     table: Architecture, shape: tuple | None, trained: bool, allow_resize: bool
 ) -> tuple:
-    """(height, width, 3) of the input, where the layers can take it."""
+    """(height, width, 3) of the input, or an error if the layers can't take it."""
     size = table.input_size
     shape = (size, size, 3) if shape is None else shape
     asked = f"input {shape}"
@@ -214,7 +214,7 @@ def _checked_shape(
     if None in shape:
         raise InputError(
             asked,
-            "dense layers need to know height and width",
+            "dense layers need a fixed height and width",
             "Give the size, or pass include_top=False.",
         )
     usual = _pool5_side(table, size)
@@ -223,7 +223,7 @@ def _checked_shape(
         raise InputError(
             asked,
             f"pool5 would be {ends[0]}x{ends[1]}, and the dense layers of {table.name} take "
-            f"{usual}x{usual}, which {sides[0]} to {sides[-1]} pixels a side give",
+            f"{usual}x{usual}, that is inputs of {sides[0]} to {sides[-1]} pixels a side",
             f"Resize to {size} (preprocess_input does), or pass include_top=False.",
         )
     if trained and not allow_resize:
@@ -249,17 +249,17 @@ def _recorded_preset(arrays: WeightArrays | None, table: Architecture) -> str:
 
 
 def _carrier(shape: tuple, name: str) -> keras.layers.Layer:
-    """The layer after the input: it carries the preset in its name, and images pass unchanged.
+    """The layer after the input: an identity whose name is the preset, and which checks the size.
 
-    Keras checks shapes in Python only, and no longer once a model has seen two of them: 227x227 BGR
-    would run through a network for 224x224 RGB. Here the graph itself fails. An image is the
-    minimum of itself and of its columns' maxima; those are made by reshaping, which fails for
-    another number of values, and (1, width, 3) fails to broadcast for another width or number of
-    channels. (TensorFlow would remove a reshape to the same shape.) Stock layers only, so that any
-    process can load them.
+    Keras checks shapes only in Python, and no longer once a model has seen two of them: 227x227 BGR
+    would run through a network for 224x224 RGB. Here the graph itself fails. The image is returned
+    as the minimum of itself and its columns' maxima. Computing these takes a reshape, which fails
+    for another number of values; their shape (1, width, 3) does not broadcast to another width or
+    number of channels. (TensorFlow would optimize away a reshape to the same shape.) Only stock
+    layers are used, so that any process can load them.
     """
     height, width, _ = shape
-    columns = width or 1  # an open width leaves the channels to check
+    columns = width or 1  # without a width, only the channels are checked
     image = keras.Input(shape, name="image")
     rows = (height if width and height else -1, 3 * columns)
     x = keras.layers.Reshape(rows, name="rows")(image)
@@ -271,7 +271,7 @@ def _carrier(shape: tuple, name: str) -> keras.layers.Layer:
 def _apply(
     layer: Layer, x: keras.KerasTensor, table: Architecture, arrays, activation: str | None, seeds
 ) -> keras.KerasTensor:
-    """`x` through one row of the table."""
+    """Apply one layer of the table to `x`."""
     if isinstance(layer, Conv | Dense):
         return _apply_weighted(layer, x, arrays, seeds)
     if isinstance(layer, LRN):
@@ -279,19 +279,19 @@ def _apply(
     if isinstance(layer, MaxPool):
         pad = [(0, _overhang(table, layer, side)) for side in x.shape[1:3]]
         if any(end for _, end in pad):
-            # Caffe rounds up: the last window hangs over the edge. Zeros stand for what is outside,
-            # since pooled values are never negative. At 227 no window hangs over.
+            # Caffe rounds up: the last window reaches beyond the edge. Padding with zeros is the
+            # same, since the values are never negative. At 227 no window does.
             x = keras.layers.ZeroPadding2D(pad, name=f"{layer.name}_pad", **_LAST)(x)
         return keras.layers.MaxPooling2D(layer.kernel, layer.stride, name=layer.name, **_LAST)(x)
     if isinstance(layer, Dropout):
         return keras.layers.Dropout(layer.rate, name=layer.name)(x)
     assert isinstance(layer, Softmax), layer
-    # float32 under every policy: probabilities in half precision do not add up to 1.
+    # float32 under any dtype policy: probabilities in half precision don't sum to 1.
     return keras.layers.Activation(activation, dtype="float32", name=layer.name)(x)
 
 
 def _overhang(table: Architecture, layer: MaxPool, side: int | None) -> int:
-    """Zeros to add at the end of an axis, so that pooling that rounds down gives Caffe's size."""
+    """Zeros to append to an axis so that pooling, which rounds down, gives Caffe's size."""
     if side is None:  # floor((n + s - 1 - k) / s) = ceil((n - k) / s)
         return layer.stride - 1 if table.pool_rounds_up else 0
     return max(0, (table.pooled(side, layer) - 1) * layer.stride + layer.kernel - side)
@@ -305,7 +305,7 @@ def _apply_weighted(layer: Conv | Dense, x: keras.KerasTensor, arrays, seeds) ->
         elif layer.pad:  # TensorFlow's SAME pads unevenly under a stride
             x = keras.layers.ZeroPadding2D(layer.pad, name=f"{layer.name}_pad", **_LAST)(x)
         fan_in = layer.kernel**2 * x.shape[-1] // layer.groups
-        # Keras's own layer where it will do: models without groups and LRN load without us.
+        # Stock layers where possible: models without groups and LRN load without tf_alexnet.
         kind = keras.layers.Conv2D if layer.groups == 1 else GroupedConv2D
         settings = {"strides": layer.stride, "padding": padding, "groups": layer.groups, **_LAST}
         built = kind(layer.filters, layer.kernel, activation="relu", name=layer.name, **settings)
@@ -316,7 +316,7 @@ def _apply_weighted(layer: Conv | Dense, x: keras.KerasTensor, arrays, seeds) ->
         activation = "relu" if layer.relu else None
         built = keras.layers.Dense(layer.units, activation, name=layer.name)
     fresh = _initializers(layer.filler, layer.bias, fan_in, seeds)
-    # The arrays are the variables' first values; no random numbers are generated for them.
+    # Initialize with the arrays directly, rather than with random numbers first.
     built.kernel_initializer, built.bias_initializer = map(_given, arrays) if arrays else fresh
     y = built(x)
     built.kernel_initializer, built.bias_initializer = fresh  # for the saved configuration

@@ -1,4 +1,4 @@
-"""Progress: a bar on terminals and in notebooks, elsewhere a line in the log now and then."""
+"""Progress: a bar in terminals and notebooks, otherwise a log line once a minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 _PACE_SECONDS = 60
 LINE_SECONDS = 60
 
-# Takes what is done, all there is (None: unknown), a title, figures, and whether they stay.
+# (done, total or None, title, figures, whether to keep the line on the screen)
 _Show = Callable[..., None]
 
 
@@ -22,24 +22,24 @@ _Show = Callable[..., None]
 def progress_callback(
     progress: Callable | bool | None, unit: str = "photos", every: int | None = None
 ) -> Iterator[Callable | None]:
-    """What the argument `progress` of a function means.
+    """Context manager: the callback for a function's `progress` argument.
 
     Parameters
     ----------
     progress : callable, bool or None
-        A callable is taken as it is. True shows progress on stderr or in the notebook, as a bar;
-        where stderr is not a terminal, as a line a minute in the log `tf_alexnet.progress`.
+        A callable is used as it is. True shows a bar on stderr or in the notebook; if stderr is not
+        a terminal, it logs a line per minute to `tf_alexnet.progress`.
     unit : {"bytes", "photos", "training"}
-        What is counted, and so what the callback takes. ``"bytes"``: (done, total).
-        ``"photos"``: (done, total, errors, bytes written). ``"training"``: (stage, done, total,
-        figures), as `train_head` and `train_network` say.
+        Signature of the callback. ``"bytes"``: (done, total). ``"photos"``: (done, total, errors,
+        bytes written). ``"training"``: (stage, done, total, figures), see `train_head` and
+        `train_network`.
     every : int, optional
         Also log a line each time this many are done.
 
     Yields
     ------
     callable or None
-        None where nobody wants to know.
+        None if no progress is to be reported.
     """
     if progress is not True:
         yield progress or None
@@ -55,7 +55,7 @@ def progress_callback(
 
 
 def _lines(every: int | None) -> _Show:
-    """A line in the log once a minute, after `every` photos, and at the end of an epoch."""
+    """Log a line once a minute, after each `every` photos, and at the end of each epoch."""
     last, before = time.monotonic(), 0
 
     def show(done: int, total: int | None, title: str, figures: str, end: bool = False) -> None:
@@ -75,7 +75,7 @@ def _bar(screen: Any) -> Iterator[_Show]:
     from rich.table import Column
 
     if not screen.is_jupyter:
-        screen.width -= 3  # where the terminal writes ^C; in the next line it would be in the way
+        screen.width -= 3  # leaves room for the terminal's ^C
     bar = rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(None, table_column=Column(ratio=1)),
@@ -127,7 +127,7 @@ def _training(show: _Show) -> Callable:
             pace, stage_now = _Pace(), stage
         pace(done)
         parts = [_figure(name, value) for name, value in figures.items() if name not in _UNSHOWN]
-        # The last word of an epoch
+        # The last report of an epoch stays on the screen
         if end := stage.startswith("epoch") and "val_loss" in figures:
             show(done, total, stage, ", ".join(parts), end)
         else:
@@ -154,7 +154,7 @@ def _size(number: float) -> str:
 
 
 class _Pace:
-    """Things done a second, in the last minute or since the last two reports."""
+    """Items per second over the last minute, or since the report before last."""
 
     def __init__(self):
         self._reports: deque[tuple[float, int]] = deque()
@@ -171,7 +171,7 @@ class _Pace:
         return (done - before) / (now - then) if now > then else 0.0
 
     def left(self, total: int | None) -> str:
-        """The time left at this pace."""
+        """Estimated time left."""
         if not total or not (rate := self._rate()):
             return "- left"
         minutes, seconds = divmod(round((total - self._reports[-1][1]) / rate), 60)

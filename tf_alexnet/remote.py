@@ -1,4 +1,4 @@
-"""Files behind a URL (``s3://``, ``gs://``, ``memory://`` ...), by fsspec."""
+"""Files at URLs (``s3://``, ``gs://``, ``memory://``, ...), through fsspec."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCHEME = re.compile(f"({_NAME}::)*{_NAME}://")  # fsspec chains them: simplecac
 
 
 def is_url(path: str) -> bool:
-    """Whether a path has a scheme, and so is fsspec's."""
+    """Whether a path is a URL, with a scheme for fsspec."""
     return _SCHEME.match(path) is not None
 
 
@@ -33,11 +33,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises
     ------
     UsageError
-        If there is no such scheme, or what fsspec needs for it is not installed.
+        If the scheme is unknown, or a package that fsspec needs for it is not installed.
     Exception
         Of any kind, if a server can't be reached or an archive can't be opened.
     """
-    import fsspec  # it takes 80 ms, which photos on a disk need not wait for
+    import fsspec  # 80 ms, not needed for local photos
 
     try:
         return fsspec.core.url_to_fs(url)
@@ -52,18 +52,18 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def storage_options(options: Mapping[str, Mapping[str, Any]] | None) -> Iterator[None]:
-    """Use options for fsspec's file systems, in this process and for the time of the block.
+    """Context manager: set options of fsspec's file systems in this process.
 
     Parameters
     ----------
-    options : dict of dicts, optional
-        Arguments of file systems by scheme, as in fsspec's configuration files:
+    options : dict of dict, optional
+        Scheme -> arguments of its file system, as in fsspec's configuration files:
         ``{"s3": {"endpoint_url": "http://localhost:9000", "key": ..., "secret": ...}}``.
 
     Raises
     ------
     UsageError
-        If the options are not given by scheme.
+        If the options are not grouped by scheme.
     """
     if not options:
         yield
@@ -74,7 +74,7 @@ def storage_options(options: Mapping[str, Mapping[str, Any]] | None) -> Iterator
         if not isinstance(values, Mapping):
             raise UsageError(
                 f"storage_options with {scheme!r}",
-                "options are given by scheme",
+                "options must be grouped by scheme",
                 'Write {"s3": {"endpoint_url": "http://localhost:9000"}}.',
             )
     before = dict(conf)
@@ -88,12 +88,12 @@ def storage_options(options: Mapping[str, Mapping[str, Any]] | None) -> Iterator
 
 
 class Fetcher:
-    """A function of a URL in a thread of its own, which is left behind if no server answers.
+    """Reads URLs in a thread of its own, which is abandoned if a server does not answer.
 
     Parameters
     ----------
     read : callable
-        Takes a URL, returns its content or raises an exception.
+        Takes a URL and returns its content.
     """
 
     def __init__(self, read: Callable[[str], bytes]):
@@ -101,13 +101,13 @@ class Fetcher:
         self._begin()
 
     def _begin(self) -> None:
-        """Start a thread, one for many URLs: to fsspec each thread is another connection."""
+        """Start one thread for many URLs: fsspec opens a connection per thread."""
         self._urls, self._found = queue.SimpleQueue(), queue.SimpleQueue()
         arguments = self._read, self._urls, self._found
         threading.Thread(target=_fetch_all, args=arguments, daemon=True).start()
 
     def __del__(self):
-        self._urls.put(None)  # the thread ends, once it has an answer
+        self._urls.put(None)  # ends the thread, once the server has answered
 
     def fetch(self, url: str, closed: threading.Event) -> bytes:
         """The content of a URL.
@@ -115,7 +115,7 @@ class Fetcher:
         Raises
         ------
         ImageError
-            If it has not come within a minute, or before `closed` is set.
+            If there is no answer within a minute, or before `closed` is set.
         Exception
             As raised by `read`.
         """
@@ -134,7 +134,7 @@ class Fetcher:
 
 
 def _fetch_all(read: Callable[[str], bytes], urls: queue.SimpleQueue, found: queue.SimpleQueue):
-    """Read URLs until there is a None (the work of a thread)."""
+    """Read URLs from a queue until it gives None; runs in a thread."""
     for url in iter(urls.get, None):
         try:
             found.put(read(url))

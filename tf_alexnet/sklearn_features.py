@@ -17,7 +17,7 @@ from tf_alexnet.errors import InputError, UsageError
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
 except ImportError:
-    # AlexNetFeatures can still be imported; making one says what is missing.
+    # Keep AlexNetFeatures importable; creating one raises the error below.
     class BaseEstimator:  # type: ignore[no-redef]
         def __new__(cls, *_, **__):
             raise UsageError(
@@ -34,43 +34,42 @@ if TYPE_CHECKING:
     from tf_alexnet.extraction import FeatureExtractor
 
 _POOLS = {"avg": np.mean, "max": np.max, "none": None}
-_NETWORKS = 2  # kept loaded in a process; the whole bvlc_alexnet takes 250 MB
-_loading = threading.Lock()  # joblib's threads ask at the same time
+_NETWORKS = 2  # kept in memory per process; bvlc_alexnet takes 250 MB
+_loading = threading.Lock()  # so that joblib's threads load a network once
 
 
 @dataclass(eq=False, repr=False)
 class AlexNetFeatures(TransformerMixin, BaseEstimator):
     """A scikit-learn transformer from photos, as paths or arrays, to AlexNet's features.
 
-    There is nothing to fit: the network is trained already. It is loaded when it is first needed,
-    once per process for all steps with the same settings. Clones and pickles hold only the
-    arguments below.
+    Stateless: the network is already trained. It is loaded when first needed, once per process for
+    all steps with the same settings. Clones and pickles hold only the parameters below.
 
     Parameters
     ----------
     layer : str
-        A blob's name, or ``"<name>_preact"`` for values before the ReLU.
+        A blob name, or ``"<name>_preact"`` for values before the ReLU.
     weights : str or path
-        A weight file or a name of the catalogue.
+        A weight file or a catalogue name.
     architecture : str, optional
         As in `AlexNet`.
     preset : str, optional
-        Preprocessing; by default the one the weights were trained with.
+        Preprocessing (default: the one the weights were trained with).
     mean_image : path or three numbers, optional
         As in `preprocess_input`.
     pool : {"none", "avg", "max"}
-        Convolutional blobs (height, width, channels) pooled to (channels,), or flattened.
+        Pool convolutional blobs (height, width, channels) to (channels,), or flatten them ("none").
     batch_size : int
-        Photos that go through the network together.
+        Number of photos per batch.
 
     Attributes
     ----------
     n_features_out_ : int
-        Values per row, after `fit`.
+        Number of output features. Set by `fit`.
 
     See Also
     --------
-    tf_alexnet.extract_features : For photos too many for memory, or some of which can't be read.
+    tf_alexnet.extract_features : For more photos than fit in memory, or with unreadable ones.
 
     Examples
     --------
@@ -91,7 +90,7 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
     batch_size: int = 64
 
     def fit(self, X: Any = None, y: Any = None) -> AlexNetFeatures:
-        """Load the network, which checks the arguments.
+        """Load the network, to check the parameters.
 
         Parameters
         ----------
@@ -99,13 +98,12 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        AlexNetFeatures
-            Itself.
+        self : AlexNetFeatures
 
         Raises
         ------
         WeightsError, LayerError, PresetError, UsageError
-            If the network can't be loaded with these arguments.
+            If the network can't be loaded with these parameters.
         """
         self.n_features_out_ = self._width()
         return self
@@ -116,24 +114,24 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : container of photos
-            As `FeatureExtractor.from_images` takes them; also a table of one column.
+            As in `FeatureExtractor.from_images`; also a table with one column.
 
         Returns
         -------
         ndarray of float32, (N, features)
-            One row per photo, in their order; convolutional blobs pooled, or flattened in the order
-            height, width, channels.
+            One row per photo, in the order of `X`; convolutional blobs pooled, or flattened in the
+            order (height, width, channels).
 
         Raises
         ------
         ImageError
-            If a photo can't be read: without it, rows would no longer match their labels.
+            If a photo can't be read; skipping it would misalign rows and labels.
         InputError
             If `X` is not a sequence of photos.
         """
         if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
             raise UsageError(
-                f"batch_size={self.batch_size!r}", "nothing would be done", "Use 1 or more."
+                f"batch_size={self.batch_size!r}", "not a batch size", "Use 1 or more."
             )
         from tf_alexnet.images.lists import as_sequence
 
@@ -144,11 +142,11 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
             blob = network.from_images(batch, self.batch_size)[self.layer]
             parts.append(_rows(blob, self.pool))  # pooled early: memory holds rows, not blobs
         if not parts:
-            raise InputError("X", "it holds no photo", "Give at least one.")
+            raise InputError("X", "it is empty", "Give at least one photo.")
         return np.concatenate(parts)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns, ``fc7_0``, ``fc7_1``, ..., for tables (`set_output`).
+        """Names of the output columns: ``fc7_0``, ``fc7_1``, ... (used by `set_output`).
 
         Parameters
         ----------
@@ -189,11 +187,11 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
         return _rows(nothing, self.pool).shape[1]
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Always: nothing is learned from photos."""
+        """Always True: the transformer is stateless."""
         return True
 
     def __sklearn_tags__(self):
-        """For scikit-learn: X holds photos, not tables of numbers, and `fit` is not needed."""
+        """X holds photos rather than a numeric table, and `fit` is optional."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
@@ -204,7 +202,7 @@ class AlexNetFeatures(TransformerMixin, BaseEstimator):
 
 @functools.lru_cache(maxsize=_NETWORKS)
 def _loaded(weights, layer, architecture, preset, mean_image) -> FeatureExtractor:
-    """The network for these settings; files are given by `_stamp`, so a changed one is read."""
+    """The network for these settings. Files are keyed by `_stamp`: changed ones are read again."""
     from tf_alexnet.extraction import FeatureExtractor
 
     return FeatureExtractor(
@@ -217,7 +215,7 @@ def _loaded(weights, layer, architecture, preset, mean_image) -> FeatureExtracto
 
 
 def _stamp(path: str | os.PathLike) -> tuple[str, int, int]:
-    """A file as it is now, as path, size and time of the last change; else the text itself."""
+    """(absolute path, size, modification time) of a file; (`path`, 0, 0) if there is none."""
     try:
         status = os.stat(path)
     except OSError:
@@ -226,7 +224,7 @@ def _stamp(path: str | os.PathLike) -> tuple[str, int, int]:
 
 
 def _rows(blob: np.ndarray, pool: str) -> np.ndarray:
-    """(N, ...) values as one row per photo."""
+    """A blob (N, ...) as one row per photo, pooled or flattened."""
     if _POOLS[pool] and blob.ndim == 4:
         return _POOLS[pool](blob, axis=(1, 2))
     return blob.reshape(len(blob), -1)

@@ -1,4 +1,4 @@
-"""Weights for tests and trials: full size, reproducible to the bit, and of no meaning at all."""
+"""Random weights for tests: full size, and reproducible to the bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from tf_alexnet.architectures import Architecture, architecture_named
 from tf_alexnet.weights.arrays import LayerArrays, WeightArrays
 
-_CHUNK = 1 << 20  # values at a time: the work stays in the processor's cache and memory stays flat
+_CHUNK = 1 << 20  # values at a time, to stay in the processor's cache
 # The sum of four uniform 16-bit words: mean 2 * 65535, variance 4 * (65536^2 - 1) / 12.
 _MEAN = 2 * 65535
 _STD = math.sqrt((65536**2 - 1) / 3)
@@ -18,25 +18,25 @@ _STD = math.sqrt((65536**2 - 1) / 3)
 def synthetic_weights(
     architecture: str | Architecture = "bvlc_alexnet", seed: int = 0
 ) -> WeightArrays:
-    """Random weights in the shapes of a network, for tests. Never trained on anything.
+    """Random weights in the shapes of a network, for tests.
 
-    Kernels are bell-shaped with He's standard deviation sqrt(2 / fan_in) (He et al. 2015), so that
-    signals keep their size through the ReLUs; those of the last layer are a 64th of that, so
-    that the softmax is not saturated. Biases have a standard deviation of 0.1. The bytes depend on
-    `architecture` and `seed` alone: they come from Philox' raw 64-bit words by integer arithmetic
-    and one correctly rounded product, the same on every NumPy version and platform.
+    Kernels are roughly normal with He's standard deviation sqrt(2 / fan_in) (He et al. 2015), which
+    keeps the scale of activations through the ReLUs; the last layer's are 64 times smaller, so that
+    the softmax does not saturate. Biases have a standard deviation of 0.1. The bytes depend only on
+    `architecture` and `seed`: they are computed from Philox's raw 64-bit words in integers and one
+    correctly rounded product, and are the same on every NumPy version and platform.
 
     Parameters
     ----------
     architecture : str or Architecture
         A table or its name.
     seed : int
-        0 <= seed < 2**32.
+        Random seed, 0 to 2**32 - 1.
 
     Returns
     -------
     WeightArrays
-        float32, TensorFlow's layout. bvlc_alexnet takes 244 MB.
+        float32, in TensorFlow's layout; 244 MB for bvlc_alexnet.
     """
     table = architecture_named(architecture) if isinstance(architecture, str) else architecture
     shapes = table.parameter_shapes()
@@ -52,7 +52,7 @@ def synthetic_weights(
 
 
 def _bell(shape: tuple[int, ...], std: float, key: int) -> np.ndarray:
-    """float32 values of mean 0, `std` and |value| <= 3.5 std: each the sum of a word's quarters."""
+    """float32 values of mean 0, std `std`, |value| <= 3.5 std: sums of a word's four quarters."""
     values = np.empty(math.prod(shape), np.float32)
     words = np.random.Philox(key=key)
     scale = np.float32(std / _STD)

@@ -1,3 +1,3 @@
-"""The package's version, in a module that imports nothing."""
+"""The version of the package."""
 
 VERSION = "0.1.0"

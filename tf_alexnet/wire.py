@@ -1,8 +1,8 @@
-"""Protobuf messages, field by field: what Caffe models, mean images and ONNX files share.
+"""Reading and writing protobuf messages, for Caffe models, mean images and ONNX files.
 
-The wire format is described on protobuf's page "Encoding"; BlobProto in BVLC/caffe
-``src/caffe/proto/caffe.proto`` and, for its raw form, in NVIDIA/caffe's. Packed floats are views of
-the message. Everything that a message declares is checked against the bytes that are there.
+The wire format is described on protobuf's page "Encoding", BlobProto in BVLC/caffe
+``src/caffe/proto/caffe.proto``, and its ``raw_data`` in NVIDIA/caffe's. Packed floats are returned
+as views of the message. All declared sizes are checked against the number of bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_FIELDS = 20_000  # in a file; a network of 24 layers takes about 1,000
+MAX_FIELDS = 20_000  # per file; a network of 24 layers has about 1,000
 MAX_DIMENSIONS = 8
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED32: 4, FIXED64: 8}
@@ -23,11 +23,11 @@ _RAW_TYPES = ("<f8", "<f4", "<f2")  # NVIDIA's raw_data_type
 
 
 class WireError(Exception):
-    """The bytes are not such a message; the text completes "a file with ..."."""
+    """The bytes are not a valid message; the text completes "a file with ..."."""
 
 
 class Field(NamedTuple):
-    """One field of a message: an integer (VARINT), or its bytes."""
+    """One field of a message; the value is an integer (VARINT) or bytes."""
 
     number: int
     wire: int
@@ -35,10 +35,10 @@ class Field(NamedTuple):
 
 
 def fields(kind: str | Mapping, **numbers: int) -> dict[int, tuple[str, str | Mapping]]:
-    """A schema: number -> name and kind, of fields that are all of one kind.
+    """A schema, number -> (name, kind), for fields of the same kind.
 
-    Kinds are "int", "float", "text" and "bytes"; "<f4" and "<f8" for arrays; and for messages their
-    own schema.
+    Kinds are "int", "float", "text" and "bytes"; "<f4" and "<f8" for arrays; and a schema for
+    messages.
     """
     return {number: (name, kind) for name, number in numbers.items()}
 
@@ -53,13 +53,13 @@ BLOB = {
 
 
 class Wire:
-    """Reads messages, and counts the fields it has seen in the whole file."""
+    """Reader of messages, which limits the number of fields in a file."""
 
     def __init__(self):
         self.fields = 0
 
     def field(self, message: memoryview, at: int) -> tuple[Field, int]:
-        """The field at `at`, and where the next one begins."""
+        """The field at offset `at`, and the offset of the next one."""
         self.fields += 1
         if self.fields > MAX_FIELDS:
             raise WireError(f"more than {MAX_FIELDS} fields")
@@ -81,17 +81,17 @@ class Wire:
         return Field(number, wire, message[at : at + size]), at + size
 
     def walk(self, message: memoryview) -> Iterator[Field]:
-        """Each field of a message."""
+        """Yield the fields of a message."""
         at = 0
         while at < len(message):
             field, at = self.field(message, at)
             yield field
 
     def read(self, message: memoryview, schema: Mapping) -> dict[str, Any]:
-        """The fields of a message that are in a schema (see `fields`): name -> values.
+        """The fields of a message that are in a schema (see `fields`), as name -> values.
 
-        An array is a view of `message` where it is in one piece. The values of other fields are a
-        list: of at most `MAX_DIMENSIONS` numbers, or of any number of texts, bytes or messages.
+        Arrays are views of `message` if they are contiguous. The values of other fields are lists:
+        of at most `MAX_DIMENSIONS` numbers, or of any number of texts, bytes or messages.
         """
         found: dict[str, Any] = {}
         pieces: dict[str, list[np.ndarray]] = {}
@@ -133,7 +133,7 @@ class Wire:
 
 
 def wire_types(message: memoryview) -> dict[int, int]:
-    """Number -> wire type of the first fields, as far as they are sound."""
+    """Number -> wire type of the first fields, up to the first invalid one."""
     wires: dict[int, int] = {}
     with contextlib.suppress(WireError):
         for number, wire, _ in itertools.islice(Wire().walk(message), 20):
@@ -142,27 +142,27 @@ def wire_types(message: memoryview) -> dict[int, int]:
 
 
 def last(message: Mapping[str, Sequence], name: str, default: Any = None) -> Any:
-    """The last value of a field, which is the one that protobuf takes."""
+    """The last value of a field, which is the one that counts in protobuf."""
     values = message.get(name, ())
     return values[-1] if len(values) else default
 
 
 def read_blob(message: memoryview | bytes) -> np.ndarray:
-    """The array in a file that is one BlobProto, such as a mean image (``.binaryproto``).
+    """The array in a file that holds a BlobProto, such as a mean image (``.binaryproto``).
 
     Raises
     ------
     WireError
-        If it is not one; the text completes "a file with ...".
+        If it does not hold one.
     """
     return blob_array(Wire().read(memoryview(message), BLOB))
 
 
 def blob_array(blob: Mapping) -> np.ndarray:
-    """A BlobProto's values in its shape: float16, float32 or float64.
+    """The array in a BlobProto, of float16, float32 or float64.
 
-    As in Caffe's ``Blob::FromProto``, any of the four old dimensions hides the new shape, and
-    double_data goes before data; NVIDIA's raw_data goes before both.
+    As in Caffe's ``Blob::FromProto``, the four legacy dimensions take precedence over ``shape``,
+    and ``double_data`` over ``data``. NVIDIA's ``raw_data`` takes precedence over both.
     """
     shape = [last(blob, name, 0) for name in ("num", "channels", "height", "width")]
     if not any(shape):
@@ -178,21 +178,21 @@ def blob_array(blob: Mapping) -> np.ndarray:
 
 
 def shaped(values: np.ndarray, shape: list[int]) -> np.ndarray:
-    """`values` in a shape of one to four dimensions, which must hold just these."""
+    """`values` reshaped to one to four dimensions, whose product must be their number."""
     if not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) != len(values):
         raise WireError(f"an array of shape {tuple(shape)} with {len(values)} values")
     return values.reshape(shape)
 
 
 def numbers(raw: memoryview, form: str) -> np.ndarray:
-    """Numbers of fixed width, as a view."""
+    """Numbers of fixed width, as a view of `raw`."""
     if len(raw) % np.dtype(form).itemsize:
         raise WireError("an array cut off within a number")
     return np.frombuffer(raw, form)
 
 
 def field_bytes(number: int, value: int | bytes | str) -> bytes:
-    """A field as it is written: a VARINT, or bytes behind their length."""
+    """An encoded field: a VARINT, or bytes after their length."""
     if isinstance(value, int):
         return varint_bytes(number << 3 | VARINT) + varint_bytes(value)
     value = value.encode() if isinstance(value, str) else value
@@ -200,12 +200,12 @@ def field_bytes(number: int, value: int | bytes | str) -> bytes:
 
 
 def field_opening(number: int, length: int) -> bytes:
-    """What stands before this many bytes of a field."""
+    """Key and length of a field of `length` bytes."""
     return varint_bytes(number << 3 | LENGTH) + varint_bytes(length)
 
 
 def varint_bytes(value: int) -> bytes:
-    """An unsigned number as it is written."""
+    """An unsigned integer, encoded."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -220,7 +220,7 @@ def _content(field: Field, wire: int = LENGTH) -> memoryview:
 
 
 def _text(raw: memoryview) -> str:
-    """A name, at most 256 bytes of UTF-8."""
+    """A name of at most 256 bytes of UTF-8."""
     if len(raw) > 256:
         raise WireError(f"a name of {len(raw)} bytes")
     try:
@@ -230,7 +230,7 @@ def _text(raw: memoryview) -> str:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The unsigned number at `at`, and where the next field begins."""
+    """The unsigned integer at offset `at`, and the offset after it."""
     value = 0
     for index, byte in enumerate(message[at : at + 10]):
         value |= (byte & 0x7F) << (7 * index)
@@ -240,12 +240,12 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _signed(value: int) -> int:
-    """A 64-bit two's complement."""
+    """An unsigned 64-bit integer as two's complement."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def _run(message: memoryview, at: int, form: np.dtype) -> tuple[np.ndarray, int]:
-    """The values of a run of fields with the same one-byte key, and where the run ends."""
+    """The values of a run of fields with the same one-byte key, and the offset after it."""
     record = np.dtype([("key", "u1"), ("value", form)])
     key = message[at]
     pieces, window = [], 64
@@ -258,7 +258,7 @@ def _run(message: memoryview, at: int, form: np.dtype) -> tuple[np.ndarray, int]
         at += length * record.itemsize
         if length < size or size < window:
             break
-        window *= 2  # so that the work stays in proportion to the run
+        window *= 2  # keeps the work proportional to the length of the run
     values = np.concatenate(pieces)
     if not len(values):
         raise WireError("a field that runs past the end")

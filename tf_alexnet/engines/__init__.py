@@ -1,9 +1,9 @@
-"""What computes a network's blobs: TensorFlow, or OpenVINO where it is installed.
+"""Inference engines: TensorFlow, and OpenVINO if it is installed.
 
-Both modules have a function ``network(table, arrays, blobs, precision)``, which returns a function
-from a preprocessed batch, float32 (N, S, S, 3), to a dict of blobs: float32, channels last. Blobs
-of the two agree within 1e-5 of their maximum. Neither is imported before it is used: OpenVINO
-starts in a second, TensorFlow takes three to be imported alone.
+Each module has a function ``network(table, arrays, blobs, precision)``, which returns a function
+from a preprocessed batch, float32 (N, S, S, 3), to a dict of blobs: float32, channels last. The
+blobs of both agree within 1e-5 of their maximum. Modules are imported only when they are used:
+OpenVINO starts in a second, while importing TensorFlow takes three.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tf_alexnet.errors import UsageError
 
 ENGINES = ("auto", "tensorflow", "openvino")
 PRECISIONS = ("float32", "bfloat16")
-# Without AVX-512 TensorFlow is 1.1 times as fast, and takes some 5 s longer to start.
+# Without AVX-512, TensorFlow is 1.1 times as fast, but takes about 5 s longer to start.
 _LONG = 5000
 _FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE"
 
@@ -41,22 +41,22 @@ def choose_engine(
     Parameters
     ----------
     engine : {"auto", "tensorflow", "openvino"}
-        "auto" is TensorFlow where there is a GPU or OpenVINO is not installed; also for 5,000
-        photos or more on a processor without AVX-512. Everywhere else it is OpenVINO.
+        "auto" chooses TensorFlow on machines with a GPU or without OpenVINO, and for 5,000 photos
+        or more on a processor without AVX-512; otherwise OpenVINO.
     photos : int, optional
-        How many are to be computed.
+        Number of photos to compute.
     precision : {"float32", "bfloat16"}
-        bfloat16 is OpenVINO's.
+        Only OpenVINO supports bfloat16.
 
     Returns
     -------
-    str
+    {"tensorflow", "openvino"}
 
     Raises
     ------
     UsageError
-        If there is no such engine or precision, the two don't go together, or OpenVINO is named and
-        not installed.
+        If there is no such engine or precision, the engine does not support the precision, or
+        OpenVINO is required but not installed.
     """
     for name, value, choices in (
         ("engine", engine, ENGINES),
@@ -92,23 +92,24 @@ def load_network(
     blobs: Sequence[str],
     precision: str = "float32",
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A network that is ready to compute `blobs`; `engine` as `choose_engine` returns it."""
+    """A function that computes `blobs`; `engine` is a result of `choose_engine`."""
     mode = os.environ.get(_FPMATH, "STRICT")
     if mode != "STRICT":  # both engines would silently compute in bfloat16
-        _log.warning("%s=%s is ignored: precision decides what is computed in", _FPMATH, mode)
+        _log.warning("%s=%s is ignored: the argument precision takes its place", _FPMATH, mode)
         os.environ[_FPMATH] = "STRICT"
     return import_engine(engine).network(table, arrays, blobs, precision)
 
 
 def import_engine(engine: str) -> ModuleType:
-    """The module of an engine; importing TensorFlow takes three seconds."""
+    """The module of an engine."""
     return import_module(f"tf_alexnet.engines.{engine}")
 
 
 def processor_features() -> frozenset[str]:
-    """Instruction sets that may be used here, as Linux calls them; empty on other systems.
+    """Instruction sets of the processor, by their names in Linux; empty on other systems.
 
-    ``ONEDNN_MAX_CPU_ISA``, which both engines obey, may leave out AVX-512 and what came later.
+    AVX-512 and later ones are left out if ``ONEDNN_MAX_CPU_ISA``, which both engines respect,
+    excludes them.
     """
     found: frozenset[str] = frozenset()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii") as file:
@@ -120,6 +121,6 @@ def processor_features() -> frozenset[str]:
 
 
 def _has_gpu() -> bool:
-    """Whether TensorFlow might find a GPU, told without importing it."""
+    """Whether TensorFlow might find a GPU, without importing it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
     return bool(glob.glob("/dev/nvidia[0-9]*") and not hidden) or os.path.exists("/dev/kfd")

@@ -1,4 +1,4 @@
-"""A network for OpenVINO, built in memory from a table and arrays; TensorFlow is not needed."""
+"""The OpenVINO engine: a network built in memory from a table and arrays, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def network(
     blobs: Sequence[str],
     precision: str = "float32",
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Compile a network for this machine's processor.
+    """Compile a network for the CPU.
 
     Parameters
     ----------
     table : Architecture
         The network.
     arrays : mapping of str to LayerArrays
-        Its weights, as far as `blobs` need them.
+        Its weights, at least up to the last of `blobs`.
     blobs : sequence of str
         Names of blobs, or ``<name>_preact``.
     precision : {"float32", "bfloat16"}
-        Type of the products. bfloat16 is fast on processors that have AMX, and changes fc7 by
-        about 0.7 % of its maximum.
+        Precision of inference. bfloat16 is fast on processors with AMX, and changes fc7 by about
+        0.7 % of its maximum.
 
     Returns
     -------
     callable
-        From ndarray of float32, (N, S, S, 3), to a dict of blobs: ndarray of float32, first axis
-        N; blobs of convolutions and pools are (N, height, width, channels).
+        Maps an ndarray of float32, (N, S, S, 3), to a dict of blobs, ndarrays of float32:
+        (N, height, width, channels), or (N, units).
     """
-    # float32 must be asked for: on AMX OpenVINO chooses bfloat16 by itself.
+    # With AMX, OpenVINO defaults to bfloat16.
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
@@ -58,9 +58,9 @@ def network(
 def graph(
     table: Architecture, arrays: Mapping[str, LayerArrays], blobs: Sequence[str]
 ) -> openvino.Model:
-    """The table as a graph, from ``data`` to `blobs`, which name its outputs.
+    """The network as a graph from the input ``data`` to the outputs `blobs`.
 
-    Inputs and outputs are channels last, OpenVINO's convolutions channels first.
+    Inputs and outputs are channels last; OpenVINO's convolutions are channels first.
     """
     size = table.input_size
     data = op.parameter([-1, size, size, 3], np.float32, name="data")

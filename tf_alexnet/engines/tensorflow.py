@@ -1,4 +1,4 @@
-"""The network for TensorFlow: graphs of `tf_alexnet.layers.forward` for batches and photos."""
+"""The TensorFlow engine: graphs of `tf_alexnet.layers.forward` for batches and single photos."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from tf_alexnet.errors import AlexNetError
 from tf_alexnet.layers import forward
 from tf_alexnet.weights import LayerArrays
 
-_process: int | None = None  # the one that uses TensorFlow
+_process: int | None = None  # id of the process that uses TensorFlow
 _SINGLE = 4
-_ROWS = 64  # XLA compiles a product for each number of rows
-# Photos that go through the convolutions together. In large batches without AVX-512, 64 are 1 %
-# faster than 32, and take 150 MB more. With AVX-512, a batch of 64 was slower per photo than one
-# of 32.
+_ROWS = 64  # XLA compiles once per number of rows
+# Photos per convolution batch. Without AVX-512, 64 at a time are 1 % faster than 32 in large
+# batches, and take 150 MB more; with AVX-512, 64 were slower per photo than 32.
 _CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
 
 
@@ -31,20 +30,20 @@ def network(
     blobs: Sequence[str],
     precision: str = "float32",
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A compiled function that computes blobs, in the order a processor likes.
+    """A compiled function that computes blobs; arguments are those of `openvino.network`.
 
-    The sums are the Keras model's. Each difference was kept because a measurement
-    (``benchmarks/extraction.py``) asked for it; parity with the model is tested:
+    It computes the same as the Keras model, which is tested, but faster. Each difference is
+    justified by a measurement (``benchmarks/extraction.py``):
 
-    - Response normalisation as five shifted slices, compiled by XLA: the stock kernel takes a
-      quarter of the whole network's time on a processor.
-    - Convolutions in groups by TensorFlow's own kernels where it has them (oneDNN's).
-    - For fewer than four photos, kernels of convolutions are constants: oneDNN keeps them in the
-      order it works in. TensorFlow copies a graph many times over, so that these 9 MB take 100:
-      more than they are worth to batches.
-    - On processors without AVX-512, convolutions over 32 photos or so at a time, dense layers over
-      the whole batch, by XLA and in multiples of 64 rows: 1.03 to 1.05 times as fast there from 64
-      photos on, and 0.96 times with AVX-512.
+    - Response normalisation is five shifted slices, compiled by XLA. TensorFlow's kernel takes a
+      quarter of the network's time on a CPU.
+    - Grouped convolutions use oneDNN's kernels if TensorFlow has them.
+    - For fewer than four photos, convolution kernels are constants, which oneDNN keeps in its own
+      layout. TensorFlow copies a graph several times, so that these 9 MB take 100 MB, which is not
+      worth it for batches.
+    - On processors without AVX-512, convolutions run on about 32 photos at a time, and dense layers
+      on the whole batch, by XLA and in multiples of 64 rows: 1.03 to 1.05 times as fast there from
+      64 photos on, but 0.96 times with AVX-512.
     """
     _check_process()
     end = next(i for i, layer in enumerate(table.layers) if isinstance(layer, Dense | Dropout))
@@ -67,7 +66,7 @@ def network(
     convolve = _compiled(body, variables, to_head, shape)
     classify = _compiled(head, variables, late, (None, rows), jit_compile=True)
 
-    batches = False  # such a job's last few photos need no graph of their own
+    batches = False  # after a batch, the last few photos don't need a graph of their own
 
     @full_precision()
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,7 +100,7 @@ def _compiled(
     fixed: bool = False,
     jit_compile: bool | None = None,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A graph of `forward`; kernels of convolutions are `fixed` as they are at its first call."""
+    """A graph of `forward`; if `fixed`, kernels of convolutions become constants on first call."""
 
     def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
         given = dict(variables)
@@ -113,8 +112,8 @@ def _compiled(
                         given[layer.name] = kernel.numpy(), bias
         return forward(steps, given, x, wanted)
 
-    # Traced at the first call, and then called directly: `tf.function` itself would warn of
-    # retracing where a program makes several extractors.
+    # Trace on the first call, then call the concrete function: tf.function would warn of retracing
+    # in programs with several extractors.
     @functools.cache
     def graph() -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
         traced = tf.function(run, autograph=False, jit_compile=jit_compile)
@@ -125,7 +124,7 @@ def _compiled(
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep newer GPUs from computing in TensorFloat-32, which has 10 bits, during a block."""
+    """Context manager: no TensorFloat-32 (10-bit mantissa) on GPUs."""
     switch = tf.config.experimental
     before = switch.tensor_float_32_execution_enabled()
     switch.enable_tensor_float_32_execution(False)
@@ -136,7 +135,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _check_process() -> None:
-    """Refuse to compute in a fork of a process that did: TensorFlow would wait for ever."""
+    """Raise an error in a forked process if its parent used TensorFlow: it would hang."""
     global _process
     _process = _process or os.getpid()
     if _process != os.getpid():

@@ -1,7 +1,7 @@
-"""Photos: find them, decode them to uint8 RGB, and make a network's input of them.
+"""Photos: find them, decode them to uint8 RGB, and preprocess them for a network.
 
-`tf_alexnet.images.tf_ops` holds the same pipeline as TensorFlow ops, and
-`tf_alexnet.images.preprocessing` a Keras layer of them; neither is imported here.
+`tf_alexnet.images.tf_ops` implements the same pipeline as TensorFlow ops, and
+`tf_alexnet.images.preprocessing` as a Keras layer; neither is imported here.
 """
 
 from tf_alexnet.images.decode import MAX_PIXELS, load_image

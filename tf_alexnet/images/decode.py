@@ -1,7 +1,7 @@
-"""A photo, from wherever it is, as uint8 RGB: one contract, Pillow's pixels.
+"""Decoding photos from any source to uint8 RGB, with Pillow's pixels.
 
-Decoders differ. TensorFlow's JPEG decoder rounds otherwise by default, ignores EXIF orientation
-and repairs truncated files; OpenCV drops alpha. Every picture therefore goes through here.
+Decoders differ. TensorFlow's JPEG decoder rounds differently by default, ignores EXIF orientation
+and repairs truncated files; OpenCV drops alpha. All photos are therefore decoded here.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from tf_alexnet.errors import AlexNetError, ImageError, InputError, UsageError, 
 from tf_alexnet.images import jpeg
 from tf_alexnet.remote import filesystem, is_url
 
-with contextlib.suppress(ImportError):  # an extra; 5 ms
+with contextlib.suppress(ImportError):  # the extra `heic`; importing it takes 5 ms
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 2**29
-_READINGS = 3  # of a file that changes meanwhile,
-_VERSION = ("st_size", "st_mtime_ns", "st_ctime_ns")  # which these show
-_STRIP = 2**18  # pixels
+_READINGS = 3  # attempts at a file that changes while it is read
+_VERSION = ("st_size", "st_mtime_ns", "st_ctime_ns")  # which show that it changed
+_STRIP = 2**18  # pixels converted at a time
 DEPTHS = ("auto", "16", "12", "8")
 
-# Pillow opens many more. EPS would start Ghostscript, others (PSD, FITS, WMF, ...) are no photos.
-# TGA has no signature, so it is tried last.
+# Pillow opens many more. EPS would run Ghostscript, others (PSD, FITS, WMF, ...) are not photos.
+# TGA has no signature, so it comes last.
 _WANTED = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
     *("PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "PCX", "TGA"),
 )
-_HEIC = b"heic", b"heix", b"hevc"  # brands in the first box of such a file
+_HEIC = b"heic", b"heix", b"hevc"  # brands in the first box of a HEIC file
 
-# Pillow registers its decoders on demand; done here once, no two threads race for it.
+# Pillow registers its decoders on demand; registering them here avoids races between threads.
 Image.init()
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if name in _WANTED)
@@ -51,7 +51,7 @@ SUFFIXES = frozenset(s for s, name in Image.registered_extensions().items() if n
 # Without a handler, Python prints a library's log to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# 16-bit grey where 0 is white: of either byte order Pillow can read it, but it lists one only.
+# 16-bit grey where 0 is white: Pillow can read both byte orders, but lists only one.
 _WHITE_IS_0 = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
 TiffImagePlugin.OPEN_INFO.setdefault(_WHITE_IS_0, ("I;16B", "I;16B"))
 _BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags
@@ -61,7 +61,7 @@ _TRUNCATED = "LOAD_TRUNCATED_IMAGES"
 
 _ANOTHER = "Replace the file by an intact copy, or leave it out."
 _SMALLER = "Save it smaller, or as JPEG."
-_UNREADABLE = {  # what comes up while reading -> what was found, advice, code
+_UNREADABLE = {  # error while reading -> fault, advice, code
     FileNotFoundError: ("there is no such file", "Check the name and the folder.", "missing"),
     IsADirectoryError: ("it is a folder", "Name a file in it, or leave it out.", "is_folder"),
     PermissionError: ("no permission to read it", "Make it readable, or skip it.", "no_permission"),
@@ -73,10 +73,10 @@ _lock, _decoding, _before = threading.Lock(), [], contextlib.ExitStack()
 
 @contextlib.contextmanager
 def _switches() -> Iterator[None]:
-    """Hold Pillow's process-wide switches in place as long as any thread decodes.
+    """Set Pillow's process-wide switches while any thread decodes.
 
-    Its warnings say nothing an error does not say better. `LOAD_TRUNCATED_IMAGES`, which much
-    code on the web sets, would turn half a photo into half a grey one.
+    Its warnings are silenced, since problems raise errors here. `LOAD_TRUNCATED_IMAGES`, which
+    much code sets, is unset: it would fill the missing part of a photo with grey.
     """
     with _lock:
         if not _decoding:
@@ -98,32 +98,33 @@ Photo = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Im
 
 
 def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
-    """Read a photo, in any thread.
+    """Load a photo as RGB. Thread-safe.
 
     Parameters
     ----------
     source : path, URL, bytes-like, binary file or PIL image
-        A file's path or URL, its content, an open file (read from its beginning if it can be wound
-        back), or an image of Pillow's. The content tells the format: JPEG, MPO, PNG, GIF, BMP, DIB,
-        TIFF, WebP, PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX; HEIC with the extra ``heic``.
+        Path or URL of a file, its content, an open file (read from the beginning if it is
+        seekable), or a PIL image. The format is detected from the content: JPEG, MPO, PNG, GIF,
+        BMP, DIB, TIFF, WebP, PBM/PGM/PPM, JPEG 2000, AVIF, ICO, TGA, PCX; HEIC with the extra
+        ``heic``.
     depth : {"auto", "16", "12", "8"}
-        Bits that 16-bit grey uses: the highest eight of them are kept, larger values become white.
-        "auto" is what the file says; if no value reaches 4096, a warning is logged.
+        Number of bits used in 16-bit grey images. The highest eight of them are kept; larger values
+        become white. "auto" uses what the file says, and logs a warning if no value reaches 4096.
 
     Returns
     -------
     ndarray of uint8, (height, width, 3)
-        RGB, 0..255, turned upright as EXIF says, transparency laid over white, CMYK converted
-        without a colour profile. The first picture of an animation or a multi-page file.
+        RGB, 0..255, with the EXIF orientation applied, transparency composited on white, and CMYK
+        converted without a colour profile. The first frame of an animation or multi-page file.
 
     Raises
     ------
     ImageError
-        If it is missing, empty, no image, truncated or damaged, larger than `MAX_PIXELS` pixels,
-        or of a kind without an obvious reading as RGB (floating point, Lab, 32-bit integers).
+        If it is missing, empty, not an image, truncated or damaged, has more than `MAX_PIXELS`
+        pixels, or has no defined conversion to RGB (floating point, Lab, 32-bit integers).
     InputError, UsageError
         If `source` is something else, for example an array; if a package for a URL's scheme is not
-        installed, or there is no such `depth`.
+        installed; or if there is no such `depth`.
     """
     return decode_photo(source, depth=depth)
 
@@ -131,17 +132,17 @@ def load_image(source: Photo, *, depth: str = "auto") -> np.ndarray:
 def decode_photo(
     source: Photo, *, depth: str = "auto", least: int | None = None, opencv: bool = False
 ) -> np.ndarray:
-    """`load_image`, which see, with what a decoder process may do besides.
+    """`load_image` with options for decoder processes.
 
     Parameters
     ----------
     source, depth
         As in `load_image`.
     least : int, optional
-        Decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which both sides have
-        so many pixels, which are JPEG's own averages then.
+        Decode JPEGs at the smallest of 1/8, 1/4, 1/2 and 1 of their size at which both sides have
+        at least this many pixels.
     opencv : bool
-        Let OpenCV decode JPEGs where that gives the same pixels, see `tf_alexnet.images.jpeg`.
+        Decode JPEGs with OpenCV if it gives the same pixels, see `tf_alexnet.images.jpeg`.
     """
     depth = str(depth)
     if depth not in DEPTHS:
@@ -163,7 +164,7 @@ def decode_photo(
         data, _ = read_file(asked)
     else:
         asked, found = type(source).__name__, "not a path, URL, bytes, binary file or PIL image"
-        advice = "Arrays of pixels need no loading: give them to preprocess_input."
+        advice = "Pass arrays of pixels to preprocess_input."
         raise InputError(f"photo of type {asked}", found, advice)
     if not data:
         raise ImageError(asked, "it is empty", _ANOTHER, "empty")
@@ -180,7 +181,7 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
     Returns
     -------
     bytes, os.stat_result or None
-        Its content, and its state before and after reading; None if it changed at every attempt.
+        Its content, and its status; None if it changed during every attempt.
 
     Raises
     ------
@@ -204,12 +205,14 @@ def read_file(path: str) -> tuple[bytes, os.stat_result | None]:
 
 
 def read_url(url: str) -> bytes:
-    """Read what a URL holds.
+    """Read the file at a URL.
 
     Raises
     ------
-    ImageError, UsageError
-        If it can't be had or is larger than `MAX_BYTES`; if a package for its scheme is missing.
+    ImageError
+        If it can't be read, or is larger than `MAX_BYTES`.
+    UsageError
+        If a package for its scheme is missing.
     """
     try:
         files, path = filesystem(url)
@@ -217,20 +220,20 @@ def read_url(url: str) -> bytes:
             return _read_open(file, url)
     except AlexNetError:
         raise
-    except Exception as error:  # every kind of storage has its own
-        # To fsspec, whatever fails over HTTP is a file not found.
+    except Exception as error:  # each kind of storage has its own
+        # fsspec raises FileNotFoundError for any failure over HTTP.
         cause, status = error.__cause__, getattr(error.__cause__, "status", None)
         foreign = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
         raise _unreadable(cause if foreign and status != 404 else error, url) from None
 
 
 def _read_open(file: BinaryIO, asked: str) -> bytes:
-    """The content of an open file, from its beginning where it can be wound back."""
+    """The content of an open file, from the beginning if it is seekable."""
     try:
         if getattr(file, "seekable", bool)():
             file.seek(0)
         data = file.read(MAX_BYTES + 1)
-    except Exception as error:  # closed, write-only, or whatever its network raises
+    except Exception as error:  # closed, write-only, or a network error
         raise _unreadable(error, asked) from None
     if isinstance(data, str):
         raise ImageError(asked, "it is open as text", 'Open it with mode "rb".')
@@ -241,7 +244,7 @@ def _read_open(file: BinaryIO, asked: str) -> bytes:
 
 
 def _unreadable(error: Exception, asked: str) -> ImageError:
-    """The refusal for what came up while reading."""
+    """The ImageError for an error while reading."""
     for kind, refusal in _UNREADABLE.items():
         if isinstance(error, kind):
             return ImageError(asked, *refusal)
@@ -250,7 +253,7 @@ def _unreadable(error: Exception, asked: str) -> ImageError:
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
-    """Refuse what is not a regular file of a sensible size."""
+    """Raise an error unless it is a regular file that is not too large."""
     if stat.S_ISDIR(status.st_mode):
         try:
             os.scandir(path).close()
@@ -268,7 +271,7 @@ def _check_file(path: str, status: os.stat_result) -> None:
 def _photo(
     image: Image.Image, data: bytes | None, asked: str, depth: str, least: int | None, opencv: bool
 ) -> np.ndarray:
-    """Pixels of an image of Pillow's; `data` is its file, or None if the image is the caller's."""
+    """Pixels of a PIL image; `data` is its file, or None if the caller opened it."""
     _check_size(image, asked)
     key, size, rgb = _colour_key(image, data), image.size, None
     if least and image.format in jpeg.KINDS:
@@ -284,7 +287,7 @@ def _photo(
 
 @contextlib.contextmanager
 def _one_error(asked: str) -> Iterator[None]:
-    """Decode with Pillow's switches in place; whatever it raises becomes an `ImageError`."""
+    """Decode with Pillow's switches set; any error becomes an `ImageError`."""
     advice = _ANOTHER
     try:
         with _switches():
@@ -301,7 +304,7 @@ def _one_error(asked: str) -> Iterator[None]:
         code, fault = "too_large", "there is not enough memory to decode it"
     except Exception as error:
         # Damaged files make Pillow raise nearly anything: SyntaxError, IndexError, TypeError,
-        # struct.error, RecursionError, ... To the caller all are one: no picture.
+        # struct.error, RecursionError, ...
         code, fault = "damaged", f"it can't be decoded ({str(error) or type(error).__name__})"
     raise ImageError(asked, fault, advice, code)
 
@@ -317,10 +320,10 @@ def _check_size(image: Image.Image, asked: str) -> None:
 
 
 def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | None:
-    """The one colour that a PNG's tRNS chunk or a grey GIF declares transparent.
+    """The colour that a PNG's tRNS chunk or a grey GIF declares transparent, or None.
 
-    As it stands in Pillow's pixels: Pillow scales 2- and 4-bit grey up to 8 bits and cuts 16-bit
-    colour down to 8, but leaves the key as it is in the file.
+    In the scale of Pillow's pixels: Pillow scales 2- and 4-bit grey up to 8 bits and truncates
+    16-bit colour to 8, but leaves the key as it is in the file.
     """
     key = image.info.get("transparency")
     if image.mode not in ("1", "L", "RGB", "I", "I;16") or key is None:
@@ -328,7 +331,7 @@ def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | Non
     values = key if isinstance(key, tuple) else (key,)
     if image.format != "PNG" or image.mode == "1":
         return values
-    # IHDR is a PNG's first chunk. Of an image without its file, only large keys tell.
+    # IHDR is a PNG's first chunk. Without the file, only a large key shows that it has 16 bits.
     bits = data[24] if data else 16 if max(values) > 255 else 8
     if image.mode == "RGB" and bits == 16:
         return tuple(v >> 8 for v in values)
@@ -339,7 +342,7 @@ def _colour_key(image: Image.Image, data: bytes | None) -> tuple[int, ...] | Non
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; EXIF that can't be read counts as none."""
+    """EXIF orientation; 1 if there is none or it can't be read."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -347,7 +350,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, depth: str) -> np.ndarray:
-    """uint8 RGB of a decoded picture in any of Pillow's modes."""
+    """A decoded PIL image of any mode as uint8 RGB."""
     mode, deep = image.mode, image.mode.startswith("I")
     if mode in ("F", "LAB", "HSV") or (mode == "I" and image.format not in ("PNG", "PPM")):
         what = {"F": "floating-point", "I": "32-bit or signed", "LAB": "Lab"}.get(mode, mode)
@@ -357,17 +360,17 @@ def _to_rgb(image: Image.Image, key: tuple[int, ...] | None, asked: str, depth: 
     if depth == "auto" and tags.get(_BITS) == (12,):
         depth = "12"
     shift = {"8": 0, "12": 4}.get(depth, 8)
-    # Some rows at a time: a large picture would else be there five times over.
+    # Some rows at a time: otherwise a large picture would be in memory five times.
     rgb, height = np.empty((image.height, image.width, 3), np.uint8), max(1, _STRIP // image.width)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), key, shift)
-    # A picture without any light is meant so.
+    # An all-black picture is not worth a warning.
     if deep and depth == "auto" and rgb.max() < 16 and (highest := int(np.asarray(image).max())):
         bits = 8 if highest < 256 else 12
         text = "%s: max value %d: looks like %d bits; depth=%d (--depth %d) would use them"
         _log.warning(text, one_line(asked), highest, bits, bits, bits)
-    # Where 0 is white: Pillow itself inverts what has 8 bits.
+    # Invert if 0 is white; Pillow does so itself for 8 bits.
     return np.invert(rgb, out=rgb) if deep and tags.get(_PHOTOMETRIC) == 0 else rgb
 
 

@@ -1,4 +1,4 @@
-"""Which photos a person means by files, folders, patterns, lists and URLs: an ordered list."""
+"""Finding photos: from files, folders, patterns, lists and URLs to an ordered list of paths."""
 
 from __future__ import annotations
 
@@ -20,84 +20,84 @@ from tf_alexnet.remote import filesystem, is_url
 
 Path = str | bytes | PathLike
 
-# What storage, backups and other programs leave in folders of photos, in lower case.
+# Folders that storage systems and other programs leave among photos, in lower case.
 FOREIGN = {
     *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx"),
     *("$recycle.bin", "system volume information", "lost+found"),
 }
-# Nobody means these as photos.
+# Suffixes that are left out silently.
 _COMPANIONS = {
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".log", ".ini"),
     *(".db", ".htm", ".html", ".xmp", ".aae", ".lnk", ".url", ".parquet", ".py"),
 }
-_KINDS = 8  # of files that a note counts one by one
+_KINDS = 8  # kinds of files that a note lists
 
 _INSIDE = "Name the photos in it: {1}://::{0} for all, {1}://*.jpg::{0} for a pattern."
-_ARRAYS = "Load the pixels and give them to FeatureExtractor.from_images: uint8 (N, H, W, 3)."
+_ARRAYS = "Load the pixels and pass them to FeatureExtractor.from_images: uint8 (N, H, W, 3)."
 _TABLE = "Save it as .csv with a column `path`."
-# Suffixes, what a file that has one is instead of a photo, and what to do.
+# Suffixes of other files, what they are, and what to do.
 _NOT_PHOTOS = (
     (r"zip|tar(\.(gz|bz2|xz))?", "an archive", _INSIDE),
     ("tgz|rar|7z", "an archive", "Unpack it and name its folder."),
     ("npy|npz|mat|h5|hdf5", "a file of arrays", _ARRAYS),
-    ("xlsx?|ods|jsonl?|feather", "a table of a kind not read here", _TABLE),
+    ("xlsx?|ods|jsonl?|feather", "a table in a format we don't read", _TABLE),
 )
-# Schemes, place, and what that is in: zip://photos/*.jpg::archive.zip
+# Schemes, path, and what contains it: zip://photos/*.jpg::archive.zip
 _URL = re.compile(r"((?:[\w+.-]+::)*[\w+.-]+://)(.*?)(::.*)?", re.DOTALL)
 
 _log = logging.getLogger(__name__)
 
 
 class ImagePaths(list):
-    """What `find_images` found: asked for again, it is taken as it is."""
+    """The result of `find_images`, which returns it unchanged if it is passed again."""
 
 
 def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list[str]:
-    """Paths of all photos that `inputs` name.
+    """Find the photos named by files, folders, patterns, lists, tables and URLs.
 
     Parameters
     ----------
     inputs : path, or container of paths
         A list, generator, set (sorted), pandas column, array or tensor of strings
-        (`tf_alexnet.images.lists.as_sequence`) of these:
+        (`tf_alexnet.images.lists.as_sequence`). Each is one of these:
 
-        - A file, whatever its suffix.
-        - A folder: all below it that have an image's suffix, links followed, hidden names and
-          foreign folders (`FOREIGN`) left out; also what whoever reads it will report: an empty
-          folder with such a suffix, or one that can't be read.
-        - A list, ``.txt``: a path per line, also with a class behind it (``a.jpg 7``); ``-`` is
-          one on standard input, relative to the current folder.
-        - A table, ``.csv``, ``.tsv`` or ``.parquet``, separated by comma, semicolon or tab: its
+        - A file with any suffix.
+        - A folder: all files below it with an image suffix. Links are followed; hidden names and
+          the folders in `FOREIGN` are skipped. Unreadable folders, and empty ones with an image
+          suffix, are returned like photos, so that the reader reports them.
+        - A list, ``.txt``: one path per line, optionally followed by a class (``a.jpg 7``). ``-``
+          reads a list from standard input, relative to the current folder.
+        - A table, ``.csv``, ``.tsv`` or ``.parquet``, separated by comma, semicolon or tab: the
           column `path`; else one called image, file, stimulus or the like, or whose cells look like
-          photos; else the first. The first row is a header unless it has an image's suffix there.
-        - A pattern (``*``, ``?``, ``[...]``, ``**``) that is no file's name: what it matches.
-        - A URL (``s3://...``, ``zip://*.jpg::photos.zip``): the same by fsspec.
+          photos; else the first. The first row is a header unless its cell has an image suffix.
+        - A pattern (``*``, ``?``, ``[...]``, ``**``), unless it is the name of a file.
+        - A URL (``s3://...``, ``zip://*.jpg::photos.zip``) of any of these, read through fsspec.
 
-        Lists are UTF-8, or UTF-16 with a byte-order mark. Their entries are relative to the list's
-        folder, and may be URLs; whether they exist shows when they are read. Blanks and quotes
-        around an entry go, and backslashes become slashes, unless a file has just that name.
+        Lists are UTF-8, or UTF-16 with a byte-order mark. Their entries are URLs or paths relative
+        to the list's folder, and are not checked for existence. Blanks and quotes around an entry
+        are stripped, and backslashes become slashes, unless a file has exactly that name.
     repeats : bool
-        Return a photo as often as it is named, under its first name, rather than once.
+        If True, return a photo as often as it is named (under its first name) rather than once.
 
     Returns
     -------
     list of str
-        In the order of `inputs`; the contents of a folder sorted by name, byte by byte, level by
-        level. A file that is named twice is there once, where it came first. Names that are not
-        UTF-8 hold surrogates (`os.fsencode`). One of several inputs that doesn't exist is there
-        too, for whoever reads it to report.
+        In the order of `inputs`; the contents of each folder sorted by the bytes of their names. A
+        file that is named twice is returned once, at its first position. Names that are not UTF-8
+        contain surrogates (`os.fsencode`). If only some of the inputs don't exist, they are
+        returned too, so that the reader reports them.
 
     Raises
     ------
     ImageError
-        If all inputs are missing, or a list can't be read.
+        If no input exists, or a list can't be read.
     InputError, UsageError
-        If an entry is no path; there is no image at all; or an input is an archive or of arrays.
+        If an entry is not a path, no image is found, or an input is an archive or a file of arrays.
 
     Notes
     -----
-    Logs one warning of what it left out in folders: files by suffix, except for text and metadata,
-    and foreign folders. Logs which column of a table was read.
+    Logs one warning about skipped files, by suffix (except text and metadata), and folders. Logs
+    which column of a table is read.
     """
     if isinstance(inputs, ImagePaths):
         return inputs if repeats else ImagePaths(dict.fromkeys(inputs))
@@ -105,13 +105,13 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     search = _Search()
     places: dict[str, str] = {}
     mentions: list[str] = []
-    first_names: dict[str, str] = {}  # of folders
+    first_names: dict[str, str] = {}  # folder -> the name it was first found by
     for image in chain.from_iterable(_photos(path, search) for path in named):
         folder, name = os.path.split(image)
         if (first := first_names.get(folder)) is None:
             real = folder if is_url(folder) else os.path.realpath(folder)
             first = first_names[folder] = first_names.setdefault(real, folder)
-        # By far the most often that is `image` itself, and no second string is kept.
+        # Nearly always `image` itself, which saves a second string.
         place = image if first == folder else os.path.join(first, name)
         image = places.setdefault(place, image)
         if repeats:
@@ -121,14 +121,14 @@ def find_images(inputs: Path | Iterable[Path], *, repeats: bool = False) -> list
     if not places:
         found = "; ".join(filter(None, ["no image found", str(search)]))
         advice = f"Looked for files ending in {' '.join(sorted(SUFFIXES))}."
-        raise UsageError(", ".join(named) or "no input at all", found, advice)
+        raise UsageError(", ".join(named) or "no input", found, advice)
     search.log()
     return ImagePaths(mentions or places.values())
 
 
 def _path(entry: Any, what: str) -> str:
     if (isinstance(entry, bytes) and b"\0" in entry) or not isinstance(entry, Path):
-        advice = "Give paths here, and pixels to FeatureExtractor.from_images."
+        advice = "Pass paths, or pass pixels to FeatureExtractor.from_images."
         kind = "bytes of an image" if isinstance(entry, bytes) else type(entry).__name__
         raise InputError(what, f"{kind}, not a path", advice)
     if not (path := str(os.fsdecode(entry))):  # not NumPy's str_
@@ -137,7 +137,7 @@ def _path(entry: Any, what: str) -> str:
 
 
 class _Search:
-    """What a search leaves out, for one note, and inputs and folders that it can't read."""
+    """Record of a search: files and folders left out, and those that can't be read."""
 
     def __init__(self):
         self.missing: dict[str, ImageError] = {}
@@ -145,7 +145,7 @@ class _Search:
         self._foreign: set[str] = set()
 
     def wants(self, path: str, is_folder: bool) -> bool:
-        """Whether to look into a folder, or whether a file in one is a photo by its name."""
+        """Whether to search a folder, or whether a file's name is that of a photo."""
         name = os.path.basename(path)
         stem, suffix = os.path.splitext(name.lower())
         if is_folder and name.lower() in FOREIGN:
@@ -169,13 +169,13 @@ class _Search:
         return "; ".join(parts)
 
     def log(self) -> None:
-        """Log the note, if there is anything to say."""
+        """Log what was left out, if anything."""
         if text := str(self):
             _log.warning("%s", one_line(text))
 
 
 def _counted(counts: Counter[str]) -> str:
-    """Names with how many there are of them, the most frequent first."""
+    """Names with their counts, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda x: (-x[1], x[0]))
     more = sum(count for _, count in ordered[_KINDS:])
     parts = [f"{count} {name}" for name, count in ordered[:_KINDS]]
@@ -183,9 +183,9 @@ def _counted(counts: Counter[str]) -> str:
 
 
 def subfolders(folder: str) -> dict[str, str]:
-    """Name -> path of the folders in a folder, by the order of their names' bytes.
+    """Name -> path of the folders in a folder, sorted by the bytes of their names.
 
-    Hidden and foreign ones are left out.
+    Hidden folders and those in `FOREIGN` are left out.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def subfolders(folder: str) -> dict[str, str]:
         If the folder is missing or can't be read.
     """
     if not os.path.isdir(folder):
-        raise ImageError(folder, "there is no such folder", "Name a folder with a folder a class.")
+        raise ImageError(folder, "there is no such folder", "Name one with a folder per class.")
     search = _Search()
     paths = {name: os.path.join(folder, name) for name in _names(folder)}
     paths = {n: p for n, p in paths.items() if os.path.isdir(p) and search.wants(p, True)}
@@ -202,7 +202,7 @@ def subfolders(folder: str) -> dict[str, str]:
 
 
 def find_by_class(folders: Mapping[str, str]) -> dict[str, list[str]]:
-    """Class -> photos, from class -> folder; one note says what is left out of all of them.
+    """Class -> photos, from class -> folder. What is left out of them is logged once.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def find_by_class(folders: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _names(folder: str) -> list[str]:
-    """What is in a folder, or an ImageError."""
+    """Sorted names in a folder, or an ImageError."""
     try:
         return sorted(os.listdir(folder), key=os.fsencode)
     except OSError as error:
@@ -228,7 +228,7 @@ def _names(folder: str) -> list[str]:
 
 
 def _photos(path: str, search: _Search) -> Iterator[str]:
-    """The photos that one input names."""
+    """The photos of one input."""
     if is_url(path):
         return _at_url(path, search)
     if path == "-":
@@ -241,7 +241,7 @@ def _photos(path: str, search: _Search) -> Iterator[str]:
 
 
 def _in_file(path: str, name: str) -> Iterator[str]:
-    """The photo that a file is, or those a list names; `name` shows its suffix."""
+    """The file itself, or the photos in a list. The suffix is that of `name`."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in LISTS:
         return _in_list(path, suffix)
@@ -253,7 +253,7 @@ def _in_file(path: str, name: str) -> Iterator[str]:
 
 
 def _matching(pattern: str, search: _Search) -> Iterator[str]:
-    """What a shell would have put in the place of a pattern."""
+    """The photos that a pattern matches, as a shell would expand it."""
     found = []
     if glob.has_magic(pattern) and "\0" not in pattern:
         found = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
@@ -266,7 +266,7 @@ def _matching(pattern: str, search: _Search) -> Iterator[str]:
 
 
 def _in_folder(top: str, search: _Search) -> Iterator[str]:
-    """Images below a folder, depth first; a folder that links lead to again is entered once."""
+    """Images below a folder, depth first. Folders reached again through links are skipped."""
     seen, stack = set(), [(top, True)]
     while stack:
         path, is_folder = stack.pop()
@@ -281,17 +281,17 @@ def _in_folder(top: str, search: _Search) -> Iterator[str]:
             places = [os.path.join(path, name) for name in _names(path)]
         except ImageError as error:
             search.missing[path] = error
-            yield path  # whoever decodes it says so
+            yield path  # decoding it reports the error
             continue
-        kinds = ((x, os.path.isdir(x)) for x in places)  # asked once for each photo
+        kinds = ((x, os.path.isdir(x)) for x in places)  # one isdir per photo
         below = [x for x in kinds if search.wants(*x)]
         if not below and path != top and has_image_suffix(path):
-            yield path  # a folder in a photo's place: the same
+            yield path  # a folder with the name of a photo: decoding it reports the error
         stack += reversed(below)
 
 
 def _at_url(url: str, search: _Search) -> Iterator[str]:
-    """Images that a URL names, sorted as those of a folder are."""
+    """Images at a URL, sorted like those of a folder."""
     try:
         files, path = filesystem(url)
         found, folders = [], []
@@ -308,9 +308,9 @@ def _at_url(url: str, search: _Search) -> Iterator[str]:
             found += [x for x in below if search.wants(x, False)]
     except AlexNetError:
         raise
-    except Exception as error:  # every service has errors of its own kind
+    except Exception as error:  # each kind of storage has its own
         fault = getattr(error, "strerror", None) or error or type(error).__name__
-        advice = "Check the address and your rights there."
+        advice = "Check the address and your permissions."
         raise ImageError(url, f"it can't be listed ({fault})", advice) from error
     shown = {x for x in found if not x.rpartition("/")[2].startswith(".")}
     ordered = sorted(shown, key=lambda x: [*map(os.fsencode, x.split("/"))])
@@ -318,7 +318,7 @@ def _at_url(url: str, search: _Search) -> Iterator[str]:
 
 
 def _wants_folder(top: str, search: _Search) -> Callable[[str], bool]:
-    """Whether a folder at or below `top` and those between are looked into; asked once each."""
+    """A cached function that tells whether to search a folder at or below `top`."""
 
     @functools.cache
     def wants(folder: str) -> bool:
@@ -330,7 +330,7 @@ def _wants_folder(top: str, search: _Search) -> Callable[[str], bool]:
 
 
 def _full_url(url: str, path: str, found: str, files: Any) -> str:
-    """The URL of a file that the listing of `url` found; its host or archive stays."""
+    """The URL of a file listed at `url`, with the same host or archive."""
     scheme, place, inside = _URL.fullmatch(url).groups("")
     if "://" in found:
         return found + inside

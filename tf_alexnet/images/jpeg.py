@@ -1,9 +1,9 @@
-"""JPEGs by OpenCV, which takes two thirds of Pillow's time, where it gives Pillow's pixels.
+"""Decoding JPEGs with OpenCV, in two thirds of Pillow's time, if it gives the same pixels.
 
-Both carry their own copy of libjpeg, and need not carry the same. So once in a process both decode
-some pictures, and only if all pixels are equal is OpenCV used at all; and then only for files of
-the kinds that were compared, and whole. (OpenCV makes grey of what is missing; and libjpeg writes
-of damage to standard error through it. So this is for decoder processes, which have none.)
+OpenCV and Pillow each bundle libjpeg, not necessarily the same version. Once per process, both
+decode some test pictures, and OpenCV is used only if all pixels are equal. It then decodes only
+files of the kinds that were compared, and only complete ones: OpenCV fills missing parts with grey,
+and lets libjpeg write warnings to stderr, so it is used only in decoder processes, which have none.
 """
 
 from __future__ import annotations
@@ -18,32 +18,41 @@ from PIL import Image
 
 KINDS = ("JPEG", "MPO")
 
-# Sampling factors (horizontal, vertical) of the components: 4:4:4, 4:2:2, 4:2:0, grey.
+# Sampling factors (horizontal, vertical) of each component: 4:4:4, 4:2:2, 4:2:0, grey.
 _SAMPLINGS = (((1, 1),) * 3, ((2, 1), (1, 1), (1, 1)), ((2, 2), (1, 1), (1, 1)), ((1, 1),))
 
-# ITU-T T.81, table B.1; between them in the data stand stuffed bytes and restart markers.
+# ITU-T T.81, table B.1, without stuffed bytes and restart markers.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
-# Frames (the first two are baseline and extended), tables, scan, restart interval, applications,
+# Frames (baseline, extended, progressive), tables, scan, restart interval, application data,
 # comment.
 _KNOWN = {0xC0, 0xC1, _PROGRESSIVE, 0xC4, 0xDB, _SCAN, 0xDD, *range(0xE0, 0xF0), 0xFE}
-_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF 2.32, table 4, in OpenCV's codes
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF 2.32, table 4, as codes of cv2.flip
 
-# Modes, and Pillow's options, of the JPEGs that both decoders are compared by.
+# Mode, and options for Pillow's encoder, of the test pictures.
 _COMPARED = (
     *(("RGB", {"subsampling": s, "progressive": p}) for s in (0, 1, 2) for p in (False, True)),
     *(("L", {}), ("RGB", {"quality": 30}), ("RGB", {"quality": 98, "restart_marker_blocks": 2})),
 )
 
-# Before OpenCV 4.11 there is BGR only, which Pillow's pixels are never equal to.
+# OpenCV before 4.11 decodes to BGR only, which never equals Pillow's pixels.
 _READ = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
 
 
 def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """The pixels that Pillow's `load` would give; None if that is not certain.
+    """The pixels that Pillow would decode, or None if they might differ.
 
-    Takes an image that is opened, not loaded, and its file. Gives RGB of uint8, (height, width, 3),
-    not turned by EXIF.
+    Parameters
+    ----------
+    image : PIL image
+        Opened, but not loaded.
+    data : bytes
+        Its file.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, 3), or None
+        RGB, without the EXIF orientation applied.
     """
     if image.format not in KINDS or image.mode not in ("RGB", "L") or image.bits != 8:
         return None
@@ -55,14 +64,14 @@ def opencv_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
-    """A picture turned upright, by its EXIF orientation from 1 to 8."""
+    """Apply an EXIF orientation from 1 to 8."""
     if orientation in (5, 6, 7, 8):
         rgb = cv2.transpose(rgb)
     return cv2.flip(rgb, _FLIPS[orientation]) if orientation in _FLIPS else rgb
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether segments follow each other to the end of the picture, and hold nothing unusual."""
+    """Whether all segments up to the end of the picture are complete, and of known kinds."""
     place, seen = 2, set()
     while marker := _MARKER.search(data, place):
         kind, place = data[marker.end() - 1], marker.end()
@@ -73,7 +82,7 @@ def _is_whole(data: bytes) -> bool:
         if kind not in _KNOWN or length < 2 or place > len(data):
             return False
         if _SCAN in seen and _PROGRESSIVE not in seen:
-            return False  # what stands behind the last line of pixels, OpenCV does not look at
+            return False  # OpenCV ignores what follows the last line of pixels
         seen.add(kind)
     return False
 
@@ -87,9 +96,9 @@ def _by_opencv(data: bytes) -> np.ndarray | None:
 
 @functools.cache
 def _opencv_agrees() -> bool:
-    """Decode pictures of all kinds by both."""
+    """Whether OpenCV and Pillow decode test pictures of all kinds alike."""
     steps = np.arange(37 * 51 * 3, dtype=np.uint64).reshape(37, 51, 3)
-    noise = (steps * steps * 2654435761 >> 21).astype(np.uint8)  # numpy.random takes long to load
+    noise = (steps * steps * 2654435761 >> 21).astype(np.uint8)  # numpy.random is slow to import
     smooth = cv2.resize(noise[:5, :7], (51, 37), interpolation=cv2.INTER_CUBIC)
     for pixels in (noise, smooth):
         picture = Image.fromarray(pixels)

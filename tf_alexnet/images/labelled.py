@@ -1,4 +1,4 @@
-"""Photos with the names of their classes, in splits: from class folders and from tables."""
+"""Labelled photos in splits, from class folders or tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tf_alexnet.images.discovery import FOREIGN, find_by_class, subfolders
 from tf_alexnet.images.lists import LISTS, Table, has_image_suffix, read_table
 from tf_alexnet.remote import is_url
 
-# Names of splits, in any case.
+# Names of splits; case is ignored.
 SPLITS = {
     "train": ("train", "training", "training_set"),
     "val": ("val", "valid", "validation", "dev"),
@@ -35,14 +35,14 @@ class Labelled(NamedTuple):
     Attributes
     ----------
     folder : str
-        The data folder, or that of the table.
+        The data folder, or the folder of the table.
     splits : dict of str to list of (str, tuple of str)
-        ``train``, ``val``, ``test``, or ``""`` where there are no splits -> path and classes of
-        each photo: class by class, sorted by name, or in the order of the table.
+        ``train``, ``val``, ``test``, or ``""`` if there are no splits -> (path, classes) of each
+        photo: class by class, sorted by name, or in the order of the table.
     empty : dict of str to list of str
         Split -> class folders without a photo.
     notes : list of str
-        What was left out, a sentence each.
+        What was left out, one sentence each.
     """
 
     folder: str
@@ -52,7 +52,7 @@ class Labelled(NamedTuple):
 
 
 def is_table(data: str | os.PathLike) -> bool:
-    """Whether a path names a table of photos, not a folder."""
+    """Whether a path is a table of photos rather than a folder."""
     return os.fspath(data).lower().endswith(LISTS[1:]) and not os.path.isdir(data)
 
 
@@ -64,20 +64,21 @@ def find_labelled(
     Parameters
     ----------
     data : path
-        A folder with one folder per class, searched recursively, or with ``train/``, ``val/`` and
-        ``test/`` of such (see `SPLITS` for other names; any case). Or a table (``.csv``, ``.tsv``,
-        ``.parquet``) with a column of paths, relative to its folder, and a column ``label``, or one
-        column of 0 and 1 per class; a column ``split`` is used if there is one.
+        A folder with one folder per class, searched recursively, or with folders ``train/``,
+        ``val/`` and ``test/`` that hold the class folders (see `SPLITS` for other names; case is
+        ignored). Or a table (``.csv``, ``.tsv``, ``.parquet``) with a column of paths, relative to
+        its folder, and a column ``label``, or one column of 0 and 1 per class; a column ``split``
+        is used if there is one.
     multi_label : bool
-        Whether a photo of a table may have any number of labels: ``cat|dog`` or ``cat;dog`` in its
+        Whether a photo in a table may have any number of labels: ``cat|dog`` or ``cat;dog`` in its
         cell, several rows, or several columns with 1.
     first_of : sequence of str
-        Find the photos of only one split, the first of these that is there.
+        Return only one split: the first of these that exists.
 
     Raises
     ------
     UsageError
-        If there are no class folders or labels, or they are not clear.
+        If there are no class folders or labels, or they are ambiguous.
     ImageError
         If a folder or table is missing or can't be read.
     """
@@ -87,9 +88,7 @@ def find_labelled(
         some = _chosen(path, splits, first_of, notes)
         return Labelled(os.path.dirname(path) or ".", some, {}, notes)
     if multi_label:
-        raise UsageError(
-            path, "a photo in a class folder has one label", "Name a table: path,label."
-        )
+        raise UsageError(path, "photos in class folders have one label", "Use a table: path,label.")
     folders, notes = class_folders(path)
     folders = _chosen(path, folders, first_of, notes)
     photos = {split: find_by_class(paths) for split, paths in folders.items()}
@@ -108,7 +107,7 @@ def find_labelled(
 
 
 def _chosen(data: str, splits: dict, first_of: Sequence[str], notes: list[str]) -> dict:
-    """The first of these splits, if one is to be chosen, or else all."""
+    """Only the first split in `first_of` that exists; all splits if none does."""
     chosen = next((split for split in first_of if split in splits), None)
     if chosen is None:
         return splits
@@ -119,12 +118,12 @@ def _chosen(data: str, splits: dict, first_of: Sequence[str], notes: list[str]) 
 
 
 def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Split -> class -> folder, ``""`` for the split where there are none; and notes.
+    """Split -> class -> folder, and notes. Without splits, the only key is ``""``.
 
     Raises
     ------
     UsageError
-        If there are no folders, or not of classes.
+        If there are no class folders.
     ImageError
         If a folder is missing or can't be read.
     """
@@ -134,8 +133,8 @@ def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], l
         raise UsageError(
             top,
             "no class folder in it",
-            "Put the photos of each class into a folder of its name, or name a table: path,label "
-            "(for ILSVRC's validation photos there is evaluate --imagenet-val).",
+            "Put the photos of each class in a folder of that name, or use a table: path,label "
+            "(for ILSVRC's validation photos, use evaluate --imagenet-val).",
         )
     splits: dict[str, str] = {}
     looks = {name: _look(path) for name, path in folders.items() if name.lower() in _SPLIT_OF}
@@ -147,7 +146,7 @@ def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], l
             raise UsageError(
                 top,
                 f"{os.path.basename(splits[split])}/ and {name}/ are the same split",
-                "Put their photos together, or rename one of them.",
+                "Merge them, or rename one of them.",
             )
         splits[split] = folders[name]
     if splits:
@@ -159,14 +158,14 @@ def class_folders(data: str | os.PathLike) -> tuple[dict[str, dict[str, str]], l
         raise UsageError(
             top,
             f"{listed(folders)} hold photos, not class folders",
-            "Make a folder per class in each, or name a table: path,label,split.",
+            "Make a folder per class in each, or use a table: path,label,split.",
         )
     _refuse_nested(top, folders)
     return {"": folders}, notes
 
 
 def _look(folder: str) -> tuple[set[str], bool]:
-    """Names of the folders in a folder; and whether it holds photos, which ends the search."""
+    """Names of a folder's subfolders, and whether it holds photos, which ends the search."""
     inner = set()
     try:
         with os.scandir(folder) as entries:
@@ -177,26 +176,26 @@ def _look(folder: str) -> tuple[set[str], bool]:
                     inner.add(entry.name)
                 elif has_image_suffix(entry.name):
                     return inner, True
-    except OSError:  # the search for photos has the better words for it
+    except OSError:  # the search for photos reports it
         pass
     return inner, False
 
 
 def _refuse_nested(top: str, folders: Mapping[str, str]) -> None:
-    """Splits under names of their own: taken for classes they would mislead."""
+    """Raise an error for splits with unknown names, which look like classes."""
     shared: set[str] | None = None
     for path in folders.values():
         inner, photos = _look(path)
         shared = inner if shared is None else shared & inner
-        if photos or len(shared) < 2:  # each may have its photos in one folder, as `images`
+        if photos or len(shared) < 2:  # each class may have one subfolder, such as `images`
             return
     if len(folders) > 1:
         raise UsageError(
             top,
-            f"its folders {listed(folders)} hold no photos, but the same folders "
+            f"its folders {listed(folders)} hold no photos, but the same subfolders "
             f"({listed(sorted(shared))})",
-            "If these are the classes, call the former train/, val/ and test/, or name one of them "
-            "as the data.",
+            "If these are the classes, rename the folders to train/, val/ and test/, or use one of "
+            "them as the data.",
         )
 
 
@@ -207,11 +206,11 @@ def _in_table(path: str, table: Table, multi_label: bool) -> dict:
         photo = entry if is_url(entry) else os.path.join(os.path.dirname(path), entry)
         asked, split = f"{path}: {entry}", _SPLIT_OF.get(cell.lower(), cell)
         if split not in ("", *SPLITS):
-            raise UsageError(asked, f"no split is called {cell!r}", f"Use {listed(SPLITS)}.")
+            raise UsageError(asked, f"unknown split {cell!r}", f"Use {listed(SPLITS)}.")
         _, known, where = merged.setdefault(os.path.normpath(photo), (photo, [], split))
         known += [name for name in names if name not in known]
         if split != where:
-            raise UsageError(asked, "it is in two splits", "Keep one row of it.")
+            raise UsageError(asked, "it is in two splits", "Keep it in one of them.")
         if not multi_label and len(known) != 1:
             raise UsageError(
                 asked,
@@ -227,7 +226,7 @@ def _in_table(path: str, table: Table, multi_label: bool) -> dict:
 
 
 def _columns(path: str, table: Table) -> tuple[list[str], list[list[str]]]:
-    """The cells of the column of splits, and the labels of each row."""
+    """The column of splits (empty strings if there is none), and the labels of each row."""
     titles = {title.lower(): title for title in table.columns}
     split = next((titles.pop(x) for x in _SPLIT_TITLES if x in titles), None)
     cells = table.columns[split] if split else [""] * len(table.paths)
@@ -251,13 +250,13 @@ def _columns(path: str, table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def class_names(path: str) -> list[str]:
-    """The classes of a table of photos, in the order that training gives them."""
+    """The classes of a table of photos, in the order used by training."""
     _, labels = _columns(path, read_table(path))
     return sorted({name for names in labels for name in names}, key=os.fsencode)
 
 
 def listed(names: Iterable[str], most: int = _SHOWN) -> str:
-    """The first of some names, and how many more there are."""
+    """The first names, and how many more there are, for messages."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

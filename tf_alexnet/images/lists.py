@@ -22,45 +22,46 @@ from tf_alexnet.images.decode import SUFFIXES
 from tf_alexnet.remote import filesystem, is_url
 
 LISTS = (".txt", ".csv", ".tsv", ".parquet")
-# Titles of a column of paths. `path` is taken as it is, the others if nothing looks better.
+# Titles of a column of paths, besides `path`, if no column looks more like one.
 _TITLES = (
     *("image", "img", "image_path", "img_path", "file", "filename", "file_name", "filepath"),
     *("file_path", "stimulus", "stimuli", "photo", "picture"),
 )
-_ROWS = 20  # of a table that are looked at
-_LABEL = re.compile(r"(.*\S)[\s,;]+(?:-?\d+|n\d{8})", re.DOTALL)  # a path and a class behind it
-_LONGEST = 5000  # characters of a path
+_ROWS = 20  # rows used to find the column of paths
+_LABEL = re.compile(r"(.*\S)[\s,;]+(?:-?\d+|n\d{8})", re.DOTALL)  # a path followed by a class
+_LONGEST = 5000  # characters in a path
 
 _log = logging.getLogger(__name__)
 
 
 def as_sequence(images: Any, what: str = "images") -> list:
-    """The photos in whatever container they are kept, as a list.
+    """The photos in a container of any kind, as a list.
 
     Parameters
     ----------
     images : container of photos, or a single photo
-        A photo is a path, an image's bytes, an open file, an image of Pillow's, or pixels. A
-        container is any iterable; a set, which is sorted; a pandas or polars column, or a table of
-        one; an array or tensor (NumPy, TensorFlow, PyTorch) of paths, (N,) or (N, 1), or of pixels,
-        (N, H, W, 3); (H, W, 3) is a single photo.
+        A photo is a path, the bytes of an image file, an open file, a PIL image, or pixels. A
+        container is any iterable (sets are sorted); a pandas or polars column, or a table with one
+        column; or an array or tensor (NumPy, TensorFlow, PyTorch) of paths, (N,) or (N, 1), or of
+        pixels, (N, H, W, 3). Pixels of shape (H, W, 3) are a single photo.
     what : str
-        What errors call it.
+        Name of the argument in error messages.
 
     Returns
     -------
     list
-        Paths as they are, pixels as ndarray of any dtype and shape.
+        Paths are unchanged; pixels are ndarrays of any dtype and shape.
 
     Raises
     ------
     InputError
-        If it is no such container, or an entry (``images[3]``) is no photo: None, NaN, a list.
+        If it is not such a container, or an entry (``images[3]``) is not a photo: None, NaN, a
+        list.
     """
     if _is_photo(images):
         return [images]
     if isinstance(images, Mapping):
-        raise InputError(what, "a dictionary, whose order means nothing", "Give list(x.values()).")
+        raise InputError(what, "a dictionary, which is not a sequence", "Give list(x.values()).")
     array = _as_array(images, what)
     if array is not None:
         entries = _entries_of(array, what)
@@ -80,12 +81,12 @@ def _is_photo(entry: Any) -> bool:
 
 
 def _as_array(given: Any, what: str) -> np.ndarray | None:
-    """An array, tensor or column as ndarray; None if it is something else."""
+    """An array, tensor or column as ndarray; None for anything else."""
     try:
         if hasattr(given, "detach"):  # PyTorch, perhaps on a GPU
             given = given.detach().cpu()
         return np.asarray(given) if hasattr(given, "__array__") else None
-    except Exception:  # symbolic, sparse, ...: every library has errors of its own kind
+    except Exception:  # symbolic, sparse, ...: each library raises its own
         raise _no_photo(given, what) from None
 
 
@@ -118,24 +119,26 @@ def _no_photo(entry: Any, what: str) -> InputError:
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a name ends like a kind of image that `load_image` reads."""
+    """Whether a name has the suffix of an image format that `load_image` reads."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def read_list(path: str, suffix: str, base: str) -> Iterator[str]:
-    """Entries of a list or table, one by one: a million of them need not be in memory.
+    """Yield the paths in a list or table one by one, to save memory.
 
     Parameters
     ----------
     path : str
         A file, a URL, or ``-`` for standard input.
-    suffix, base : str
-        What kind of list it is, one of `LISTS`, and the folder that its entries are relative to.
+    suffix : str
+        Format of the list: one of `LISTS`.
+    base : str
+        Folder that the paths are relative to.
 
     Raises
     ------
     ImageError, UsageError
-        If it can't be read; if no column holds paths, or pyarrow is missing.
+        If it can't be read, no column holds paths, or pyarrow is missing.
     """
     with _reading(path), _opened(path, suffix) as file:
         if suffix == ".parquet":
@@ -155,7 +158,7 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except AlexNetError:
         raise
-    except Exception as error:  # every service has errors of its own kind
+    except Exception as error:  # each kind of storage has its own
         fault = getattr(error, "strerror", None) or str(error)
         advice = "Give text with one path per line, or a table with a column `path`."
         raise ImageError(path, f"the list can't be read ({fault})", advice) from None
@@ -173,10 +176,10 @@ class Table(NamedTuple):
     Attributes
     ----------
     paths : list of str
-        Photos, relative to the table's folder, as `read_list` gives them.
+        Photos, relative to the table's folder, as from `read_list`.
     columns : dict of str to list of str
-        The other columns by title, without blanks around titles and cells. A list in a cell of a
-        Parquet table is joined by ``|``.
+        The other columns by title; titles and cells are stripped. Lists in cells of a Parquet table
+        are joined by ``|``.
     """
 
     paths: list[str]
@@ -184,15 +187,15 @@ class Table(NamedTuple):
 
 
 def read_table(path: str) -> Table:
-    """A ``.csv``, ``.tsv`` or ``.parquet`` of photos with all its columns.
+    """Read a table of photos (``.csv``, ``.tsv`` or ``.parquet``) with all its columns.
 
-    The column of paths is found as by `read_list`. A table of two columns needs no header: the
-    other one is then called ``label``.
+    The column of paths is found as in `read_list`. A table of two columns needs no header: the
+    other column is then called ``label``.
 
     Raises
     ------
     ImageError, UsageError
-        If it can't be read, no column holds paths, or two columns have one title.
+        If it can't be read, no column holds paths, or two columns have the same title.
     """
     suffix = os.path.splitext(path)[1].lower()
     with _reading(path), _opened(path, suffix) as file:
@@ -205,7 +208,7 @@ def read_table(path: str) -> Table:
             titles = ["label", "label"]
         else:
             del rows[0]
-        others = [i for i, title in enumerate(titles) if title and i != column]  # "": an index
+        others = [i for i, title in enumerate(titles) if title and i != column]  # "" is an index
         if len({titles[i] for i in others}) < len(others):
             raise UsageError(path, "two columns have the same title", "Rename one of them.")
         rows = [row + [""] * (len(titles) - len(row)) for row in rows]
@@ -218,7 +221,7 @@ def read_table(path: str) -> Table:
 
 
 def _opened(path: str, suffix: str) -> IO:
-    """A table's bytes, or a list's text, where bytes that are not UTF-8 become surrogates."""
+    """A Parquet table as a binary file, others as text; invalid UTF-8 becomes surrogates."""
     if path == "-":
         raw = io.BytesIO(sys.stdin.buffer.read())
     elif is_url(path):
@@ -229,7 +232,7 @@ def _opened(path: str, suffix: str) -> IO:
     file = io.BufferedReader(raw)
     if suffix == ".parquet":
         return file
-    # A name may hold any other character that Python or the csv module would end a line at.
+    # Names may hold any other character that Python or the csv module takes for a line's end.
     newline = "\n" if suffix == ".txt" else ""
     if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return io.TextIOWrapper(file, "utf-16", newline=newline)
@@ -237,9 +240,9 @@ def _opened(path: str, suffix: str) -> IO:
 
 
 def _as_meant(entry: str, base: str) -> str:
-    r"""An entry without blanks, quotes and classes around it, and with ``/`` for ``\``.
+    r"""An entry without surrounding blanks, quotes and class, and with ``/`` for ``\``.
 
-    As it stands, if a file has that very name.
+    Unchanged if a file has exactly that name.
     """
     meant = entry.strip()
     if len(meant) > 1 and meant[0] == meant[-1] == '"':
@@ -256,7 +259,7 @@ def _as_meant(entry: str, base: str) -> str:
 
 
 def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
-    """The column of paths in a table of text."""
+    """The column of paths in a text table."""
     rows = text_rows(lines, suffix)
     head = [*islice(rows, _ROWS)]
     titles = head[0] if head else [""]
@@ -270,7 +273,7 @@ def _cells(lines: Iterable[str], path: str, suffix: str) -> Iterator[str]:
 
 
 def text_rows(lines: Iterable[str], suffix: str) -> Iterator[list[str]]:
-    """The rows of a table of text, without empty ones."""
+    """The rows of a text table, without empty ones."""
     lines = iter(lines)
     first = next((line for line in lines if line.strip()), "")
     separator = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
@@ -280,12 +283,12 @@ def text_rows(lines: Iterable[str], suffix: str) -> Iterator[list[str]]:
 
 
 def path_column(rows: list[list[str]]) -> int | None:
-    """Which column of a table, whose first row may be a header, holds paths; None if none does."""
+    """Index of the column of paths, or None. The first row may be a header."""
     return _column(rows[0], rows[:_ROWS])
 
 
 def _column(titles: list[str], rows: list[list[str]]) -> int | None:
-    """Which column holds paths, by its title or its cells; None if none seems to."""
+    """Index of the column of paths, found by its title or cells; None if there is none."""
     titles = [title.strip().lower() for title in titles]
     if "path" in titles:
         return titles.index("path")
@@ -340,7 +343,7 @@ def _text_in(value: Any) -> str:
 
 
 def _path_in(value: Any) -> str:
-    """The path in a cell: text, or a Hugging Face image that is a file of its own."""
+    """The path in a cell: text, or a Hugging Face image that refers to a file."""
     if isinstance(value, dict) and not value.get("bytes"):
         value = value.get("path")
     return value if isinstance(value, str) else ""
@@ -352,6 +355,6 @@ def _no_paths(path: str, rows: list[dict]) -> UsageError:
         if isinstance(value.get("bytes") if part else value, bytes):
             found = f"column {name!r} holds the photos themselves, not paths"
             read = f'pyarrow.parquet.read_table("{os.path.basename(path)}")["{name}"].to_pylist()'
-            return UsageError(path, found, f"Give them to from_images: [x{part} for x in {read}].")
+            return UsageError(path, found, f"Pass them to from_images: [x{part} for x in {read}].")
     columns = ", ".join(rows[0]) if rows else "none"
     return UsageError(path, f"no column of paths ({columns})", "Call the column of paths `path`.")

@@ -1,4 +1,4 @@
-"""What is subtracted: Caffe's mean image or means of the channels, from a file or as numbers."""
+"""Caffe's mean image or channel means, from a file or as numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEANS = re.compile(rf"[\s(\[]*{_NUMBER},{_NUMBER},{_NUMBER}[)\]\s]*")
 _MAX_BYTES = 2**26  # a mean image has 786,548 bytes as .binaryproto, 1,572,992 as .npy
 
 _GIVE = "Give Caffe's mean.binaryproto, a plain .npy array, or three channel means."
-_FOREIGN = {  # first bytes of a file -> what it is
+_FOREIGN = {  # signature of another kind of file -> what it is
     b"PK\x03\x04": "an .npz archive or another ZIP file",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, or a .mat file of MATLAB 7.3",
     b"MATLAB": "a .mat file",
@@ -35,7 +35,12 @@ Mean = np.ndarray | Sequence[float] | str | PathLike | None
 
 
 def read_mean_image(source: str | PathLike) -> np.ndarray:
-    """The array in a mean file (``.binaryproto`` or ``.npy``), or the numbers in "104,117,123".
+    """Read a mean file (``.binaryproto`` or ``.npy``), or the three numbers in "104,117,123".
+
+    Returns
+    -------
+    ndarray
+        As stored, of any shape and dtype.
 
     Raises
     ------
@@ -61,7 +66,7 @@ def read_mean_image(source: str | PathLike) -> np.ndarray:
 
 
 def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
-    """What a preset and a mean amount to.
+    """Combine a preset and a mean.
 
     Parameters
     ----------
@@ -71,16 +76,17 @@ def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
     Returns
     -------
     preset : Preset
-        Its variation with these channel means; "caffe-mean-image" for "caffe" with an image.
+        The preset, with these channel means if there are three; "caffe-mean-image" for "caffe" with
+        a mean image.
     mean_image : ndarray of float32 (S, S, 3), or None
-        In the preset's channel order, S the side before or after the crop; (1, 1, 3) for a preset
-        of any size.
+        In the preset's channel order; S is the side before or after the crop. (1, 1, 3) for a
+        preset of any size.
 
     Raises
     ------
     PresetError, InputError, UsageError
-        If preset and mean image don't go together; the mean can't be read or has another shape; or
-        a model carries no preset.
+        If the preset takes no mean image or needs one, the mean can't be read or has another shape,
+        or a model records no preset.
     """
     record = as_preset(preset)
     if mean is None:
@@ -101,17 +107,18 @@ def resolve(preset: Any, mean: Mean = None) -> tuple[Preset, np.ndarray | None]:
         advice = "Use preset 'caffe-mean-image', or leave mean_image out."
         raise PresetError(f"preset {record.name!r}", fault, advice)
     image = _channels_last(array, record, asked)
-    if record.size is None:  # as Caffe's net surgery example does for inputs of any size
+    if record.size is None:  # as in Caffe's net surgery example for inputs of any size
         image = image.mean(axis=(0, 1), keepdims=True)
     return record, np.ascontiguousarray(image, dtype=np.float32)
 
 
 def _content(source: str | PathLike, asked: str) -> bytes:
-    """The bytes of a regular file of a sensible size."""
+    """The bytes of a regular file, unless it is too large."""
     try:
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):
-            fault = "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no regular file"
+            is_folder = stat.S_ISDIR(status.st_mode)
+            fault = "it is a folder" if is_folder else "it is not a regular file"
         elif status.st_size > _MAX_BYTES:
             fault = f"it has {status.st_size:,} bytes, too many for a mean image"
         else:
@@ -123,7 +130,7 @@ def _content(source: str | PathLike, asked: str) -> bytes:
 
 
 def _npy(data: bytes, asked: str) -> np.ndarray:
-    """The array of an .npy file, none of whose objects are loaded."""
+    """The array in an .npy file, without unpickling objects."""
     try:
         file = BytesIO(data)
         old = np.lib.format.read_magic(file) == (1, 0)
@@ -132,7 +139,7 @@ def _npy(data: bytes, asked: str) -> np.ndarray:
         if dtype.hasobject:
             fault = "it holds Python objects, which could run code"
         elif math.prod(shape) * dtype.itemsize > len(data) - file.tell():
-            fault = f"it ends before its {shape} numbers do"
+            fault = f"it is too short for an array of shape {shape}"
         else:
             return np.load(BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header makes NumPy raise nearly anything

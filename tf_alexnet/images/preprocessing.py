@@ -18,10 +18,10 @@ from tf_alexnet.images.tf_ops import apply_preset, check_input
 
 @keras.saving.register_keras_serializable(package="tf_alexnet")
 class Preprocessing(keras.layers.Layer):
-    """Turn photos into a network's input, in a model or a `tf.data` pipeline.
+    """Preprocess photos for a network, in a model or a `tf.data` pipeline.
 
-    Resizing is done in integers: uint8 photos become what `preprocess_input` makes of them, up to
-    float32 rounding.
+    Resizing is done in integers: for uint8 photos, the output equals that of `preprocess_input` up
+    to float32 rounding.
 
     Parameters
     ----------
@@ -33,13 +33,14 @@ class Preprocessing(keras.layers.Layer):
     Attributes
     ----------
     preset : Preset
+        The preset in use.
     mean_image : ndarray of float32 (S, S, 3), or None
         In the preset's channel order.
 
     Notes
     -----
-    Input: (N, H, W, 3) or (H, W, 3) RGB photos in 0..255, uint8 or another dtype, checked and
-    rounded as `preprocess_input` does with symbolic tensors. Output: float32.
+    Input: RGB photos (N, H, W, 3) or (H, W, 3) in 0..255, of uint8 or another dtype, checked and
+    rounded like symbolic tensors in `preprocess_input`. Output: float32.
 
     Examples
     --------
@@ -49,13 +50,13 @@ class Preprocessing(keras.layers.Layer):
     """
 
     def __init__(self, preset: Any = "caffe", mean_image: Mean = None, **kwargs: Any):
-        kwargs.setdefault("dtype", "float32")  # 0..255 with fractions need more than 16 bits
+        kwargs.setdefault("dtype", "float32")  # half precision is too coarse for 0..255
         super().__init__(**kwargs)
         self.preset, self.mean_image = resolve(preset, mean_image)
-        self.supports_jit = False  # XLA needs the sizes of all photos beforehand
+        self.supports_jit = False  # XLA needs static sizes
 
     def __call__(self, inputs: Any, *args, **kwargs) -> Any:
-        """Check that the inputs are photos: Keras would hide an error of `call` in its own."""
+        """Check the inputs before Keras, which would wrap an error from `call` in its own."""
         if not self.preset.is_raw and hasattr(inputs, "dtype"):
             check_input(inputs.shape, inputs.dtype)
         return super().__call__(inputs, *args, **kwargs)
@@ -73,7 +74,7 @@ class Preprocessing(keras.layers.Layer):
         """Constructor arguments, for saving."""
         try:
             preset = recorded_name(self.preset)
-        except PresetError:  # one of the user's own
+        except PresetError:  # a custom preset
             preset = dataclasses.asdict(self.preset)
         image = self.mean_image
         if image is not None:

@@ -1,10 +1,10 @@
-"""From uint8 RGB to what a network was trained on: the pipelines in the field, by name.
+"""Presets: the preprocessing pipelines that networks were trained with, by name.
 
-Each `Preset` states its steps in numbers: resize, crop, channel order, divisor, mean, deviation. A
-network that is given another preset's pixels still answers, only worse, so each constant is written
-here once, with its source. A name is all that files and models record of a preset. Variations are
-part of it: ``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123`` subtracts other
-means (in the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
+A `Preset` holds the numbers of its steps: resize, crop, channel order, divisor, mean and standard
+deviation. With the wrong preset a network still runs, but is less accurate, so each constant is
+defined once, here, with its source. Files and models record a preset by its name alone, which
+includes variations: ``caffe.size224`` crops to 224 instead of 227, ``caffe.mean104-117-123``
+subtracts other means (in the preset's channel order), ``caffe.anysize`` neither resizes nor crops.
 """
 
 from __future__ import annotations
@@ -33,34 +33,36 @@ _VARIATION = re.compile(rf"\.(?:size(\d{{1,5}})|(anysize)|mean{_NUMBER}-{_NUMBER
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A network's preprocessing, as a record.
+    """A network's preprocessing: ``(pixels / divisor - mean) / std`` after resize and crop.
 
     Two presets are equal if their numbers are; `name` and `source` are not compared.
 
     Attributes
     ----------
     name, source : str
-        The name used in calls and files, and where the numbers come from.
+        Name used in calls and files, and where the numbers come from.
     size : int or None
-        Height and width of the result; None for a preset that neither resizes nor crops.
+        Height and width of the output; None to neither resize nor crop.
     resized : int
-        The side resized to, before the centre crop of `size`; by default `size`.
+        Side to resize to, before the centre crop to `size` (default: `size`).
     keep_aspect : bool
-        Whether `resized` is the shorter side; otherwise the picture is squashed to a square.
+        If True, `resized` is the shorter side; otherwise photos are squashed to a square.
     antialias : bool
-        Pillow's antialiased bilinear resize; otherwise OpenCV's, which Caffe uses.
+        If True, resize like Pillow (antialiased bilinear); otherwise like OpenCV, as Caffe does.
     channels : {"BGR", "RGB"}
-        Channel order of the result.
-    divisor, std : float, 3 floats or None
-        What 0..255 is divided by first, and each channel last.
+        Channel order of the output.
+    divisor : float
+        Divisor of the pixels, which are 0..255.
     mean : 3 floats, "mean image" or "own mean"
-        Subtracted between: one value per channel (in the order of `channels`), an image that the
-        caller gives, or the picture's own mean over all pixels and channels.
+        One value per channel (in the order of `channels`), an image passed by the caller, or each
+        photo's mean over all pixels and channels.
+    std : 3 floats or None
+        Standard deviation of each channel.
 
     Raises
     ------
     PresetError
-        If a value makes no sense.
+        If a value is invalid.
 
     Examples
     --------
@@ -106,9 +108,9 @@ class Preset:
         return f"<Preset {self.name}: {', '.join(self._steps())}>"
 
     def _steps(self) -> Iterator[str]:
-        """What it does, in order, in words."""
+        """Its steps in words, in order."""
         if self.is_raw:
-            yield "float32 of what came in"
+            yield "conversion to float32"
             return
         if self.size is not None:
             how = "shorter side to" if self.keep_aspect else "squash to"
@@ -140,12 +142,12 @@ class Preset:
 
     @property
     def crops(self) -> bool:
-        """Whether the result is cut out of a larger picture."""
+        """Whether it crops, after resizing to more than `size`."""
         return self.size is not None and self.resized > self.size
 
     @property
     def is_raw(self) -> bool:
-        """Whether it only converts to float32, as "raw" does."""
+        """Whether it only converts to float32, like "raw"."""
         return self == PRESETS["raw"]
 
 
@@ -196,7 +198,7 @@ _ROWS = (
         "Test2_alexnet of WZMIAOMIAO/deep-learning-for-image-processing, validation",
         {"size": 224, "antialias": True, "divisor": 255.0, "mean": [0.5] * 3, "std": [0.5] * 3},
     ),
-    ("raw", "for pictures that are preprocessed already", {}),
+    ("raw", "for photos that are already preprocessed", {}),
 )
 PRESETS = {name: Preset(name, source, **numbers) for name, source, numbers in _ROWS}
 
@@ -207,13 +209,13 @@ def preset_named(name: str) -> Preset:
     Raises
     ------
     PresetError
-        If there is none; the message lists the known ones.
+        If there is none; the message lists the known names.
     """
     base = name.partition(".")[0]
     preset, found = PRESETS.get(base), [*_VARIATION.finditer(name, len(base))]
     if preset is None or base + "".join(x[0] for x in found) != name:
-        advice = "variations are written caffe.size224, caffe.mean104-117-123 and caffe.anysize."
-        advice = f"Known are: {', '.join(PRESETS)}; {advice}"
+        advice = "or a variation: caffe.size224, caffe.mean104-117-123, caffe.anysize."
+        advice = f"Use one of: {', '.join(PRESETS)}; {advice}"
         raise PresetError(f"preset {name!r}", "there is no such preset", advice)
     for size, any_size, *mean in (x.groups() for x in found):
         mean = [float(number) for number in mean] if mean[0] else None
@@ -222,12 +224,12 @@ def preset_named(name: str) -> Preset:
 
 
 def as_preset(preset: Any) -> Preset:
-    """The preset that a caller means by a name, a `Preset`, or a model that carries one.
+    """The preset for a name, a `Preset`, or a model that records one.
 
     Raises
     ------
     PresetError, UsageError
-        If there is no such preset; if a model has none, or a `Preprocessing` layer of its own.
+        If there is no such preset, or a model records none or has a `Preprocessing` layer.
     """
     if isinstance(preset, Preset):
         return preset
@@ -236,18 +238,18 @@ def as_preset(preset: Any) -> Preset:
     names = ", ".join(PRESETS)
     if not (hasattr(preset, "layers") or hasattr(preset, "signatures")):
         asked, found = type(preset).__name__, "it is neither a name, nor a Preset, nor a model"
-        raise PresetError(f"preset of type {asked}", found, f"Known names are: {names}.")
+        raise PresetError(f"preset of type {asked}", found, f"Use one of: {names}.")
     asked = f"model {getattr(preset, 'name', type(preset).__name__)!r}"
     if _preprocesses(preset):
-        found = "it preprocesses its input in a layer of its own"
-        raise UsageError(asked, found, "Give it the photos directly.")
+        found = "it has a Preprocessing layer"
+        raise UsageError(asked, found, "Pass the photos to the model directly.")
     if name := carried_preset(preset):
         return preset_named(name)
-    raise UsageError(asked, "it carries no preset", f"Name the one it was trained with: {names}.")
+    raise UsageError(asked, "it records no preset", f"Name the one it was trained with: {names}.")
 
 
 def _preprocesses(model: Any) -> bool:
-    """Whether a model has a `Preprocessing` layer, told without Keras."""
+    """Whether a model has a `Preprocessing` layer, without importing Keras."""
     layers = getattr(model, "layers", ())
     return any(isinstance(getattr(x, "preset", None), Preset) or _preprocesses(x) for x in layers)
 
@@ -259,35 +261,36 @@ def vary(
     mean: Sequence[float] | None = None,
     any_size: bool = False,
 ) -> Preset:
-    """A preset with another size or other channel means, and the name that says so.
+    """A preset with another size or other channel means, named accordingly.
 
     Parameters
     ----------
     preset : str or Preset
+        The preset to start from.
     size : int, optional
-        Side of the result. A preset that crops still resizes to the same side first, unless `size`
-        is larger than that.
+        Height and width of the output. A preset that crops still resizes to the same side first,
+        unless `size` is larger.
     mean : sequence of 3 floats, optional
         Channel means, in the preset's channel order and after its division.
     any_size : bool
-        Neither resize nor crop.
+        If True, neither resize nor crop.
 
     Returns
     -------
     Preset
-        Its `name` is canonical: the base's own where nothing differs from it.
+        Its `name` is canonical: that of the base preset if nothing differs.
 
     Raises
     ------
     PresetError
-        If means are given for "raw", or a value makes no sense.
+        If means are given for "raw", or a value is invalid.
     """
     preset = as_preset(preset)
     if preset.is_raw:
         if mean is not None:
             advice = "Use another preset, or leave the mean out."
             raise PresetError("preset 'raw'", "it subtracts no mean", advice)
-        return preset  # of any size as it is
+        return preset  # takes any size
     base = PRESETS.get(preset.name.partition(".")[0], preset)
     if any_size:
         preset = replace(preset, size=None)
@@ -308,12 +311,12 @@ def vary(
 
 
 def recorded_name(preset: str | Preset) -> str:
-    """The canonical name under which files, models and jobs record a preset.
+    """The canonical name by which files, models and jobs record a preset.
 
     Raises
     ------
     PresetError
-        If no name says what the preset does, as for most presets of the user's own.
+        If no name describes the preset, as is the case for most custom ones.
     """
     preset = as_preset(preset)
     if preset.is_raw:
@@ -324,15 +327,15 @@ def recorded_name(preset: str | Preset) -> str:
     varied = [vary(base, size=preset.size, mean=mean, any_size=any_size) for base in bases]
     if names := [same.name for same in varied if same == preset]:
         return min(names, key=len)  # "kratzert", not "squash.mean104-117-124"
-    found = "it can't be recorded by a name, because it is not a variation of a known preset"
+    found = "it can't be recorded by name: it is not a variation of a known preset"
     advice = "Use it with preprocess_input or Preprocessing."
     raise PresetError(f"preset {preset.name!r}", found, advice)
 
 
 def preset_mismatch(preset: Preset, trained: Preset) -> str | None:
-    """Why a network trained with one preset can't make sense of another's pixels, or None.
+    """Why a network trained with the preset `trained` can't be used with `preset`, or None.
 
-    Another size is not looked at: the network refuses that by itself.
+    Sizes are not compared: the network itself checks them.
     """
     span, wanted = _span(preset), _span(trained)
     alike = preset.channels == trained.channels and max(span, wanted) < 1.5 * min(span, wanted)
@@ -344,5 +347,5 @@ def preset_mismatch(preset: Preset, trained: Preset) -> str | None:
 
 
 def _span(preset: Preset) -> float:
-    """How far black and white are apart."""
+    """The difference between white and black after preprocessing."""
     return 255 / preset.divisor / (np.mean(preset.std) if preset.std else 1)

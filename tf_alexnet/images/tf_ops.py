@@ -1,8 +1,8 @@
-"""The presets' pipeline as TensorFlow ops, for `tf.data` and exported graphs.
+"""The preset pipeline as TensorFlow ops, for `tf.data` and exported graphs.
 
-`tf.image.resize` works in floating point and gives other pixels than OpenCV and Pillow do; fc7 is
-then off in the third digit. Here both libraries' integer arithmetic is written out, so that the
-uint8 pixels are theirs, bit for bit.
+`tf.image.resize` computes in floating point and gives other pixels than OpenCV and Pillow, which
+changes fc7 in the third digit. Here the integer arithmetic of both libraries is reimplemented, so
+that the uint8 pixels are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = No
     Parameters
     ----------
     images : tensor of numbers, (N, H, W, 3) or (H, W, 3); of any shape for preset "raw"
-        RGB, 0..255; sizes may be unknown. Floats are rounded unless the preset keeps their size.
+        RGB, 0..255; sizes may be unknown. Floats are rounded if the preset resizes.
     preset, mean_image : Preset, ndarray of float32 (S, S, 3) or None
         From `resolve`.
 
     Returns
     -------
     tensor of float32, (N, size, size, 3) or (size, size, 3)
-        As of `preprocess_input`: the resized pixels bit for bit, the result up to float32 rounding.
+        Same as `preprocess_input` up to float32 rounding; the resized uint8 pixels are identical.
 
     Raises
     ------
-    InputError, tf.errors.InvalidArgumentError
-        If rank, channels or dtype are wrong; if values lie outside of 0..255 or in 0..1, when the
-        graph runs.
+    InputError
+        If rank, channels or dtype are wrong.
+    tf.errors.InvalidArgumentError
+        If values are outside 0..255 or in 0..1. Raised when the graph runs.
     """
     images = tf.convert_to_tensor(images)
     if preset.is_raw:
@@ -54,11 +55,11 @@ def apply_preset(images: Any, preset: Preset, mean_image: np.ndarray | None = No
 
 
 def check_input(shape: tf.TensorShape | tuple, dtype: tf.DType | str = tf.uint8) -> None:
-    """Raise an InputError unless these are photos, as far as can be told before the graph runs."""
+    """Raise an InputError if shape or dtype are not those of photos."""
     shape, dtype = tf.TensorShape(shape), tf.as_dtype(dtype)
     advice = "Give RGB photos in 0..255, (N, H, W, 3) or (H, W, 3)."
     if shape.rank is None:
-        advice = "Tell it: tf.io.decode_image(..., expand_animations=False), or x.set_shape(...)."
+        advice = "Set it: tf.io.decode_image(..., expand_animations=False), or x.set_shape(...)."
         raise InputError("preprocessing", "got a tensor of unknown rank", advice)
     if shape.rank not in (3, 4) or shape[-1] not in (None, 3):
         raise InputError("preprocessing", f"got a tensor of shape {tuple(shape)}", advice)
@@ -67,7 +68,7 @@ def check_input(shape: tf.TensorShape | tuple, dtype: tf.DType | str = tf.uint8)
 
 
 def _in_range(images: tf.Tensor) -> tf.Tensor:
-    """`images`, once it is known that they are photos in 0..255."""
+    """`images`, with an assertion that they are photos in 0..255."""
     low, high = tf.reduce_min(images), tf.reduce_max(images)
     photos = (low >= 0) & (high <= 255) & ((high > 1) | (high <= 0))  # all black is a photo too
     message = "preprocessing takes pixels in 0..255, not in 0..1 or preprocessed; got values from"
@@ -77,17 +78,17 @@ def _in_range(images: tf.Tensor) -> tf.Tensor:
 
 
 def _resized_centre(images: tf.Tensor, preset: Preset) -> tf.Tensor:
-    """The centre crop of the resized pictures, uint8; pixels outside of it are never computed."""
+    """The centre crop of the resized photos, uint8. Only pixels inside it are computed."""
     sides = tf.unstack(tf.shape(images)[-3:-1])
     to_sides = [tf.constant(preset.resized)] * 2
     if preset.keep_aspect:
-        # As in shorter_side_size: multiplied first, then divided, then cut.
+        # As in shorter_side_size: multiply, divide, truncate.
         shorter = tf.cast(tf.minimum(*sides), tf.float64)
         longer = [tf.cast(preset.resized * side, tf.float64) for side in sides]
         to_sides = [tf.cast(side / shorter, tf.int32) for side in longer]
     wanted = []
     for side, to_side in zip(sides, to_sides, strict=True):
-        # tf.round sends ties to the even number, as Python's round in centre_offset does.
+        # tf.round rounds half to even, like Python's round in centre_offset.
         start = tf.cast(tf.round(tf.cast(to_side - preset.size, tf.float64) / 2), tf.int32)
         wanted.append((side, to_side, start + tf.range(preset.size)))
     resize = resize_pillow_ops if preset.antialias else resize_opencv_ops
@@ -95,8 +96,8 @@ def _resized_centre(images: tf.Tensor, preset: Preset) -> tf.Tensor:
     return tf.ensure_shape(pixels, (*images.shape[:-3], preset.size, preset.size, 3))
 
 
-# Side of a picture, side of the resized picture, and which of its rows or columns to compute: int32
-# scalars and an int32 vector.
+# (side of the photo, side of the resized photo, rows or columns to compute): two int32 scalars and
+# an int32 vector.
 Axis = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
@@ -108,8 +109,8 @@ def resize_opencv_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor
 
     left, fraction = _opencv_positions(columns)
     last = columns[0] - 1
-    # Beyond the outermost centres OpenCV repeats the edge: along a row by a fraction of 0, along
-    # a column by reading the edge row twice, which rounds otherwise.
+    # Beyond the outermost centres OpenCV repeats the edge: along a row with a fraction of 0, along
+    # a column by reading the edge row twice, which rounds differently.
     fraction = tf.where((left < 0) | (left >= last), 0.0, fraction)
     near, far = fixed(1.0 - fraction), fixed(fraction)
     left = tf.clip_by_value(left, 0, last)
@@ -131,9 +132,9 @@ def resize_opencv_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor
 
 
 def _opencv_positions(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
-    """Source index left of each wanted pixel's centre, and the float32 way on to the next."""
+    """Source index to the left of each output pixel's centre, and the float32 fraction beyond."""
     side, to_side, wanted = axis
-    # OpenCV computes the inverse of the scale and inverts it again.
+    # As in OpenCV, which computes the inverse of the scale and inverts it.
     scale = 1.0 / (tf.cast(to_side, tf.float64) / tf.cast(side, tf.float64))
     place = tf.cast((tf.cast(wanted, tf.float64) + 0.5) * scale - 0.5, tf.float32)
     floor = tf.floor(place)
@@ -141,12 +142,12 @@ def _opencv_positions(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def resize_pillow_ops(images: tf.Tensor, rows: Axis, columns: Axis) -> tf.Tensor:
-    """`resize_pillow` as integer ops (``Resample.c`` of Pillow); arguments as its neighbour's."""
+    """`resize_pillow` in integers (``Resample.c`` of Pillow); arguments as `resize_opencv_ops`."""
     return _pillow_pass(_pillow_pass(images, columns, axis=-2), rows, axis=-3)
 
 
 def _pillow_pass(images: tf.Tensor, along: Axis, axis: int) -> tf.Tensor:
-    """One direction: a weighted sum of neighbours in 22-bit fixed point, rounded to uint8."""
+    """Resize along one axis: a weighted sum in 22-bit fixed point, rounded to uint8."""
     first, weights = _pillow_weights(along)
     last = along[0] - 1
     shape = tf.concat([tf.shape(images)[:axis], tf.shape(first), tf.shape(images)[axis + 1 :]], 0)
@@ -165,7 +166,7 @@ def _pillow_pass(images: tf.Tensor, along: Axis, axis: int) -> tf.Tensor:
 
 
 def _pillow_weights(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
-    """First source index (pixels,) and the weights (taps, pixels) of each wanted pixel."""
+    """First source index (pixels,) and weights (taps, pixels) of each output pixel."""
     side, to_side, wanted = axis
     scale = tf.cast(side, tf.float64) / tf.cast(to_side, tf.float64)
     support = tf.maximum(scale, 1.0)
@@ -175,13 +176,13 @@ def _pillow_weights(axis: Axis) -> tuple[tf.Tensor, tf.Tensor]:
     taps = tf.range(tf.reduce_max(end - first))[:, None]
     distance = (tf.cast(taps + first, tf.float64) - centre + 0.5) * (1.0 / support)
     weights = tf.where(taps < end - first, tf.maximum(1.0 - tf.abs(distance), 0.0), 0.0)
-    # A running sum adds in Pillow's order; another order may round otherwise.
+    # cumsum adds in Pillow's order; another order may round differently.
     weights /= tf.cumsum(weights, axis=0)[-1]
     return first, tf.cast(weights * (1 << 22) + 0.5, tf.int32)
 
 
 def normalised(pixels: tf.Tensor, mean_image: np.ndarray | None, preset: Preset) -> tf.Tensor:
-    """RGB pixels as float32, in the network's channel order and range."""
+    """RGB pixels as float32 in the preset's channel order and range."""
     pixels = pixels[..., ::-1] if preset.channels == "BGR" else pixels
     out = tf.cast(pixels, tf.float32)
     if preset.divisor != 1:
@@ -189,7 +190,7 @@ def normalised(pixels: tf.Tensor, mean_image: np.ndarray | None, preset: Preset)
     if preset.mean == MEAN_IMAGE:
         out -= mean_image
     elif preset.mean == OWN_MEAN:
-        # In double precision: a float32 sum of this length is off in the sixth digit.
+        # float64: a float32 sum of this length is off in the sixth digit.
         own = tf.reduce_mean(tf.cast(pixels, tf.float64), axis=(-3, -2, -1), keepdims=True)
         out -= tf.cast(own / preset.divisor, tf.float32)
     else:

@@ -1,6 +1,7 @@
-"""Weight files: read safely, identified, found or downloaded. No TensorFlow in here.
+"""Weight files: finding, downloading, reading (safely), identifying and writing them.
 
-`catalog` here is the function; `from tf_alexnet.weights.catalog import ...` reaches the module.
+Does not import TensorFlow. `catalog` is the function here; import from the module of that name
+with `from tf_alexnet.weights.catalog import ...`.
 """
 
 from tf_alexnet.weights.arrays import (

@@ -1,4 +1,4 @@
-"""`WeightArrays`: the arrays of one network, whatever file they came from."""
+"""`WeightArrays`: the weights of a network, independent of the file format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from tf_alexnet.architectures import ARCHITECTURES, Architecture, Dense, architecture_named
 from tf_alexnet.errors import UsageError, WeightsError, one_line
 
-# Every layer name of our tables, in network order.
+# All layer names in our tables, in network order.
 LAYER_ORDER = tuple(
     dict.fromkeys(layer.name for table in ARCHITECTURES.values() for layer in table.weighted)
 )
@@ -26,8 +26,8 @@ class LayerArrays(NamedTuple):
     Attributes
     ----------
     kernel : ndarray of float32
-        Convolution: (height, width, channels in / groups, channels out). Dense: (in, out). The rows
-        of a dense layer after a convolution follow the flattened (height, width, channels).
+        Convolution: (height, width, channels in / groups, channels out). Dense: (in, out); after a
+        convolution, the rows are in the order (height, width, channels), flattened.
     bias : ndarray of float32
         (channels out,) or (out,).
     """
@@ -41,22 +41,22 @@ class LayerArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightArrays:
-    """The arrays of one network.
+    """The weights of a network.
 
     Attributes
     ----------
     layers : mapping of str to LayerArrays
-        (kernel, bias) of each layer. Layers of our tables have Caffe's names, ``conv1`` to
-        ``fc8``; layers that AlexNet does not have keep the name they have in the file.
+        (kernel, bias) of each layer. AlexNet's layers have Caffe's names, ``conv1`` to ``fc8``;
+        other layers keep their names from the file.
     architecture : str or None
-        Name of the table they belong to, where that is known.
+        Name of the table they belong to, if known.
     source : str
-        Where they came from, for messages.
+        Where they come from, for messages.
     metadata : mapping of str to str
-        What the file recorded beside the arrays (licence, origin, preset, ...).
+        Other data recorded in the file (licence, origin, preset, ...).
     flattened : mapping of str to int
-        Dense layer -> channels of the map that its rows flatten, where the file's own graph tells;
-        0 for a layer that follows another dense layer.
+        Dense layer -> channels of the feature map that its rows flatten, if the file's graph shows
+        it; 0 for a layer after another dense layer.
     """
 
     layers: Mapping[str, LayerArrays]
@@ -85,7 +85,7 @@ class WeightArrays:
 
     @cached_property
     def digest(self) -> str:
-        """``sha256:<hex>`` over names, shapes and values: the same weights in any file format."""
+        """``sha256:<hex>`` of names, shapes and values, independent of the file format."""
         sha = hashlib.sha256()
         for name in network_order(self.layers):
             for part, array in zip(LayerArrays._fields, self.layers[name], strict=True):
@@ -95,51 +95,52 @@ class WeightArrays:
 
     @property
     def classes(self) -> int | None:
-        """Units of `fc8`, or None where the arrays have no such layer."""
+        """Units of `fc8`, or None if there is no such layer."""
         layer = self.layers.get("fc8")
         return None if layer is None else int(layer.bias.shape[0])
 
     @property
     def untrained(self) -> bool:
-        """Whether they are known to be random numbers, as a control."""
+        """Whether they are random weights, made as an untrained control."""
         return "untrained" in self.metadata
 
     @property
     def set_aside(self) -> tuple[str, ...]:
-        """Names of the layers that no network of ours has, such as a second classifier."""
+        """Names of the layers that AlexNet does not have, such as a second classifier."""
         return tuple(name for name in self.layers if name not in LAYER_ORDER)
 
     @property
     def classifier(self) -> str:
-        """The name that `fc8` has in the file."""
+        """Name of `fc8` in the file."""
         return self.metadata.get("renamed", "fc8").removesuffix(_RENAMED)
 
 
 def network_order(names: Collection[str]) -> list[str]:
-    """The names in the order of our tables; others follow in alphabetical order."""
+    """Layer names in the order of our tables, followed by others in alphabetical order."""
     known = [name for name in LAYER_ORDER if name in names]
     return known + sorted(name for name in names if name not in LAYER_ORDER)
 
 
 def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> WeightArrays:
-    """`arrays` with their classifier called `fc8`, whatever its name in the file is.
+    """`arrays` with the classifier renamed to `fc8`.
 
     Fine-tuning in Caffe renames the last layer so that it starts untrained (``fc8_flickr`` in
-    BVLC/caffe ``models/finetune_flickr_style``, ``fc-rcnn``). The classifier is `fc8`, else the one
-    layer whose name begins so, else the one dense layer that fits behind `fc7`. The dense layers of
-    a fully convolutional network, (6, 6, 256, 4096) and (1, 1, 4096, 4096), become dense again.
+    BVLC/caffe ``models/finetune_flickr_style``, ``fc-rcnn``). The classifier is `fc8`, else the
+    only layer whose name starts with it, else the only dense layer that fits after `fc7`. The
+    layers of fully convolutional networks, (6, 6, 256, 4096) and (1, 1, 4096, 4096), are reshaped
+    to dense ones.
 
     Parameters
     ----------
     arrays : WeightArrays
-        As a reader returned them.
+        As returned by a reader.
     classifier : str, optional
-        Name in the file of the layer to take instead. A layer called `fc8` beside it is left out.
+        Name in the file of the layer to use instead. A layer `fc8` is then dropped.
 
     Returns
     -------
     WeightArrays
-        ``metadata["renamed"]`` is ``"<name in the file> -> fc8"`` where the two differ.
+        ``metadata["renamed"]`` is ``"<name in the file> -> fc8"`` if the two differ.
 
     Raises
     ------
@@ -156,7 +157,7 @@ def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> Weig
         return replace(arrays, layers=layers)
     heads = _classifiers(layers)
     if classifier is None:
-        # Our own record in the file, then a name like Caffe's, then the only layer there is.
+        # The name that we recorded, else a name like Caffe's, else the only candidate.
         chosen = [name for name in heads if name == arrays.classifier]
         chosen = chosen or [name for name in heads if name.startswith("fc8")] or heads
         if len(chosen) != 1:
@@ -165,7 +166,7 @@ def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> Weig
     elif classifier not in heads:
         raise WeightsError(
             f"{arrays.source}, classifier {classifier!r}",
-            "it has no such dense layer behind fc7",
+            "it has no such dense layer after fc7",
             f"Layers that could be the classifier: {', '.join(heads) or 'none'}.",
         )
     layers.pop("fc8", None)
@@ -180,7 +181,7 @@ def with_classifier(arrays: WeightArrays, classifier: str | None = None) -> Weig
 
 
 def with_own_names(arrays: WeightArrays) -> WeightArrays:
-    """`arrays` with the layer names of the file they came from; undoes `with_classifier`."""
+    """`arrays` with the layer names of the original file; undoes `with_classifier`."""
     return replace(
         arrays,
         layers=_renamed(arrays.layers, "fc8", arrays.classifier),
@@ -194,10 +195,10 @@ def _renamed(mapping: Mapping, old: str, new: str) -> dict:
 
 
 def _classifiers(layers: Mapping[str, LayerArrays]) -> list[str]:
-    """Names of the layers, of no other use in our tables, that could be the classifier."""
+    """Names of the layers that could be the classifier."""
     before = layers.get("fc7")
     own = {name: x for name, x in layers.items() if name == "fc8" or name not in LAYER_ORDER}
-    # A layer that feeds another unknown one, in a head of several layers, is not the classifier.
+    # In a head of several layers, those that feed another are not the classifier.
     fed = {x.kernel.shape[0] for name, x in own.items() if name != "fc8"}
     found = []
     for name, layer in own.items():
@@ -209,16 +210,16 @@ def _classifiers(layers: Mapping[str, LayerArrays]) -> list[str]:
 
 
 def _as_dense(layer: LayerArrays) -> LayerArrays:
-    """A convolution over the whole map, (height, width, in, out), as (rows, out)."""
+    """A convolution over the whole feature map, (height, width, in, out), as (rows, out)."""
     return LayerArrays(layer.kernel.reshape(-1, layer.kernel.shape[-1]), layer.bias)
 
 
 def adapted_table(arrays: WeightArrays, table: Architecture) -> Architecture:
-    """`table` with the number of classes, and cut to the head, that `arrays` have.
+    """`table` with the number of classes and the head of `arrays` (`Architecture.with_head`).
 
-    Where `fc8` follows `pool5` (`Architecture.with_head`), its rows say so. After `fc6` it has as
-    many rows as after `fc7`, and a damaged file that has lost `fc7` would look the same: there the
-    file must record ``head: fc6``.
+    A head on `pool5` is recognised by its number of rows. One on `fc6` has as many rows as one on
+    `fc7`, and can't be told from a damaged file without `fc7`, so the file must record
+    ``head: fc6``.
     """
     layers, classes = arrays.layers, arrays.classes or table.classes
     if "fc8" not in layers or "fc7" in layers:
@@ -234,30 +235,29 @@ def adapted_table(arrays: WeightArrays, table: Architecture) -> Architecture:
 def faults(
     arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
 ) -> list[str]:
-    """What keeps `arrays` from being the weights of `table`; empty if nothing does.
+    """Find the reasons why `arrays` are not valid weights for `table`.
 
     Parameters
     ----------
     arrays : WeightArrays
         Arrays in TensorFlow's layout.
     table : Architecture
-        The network, with the number of classes the arrays should have.
+        The network, with the expected number of classes.
     needed : collection of str, optional
-        Layers that must be there: by default all, or the convolutions alone if `arrays` have no
-        dense layer.
+        Required layers (default: all, or only the convolutions if `arrays` have no dense layer).
 
     Returns
     -------
     list of str
-        A phrase for each layer that is missing, misshapen or holds NaN or infinite values. Layers
-        that the table does not have are not faults.
+        A phrase for each layer that is missing, has another shape, or contains NaN or infinite
+        values; empty if there is none. Additional layers are not faults.
     """
     return _shape_mismatches(arrays, table, needed) + [
         f"{name} {part}: {array.size - int(np.isfinite(array).sum())} of {array.size} values are "
         "NaN or infinite"
         for name, layer in arrays.layers.items()
         for part, array in zip(LayerArrays._fields, layer, strict=True)
-        # min and max need no array of flags
+        # min and max need no temporary array
         if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max()))
     ]
 
@@ -265,7 +265,7 @@ def faults(
 def _shape_mismatches(
     arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
 ) -> list[str]:
-    """The faults that the shapes show."""
+    """The faults in the shapes."""
     if needed is None:
         dense = any(isinstance(x, Dense) and x.name in arrays.layers for x in table.weighted)
         needed = [x.name for x in (table.weighted if dense else table.convolutions)]
@@ -281,7 +281,7 @@ def _shape_mismatches(
 def check_arrays(
     arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
 ) -> None:
-    """Accept `arrays` for `table`, or refuse them with every fault in one message.
+    """Raise an error with all faults in one message unless `arrays` fit `table`.
 
     Raises
     ------
@@ -290,21 +290,21 @@ def check_arrays(
     """
     found = faults(arrays, table, needed)
     if found:
-        advice = "Use a file of this network, or name the network it is with architecture=."
+        advice = "Use a file of this network, or pass its own network as architecture=."
         others = [name for name in arrays.set_aside if any("missing" in x for x in found)]
         if others:
             found[-1] += f"; it also has {', '.join(others)}"
         if "fc8 is missing" in found[0] and (heads := _classifiers(arrays.layers)):
-            advice = f"Name the classifier: classifier={' or '.join(map(repr, heads))}."
+            advice = f"Pass the classifier: classifier={' or '.join(map(repr, heads))}."
         raise WeightsError(f"{arrays.source} as {table.name}", "; ".join(found), advice)
 
 
 def fitting_architectures(arrays: WeightArrays) -> list[str]:
-    """Names of the networks whose shapes the layers have, `fc8` with any number of classes.
+    """Names of the networks that fit the shapes of the layers, with any number of classes.
 
-    All convolutions must be there. A classifier on `pool5` or `fc6` fits the table that it was cut
-    from (`adapted_table`). bvlc_alexnet and caffenet have the same shapes: both are listed, or
-    neither.
+    All convolutions are required. A network with its head on `pool5` or `fc6` fits the table of the
+    whole network (`adapted_table`). bvlc_alexnet and caffenet have the same shapes, so that the
+    result contains both or neither.
     """
     return [
         table.name
@@ -316,22 +316,20 @@ def fitting_architectures(arrays: WeightArrays) -> list[str]:
 
 
 def not_alexnet(arrays: WeightArrays) -> str:
-    """Why `arrays` fit no network: the faults that keep them from being the nearest one's."""
+    """Why `arrays` fit no network: their faults as weights of the most similar one."""
     tables = [adapted_table(arrays, table) for table in ARCHITECTURES.values()]
     nearest = min(tables, key=lambda table: len(_shape_mismatches(arrays, table)))
     return f"not AlexNet; as {nearest.name}: {'; '.join(faults(arrays, nearest))}"
 
 
 def find_table(arrays: WeightArrays | None, architecture: str | None = None) -> Architecture:
-    """The table for these weights, where they or the caller tell which it is.
-
-    It has the number of classes of the weights, and their head, where `fc8` follows an earlier
-    layer than in the whole network (`Architecture.with_head`).
+    """The table for these weights, with their number of classes and head (`adapted_table`).
 
     Raises
     ------
     WeightsError
-        If neither tells, or the two contradict each other.
+        If neither the weights nor `architecture` identify the network, or they contradict each
+        other.
     """
     if arrays is None:
         return architecture_named(architecture or "bvlc_alexnet")
@@ -339,10 +337,10 @@ def find_table(arrays: WeightArrays | None, architecture: str | None = None) -> 
     if architecture is None and not known:
         if fitting := fitting_architectures(arrays):
             found = (
-                f"its shapes fit {' and '.join(fitting)} alike, and neither hash nor biases are "
-                "those of a known network"
+                f"its shapes fit {' and '.join(fitting)}, and neither its checksum nor its biases "
+                "are those of a known network"
             )
-            advice = "Say which it is: architecture='bvlc_alexnet' or 'caffenet' (--architecture)."
+            advice = f"Pass architecture={' or '.join(map(repr, fitting))} (--architecture)."
         else:
             found = not_alexnet(arrays)
             advice = f"Use a file of one of: {', '.join(ARCHITECTURES)}."
@@ -352,6 +350,6 @@ def find_table(arrays: WeightArrays | None, architecture: str | None = None) -> 
         raise WeightsError(
             f"{arrays.source} as {architecture}",
             f"these are {known} weights",
-            f"Leave architecture out, or pass {known}.",
+            f"Omit architecture, or pass {known}.",
         )
     return adapted_table(arrays, table)

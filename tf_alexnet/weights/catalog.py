@@ -1,6 +1,6 @@
-"""The catalogue of published weights: where to get them, what they weigh, which network they are.
+"""The catalogue of published weights: network, licence, accuracy, and files with their checksums.
 
-The records are in ``catalog.json``. Sizes and checksums are the publishers' own (BVLC/caffe
+The records are in ``catalog.json``. Sizes and checksums are those of the publishers (BVLC/caffe
 ``models/*/readme.md``, OpenVINO's Open Model Zoo ``model.yml``, ONNX's model zoo, torchvision's
 file name, git's object id) unless a record's `note` says otherwise.
 """
@@ -19,7 +19,7 @@ from tf_alexnet.errors import WeightsError
 
 ALIASES = {"imagenet": "bvlc_alexnet", "bvlc_alexnet-npy": "bvlc_alexnet"}
 ALGORITHMS = ("sha256", "sha1", "git_blob")
-# Smaller files are hashed again each time: it takes milliseconds.
+# Checksums of smaller files are not cached: they take milliseconds.
 _REMEMBERED_BYTES = 1 << 24
 
 
@@ -30,11 +30,11 @@ class Accuracy:
     Attributes
     ----------
     top1, top5 : float
-        Percent of photos whose class is the first, or among the first five.
+        Top-1 and top-5 accuracy in percent.
     pipeline, preset : str
         The preprocessing it was measured with, and our preset for it.
     source : str
-        Who published it.
+        Where it was published.
     """
 
     top1: float
@@ -53,13 +53,13 @@ class Source:
     file_name : str
         Its published name.
     urls : tuple of str
-        Mirrors, in the order they are tried. Empty for a file that is only looked for locally, such
-        as a conversion under the name that many scripts give it.
+        Mirrors, in the order in which they are tried. Empty for files that are only looked up
+        locally, such as a conversion with a widely used name.
     size : int or None
-        Bytes, where published.
+        Bytes, if published.
     checksum : str or None
-        ``algorithm:hex``, where published. The algorithm is sha256, sha1 or git_blob: git's object
-        id, the SHA-1 of ``blob <size>`` and a NUL before the content.
+        ``algorithm:hex``, if published. The algorithm is sha256, sha1 or git_blob (git's object id:
+        the SHA-1 of ``blob <size>``, a NUL and the content).
     """
 
     file_name: str
@@ -79,15 +79,15 @@ class KnownWeights:
     architecture : str
         Name of its table in `tf_alexnet.architectures`.
     classes : int or None
-        Units of `fc8`; None where there is no `fc8`.
+        Units of `fc8`; None if there is no `fc8`.
     licence : str
-        What the publisher allows.
+        Licence given by the publisher.
     sources : tuple of Source
-        Files with these same arrays, in the order they are tried.
+        Files with the same arrays, in the order in which they are tried.
     published : tuple of Accuracy
         Published accuracies.
     note : str
-        What else a user should know.
+        Further remarks.
     fingerprint : str or None
         The trained network in ``fingerprints.json`` that has the same convolutions.
     """
@@ -112,14 +112,14 @@ class KnownWeights:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """File names to look for: the published ones, then conversions of the first."""
+        """File names to look up: the published ones, then conversions of the first."""
         stem = self.sources[0].file_name.rpartition(".")[0]
         published = [source.file_name for source in self.sources]
         return tuple(dict.fromkeys([*published, f"{stem}.safetensors", f"{stem}.npy"]))
 
 
 def _read(path: Path) -> tuple[KnownWeights, ...]:
-    """The records of a JSON file, whose keys are the attributes of the classes above."""
+    """The records in a JSON file, whose keys are the attributes of the classes above."""
     records = []
     for entry in json.loads(path.read_text(encoding="utf-8")):
         published = tuple(Accuracy(**x) for x in entry.pop("published", ()))
@@ -163,10 +163,10 @@ def published_accuracy(name: str, preset: str) -> Accuracy | None:
     Parameters
     ----------
     name : str
-        A catalogue name. Weights without figures of their own have those of the training that they
-        are a copy of.
+        A catalogue name. For copies without a published accuracy of their own, that of the original
+        weights is used.
     preset : str
-        A preset's name.
+        Name of a preset.
     """
     record = known_weights(name)
     for known in (record, known_weights(record.fingerprint or name)):
@@ -177,12 +177,12 @@ def published_accuracy(name: str, preset: str) -> Accuracy | None:
 
 
 def names() -> tuple[str, ...]:
-    """Every name `known_weights` takes."""
+    """All names that `known_weights` accepts."""
     return (*ALIASES, *(record.name for record in _CATALOG))
 
 
 def file_checksum(path: str | os.PathLike, algorithm: str) -> str:
-    """Checksum of a file, as hex. A large file is read once per process, unless it changes."""
+    """Hex checksum of a file. Those of large files are cached until the file changes."""
     path = os.path.realpath(path)
     x = os.stat(path)
     stamp = (x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns)
@@ -202,7 +202,7 @@ def _checksum(path: str, algorithm: str, stamp: tuple[int, ...]) -> str:
 
 
 def mismatch(path: str | os.PathLike, source: Source) -> str | None:
-    """How a file differs from the published one; None if it does not, or nothing is published."""
+    """How size or checksum differ from the published ones; None if they don't."""
     size = os.stat(path).st_size
     if source.size not in (None, size):
         return f"{size} bytes, but {source.file_name} has {source.size}"
@@ -215,14 +215,14 @@ def mismatch(path: str | os.PathLike, source: Source) -> str | None:
 
 
 def published_file(path: str | os.PathLike, strict: bool = False) -> KnownWeights | None:
-    """The weights of which this is a published file, byte for byte; None if it is none, or missing.
+    """The catalogue's record for a published file, or None if the file is missing or not published.
 
-    The file is hashed only if its size is a published one, or its name where no size is published.
+    The file is hashed only if its size or its name is that of a published file.
 
     Raises
     ------
     WeightsError
-        If the file has the name and size of a published one (if `strict`, the name alone), but
+        If the file has the name and size of a published one (if `strict`, only the name) but
         another checksum, or if it can't be read.
     """
     damage = None

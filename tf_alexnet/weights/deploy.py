@@ -1,4 +1,4 @@
-"""Caffe's deploy.prototxt, written from a table; `prototxt` reads such files."""
+"""Writing a table as Caffe's deploy.prototxt. `prototxt` reads such files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def deploy_prototxt(table: Architecture, batch: int = 1) -> str:
     bottom = "data"
     for layer in table.layers:
         if isinstance(layer, Dropout):
-            continue  # in place, and nothing at inference
+            continue  # no effect at inference
         parts.append(_layer_text(layer.name, _KINDS[type(layer)], bottom, _parameters(layer)))
         bottom = layer.name
         if isinstance(layer, Conv) or getattr(layer, "relu", False):
@@ -46,7 +46,7 @@ def deploy_prototxt(table: Architecture, batch: int = 1) -> str:
 
 
 def relu_layer(name: str) -> str:
-    """The layer of `deploy_prototxt` that makes the blob `name` what it is after its ReLU."""
+    """Name of the ReLU layer after the blob `name` in `deploy_prototxt`."""
     return f"relu{name[-1]}"
 
 

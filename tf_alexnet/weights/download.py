@@ -1,13 +1,13 @@
-"""Find a weight file by name, or download it. A file gets its name only once it is verified.
+"""Finding weight files by name, and downloading them. Downloads are verified before use.
 
 Environment variables:
 
 ``TF_ALEXNET_WEIGHTS``
     A weight file, or a folder to look in first.
 ``TF_ALEXNET_CACHE``
-    Where downloads are kept; by default the system's cache folder.
+    Folder for downloads (default: the system's cache folder).
 ``TF_ALEXNET_OFFLINE``
-    Unless it is 0, nothing is downloaded.
+    If set, and not to 0, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from tf_alexnet.weights.catalog import (
 
 _EMBEDDED = Path(__file__).parents[1] / "data"
 
-# Seconds to wait for a connection, and for the next bytes.
+# Timeouts for connecting, and for the next bytes.
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-# A mirror that failed for a passing reason is asked once more, after a pause.
+# Mirrors with a temporary failure are tried again after a pause.
 ATTEMPTS = 2
 PAUSE_SECONDS = 2.0
-# Limit where the size is not published: four times the largest network.
+# Limit if the size is not published: four times the largest network.
 MOST_BYTES = 1 << 30
 _BROKEN = "the connection broke off"
-# What may go better a little later.
+# Temporary failures
 _PASSING = re.compile(f"{_BROKEN}|HTTP status (408|429|5..)")
 
 Progress = Callable[[int, int | None], None]
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``TF_ALEXNET_CACHE``, or the system's cache folder.
+    """Folder for downloads: ``TF_ALEXNET_CACHE``, or the system's cache folder.
 
     Raises
     ------
     OutputError
-        If neither is known, as for a user without a home.
+        If there is neither, for example for a user without a home folder.
     """
     own = os.environ.get("TF_ALEXNET_CACHE")
     if own:
@@ -80,36 +80,37 @@ def cache_folder() -> Path:
 def find_weights(
     name_or_path: str | os.PathLike, progress: Progress | None = None, download: bool = True
 ) -> Path:
-    """The weight file of that name or path, downloaded unless it is on this machine.
+    """Find weights by name or path; download them if they are not on this machine.
 
-    A name is looked for in ``TF_ALEXNET_WEIGHTS``, ``./weights``, the cache folder and this
-    package, in that order, under each of the record's file names. A *file* in
-    ``TF_ALEXNET_WEIGHTS`` stands for ``"imagenet"``, and for any weights published under its name.
+    A name is looked up in ``TF_ALEXNET_WEIGHTS``, ``./weights``, the cache folder and this package,
+    in this order, by each of the record's file names. If ``TF_ALEXNET_WEIGHTS`` is a *file*, it is
+    used for ``"imagenet"``, and for weights published with its file name.
 
     Parameters
     ----------
     name_or_path : str or path
-        A path that exists, or a catalogue name; ``"imagenet"`` is ``"bvlc_alexnet"``.
+        An existing path, or a catalogue name; ``"imagenet"`` is ``"bvlc_alexnet"``.
     progress : callable, optional
         As in `fetch_weights`.
     download : bool
-        With False, weights that are not on this machine are an error.
+        If False, raise an error instead of downloading.
 
     Returns
     -------
     Path
+        The weight file.
 
     Raises
     ------
     WeightsError
-        If it is neither, if a file can't be downloaded, or if the file has the name and size of a
-        published one but another checksum (in the cache folder: the name).
+        If it is neither, the file can't be downloaded, or it has the name and size of a published
+        file (in the cache folder: only the name) but another checksum.
     OutputError
-        If the download can't be kept.
+        If the download can't be saved.
     """
     path, name = Path(name_or_path), str(name_or_path)
-    # A data set's folder is often called "imagenet", so a name takes precedence over a folder. The
-    # reader says what is wrong with other folders.
+    # Data sets are often in a folder called "imagenet", so names take precedence over folders. The
+    # reader reports what is wrong with other folders.
     if os.path.isfile(path) or (os.path.exists(path) and name not in names()):
         published_file(path)
         return path
@@ -127,12 +128,12 @@ def find_weights(
 
 
 def local_file(record: KnownWeights) -> Path | None:
-    """Where this machine has the weights of `record`, or None.
+    """The file with the weights of `record` on this machine, or None.
 
     Raises
     ------
     WeightsError
-        If ``TF_ALEXNET_WEIGHTS`` names something that does not exist.
+        If ``TF_ALEXNET_WEIGHTS`` does not exist.
     """
     own = _own_place()
     if own and not own.exists():
@@ -160,9 +161,9 @@ def _cache() -> Path | None:
 
 
 def expected_record(path: str | os.PathLike) -> KnownWeights | None:
-    """The weights that `find_weights` takes this file for, if it may have found it by name.
+    """The weights for which `find_weights` may have returned this file, or None.
 
-    Only files in ``TF_ALEXNET_WEIGHTS`` and ``./weights`` count.
+    Only files in ``TF_ALEXNET_WEIGHTS`` and ``./weights`` are considered.
     """
     path, own = Path(path), _own_place()
     if path == own or path.parent in (Path("weights"), Path("weights").absolute(), own):
@@ -175,31 +176,31 @@ def expected_record(path: str | os.PathLike) -> KnownWeights | None:
 def fetch_weights(
     name: str, to: str | os.PathLike | None = None, progress: Progress | None = None
 ) -> Path:
-    """Download weights of the catalogue, verify the file, and keep it.
+    """Download published weights and verify the file.
 
-    The sources are tried in order, and each mirror of a source. A file without a published checksum
-    has to be a readable weight file.
+    Sources, and the mirrors of each source, are tried in order. A file without a published checksum
+    must be a readable weight file. Files already present and valid are not downloaded again.
 
     Parameters
     ----------
     name : str
         A catalogue name.
     to : str or path, optional
-        The folder to keep it in; by default the cache folder.
+        Folder for the file (default: the cache folder).
     progress : callable, optional
-        Called as ``progress(bytes_so_far, bytes_in_all_or_None)``.
+        Called as ``progress(bytes_done, bytes_total_or_None)``.
 
     Returns
     -------
     Path
-        The file. One that is there already and passes its check is not downloaded again.
+        The weight file.
 
     Raises
     ------
     WeightsError
-        If there is no such name, no network, or no mirror that serves the right bytes.
+        If there is no such name, no network connection, or no mirror with the right file.
     OutputError
-        If the folder can't be written to or is full.
+        If the folder is not writable or full.
     """
     record = known_weights(name)
     file_name, size = record.sources[0].file_name, record.sources[0].size or 0
@@ -212,10 +213,10 @@ def fetch_weights(
         return present
     if not embedded.is_file() and os.environ.get("TF_ALEXNET_OFFLINE", "0") not in ("", "0"):
         raise _no_file(record, "TF_ALEXNET_OFFLINE is set", "Unset TF_ALEXNET_OFFLINE, or")
-    advice = "Name a folder with room that you may write to."
+    advice = "Name a writable folder with enough space."
     if to is None:
         advice = (
-            "Set TF_ALEXNET_CACHE to a folder with room that you may write to, or put "
+            "Set TF_ALEXNET_CACHE to a writable folder with enough space, or put "
             f"{file_name} into ./weights."
         )
     try:
@@ -233,19 +234,19 @@ def fetch_weights(
         # pooch wraps a PermissionError in another with a longer text.
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise OutputError(
-            str(folder), f"can't keep {file_name} here, {_words(cause)}", advice
+            str(folder), f"can't save {file_name} here, {_words(cause)}", advice
         ) from error
 
 
 def _look(record: KnownWeights, folder: Path) -> tuple[Path | None, list[Source]]:
-    """The verified file of `record` in `folder`, or None, and the sources that are not there."""
+    """The verified file of `record` in `folder`, or None; and the sources that are missing."""
     absent = []
     for source in record.sources:
         path = folder / source.file_name
         if not path.is_file():
             absent.append(source)
         elif source.urls or len(record.sources) == 1:
-            # Of no published size, and not the first choice: perhaps a conversion of the user's.
+            # Without a published size, a file other than the first may be a user's conversion.
             strict = source.size is not None or source is record.sources[0]
             if published_file(path, strict) or not source.checksum:
                 return path, []
@@ -253,7 +254,7 @@ def _look(record: KnownWeights, folder: Path) -> tuple[Path | None, list[Source]
 
 
 def _no_file(record: KnownWeights, found: str, otherwise: str) -> WeightsError:
-    """The error for weights that are not here and can't be downloaded."""
+    """The error for weights that are neither on this machine nor downloadable."""
     source = record.sources[0]
     return WeightsError(
         f"weights {record.name!r}",
@@ -266,11 +267,11 @@ def _no_file(record: KnownWeights, found: str, otherwise: str) -> WeightsError:
 def _download(
     record: KnownWeights, sources: list[Source], folder: Path, progress: Progress | None
 ) -> Path:
-    """The verified file of the first mirror that serves one of `sources`."""
+    """Download one of `sources` from the first mirror that has it."""
     import pooch
     import requests
 
-    # By default pooch logs to standard error where it puts the file.
+    # By default pooch logs the file's path to stderr.
     pooch.get_logger().setLevel("WARNING")
     mirrors = [(url, source) for source in sources for url in source.urls]
     failures = {}
@@ -281,7 +282,7 @@ def _download(
             time.sleep(PAUSE_SECONDS)
         downloader = partial(_transfer, source, progress)
         try:
-            # No hash: `_transfer` knows kinds of checksums that pooch doesn't.
+            # No hash: `_transfer` verifies checksums that pooch does not support.
             pooch.retrieve(url, None, source.file_name, folder, downloader=downloader)
         except (WeightsError, requests.RequestException) as error:
             failures[url] = _words(error)
@@ -293,7 +294,7 @@ def _download(
 
 
 def _transfer(source: Source, progress: Progress | None, url: str, output_file: str, _: object):
-    """A downloader for pooch that counts the bytes, and accepts only the published file."""
+    """A downloader for pooch that limits the size and accepts only the published file."""
     import requests
 
     progress = progress or (lambda *_: None)
@@ -311,7 +312,7 @@ def _transfer(source: Source, progress: Progress | None, url: str, output_file: 
             file.write(chunk)
             progress(done, source.size)
         file.flush()
-        os.fsync(file.fileno())  # or the name may survive a power cut that the bytes do not
+        os.fsync(file.fileno())  # so that name and content survive a power cut together
     found = mismatch(output_file, source)
     if found:
         raise WeightsError(url, f"not the published file: {found}", "")
@@ -323,7 +324,7 @@ def _transfer(source: Source, progress: Progress | None, url: str, output_file: 
 
 
 def _words(error: Exception) -> str:
-    """A few plain words for what went wrong, instead of a library's nested exceptions."""
+    """A short reason for an error, instead of the text of nested exceptions."""
     import requests
 
     if isinstance(error, WeightsError):

@@ -1,4 +1,4 @@
-"""Fresh weights: the first values of a network or a new head, and untrained controls."""
+"""Random initial weights for networks and new heads, and untrained controls."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NAME = "random"
 
 
 def random_seed(name: object) -> int | None:
-    """The seed that ``random`` (0) or ``random:SEED`` names; None for other weights.
+    """The seed in ``random:SEED`` (0 for ``random``); None for other weights.
 
     Raises
     ------
     UsageError
-        If what follows ``random:`` is not a seed.
+        If the text after ``random:`` is not a seed.
     """
     if not isinstance(name, str) or name.partition(":")[0] != _NAME:
         return None
@@ -33,7 +33,7 @@ def random_seed(name: object) -> int | None:
 
 
 def fresh_weights(table: Architecture, seed: int) -> WeightArrays:
-    """A whole network of `fresh_layers`, an untrained control, whose source and metadata say so."""
+    """All `fresh_layers` of a network, marked as an untrained control in source and metadata."""
     source = f"{_NAME}:{seed} (untrained)"
     return WeightArrays(fresh_layers(table, seed), table.name, source, {"untrained": "yes"})
 
@@ -41,35 +41,35 @@ def fresh_weights(table: Architecture, seed: int) -> WeightArrays:
 def fresh_layers(
     table: Architecture, seed: int, names: Iterable[str] | None = None
 ) -> dict[str, LayerArrays]:
-    """Random starting weights as the table's fillers say.
+    """Random initial weights from the table's fillers.
 
-    NumPy's numbers, not Keras's: a layer's values depend on `seed` and its place in the table
-    alone, whatever else is drawn.
+    They come from NumPy rather than Keras: the values of a layer depend only on `seed` and its
+    position in the table.
 
     Parameters
     ----------
     table : Architecture
         The network.
     seed : int
-        0 <= seed < 2**32.
+        Random seed, 0 to 2**32 - 1.
     names : iterable of str, optional
-        The layers wanted; by default all that have weights.
+        Layers to initialize (default: all with weights).
 
     Returns
     -------
     dict of str to LayerArrays
-        float32, TensorFlow's layout.
+        float32, in TensorFlow's layout.
     """
     wanted = {layer.name for layer in table.weighted} if names is None else set(names)
     shapes = table.parameter_shapes()
     return {
-        layer.name: _drawn(layer, *shapes[layer.name], np.random.default_rng([seed, place, 0]))
+        layer.name: _random(layer, *shapes[layer.name], np.random.default_rng([seed, place, 0]))
         for place, layer in enumerate(table.weighted)
         if layer.name in wanted
     }
 
 
-def _drawn(
+def _random(
     layer: Conv | Dense, kernel: tuple, bias: tuple, generator: np.random.Generator
 ) -> LayerArrays:
     if isinstance(layer.filler, Gaussian | KaimingNormal):

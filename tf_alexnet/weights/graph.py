@@ -1,8 +1,8 @@
-"""The layers of a network as a file describes them, compared with our tables.
+"""Graphs of layers in files, and their comparison with our tables.
 
-Caffe models, prototxt and ONNX files hold a graph beside or instead of arrays. It tells what no
-array does: whether normalisation comes before pooling, strides and padding, which layer each dense
-layer reads, and which one is the classifier.
+Caffe models, prototxt and ONNX files contain a graph. It shows what arrays don't: whether
+normalisation comes before pooling, strides and padding, the input of each dense layer, and which
+one is the classifier.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tf_alexnet.wire import last
 
 MAX_LAYERS = 1000
 _TABLES = ARCHITECTURES.values()
-# Layer types, by Caffe's names, that hand on the values of their input, or only rectify them.
+# Layer types, by Caffe's names, that can be ignored when graphs are compared.
 PASSING = frozenset(
     (
         *("ReLU", "Dropout", "Flatten", "Split", "Reshape", "Identity", "ChannelsLast"),
         *("Softmax", "SoftmaxWithLoss", "Accuracy", "Silence"),
     )
 )
-# Those that no AlexNet here has and that change every number behind them.
+# Layer types that no AlexNet here has, and that change all values after them.
 FOREIGN = {
     "BatchNorm": "batch normalisation",
     "BN": "batch normalisation",
@@ -40,7 +40,7 @@ FOREIGN = {
     "Power": "power layers",
     "Eltwise": "residual connections",
 }
-# Our layers, by Caffe's names, and settings that all of a kind have.
+# Our layers, Caffe's name for each, and the settings that are the same in all tables.
 _KINDS = (
     (Conv, "Convolution", {"dilation": 1}),
     (LRN, "LRN", {"norm_region": "ACROSS_CHANNELS"}),
@@ -53,9 +53,16 @@ _KINDS = (
 class Node:
     """One layer of a file's graph.
 
-    `kind` is its type by Caffe's name for it (``Convolution``, ``InnerProduct``, ...); `bottoms`
-    and `tops` are the blobs it reads and writes, the same one where it works in place; `numbers` is
-    what is known of its settings, by the attribute names of `tf_alexnet.architectures`.
+    Attributes
+    ----------
+    name : str
+        Name of the layer.
+    kind : str
+        Its type, by Caffe's name: ``Convolution``, ``InnerProduct``, ...
+    bottoms, tops : tuple of str
+        The blobs it reads and writes; the same if it works in place.
+    numbers : mapping
+        Its settings as far as known, by the attribute names of `tf_alexnet.architectures`.
     """
 
     name: str
@@ -67,9 +74,9 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A layer that computes something, the one before it, and the channels of its result.
+    """A layer not in `PASSING`, the one before it, and its number of output channels.
 
-    `channels` is 0 for a vector, None where it can't be told.
+    `channels` is 0 for a vector, None if unknown.
     """
 
     node: Node
@@ -86,21 +93,22 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a graph tells.
+class GraphMatch:
+    """Result of comparing a graph with our tables.
 
     Attributes
     ----------
     architecture : str or None
-        The table with the same layers as far as the last convolution.
+        The table with the same layers up to the last convolution.
     difference : str or None
-        The first layer that differs from that table, or from the nearest one.
+        The first difference from that table, or from the nearest one.
     classifiers : tuple of str
-        The last layer of each chain that agrees with the table to its end.
+        The last layer of each chain that matches the whole table.
     flattened : dict of str to int
-        Dense layer -> channels of the map its inputs flatten, 0 if it reads a vector.
+        Dense layer -> channels of the feature map that its inputs flatten; 0 if its input is a
+        vector.
     names : dict of str to str
-        Layer with weights -> its name in the table, if exactly one chain agrees with the table.
+        Layer with weights -> its name in the table, if exactly one chain matches the table.
     """
 
     architecture: str | None = None
@@ -110,7 +118,7 @@ class Told:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def told_by(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -> Told:
+def match_graph(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -> GraphMatch:
     """Compare a graph with each of `tables`."""
     steps = list(_steps(nodes))
     dense = [step for step in steps if step.node.kind == "InnerProduct"]
@@ -127,16 +135,16 @@ def told_by(nodes: Iterable[Node], tables: Collection[Architecture] = _TABLES) -
         weighted = [x.name for x in chain if x.kind in ("Convolution", "InnerProduct")]
         ours = [layer.name for layer in table.weighted]
         names = dict(zip(weighted, ours, strict=True)) if len(whole) == 1 else {}
-        return Told(table.name, None, tuple(x[-1].name for _, x in whole), flattened, names)
+        return GraphMatch(table.name, None, tuple(x[-1].name for _, x in whole), flattened, names)
     if not found:
-        return Told(flattened=flattened)
+        return GraphMatch(flattened=flattened)
     _, text, nearest, chain = max(found, key=lambda x: x[0])
     same = _trunk([node.kind for node in chain]) == _trunk([k for k, _ in _expected(nearest)])
-    return Told(nearest.name if same else None, text, (), flattened)
+    return GraphMatch(nearest.name if same else None, text, (), flattened)
 
 
 def foreign_layer(nodes: Iterable[Node]) -> str | None:
-    """Words for the first layer of a type that no network here has, on the way to a dense layer."""
+    """Describe the first layer that rules out AlexNet (see `FOREIGN`), or return None."""
     nodes = list(nodes)
     if len(nodes) > MAX_LAYERS:
         return f"a network of {len(nodes)} layers, not AlexNet"
@@ -150,7 +158,7 @@ def foreign_layer(nodes: Iterable[Node]) -> str | None:
 
 
 def _steps(nodes: Iterable[Node]) -> Iterator[_Step]:
-    """The layers that compute something, in the order of the file."""
+    """The layers not in `PASSING`, in the order of the file."""
     latest: dict[str, _Step | None] = {}
     for node in nodes:
         sources = [latest.get(blob) for blob in node.bottoms]
@@ -175,13 +183,13 @@ def _steps(nodes: Iterable[Node]) -> Iterator[_Step]:
 
 
 def _trunk(kinds: Sequence[str]) -> list[str]:
-    """The kinds as far as the last convolution."""
+    """The kinds up to the last convolution."""
     last = max((i for i, kind in enumerate(kinds) if kind == "Convolution"), default=-1)
     return list(kinds[: last + 1])
 
 
 def _expected(table: Architecture) -> list[tuple[str, dict]]:
-    """Kind and settings of the layers of a table, Dropout and Softmax left out."""
+    """Kind and settings of the layers of a table, without Dropout and Softmax."""
     rows = [
         (kind, {**vars(layer), **implied})
         for layer in table.layers
@@ -193,7 +201,7 @@ def _expected(table: Architecture) -> list[tuple[str, dict]]:
 
 
 def _difference(chain: list[Node], table: Architecture) -> tuple[int, str | None]:
-    """Where a chain first differs from a table, and how; None if it does not."""
+    """Index and description of a chain's first difference from a table, or (length, None)."""
     expected = _expected(table)
     for index, (kind, numbers) in enumerate(expected):
         wanted = f"{table.name} has {kind} ({numbers['name']})"
@@ -218,7 +226,7 @@ def _difference(chain: list[Node], table: Architecture) -> tuple[int, str | None
 def _same(value: object, wanted: object) -> bool:
     if isinstance(value, str) or isinstance(wanted, str):
         return value == wanted
-    return math.isclose(value, wanted, rel_tol=1e-5)  # float32 in files
+    return math.isclose(value, wanted, rel_tol=1e-5)  # files hold float32
 
 
 # V1LayerParameter.LayerType in BVLC/caffe src/caffe/proto/caffe.proto.
@@ -228,9 +236,9 @@ _V1_KINDS = {
     **{21: "SoftmaxWithLoss", 22: "Split", 23: "TanH", 25: "Eltwise", 26: "Power"},
     **{36: "Silence", 39: "Deconvolution"},
 }
-# Text of 2014 has INNER_PRODUCT for it, and SOFTMAX_LOSS.
+# Prototxt files of 2014 have INNER_PRODUCT and SOFTMAX_LOSS.
 _SPELLINGS = {kind.upper(): kind for kind in _V1_KINDS.values()} | {"SOFTMAXLOSS": _V1_KINDS[21]}
-# Kind -> its settings' message, and our name for each setting -> Caffe's default.
+# Kind -> (message of its settings, our name for each setting -> Caffe's default).
 _SETTINGS = {
     "Convolution": (
         "convolution_param",
@@ -253,10 +261,10 @@ _VALUES = {
 
 
 def caffe_node(layer: Mapping[str, Sequence]) -> Node:
-    """A layer of Caffe's as a `Node`, with Caffe's defaults.
+    """A Caffe layer as a `Node`, with Caffe's defaults.
 
-    `layer` has the values of the fields of a LayerParameter or V1LayerParameter by their names; a
-    prototxt's are text.
+    `layer` maps the field names of a LayerParameter or V1LayerParameter to lists of values, which
+    are text if they come from a prototxt.
     """
     kind = (scalars(layer, "type") or [""])[-1]
     kind = _V1_KINDS.get(kind, str(kind))
@@ -281,7 +289,7 @@ def scalars(message: Mapping[str, Sequence], name: str) -> list:
 
 
 def _setting(given: Mapping[str, Sequence], name: str, default: float | None) -> Any:
-    """A setting, which may be given for height and width; words where the two differ."""
+    """A setting, which may be given for height and width (see `one_or_both`)."""
     found = scalars(given, _FIELDS.get(name, name)) or [
         (scalars(given, f"{name}_{axis}") or [default])[-1] for axis in "hw"
     ]
@@ -290,12 +298,12 @@ def _setting(given: Mapping[str, Sequence], name: str, default: float | None) ->
 
 
 def one_or_both(values: Sequence) -> Any:
-    """The value of a setting for height and width; words where the two differ."""
+    """The value of a setting for height and width, or text such as "3x5" if they differ."""
     return values[0] if len(set(values)) == 1 else "x".join(map(str, values))
 
 
 def _number(value: Any) -> Any:
-    """A number, where text is one."""
+    """`value` as a number, if possible."""
     try:
         number = float(value) if isinstance(value, str) else value
         return int(number) if number == int(number) else number

@@ -1,17 +1,17 @@
-"""Which network is it? Shapes can't tell AlexNet from CaffeNet; checksums and biases can.
+"""Identifying the network that weights belong to.
 
-BVLC's AlexNet and its reference CaffeNet have arrays of the same shapes and differ only in the
-order of pooling and normalisation, so the weights of one run without complaint, and wrongly,
-through the graph of the other. The evidence, strongest first:
+BVLC's AlexNet and CaffeNet have arrays of the same shapes, and differ only in the order of pooling
+and normalisation: the weights of one run in the graph of the other without an error, but give wrong
+results. The evidence used, strongest first:
 
 1. the checksum of a published file;
-2. the numbers of the convolutions, compared with those of the trained networks in
-   ``fingerprints.json``: biases, and some kernel values and sums where they are known. They tell
-   nothing of the dense layers;
-3. the architecture that the file itself records;
-4. the shapes, where only one network has them;
-5. the published file name, for networks with other classes than ImageNet's that have no published
-   checksum. Networks with 1000 classes have fingerprints, and a name alone is not believed.
+2. the values of the convolutions, compared with the trained networks in ``fingerprints.json``: all
+   biases, and samples and sums of the kernels where they are known. They say nothing about the
+   dense layers;
+3. the architecture recorded in the file;
+4. the shapes, if only one network has them;
+5. the published file name, for networks with classes other than ImageNet's and without a published
+   checksum. For networks with 1000 classes, which have fingerprints, a name is not sufficient.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.weights.arrays import WeightArrays, fitting_architectures, with_classifier
 from tf_alexnet.weights.catalog import KnownWeights, catalog, known_weights, published_file
 
-# Metadata that `read_weights` finds out anew, whatever the file records.
+# Metadata that `read_weights` determines itself, regardless of what the file records.
 FOUND_ANEW = ("identified", "identified_by", "identified_digest")
 
-# The biases of bvlc_alexnet are known to 1e-3; those of two trainings differ by more than 0.1
-# somewhere. Files of half precision stay within 1e-3 as well.
+# The biases of bvlc_alexnet are known to 1e-3, and half precision changes them by less; those of
+# two trainings differ by more than 0.1 somewhere.
 _TOLERANCE = 5e-3
-# Largest relative difference of kernels, as a norm: fine-tuning stays below, rearranging does not.
+# Largest relative difference of kernels (norm). Fine-tuning stays below it, transposing does not.
 _KERNEL_TOLERANCE = 0.1
 _REARRANGED = {
     "its input channels are in reverse order, RGB for BGR": lambda kernel: kernel[:, :, ::-1],
@@ -46,29 +46,29 @@ _REARRANGED = {
 
 @dataclass(frozen=True)
 class Identification:
-    """What is known about a set of weights, and how.
+    """The network that weights belong to, and the evidence for it.
 
     Attributes
     ----------
     name : str or None
         The trained network, as a catalogue name.
     architecture : str or None
-        Name of the table to build, or None if unknown.
+        Name of its table, or None if unknown.
     preset : str or None
         The preprocessing the network was trained with.
     how : {"sha256", "sha1", "git_blob", "fingerprint", "recorded", "shapes", "name", "unknown"}
-        The evidence: the file's checksum, the numbers of its convolutions, what the file records,
-        the shapes, the file's name.
+        The evidence: the file's checksum, the values of its convolutions, its own record, the
+        shapes, or the file's name.
     distance : float or None
         Largest difference between the biases and those of `nearest`; None if nothing was compared.
     nearest : str or None
         The trained network with the most similar biases.
     candidates : tuple of str
-        The tables that have these shapes.
+        The tables with the same shapes.
     compared : str
-        What was compared with the numbers of `nearest`.
+        Which arrays were compared with `nearest`.
     contradiction : str or None
-        Set where the biases are those of `nearest` but the kernels are not.
+        Set if the biases match those of `nearest` but the kernels don't.
     """
 
     name: str | None
@@ -93,12 +93,12 @@ class Identification:
 
     @property
     def convolutions_only(self) -> bool:
-        """Whether only the convolutions are known: the dense layers may be of any origin."""
+        """Whether only the convolutions are identified, so that dense layers may be different."""
         return self.how == "fingerprint"
 
 
 def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identification:
-    """Find out which network weights belong to.
+    """Identify the network that weights belong to.
 
     Parameters
     ----------
@@ -122,11 +122,11 @@ def identify_weights(weights: WeightArrays | str | os.PathLike) -> Identificatio
 def read_identified(
     path: str | os.PathLike, classifier: str | None = None
 ) -> tuple[WeightArrays, Identification]:
-    """The arrays of a file as it records them, and which network they are."""
+    """The arrays in a file, and their identification."""
     # The formats import h5py and safetensors, which `import tf_alexnet` does not need.
     from tf_alexnet.weights.formats import read_file
 
-    record = published_file(path)  # first: a damaged one need not be readable
+    record = published_file(path)  # first, since a damaged file may be unreadable
     arrays = with_classifier(read_file(path), classifier)
     own = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
     arrays = replace(arrays, metadata=own)
@@ -136,7 +136,7 @@ def read_identified(
 def _identify(
     arrays: WeightArrays, file_name: str | None = None, record: KnownWeights | None = None
 ) -> Identification:
-    """Which network arrays are that come from a file of that name, published as `record`."""
+    """Identify arrays from a file with this name, which is published as `record` if not None."""
     fitting = tuple(fitting_architectures(arrays))
     nearest, distance = _nearest_fingerprint(arrays)
     found = {"distance": distance, "nearest": nearest, "candidates": fitting}
@@ -152,7 +152,7 @@ def _identify(
         if not found["contradiction"]:
             return known(known_weights(nearest), "fingerprint", nearest)
     metadata = arrays.metadata
-    # Left by `read_weights` for arrays that only the checksum of their file identifies.
+    # Set by `read_weights` for arrays identified only by the checksum of their file.
     if "identified_digest" in metadata and metadata["identified_digest"] == arrays.digest:
         name = metadata["identified"]
         return known(known_weights(name), metadata["identified_by"], name)
@@ -169,10 +169,10 @@ def _identify(
 
 
 def _nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None]:
-    """The trained network with the most similar biases, and the largest difference to them.
+    """The trained network with the most similar biases, and the largest difference.
 
-    The convolutions that both have are compared; a network with a layer of another number of biases
-    is skipped. (None, None) if nothing can be compared.
+    Compares the convolutions present in both, and skips networks with other numbers of biases.
+    (None, None) if nothing can be compared.
     """
     found = []
     for name, layers in fingerprints().items():
@@ -186,7 +186,7 @@ def _nearest_fingerprint(arrays: WeightArrays) -> tuple[str | None, float | None
 
 
 def _compare_kernels(arrays: WeightArrays, network: str) -> tuple[str, str | None]:
-    """What can be compared with a network's numbers, and how the kernels contradict its biases."""
+    """Which arrays match a network's, and how the kernels contradict it, or None."""
     biases = [name for name in fingerprints()[network] if name in arrays.layers]
     kernels = {k: v for k, v in kernel_figures()[network].items() if k in arrays.layers}
     for name, known in kernels.items():
@@ -209,7 +209,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _matches(kernel: np.ndarray, known: dict) -> bool:
-    """Whether a kernel has the samples, and the sums of its channels, of a known one."""
+    """Whether a kernel has the samples and channel sums of a known one."""
     if list(kernel.shape) != known["shape"]:
         return False
     *places, values = np.array(known["samples"]).T
@@ -231,7 +231,7 @@ def fingerprints() -> dict[str, dict[str, np.ndarray]]:
 
 
 def kernel_figures() -> dict[str, dict[str, dict]]:
-    """Network -> layer -> shape, samples and sums of its kernel."""
+    """Network -> layer -> shape, samples and channel sums of its kernel."""
     return {network: known["kernels"] for network, known in _figures().items()}
 
 

@@ -1,4 +1,4 @@
-"""Read a weight file and find out which network it holds; write one; convert one."""
+"""Reading, writing and converting weight files."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ if TYPE_CHECKING:
 
 
 def read_weights(path: str | os.PathLike, classifier: str | None = None) -> WeightArrays:
-    """Read a weight file of any supported format and find out which network it holds.
+    """Read a weight file of any supported format and identify its network.
 
     Parameters
     ----------
     path : str or path
-        A file of any format in `tf_alexnet.weights.formats`, told by its content.
+        A file in any format of `tf_alexnet.weights.formats`; the format is detected from the
+        content.
     classifier : str, optional
-        Layer of the file to use as `fc8`, where the file has several classifiers.
+        Name in the file of the layer to use as `fc8`, if there are several classifiers.
 
     Returns
     -------
     WeightArrays
-        float32 arrays in TensorFlow's layout. `architecture` comes from the file's checksum, its
-        convolutions, its own record, its shapes or its name, in this order, and is None where they
-        don't tell. `metadata` holds what the file recorded, and from here ``preset`` (unless
-        recorded), ``identified`` (the trained network's name), ``identified_by``, and ``renamed``
-        if the classifier has another name than `fc8` in the file.
+        float32 arrays in TensorFlow's layout. `architecture` is determined from the file's
+        checksum, its convolutions, its own record, its shapes or its name, in this order; None if
+        unknown. `metadata` holds what the file records, and ``preset`` (unless recorded),
+        ``identified`` (name of the trained network), ``identified_by``, and ``renamed`` if the
+        classifier is not called `fc8` in the file.
 
     Raises
     ------
     WeightsError
         If the file is missing, damaged or not a weight file, or has the name and size of a
-        published file, but not its checksum.
+        published file but not its checksum.
 
     Warns
     -----
     UserWarning
-        If the file was found by the name of other weights than it holds, or if its kernels
-        contradict its biases.
+        If the file has the name of other weights than it contains, or its kernels contradict its
+        biases.
     """
     arrays, known = read_identified(path, classifier)
     other = _other_network(known, expected_record(path))
@@ -72,15 +73,15 @@ def read_weights(path: str | os.PathLike, classifier: str | None = None) -> Weig
 def check_layers(
     layers: str | Sequence[str], weights: str | None = None, architecture: str | None = None
 ) -> None:
-    """Refuse layers that a network won't have, before its weights are downloaded or loaded.
+    """Check layer names before weights are downloaded or loaded.
 
-    A file is read only where a name is unknown, since its classifier may be called so. Names that
-    begin with ``fc8`` pass for the same reason.
+    A file is read only for an unknown name, which may be that of its classifier. Names that start
+    with ``fc8`` are accepted for the same reason.
 
     Raises
     ------
     LayerError
-        If there is no such blob; the message lists the known ones.
+        If there is no such blob; the message lists the valid names.
     """
     file = weights is not None and os.path.isfile(weights)
     table = ARCHITECTURES.get(resolve_architecture(architecture).architecture)
@@ -100,7 +101,7 @@ def check_layers(
 
 
 def _other_network(known: Identification, expected: KnownWeights | None) -> str | None:
-    """A phrase if a file found by the name of `expected` holds another network."""
+    """A phrase for a file that was found as `expected` but contains another network, or None."""
     if expected is None or not known.candidates:
         return None
     found = known.name or known.architecture
@@ -117,25 +118,25 @@ def write_weights(
     form: str | None = None,
     **options: Any,
 ) -> None:
-    """Write a weight file in the format that the suffix names.
+    """Write a weight file in the format of the suffix.
 
     Parameters
     ----------
     arrays : WeightArrays or keras.Model
-        What to write. The layers of a model have the names that `AlexNet` gives them.
+        Weights to write. The layers of a model must have the names that `AlexNet` gives them.
     path : str or path
-        Where to.
+        Output file: .safetensors, .npy, .npz, .h5, .onnx or .caffemodel.
     form : str, optional
-        For formats that have several: "list" or "dict" (.npy), "keras" or "caffe" (.h5).
+        Variant of the format: "list" or "dict" (.npy), "keras" or "caffe" (.h5).
     **options
-        Of the format's own `write` in `tf_alexnet.weights.formats`, such as ``lrn="ops"`` (.onnx).
+        Options of the format's `write` in `tf_alexnet.weights.formats`, e.g. ``lrn="ops"`` (.onnx).
 
     Raises
     ------
     UsageError
-        If the suffix, or an option's value, names nothing known.
+        If the suffix or an option is unknown.
     OutputError
-        If the file can't be written. An old file is then left as it was.
+        If the file can't be written. An existing file is then left unchanged.
     """
     from tf_alexnet.weights.formats import write_file
 
@@ -154,24 +155,24 @@ def convert_weights(
     classifier: str | None = None,
     **options: Any,
 ) -> WeightArrays:
-    """Write weights to another file, in the format that its suffix names.
+    """Convert weights to the format of the target's suffix.
 
-    The arrays are kept bit for bit: the new file is read again and compared. Where the format has a
-    place for it, the file also records ``architecture``, ``preset``, ``classes``, ``origin`` (the
-    first file's name), ``origin_digest`` (`WeightArrays.digest`) and, for a published file, its
+    The arrays are preserved bit for bit, which is verified by reading the new file. If the format
+    can hold it, the file also records ``architecture``, ``preset``, ``classes``, ``origin`` (name
+    of the first file), ``origin_digest`` (`WeightArrays.digest`) and, for a published file, its
     ``licence``.
 
     Parameters
     ----------
     source : str or path
-        A file of any format that can be read, or a catalogue name.
+        A file in any readable format, or a catalogue name.
     target : str or path
-        The new file. A file that exists is replaced once the new one is complete.
+        The new file. An existing file is replaced once the new one is complete.
     form : str, optional
         As in `write_weights`.
     architecture : str or path, optional
-        The network, where the file does not tell: its name, or a prototxt that describes it, with
-        its classifier and preprocessing.
+        The network, if the file does not identify it: its name, or a prototxt that describes it,
+        with its classifier and preprocessing.
     classifier : str, optional
         As in `read_weights`.
     **options
@@ -180,45 +181,43 @@ def convert_weights(
     Returns
     -------
     WeightArrays
-        What the new file holds, as read from it.
+        The content of the new file.
 
     Raises
     ------
     WeightsError
-        If `source` can't be read, or its arrays do not fit the format or `architecture`.
+        If `source` can't be read, or its arrays don't fit the format or `architecture`.
     UsageError
-        If both names are of one file, or the suffix, or an option's value, names nothing known.
+        If source and target are the same file, or the suffix or an option is unknown.
     OutputError
         If the file can't be written.
     """
     source = find_weights(source)
     if os.path.exists(target) and os.path.samefile(source, target):
         raise UsageError(
-            os.fspath(target), "that is the file to be converted", "Give the new one another name."
+            os.fspath(target), "that is the source file", "Choose another name for the target."
         )
-    told = resolve_architecture(architecture)
+    declared = resolve_architecture(architecture)
     arrays = read_weights(source, classifier)
-    if classifier is None and told.classifier in arrays.layers:
-        arrays = with_classifier(arrays, told.classifier)
-    arrays = _described(arrays, source, told)
+    if classifier is None and declared.classifier in arrays.layers:
+        arrays = with_classifier(arrays, declared.classifier)
+    arrays = _described(arrays, source, declared)
     write_weights(arrays, target, form, **options)
     written = read_weights(target)
     if written.digest != arrays.digest:
-        raise WeightsError(
-            os.fspath(target), "it does not read back as what was written", "Check the disk."
-        )
+        raise WeightsError(os.fspath(target), "it differs from what was written", "Check the disk.")
     return written
 
 
-def _described(arrays: WeightArrays, source: str | os.PathLike, told: Declared) -> WeightArrays:
-    """The arrays of `source` with what a converted file should record."""
+def _described(arrays: WeightArrays, source: str | os.PathLike, declared: Declared) -> WeightArrays:
+    """`arrays` with the metadata that a converted file should record."""
     metadata = {k: v for k, v in arrays.metadata.items() if k not in FOUND_ANEW}
-    if told.architecture is not None:
-        table = find_table(arrays, told.architecture)
+    if declared.architecture is not None:
+        table = find_table(arrays, declared.architecture)
         arrays = replace(arrays, architecture=table.name)
         metadata.setdefault("preset", table.preset)
-    if told.preset is not None:
-        metadata["preset"] = told.preset
+    if declared.preset is not None:
+        metadata["preset"] = declared.preset
     metadata.setdefault("origin", os.path.basename(source))
     metadata.setdefault("origin_digest", arrays.digest)
     if arrays.classes:

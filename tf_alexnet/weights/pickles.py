@@ -1,14 +1,14 @@
-"""A pickle reader that can only build dictionaries of arrays.
+"""A safe pickle reader, which can only build dictionaries of arrays.
 
-AlexNet's weights travel as NumPy object arrays and torch files, that is as pickles, and Python's
-own reader runs whatever such a file asks for. This one is a small stack machine over the file's
-bytes: `pickletools` describes the opcodes, `Unpickler.execute` knows those that a dictionary of
-arrays needs, in protocols 0 to 5, and refuses the others. Names that the file refers to become
-members of an enumeration, and "calling" one of them fills in a record. Nothing named in the file is
-imported or called.
+AlexNet's weights are often distributed as NumPy object arrays and torch files, which are pickles,
+and Python's own reader can run arbitrary code from them. This one is a small stack machine:
+`pickletools` describes the opcodes, and `Unpickler.execute` implements those that a dictionary of
+arrays needs, in protocols 0 to 5, and rejects the others. Names in the file become members of an
+enumeration, and "calling" one of them fills in a record. Nothing named in the file is imported or
+called.
 
-Memory and time are bounded by the file's own size: every length is checked against the bytes that
-are left, large byte strings are views, and `MAX_STEPS` caps opcodes, stack, memo and containers.
+Memory and time are bounded by the size of the file: every length is checked against the remaining
+bytes, large byte strings are views, and `MAX_STEPS` limits opcodes, stack, memo and containers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_STEPS = 20_000  # a dictionary of eight layers takes about 500
 MAX_NAME = 256
 MAX_TEXT = 1 << 16
 MAX_RANK = 4
-DECODED = 1 << 20  # bytes of a long text at once
+DECODED = 1 << 20  # bytes of a long text to decode at a time
 # Opcodes that push their argument.
 _VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -43,11 +43,11 @@ _VALUES = {
 
 
 class PickleError(Exception):
-    """The stream is damaged, or asks for more than a dictionary of arrays."""
+    """The stream is damaged, or contains more than a dictionary of arrays."""
 
 
 class Name(Enum):
-    """The names a file may refer to. They stand for themselves and do nothing."""
+    """The names that a file may refer to; nothing is imported for them."""
 
     RECONSTRUCT = "numpy.core.multiarray._reconstruct"
     FROMBUFFER = "numpy.core.numeric._frombuffer"
@@ -59,14 +59,14 @@ class Name(Enum):
 
 
 class LongText:
-    """Text too long for a name: bytes that protocols 0 to 2 wrote as Latin-1 characters."""
+    """Text too long for a name: bytes that protocols 0 to 2 write as Latin-1 characters."""
 
     def __init__(self, raw: memoryview, encoding: str):
         self.raw, self.encoding = raw, encoding
 
     @cached_property
     def latin1(self) -> memoryview:
-        """The bytes, decoded once however often the stream asks."""
+        """The bytes; decoded once and cached."""
         starts = range(0, len(self.raw), DECODED)
         pieces = (bytes(self.raw[start : start + DECODED]) for start in starts)
         out = bytearray()
@@ -77,7 +77,7 @@ class LongText:
 
 @dataclass
 class PickledDtype:
-    """A dtype as the stream spells it."""
+    """A dtype as described by the stream."""
 
     code: str
     order: str = ""
@@ -88,13 +88,13 @@ class PickledDtype:
 
     @property
     def is_object(self) -> bool:
-        """Whether arrays of it hold Python objects."""
+        """Whether it is an object dtype."""
         return self.code in ("O", "O4", "O8")
 
 
 @dataclass
 class PickledArray:
-    """An array as the stream describes it; nothing is believed until `array` is called."""
+    """An array as described by the stream; it is checked when `array` is called."""
 
     data: memoryview | list | None = None
     dtype: PickledDtype | None = None
@@ -103,20 +103,22 @@ class PickledArray:
     axes: tuple | None = None
 
     def array(self) -> np.ndarray:
-        """A view of the file's bytes, float16, float32 or float64, rank 1 to 4.
+        """A view of the file's bytes as float16, float32 or float64, of rank 1 to 4.
 
         Raises
         ------
         PickleError
-            If dtype, shape and number of bytes do not describe such an array.
+            If dtype, shape and number of bytes are not those of such an array.
         """
         require(isinstance(self.dtype, PickledDtype), "an array without a dtype")
         code = self.dtype.code
         require(code in ("f2", "f4", "f8"), f"an array of dtype {code[:20]!r} instead of floats")
         require(isinstance(self.data, memoryview), "an array without bytes")
         shape = self.shape
-        require(isinstance(shape, tuple) and 1 <= len(shape) <= MAX_RANK, "an array of odd rank")
-        require(all(type(n) is int and n > 0 for n in shape), "an array of odd shape")
+        require(
+            isinstance(shape, tuple) and 1 <= len(shape) <= MAX_RANK, "an array of invalid rank"
+        )
+        require(all(type(n) is int and n > 0 for n in shape), "an array of invalid shape")
         dtype = np.dtype((">" if self.dtype.order == ">" else "<") + code)
         if math.prod(shape) * dtype.itemsize != len(self.data):
             raise PickleError(f"an array of shape {shape} with {len(self.data)} bytes")
@@ -124,18 +126,20 @@ class PickledArray:
         if self.axes is None:
             return flat.reshape(shape, order=self.order)
         are_axes = all(type(n) is int for n in self.axes)
-        require(are_axes and sorted(self.axes) == [*range(len(shape))], "an array with odd axes")
+        require(
+            are_axes and sorted(self.axes) == [*range(len(shape))], "an array with invalid axes"
+        )
         return flat.reshape(shape).transpose(self.axes)
 
 
 def require(condition: bool, fault: str) -> None:
-    """Refuse the stream with `fault` unless `condition` holds."""
+    """Raise a PickleError unless `condition` holds."""
     if not condition:
         raise PickleError(fault)
 
 
 def as_text(value: object) -> str:
-    """A short text, which Python 2 wrote as bytes."""
+    """`value` as a short text; Python 2 wrote texts as bytes."""
     if isinstance(value, memoryview) and len(value) <= MAX_NAME:
         return str(value, "latin-1")
     require(type(value) is str and len(value) <= MAX_NAME, "something else where a name belongs")
@@ -143,23 +147,23 @@ def as_text(value: object) -> str:
 
 
 class Unpickler:
-    """Reads pickles of plain values and dictionaries; subclasses add what a kind of file needs.
+    """Reads pickles of plain values and dictionaries. Subclasses add what their files need.
 
     Parameters
     ----------
     data : bytes
-        The whole file. Byte strings of the results are views of it.
+        The whole file. Byte strings in results are views of it.
     at : int
         Offset of the first pickle.
 
     Attributes
     ----------
     at : int
-        Offset of the first byte after the last pickle.
+        Offset after the last pickle read.
     comment : str or None
-        The text that `tf_alexnet` leaves behind the header, without its prefix.
+        The text that `tf_alexnet` writes after the header, without its prefix.
     names : mapping
-        Dotted name that a file may refer to -> what stands for it.
+        Dotted name that a file may refer to -> the object that represents it.
     """
 
     names: Mapping[str, object] = MappingProxyType({Name.ORDERED_DICT.value: Name.ORDERED_DICT})
@@ -180,8 +184,8 @@ class Unpickler:
         Raises
         ------
         PickleError
-            If the stream is cut off, damaged, or asks for anything but dictionaries of arrays. The
-            message completes the sentence "it holds ...".
+            If the stream is truncated, damaged, or contains anything but dictionaries of arrays.
+            The message completes the sentence "it holds ...".
         """
         self.steps, self.stack, self.marks, self.memo = 0, [], [0], {}
         try:
@@ -198,36 +202,36 @@ class Unpickler:
         except UnicodeError:
             raise PickleError("text in a broken encoding") from None
 
-    # What subclasses add to
+    # Methods that subclasses extend
 
     def key(self, value: object) -> Hashable:
-        """`value` as a dictionary's key."""
+        """`value` as the key of a dictionary."""
         return as_text(value)
 
     def call(self, name: object, *arguments: object) -> object:
-        """What stands for the result of calling `name`."""
+        """The object that represents the result of calling `name`."""
         match [name, *arguments]:
             case [Name.ORDERED_DICT]:
                 return {}
             case [Name.ORDERED_DICT, list() as pairs]:
                 self.spend(len(pairs))
                 are_pairs = all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs)
-                require(are_pairs, "an entry that is no pair")
+                require(are_pairs, "an entry that is not a pair")
                 return self.filled({}, list(chain.from_iterable(pairs)))
-        raise PickleError("a call that no weights need")
+        raise PickleError("a call that weights don't need")
 
     def build(self, target: object, state: object) -> None:
         """Fill in a record."""
-        raise PickleError("a state that no weights need")
+        raise PickleError("a state that weights don't need")
 
     def persistent(self, identity: object) -> object:
-        """What stands for something outside the stream."""
-        raise PickleError("a reference to something outside of it")
+        """The object that represents something outside the stream."""
+        raise PickleError("a reference to something outside it")
 
     # Opcodes
 
     def execute(self, name: str, operands: list) -> None:
-        """Do what an opcode asks of what it took from the stack and of its arguments."""
+        """Execute an opcode on values popped from the stack and its arguments."""
         push = self.stack.append
         match [name, *operands]:
             case ["PROTO", protocol]:
@@ -241,7 +245,7 @@ class Unpickler:
             case ["POP", _] | ["POP_MARK", *_]:
                 pass
             case ["PUT" | "BINPUT" | "LONG_BINPUT", index]:
-                require(0 <= index < MAX_STEPS, "a memo index out of all proportion")
+                require(0 <= index < MAX_STEPS, "a memo index that is too large")
                 (value,) = self.popped([pickletools.anyobject])
                 self.memo[index] = value
                 push(value)
@@ -280,15 +284,15 @@ class Unpickler:
             case [_, value] if name in _VALUES:
                 push(value)
             case _:
-                raise PickleError(f"the opcode {name} where no weights need it")
+                raise PickleError(f"an unexpected opcode {name}")
 
     def filled(self, target: dict, items: list) -> dict:
-        """`target` with more keys and values."""
+        """Add alternating keys and values to `target`."""
         require(len(items) % 2 == 0, "a key without a value")
         self.spend(len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
             name = self.key(key)
-            require(name not in target, f"{name!r} twice")
+            require(name not in target, f"the key {name!r} twice")
             target[name] = value
         return target
 
@@ -297,9 +301,9 @@ class Unpickler:
         require(self.steps <= MAX_STEPS, f"more than {MAX_STEPS} steps")
 
     def popped(self, kinds: list) -> list:
-        """The values that an opcode takes from the stack, as `pickletools` describes them."""
+        """Pop the values that an opcode takes from the stack, described by `pickletools`."""
         start = len(self.stack)
-        if pickletools.stackslice in kinds:  # all above a mark
+        if pickletools.stackslice in kinds:  # everything above a mark
             require(len(self.marks) > 1, "no mark on the stack")
             start, kinds = self.marks.pop(), kinds[:-2]
         start -= len(kinds)
@@ -309,7 +313,7 @@ class Unpickler:
         return values
 
     def arguments(self, kind: pickletools.ArgumentDescriptor | None) -> list:
-        """What stands in the stream behind an opcode. `pickletools` decodes the numbers."""
+        """Read the arguments of an opcode. `pickletools` decodes numbers."""
         if kind is None:
             return []
         if sized := re.fullmatch("(string|bytes|bytearray|unicodestring)([148])", kind.name):
@@ -326,9 +330,9 @@ class Unpickler:
         try:
             number = kind.reader(self)
         except ValueError:
-            raise PickleError("an odd argument") from None
-        odd = isinstance(number, int) and abs(number) >= 1 << 64
-        require(not odd, "an integer out of all proportion")
+            raise PickleError("an invalid argument") from None
+        large = isinstance(number, int) and abs(number) >= 1 << 64
+        require(not large, "an integer of more than 64 bits")
         return [number]
 
     def read(self, size: int) -> memoryview:
@@ -344,20 +348,20 @@ class Unpickler:
     def readline(self) -> bytes:
         """A short line, for `pickletools`."""
         line = self.line()
-        require(len(line) <= MAX_NAME, "an odd argument")
+        require(len(line) <= MAX_NAME, "an invalid argument")
         return bytes(line) + b"\n"
 
 
 def decoded(raw: memoryview, encoding: str) -> str | LongText:
-    """`raw` as text, decoded unless it is long."""
+    """`raw` as text; long texts are decoded later."""
     return str(raw, encoding) if len(raw) <= MAX_TEXT else LongText(raw, encoding)
 
 
 def unquoted(line: memoryview) -> memoryview:
-    """The bytes that Python 2 wrote as a quoted string."""
+    """The bytes in a quoted string, as written by Python 2."""
     quoted = len(line) >= 2 and line[0] == line[-1] and line[0] in b"'\""
     require(quoted, "a string without quotes")
-    with warnings.catch_warnings():  # unknown escapes are kept as they are, as Python 2 did
+    with warnings.catch_warnings():  # unknown escapes are kept, as in Python 2
         warnings.simplefilter("ignore")
         try:
             return memoryview(codecs.escape_decode(line[1:-1])[0])
@@ -366,7 +370,7 @@ def unquoted(line: memoryview) -> memoryview:
 
 
 class NumpyUnpickler(Unpickler):
-    """Dictionaries of NumPy arrays. Arrays of the results are views of the file, too."""
+    """Reads dictionaries of NumPy arrays, as views of the file."""
 
     names = MappingProxyType(
         {name.value: name for name in Name}
@@ -375,7 +379,7 @@ class NumpyUnpickler(Unpickler):
     )
 
     def call(self, name, *arguments):
-        """A record for an array or a dtype; bytes for encoded text; a dict."""
+        """Record of an array or dtype, bytes for encoded text, or a dict."""
         match [name, *arguments]:
             case [Name.RECONSTRUCT, Name.NDARRAY, tuple(), _]:
                 return PickledArray()
@@ -396,15 +400,15 @@ class NumpyUnpickler(Unpickler):
         return super().call(name, *arguments)
 
     def build(self, target, state):
-        """The state of a dtype or an array."""
-        require(isinstance(state, tuple) and len(state) < 10, "an odd state")
+        """Set the state of a dtype or an array."""
+        require(isinstance(state, tuple) and len(state) < 10, "an invalid state")
         match target, *state:
             case [PickledDtype(), 3 | 4, order, None, None, None, -1, -1, int()]:
                 target.order = as_text(order)
                 require(target.order in ("<", ">", "|", "="), "an unknown byte order")
             case [PickledArray(), 0 | 1, shape, PickledDtype() as dtype, fortran, data]:
                 data_fits = isinstance(data, list if dtype.is_object else memoryview)
-                require(data_fits, "an array with odd contents")
+                require(data_fits, "an array with invalid contents")
                 target.shape, target.dtype, target.data = shape, dtype, data
                 target.order = "F" if fortran else "C"
             case _:

@@ -1,7 +1,7 @@
-"""Prototxt files: which network they describe, its classifier, and how its photos were prepared.
+"""Reading prototxt files: the network, its classifier, and its preprocessing.
 
-The format is protobuf's text format; the fields are those of BVLC/caffe
-``src/caffe/proto/caffe.proto``. Nothing else of a network definition is used.
+The format is protobuf's text format, the fields are those of BVLC/caffe
+``src/caffe/proto/caffe.proto``. Other parts of a network definition are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tf_alexnet.architectures import ARCHITECTURES, architecture_named
 from tf_alexnet.errors import UsageError, WeightsError
-from tf_alexnet.weights.graph import Node, caffe_node, foreign_layer, scalars, told_by
+from tf_alexnet.weights.graph import Node, caffe_node, foreign_layer, match_graph, scalars
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -33,10 +33,18 @@ class PrototxtError(ValueError):
 
 
 class Net(NamedTuple):
-    """A NetParameter as text: its layers but those of training, and what its data layers say.
+    """The parts of a network definition that are used.
 
-    `transform` is the ``transform_param`` of the test phase, else the first one; `mirror` is
-    whether any of them mirrors photos.
+    Attributes
+    ----------
+    nodes : list of Node
+        Layers, without those for training only.
+    input_size : int or None
+        Height of the input.
+    transform : dict
+        The ``transform_param`` of the test phase, else the first one.
+    mirror : bool or None
+        Whether any ``transform_param`` mirrors photos; None if none says.
     """
 
     nodes: list[Node]
@@ -47,20 +55,20 @@ class Net(NamedTuple):
 
 @dataclass(frozen=True)
 class Declared:
-    """What a name or a prototxt says of weights.
+    """What a name or a prototxt specifies.
 
     Attributes
     ----------
     architecture : str or None
         Name of the table.
     classifier : str or None
-        Name of the last dense layer, where it is not ``fc8``.
+        Name of the last dense layer, if it is not ``fc8``.
     classes : int or None
         Its units.
     input_size : int or None
         Height and width of the input.
     preset : str or None
-        Name of the preset, where the file says how photos are prepared.
+        Name of the preset, if the file specifies the preprocessing.
     mean_file : str or None
         Name of the mean image that belongs to the network.
     mirror : bool or None
@@ -77,12 +85,12 @@ class Declared:
 
 
 def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
-    """What `architecture` stands for: the name of a table, or the path of a prototxt.
+    """Resolve the name of a table or the path of a prototxt.
 
     Parameters
     ----------
     architecture : str, path or None
-        ``"bvlc_alexnet"``, ..., or a path that ends in ``.prototxt``.
+        ``"bvlc_alexnet"``, ..., or the path of a ``.prototxt``.
 
     Returns
     -------
@@ -91,10 +99,10 @@ def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
     Raises
     ------
     UsageError
-        If there is no such network and no such file.
+        If there is no such network or file.
     WeightsError
-        If the prototxt can't be read, or describes a network that is not one of ours; the message
-        names its first different layer.
+        If the file is not a prototxt, or describes an unknown network; the message names the first
+        layer that differs.
     """
     if architecture is None:
         return Declared()
@@ -102,18 +110,18 @@ def resolve_architecture(architecture: str | os.PathLike | None) -> Declared:
         return Declared(architecture_named(os.fspath(architecture)).name)
     path = os.fspath(architecture)
     net = read_prototxt(path)
-    told = told_by(net.nodes)
-    if told.difference or told.architecture is None:
+    match = match_graph(net.nodes)
+    if match.difference or match.architecture is None:
         raise WeightsError(
             path,
-            foreign_layer(net.nodes) or told.difference or "it describes no layers",
-            f"Networks known here: {', '.join(ARCHITECTURES)}.",
+            foreign_layer(net.nodes) or match.difference or "it describes no layers",
+            f"Use one of: {', '.join(ARCHITECTURES)}.",
         )
-    table = ARCHITECTURES[told.architecture]
-    classifier = told.classifiers[0] if len(told.classifiers) == 1 else None
+    table = ARCHITECTURES[match.architecture]
+    classifier = match.classifiers[0] if len(match.classifiers) == 1 else None
     units = {node.name: node.numbers.get("units") for node in net.nodes}
     return Declared(
-        told.architecture,
+        match.architecture,
         None if classifier == "fc8" else classifier,
         units.get(classifier),
         net.input_size,
@@ -130,7 +138,7 @@ def _preset(path: str, net: Net, base: str) -> str | None:
     if (scalars(given, "scale") or ["1"])[-1] not in ("1", "1.0"):
         raise WeightsError(
             path,
-            f"its photos are multiplied by {given['scale'][-1]}, which no preset does",
+            f"it scales photos by {given['scale'][-1]}, which no preset does",
             "Describe the preprocessing with a Preset.",
         )
     if given.get("mean_file"):
@@ -160,8 +168,10 @@ def read_prototxt(path: str | os.PathLike) -> Net:
 
     Raises
     ------
+    UsageError
+        If the file can't be opened.
     WeightsError
-        If the file is missing, too large, or not in protobuf's text format.
+        If it is too large, or not in protobuf's text format.
     """
     path = os.fspath(path)
     try:
@@ -177,12 +187,12 @@ def read_prototxt(path: str | os.PathLike) -> Net:
         ) from None
     except ValueError as error:  # UnicodeDecodeError too
         raise WeightsError(
-            path, f"not a prototxt ({error})", "Give a network definition of Caffe's."
+            path, f"not a prototxt ({error})", "Give a network definition for Caffe."
         ) from None
 
 
 def parse(text: str) -> Net:
-    """A network definition.
+    """Parse a network definition.
 
     Raises
     ------
@@ -213,7 +223,7 @@ def _messages(message: Message, name: str) -> list[Message]:
 
 
 def _size(message: Message) -> int | None:
-    """Height of the input, of ``input_dim`` or ``input_shape``."""
+    """Height of the input, from ``input_dim`` or ``input_shape``."""
     shapes = [x.get("dim", []) for x in _messages(message, "input_shape")]
     for dims in (message.get("input_dim", []), *shapes):
         if len(dims) == 4 and str(dims[2]).isdigit():
@@ -237,7 +247,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _message(tokens: Iterator[tuple[str, str]], depth: int, close: str = "") -> Message:
-    """Field name -> values, as far as the closing bracket."""
+    """Field name -> values, up to the closing bracket."""
     if depth > MAX_DEPTH:
         raise PrototxtError(f"nested more than {MAX_DEPTH} deep")
     found: Message = {}

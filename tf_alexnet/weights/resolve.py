@@ -1,4 +1,4 @@
-"""What the arguments `weights` and `architecture` mean, for every engine."""
+"""Resolution of the arguments `weights` and `architecture`, for all engines."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def resolve_weights(
     architecture: str | None = None,
     classifier: str | None = None,
 ) -> tuple[WeightArrays | None, Architecture]:
-    """The arrays that the arguments of `AlexNet` name, and the table they belong to.
+    """The arrays and the table for these arguments of `AlexNet`.
 
     Raises
     ------
     WeightsError
-        If the weights can't be found or read, or don't tell which network they are.
+        If the weights can't be found or read, or don't identify their network.
     UsageError, InputError
-        If they are of a kind that is not known, or contradict `architecture`.
+        If `weights` is of an unsupported type, or contradicts `architecture`.
     """
     if not (weights is None or isinstance(weights, str | os.PathLike | WeightArrays)):
         raise UsageError(
@@ -56,7 +56,7 @@ def resolve_weights(
     elif declared.classes and weights.classes not in (None, declared.classes):
         raise WeightsError(
             f"{weights.source} as {architecture}",
-            f"it has {weights.classes} classes, and the prototxt {declared.classes}",
+            f"it has {weights.classes} classes, but the prototxt {declared.classes}",
             "Use the prototxt that belongs to these weights.",
         )
     if declared.input_size not in (None, table.input_size):
@@ -74,7 +74,7 @@ def resolve_weights(
 
 
 def as_far_as(whole: Architecture, weights: WeightArrays) -> Architecture:
-    """The network up to the last layer that `weights` have."""
+    """The network up to the last layer in `weights`."""
     if "fc8" in weights.layers:
         return whole
     return whole.until("fc7" if "fc7" in weights.layers else "pool5")
@@ -91,7 +91,7 @@ def check_softmax(weights: WeightArrays) -> None:
 
 
 def last_features(weights: WeightArrays, table: Architecture) -> str:
-    """The last layer before the classifier `fc8` that `weights` have: `fc7`, `fc6` or `pool5`."""
+    """The last layer in `weights` before the classifier `fc8`: `fc7`, `fc6` or `pool5`."""
     dense = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]
     return next((name for name in reversed(dense) if name in weights.layers), "pool5")
 
@@ -99,34 +99,34 @@ def last_features(weights: WeightArrays, table: Architecture) -> str:
 def resolve_network(
     network: str | None, architecture: str | None = None, input_size: int | None = None
 ) -> Architecture:
-    """The table of a network; nothing is downloaded.
+    """The table of a network, without downloading anything.
 
     Parameters
     ----------
     network : str or None
-        Name of a network, a name of the catalogue, a ``.prototxt``, a weight file, or
-        ``"random:SEED"``; None is what `architecture` says, by default bvlc_alexnet.
+        Name of a network, a catalogue name, a ``.prototxt``, a weight file, or ``"random:SEED"``;
+        None is `architecture` (default: bvlc_alexnet).
     architecture : str, optional
-        As in `AlexNet`, where a weight file does not tell.
+        As in `AlexNet`, if a weight file does not identify it.
     input_size : int, optional
-        Side of the input; by default the one that the network was made for.
+        Side of the input (default: that of the network).
 
     Returns
     -------
     Architecture
-        With as many classes as the weights have, and as far as they go.
+        With the number of classes of the weights, and up to their last layer.
 
     Raises
     ------
     UsageError
         If there is no such network.
     WeightsError
-        If a file can't be read, or does not tell which network it is.
+        If a file can't be read, or does not identify its network.
     """
     if network is None or network in ARCHITECTURES or network.endswith(".prototxt"):
         if network and architecture:
             found = "it names a network already"
-            raise UsageError(f"architecture with {network}", found, "Leave one of the two out.")
+            raise UsageError(f"architecture with {network}", found, "Omit one of the two.")
         table = resolve_weights(None, network or architecture or BVLC_ALEXNET.name)[1]
     elif network in names() and not os.path.isfile(network):
         record = known_weights(network)
@@ -139,7 +139,7 @@ def resolve_network(
         known = dict.fromkeys((*ARCHITECTURES, *names()))
         raise UsageError(
             f"network {network!r}",
-            "neither a name nor a file",
+            "neither a known name nor a file",
             f"Give a weight file, a RUN, or one of: {', '.join(known)}.",
         )
     return resized(table, input_size)
@@ -148,12 +148,12 @@ def resolve_network(
 def resized(
     table: Architecture, input_size: int | None, trained: str | None = None
 ) -> Architecture:
-    """The network with another input; `trained`, the name of its weights, fixes dense layers.
+    """The network with another input size.
 
     Raises
     ------
     InputError
-        If the dense layers of `trained` can't take what `pool5` then gives.
+        If it has trained weights (named `trained`) whose dense layers don't fit the new `pool5`.
     """
     if input_size is None:
         return table
@@ -161,35 +161,33 @@ def resized(
     if trained and other.parameter_shapes() != table.parameter_shapes():
         raise InputError(
             f"{trained} with an input of {input_size}x{input_size}",
-            "its dense layers can't take what pool5 gives",
-            f"Name the network instead of its weights: {table.name}.",
+            "its dense layers don't fit the size of pool5",
+            f"Give the network instead of its weights: {table.name}.",
         )
     return other
 
 
 def trained_preset(weights: WeightArrays | None, table: Architecture) -> str:
-    """The preset that weights were trained with: the one they record, or the network's own."""
+    """The preset that weights were trained with: the recorded one, or the network's default."""
     return (weights and weights.metadata.get("preset")) or table.preset
 
 
 def fitted_layers(
     weights: WeightArrays, table: Architecture, own: Architecture, classes: int | None
 ) -> dict[str, LayerArrays]:
-    """The layers of `weights`, whose own table is `own`, that `table` takes, all checked."""
+    """The layers of `weights` to load into `table`, checked against `own`, their own table."""
     needed, notes = [layer.name for layer in table.weighted], []
     dense = {layer.name for layer in table.weighted if isinstance(layer, Dense)}
     if dense and dense == set(needed) - set(weights.layers):
         raise WeightsError(
             weights.source,
-            "it holds the convolutions only, no dense layers",
-            "Take pool5 or a layer before it (AlexNet: include_top=False).",
+            "it has only convolutions, no dense layers",
+            "Use pool5 or an earlier layer (AlexNet: include_top=False).",
         )
     last = own.weighted[-1].name
     if last in needed and classes and weights.classes != classes:
         found = f"is for {weights.classes} classes" if weights.classes else "is missing"
-        notes.append(
-            f"{last} {found}, and {classes} classes were asked for: {last} starts untrained."
-        )
+        notes.append(f"{last} {found}, but classes={classes}: {last} starts untrained.")
         needed.remove(last)
     check_arrays(weights, own, needed)
     if "differs" in weights.metadata:

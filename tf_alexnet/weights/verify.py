@@ -1,7 +1,7 @@
-"""What a weight file holds, and whether it is what it seems to be.
+"""Inspection and verification of weight files.
 
-`inspect_weights` looks at bytes and arrays; `verify_weights` also computes published outputs, and
-only that needs TensorFlow.
+`inspect_weights` checks bytes and arrays; `verify_weights` also reproduces published outputs, for
+which it imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from tf_alexnet.weights.identify import Identification, read_identified
 class Golden:
     """A published output of a trained network."""
 
-    network: str  # the name of its fingerprint
+    network: str  # name of its fingerprint
     picture: str
     sha256: str
     preset: str
-    # Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that the
-    # numbers come from. Good for a check of weights, and for nothing else.
+    # Whether conv1 is padded to 57x57 (TensorFlow's SAME) instead of 55x55, as in the code that
+    # produced the numbers. Only useful for checking weights.
     same_padding: bool
-    # Most probable first: index of the class, None if it was not recorded, and its probability.
+    # (index of the class, or None if not recorded; probability), most probable first.
     probabilities: tuple[tuple[int | None, float], ...]
     source: str
     # Largest accepted deviation of a probability. The numbers were recorded with other decoders
-    # and resizing; the faults that they are to reveal move them by 0.3 and more.
+    # and resizing; the errors to be found change them by 0.3 and more.
     bound: float = 0.05
 
 
@@ -60,18 +60,18 @@ GOLDENS = _read_goldens(Path(__file__).with_name("goldens.json"))
 
 
 class Check(NamedTuple):
-    """One question about a weight file.
+    """Result of one check of a weight file.
 
     Attributes
     ----------
     name : str
         What was checked.
     passed : bool or None
-        The answer; None where it can't be told.
+        None if it can't be decided.
     found : str
-        What was found, in a few words.
+        Short description of the result.
     deviation : float or None
-        Difference between a measured value and the expected one, where one was measured.
+        Difference from the expected value, if a value was measured.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Check(NamedTuple):
 
 
 class LayerSummary(NamedTuple):
-    """One layer of a file: name, shapes in TensorFlow's layout, and numbers in both arrays."""
+    """A layer in a file: name, shapes in TensorFlow's layout, and number of parameters."""
 
     name: str
     kernel: tuple[int, ...]
@@ -91,33 +91,35 @@ class LayerSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a weight file holds.
+    """Content and checks of a weight file.
 
     Attributes
     ----------
     path, format : str
-        The file, and the format of its content.
+        The file, and its detected format.
     size : int
         Bytes.
-    sha256, digest : str
-        Checksums of the file, and of its arrays (`WeightArrays.digest`): the same in every format.
+    sha256 : str
+        Checksum of the file.
+    digest : str
+        Checksum of the arrays, independent of the format (`WeightArrays.digest`).
     identity : Identification
-        Which network it is, and how that is known.
+        Which network it is, and the evidence.
     layers : tuple of LayerSummary
         In network order.
     dtype : str
-        Type of the arrays as they are read, whatever the file stores.
+        Type of the arrays as read, which may differ from the file's.
     parameters : int
-        Numbers in all layers.
+        Number of parameters in all layers.
     classes : int or None
         Units of `fc8`.
     metadata : dict of str to str
-        What the file itself records, architecture included.
+        What the file records, including its architecture.
     checks : tuple of Check
-        Checksum, arrays (shapes and finite values), fingerprint, the file's own record, and from
-        `verify_weights` one per picture.
+        Checksum, arrays (shapes and finite values), fingerprint, the file's own record, and, from
+        `verify_weights`, one per picture.
     warnings : tuple of str
-        What a user should know before trusting the numbers.
+        Reasons for caution with these weights.
     """
 
     path: str
@@ -144,17 +146,17 @@ class Inspection:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """Names of the checks that failed; empty for a file that is in order."""
+        """Names of the failed checks; empty if the file is valid."""
         return tuple(check.name for check in self.checks if check.passed is False)
 
 
 def inspect_weights(path: str | os.PathLike) -> Inspection:
-    """Read a weight file and tell what can be told about it without running it.
+    """Read a weight file and check it without running the network.
 
     Parameters
     ----------
     path : str or path
-        A file of any format that can be read, or a catalogue name of weights on this machine.
+        A file in any readable format, or the catalogue name of weights on this machine.
 
     Returns
     -------
@@ -173,21 +175,21 @@ def verify_weights(
     photos: str | os.PathLike | None = None,
     goldens: Sequence[Golden] = GOLDENS,
 ) -> Inspection:
-    """Inspect a weight file, and compute published outputs.
+    """Inspect a weight file, and reproduce published outputs.
 
     Parameters
     ----------
     path : str or path
         As in `inspect_weights`.
     photos : str or path, optional
-        A folder with the pictures of `goldens`, by their names.
+        Folder with the pictures of `goldens`. Without it, no outputs are computed.
     goldens : sequence of Golden
         Published outputs.
 
     Returns
     -------
     Inspection
-        The file is in order if nothing is `wrong`.
+        The file is valid if nothing is `wrong`.
 
     Raises
     ------
@@ -256,9 +258,9 @@ def _checksum(path: Path, known: Identification) -> Check:
         return Check("checksum", True, f"{known.how} is that of {record.name}")
     for source in named.sources if named else ():
         if source.file_name == path.name and source.checksum:
-            # A conversion has the same arrays under a published name, in other bytes.
+            # A conversion may have a published name and the same arrays, but other bytes.
             converted = source.size is None and known.training == named.fingerprint is not None
-            found = "another file than the published one: " * converted + mismatch(path, source)
+            found = "not the published file: " * converted + mismatch(path, source)
             return Check("checksum", None if converted else False, found)
     return Check("checksum", None, "unverified: no checksum is published")
 
@@ -276,7 +278,7 @@ def _fingerprint(path: Path, known: Identification) -> Check:
     if known.contradiction:
         return Check("fingerprint", False, known.contradiction, known.distance)
     if known.distance is None:
-        return Check("fingerprint", None, "no known numbers to compare with")
+        return Check("fingerprint", None, "no known values to compare with")
     found = f"biases at most {known.distance:.2g} from those of {known.nearest}"
     named, trained = _named(path), known.training
     claimed = (named and named.fingerprint) or trained
@@ -305,15 +307,15 @@ def _warnings(
     lookalikes = {"bvlc_alexnet", "caffenet"} <= set(known.candidates)
     if known.architecture is None and lookalikes:
         yield (
-            "bvlc_alexnet and caffenet have arrays of these shapes, and its convolutions are those "
-            "of neither: say which it is with --architecture"
+            "bvlc_alexnet and caffenet both have these shapes, and its convolutions match "
+            "neither: pass --architecture"
         )
     if arrays.set_aside:
-        yield f"set aside, as AlexNet has no such layers: {', '.join(arrays.set_aside)}"
+        yield f"ignored, as AlexNet has no such layers: {', '.join(arrays.set_aside)}"
     if known.how == "recorded" and lookalikes:
-        yield f"that it is {known.architecture} is only recorded in the file: no number confirms it"
+        yield f"only the file's own record says that it is {known.architecture}, not its values"
     if known.how == "name":
-        yield "known only by its name"
+        yield "identified only by its name"
     named = _named(path)
     if named and not any(source.checksum for source in named.sources):
         yield f"unverified: no checksum is published for {named.name}"
@@ -324,7 +326,7 @@ def _warnings(
 def _pictures(
     arrays: WeightArrays, folder: Path, goldens: Sequence[Golden], trained: str | None
 ) -> Iterator[Check]:
-    """One check per picture; the model is built for the first picture that can be checked."""
+    """One check per picture. The model is only built if there is a picture to check."""
     model = None
     for golden in goldens:
         name = f"{golden.picture} ({golden.preset})"
@@ -334,7 +336,7 @@ def _pictures(
         elif not picture.is_file():
             yield Check(name, None, f"not in {folder}")
         elif file_checksum(picture, "sha256") != golden.sha256:
-            yield Check(name, None, "another picture than the published one")
+            yield Check(name, None, "not the published picture")
         else:
             if model is None:
                 from tf_alexnet.model import AlexNet
@@ -344,7 +346,7 @@ def _pictures(
 
 
 def _probabilities(model, picture: Path, golden: Golden) -> np.ndarray:
-    """(classes,) float32: what `model` computes for a picture, in the way of `golden`."""
+    """Probabilities for a picture with the preset and padding of `golden`: (classes,) float32."""
     import tensorflow as tf
 
     from tf_alexnet.images import load_image, preprocess_input
@@ -360,7 +362,7 @@ def _probabilities(model, picture: Path, golden: Golden) -> np.ndarray:
 
 
 def _compare(name: str, golden: Golden, found: np.ndarray) -> Check:
-    """Compare class by class, or rank by rank where the class was not recorded."""
+    """Compare probabilities by class, or by rank if the class was not recorded."""
     ranked = np.sort(found)[::-1]
     deviation = max(
         abs(float(ranked[rank] if index is None else found[index]) - expected)

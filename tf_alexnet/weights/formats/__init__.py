@@ -1,4 +1,4 @@
-"""Weight files of every kind: told apart by their content, written by their suffix."""
+"""Weight file formats: detected from the content when read, chosen by suffix when written."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tf_alexnet.weights.formats.zip_members import ZipError, ZipMembers
 from tf_alexnet.wire import LENGTH, VARINT, Wire, WireError, wire_types
 
 KERAS_WEIGHTS = "model.weights.h5"
-MAX_BYTES = 1 << 31  # no network here takes more than 245 MB; protobuf ends here too
+MAX_BYTES = 1 << 31  # networks take at most 245 MB; also protobuf's limit
 
 
-# How a kind of file is told: by a test, or by what it begins with.
+# How a kind of file is recognised: by a test, or by its first bytes.
 Sniff = Callable[["Opened"], object] | bytes | tuple[bytes, ...]
 
 
 class Opened:
-    """A file whose kind is to be told: its path, first 512 bytes, content and members."""
+    """A file to be recognised: its path, first 512 bytes, content and zip members."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
@@ -49,12 +49,12 @@ class Opened:
 
     @cached_property
     def content(self) -> memoryview:
-        """All of it."""
+        """The whole file, mapped into memory."""
         return mapped(self.path)
 
     @cached_property
     def members(self) -> ZipMembers | tuple[()]:
-        """Its members, if it is a zip archive."""
+        """Its members if it is a zip archive, else ()."""
         if not self.head.startswith(b"PK\x03\x04"):
             return ()
         try:
@@ -63,7 +63,7 @@ class Opened:
             raise damaged(self.path, f"a zip archive with {error}") from None
 
     def fits(self, sniff: Sniff) -> bool:
-        """Whether it passes this test, or begins with one of these."""
+        """Whether it passes the test, or starts with one of these bytes."""
         return bool(sniff(self)) if callable(sniff) else self.head.startswith(sniff)
 
 
@@ -72,22 +72,22 @@ class Format:
     """A format of weight files."""
 
     title: str  # for messages
-    suffixes: tuple[str, ...]  # files are written by the first, and read whatever their name is
+    suffixes: tuple[str, ...]  # the first is used for writing, none for reading
     sniff: Sniff
-    read: Callable[..., WeightArrays]  # of a path; of a zip archive, a path and its members
+    read: Callable[..., WeightArrays]  # takes a path; if zipped, also the members
     write: Callable | None = None
-    options: Mapping[str, tuple] = field(default_factory=dict)  # of `write`, and their values
+    options: Mapping[str, tuple] = field(default_factory=dict)  # option of `write` -> its values
     zipped: bool = False
 
 
 def _is_safetensors(file: Opened) -> bool:
-    # A header of 0x480 bytes begins like a pickle, but no pickle has these five zeros.
+    # A header of 0x480 bytes starts like a pickle, but no pickle continues with five zeros.
     begins = len(file.head) > 8 and file.head[8:9] == b"{"
     return begins and struct.unpack_from("<Q", file.head)[0] < MAX_BYTES
 
 
 def _read_keras(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
-    """The weights in a .keras archive; of its configuration, only names of layers are looked at."""
+    """The weights in a .keras archive. Of its configuration, only layer names are used."""
     try:
         text = str(members.read("config.json")[: 16 << 20], "utf-8", "replace")
         if members.size(KERAS_WEIGHTS) > affordable(os.path.getsize(path)):
@@ -105,7 +105,7 @@ def _read_keras(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
     return hdf5_file.described(replace(arrays, source=os.fspath(path)), names)
 
 
-# The order matters where one begins like another.
+# The order matters for formats that start alike.
 FORMATS = (
     Format(
         "safetensors",
@@ -177,10 +177,10 @@ FORMATS = (
     ),
 )
 WRITABLE = {x.suffixes[0]: x for x in FORMATS if x.write}
-READABLE = f"Readable are: {', '.join(dict.fromkeys(x.title for x in FORMATS))}."
+READABLE = f"Use one of: {', '.join(dict.fromkeys(x.title for x in FORMATS))}."
 _EXPORT = "Export it to ONNX, or save its arrays with numpy.savez."
 _UNPACK = "Unpack it first."
-_ORIGINAL = "Use the file that it was made from."
+_ORIGINAL = "Use the file from which it was converted."
 _CHECKPOINT = "Load it with tf.train.load_checkpoint, and save its arrays with numpy.savez."
 
 
@@ -189,7 +189,7 @@ def _is_text(file: Opened) -> bool:
 
 
 def _field(message: memoryview, *numbers: int) -> bytes | None:
-    """The beginning of the first field of these numbers, each within the one before."""
+    """The first bytes of a nested field, given by its path of field numbers."""
     try:
         for number in numbers:
             fields = itertools.islice(Wire().walk(message), 100)
@@ -200,20 +200,20 @@ def _field(message: memoryview, *numbers: int) -> bytes | None:
 
 
 def _has_operations(file: Opened, *numbers: int) -> bool:
-    """Whether TensorFlow's GraphDef is there: its nodes have a name and an operation.
+    """Whether there is a TensorFlow GraphDef at this path: its nodes have a name and an operation.
 
-    Caffe's first models nest alike, but their layer types begin with small letters.
+    Caffe's first models are nested alike, but their layer types start with lower-case letters.
     """
     return re.match(rb"[A-Z]\w+$", _field(file.content, *numbers, 1, 2) or b"") is not None
 
 
 def _is_core_ml(file: Opened) -> bool:
-    """Whether it is a Model: version 1, description 2, and its kind from 200 on."""
+    """Whether it is a Core ML Model: fields 1 (version), 2 (description) and one from 200 on."""
     wires = wire_types(file.content)
     return wires.get(1) == VARINT and wires.get(2) == LENGTH and max(wires) >= 200
 
 
-# Files of other kinds: how they are told, what they are, what to do.
+# Files of other kinds: how they are recognised, what they are, what to do.
 FOREIGN: tuple[tuple[Sniff, str, str], ...] = (
     (b"\x1f\x8b", "a gzip archive", "Unpack it first: gunzip it."),
     (b"BZh", "a bzip2 archive", _UNPACK),
@@ -233,7 +233,7 @@ FOREIGN: tuple[tuple[Sniff, str, str], ...] = (
         "the index of a TensorFlow checkpoint",
         _CHECKPOINT,
     ),
-    (b"model_checkpoint_path", "the list of TensorFlow checkpoints", _CHECKPOINT),
+    (b"model_checkpoint_path", "a list of TensorFlow checkpoints", _CHECKPOINT),
     (lambda x: _has_operations(x, 2, 2), "the graph of a SavedModel", _EXPORT),
     (lambda x: _has_operations(x, 2), "the graph of a TensorFlow checkpoint", _CHECKPOINT),
     (_has_operations, "a TensorFlow graph (.pb)", "Convert it to ONNX with tf2onnx."),
@@ -251,7 +251,7 @@ FOREIGN: tuple[tuple[Sniff, str, str], ...] = (
     (
         lambda x: _is_text(x) and re.search(rb"\blayers?\s*\{", x.content),
         "a network definition (prototxt), not weights",
-        "Pass it as architecture= (--architecture), beside its .caffemodel.",
+        "Pass it as architecture= (--architecture), together with its .caffemodel.",
     ),
     (lambda x: _is_text(x) and not x.fits(npy.PICKLES), "a text file", READABLE),
     (
@@ -260,7 +260,7 @@ FOREIGN: tuple[tuple[Sniff, str, str], ...] = (
         torch_pth.ADVICE,
     ),
 )
-# What files are that no format fits: some have nothing of their own to begin with.
+# The same for files that match no format, and have no signature.
 UNKNOWN: tuple[tuple[Sniff, str, str], ...] = (
     (b"PK", "a zip archive without weights of a known kind", READABLE),
     (
@@ -274,16 +274,16 @@ UNKNOWN: tuple[tuple[Sniff, str, str], ...] = (
         _ORIGINAL,
     ),
 )
-# Folders that other tools write, told by a file in them.
+# Folders written by other tools: a file in them, what they are, what to do.
 FOLDERS = (
     ("saved_model.pb", "a SavedModel: a graph, and its variables in other files", _EXPORT),
     ("checkpoint", "a folder of TensorFlow checkpoints", _CHECKPOINT),
-    ("Manifest.json", "a Core ML package", "Use the file that it was made from."),
+    ("Manifest.json", "a Core ML package", _ORIGINAL),
 )
 
 
 def _opened(path: str | os.PathLike) -> tuple[Opened, Format]:
-    """A regular file of a reasonable size, and its format."""
+    """Open and recognise a file, which must be regular and not too large."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -317,35 +317,35 @@ def _opened(path: str | os.PathLike) -> tuple[Opened, Format]:
 
 
 def format_of(path: str | os.PathLike) -> Format:
-    """The format of a weight file, told by its content."""
+    """The format of a weight file, detected from its content."""
     return _opened(path)[1]
 
 
 def read_file(path: str | os.PathLike) -> WeightArrays:
-    """Read a weight file of any supported format, told by its content.
+    """Read a weight file of any supported format.
 
     Parameters
     ----------
     path : path-like
-        The file; its name does not matter.
+        The file. Its format is detected from the content, not the suffix.
 
     Returns
     -------
     WeightArrays
-        float32 in TensorFlow's layout, under the names that layers have in the file; `architecture`
-        and `metadata` as far as the file records them. The values are not checked: see `faults`.
+        float32 in TensorFlow's layout, with the layer names of the file; `architecture` and
+        `metadata` as the file records them. The values are not checked: see `faults`.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, of another kind, or asks for code to be run.
+        If the file is missing, damaged, of another kind, or would run code.
     """
     try:
         file, known = _opened(path)
         return known.read(path, file.members) if known.zipped else known.read(path)
     except OSError as error:
         raise damaged(
-            path, f"it can't be read ({error.strerror or error})", "Check the file and its rights."
+            path, f"it can't be read ({error.strerror or error})", "Check its permissions."
         ) from error
     except MemoryError:
         raise damaged(path, "not enough memory to read it", "Free some memory.") from None
@@ -354,7 +354,7 @@ def read_file(path: str | os.PathLike) -> WeightArrays:
 def write_file(
     arrays: WeightArrays, path: str | os.PathLike, form: str | None = None, **options
 ) -> None:
-    """Write weights in the format that the suffix of `path` names, all or nothing.
+    """Write weights atomically, in the format of the suffix of `path`.
 
     Parameters and errors are those of `tf_alexnet.weights.write_weights`.
     """
@@ -362,7 +362,7 @@ def write_file(
     use = f"Use one of {', '.join(WRITABLE)}."
     if suffix not in WRITABLE:
         known = any(suffix in x.suffixes for x in FORMATS)
-        read_only = f"{suffix} files are read here, not written"
+        read_only = f"{suffix} files can be read but not written"
         found = read_only if known else f"no weight format has the suffix {suffix!r}"
         raise UsageError(str(path), found, use)
     chosen = WRITABLE[suffix]

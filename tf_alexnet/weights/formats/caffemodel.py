@@ -1,12 +1,12 @@
 """Caffe models: the protobuf message NetParameter, read and written field by field.
 
-Field numbers are those of BVLC/caffe ``src/caffe/proto/caffe.proto``; the wire format is protobuf's
-"Encoding" page. Generated classes would copy every number one by one; here an array of packed
-floats is a view of the file until it is transposed into TensorFlow's layout.
+Field numbers are those of BVLC/caffe ``src/caffe/proto/caffe.proto``; the wire format is described
+on protobuf's page "Encoding". Generated classes would copy each number separately; here, packed
+floats are a view of the file until they are transposed to TensorFlow's layout.
 
-Caffe keeps convolutions as (out, in / groups, height, width), dense kernels as (out, in), and
-flattens (channels, height, width); here they become (height, width, in / groups, out), (in, out)
-and (height, width, channels).
+In Caffe, convolutions are (out, in / groups, height, width), dense kernels (out, in), and feature
+maps are flattened as (channels, height, width). They are converted to (height, width, in / groups,
+out), (in, out) and (height, width, channels).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tf_alexnet.weights.formats.common import (
     parsed_metadata,
     to_channels_first,
 )
-from tf_alexnet.weights.graph import Node, Told, caffe_node, foreign_layer, told_by
+from tf_alexnet.weights.graph import GraphMatch, Node, caffe_node, foreign_layer, match_graph
 from tf_alexnet.wire import (
     BLOB,
     FIXED32,
@@ -57,13 +57,13 @@ from tf_alexnet.wire import (
     wire_types,
 )
 
-# What `write` numbers a layer, its name, its type and its blobs, and the types it writes.
+# Field numbers for `write`: the layer, its name, type and blobs; and values of the type.
 _NUMBERS = {
     "new": (100, 1, 2, 7, (b"Convolution", b"InnerProduct")),
     "v1": (2, 4, 5, 6, (4, 14)),
 }
 CAFFE_NAMES = {"AlexNet": "bvlc_alexnet", "CaffeNet": "caffenet"}
-RECORD = 20_000  # of NetParameter: our metadata as JSON
+RECORD = 20_000  # field of NetParameter for our metadata as JSON
 _CONVOLUTION = {
     **fields("int", num_output=1, pad=3, kernel_size=4, group=5, stride=6, dilation=18),
     **fields("int", pad_h=9, pad_w=10, kernel_h=11, kernel_w=12, stride_h=13, stride_w=14),
@@ -101,50 +101,51 @@ _NET = {
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
-    """Read a Caffe model: of the first format (V0), V1 or the present one, or NVIDIA's.
+    """Read a Caffe model in the current format, V1, V0 or NVIDIA's.
 
-    Layers keep the order of the file. The architecture is what our own record in the file, its
-    graph or the net's name tells, in this order; ``metadata["net"]`` is that name. A graph that
-    agrees with a table only as far as the convolutions is described in ``metadata["differs"]``.
+    Layers keep the order of the file. The architecture is taken from our own record in the file,
+    its graph or the net's name, in this order; ``metadata["net"]`` is that name. If the graph
+    matches a table only up to the last convolution, ``metadata["differs"]`` describes the first
+    difference.
 
     Raises
     ------
     WeightsError
-        If the file is damaged, or not a Caffe model, or a network with layers that change the
-        result and that AlexNet does not have, such as batch normalisation.
+        If the file is damaged or not a Caffe model, or the network has layers that AlexNet does not
+        have, such as batch normalisation.
     """
     try:
         message = mapped(path)
         if other := _other_kind(wire_types(message)):
-            raise damaged(path, other, "Name the .caffemodel that belongs to it.")
+            raise damaged(path, other, "Use the .caffemodel that belongs to it.")
         net = Wire().read(message, _NET)
         nodes, weighted = _layers(net)
         if foreign := foreign_layer(nodes):
             raise NotAlexNetError(foreign)
-        told = told_by(nodes)
-        layers = from_channels_first(_pairs(weighted), told.flattened)
+        match = match_graph(nodes)
+        layers = from_channels_first(_pairs(weighted), match.flattened)
         record = str(last(net, "record", b"")[:MAX_METADATA], "utf-8", "replace")
-        arrays = assemble(path, layers, *parsed_metadata(record), told.flattened)
+        arrays = assemble(path, layers, *parsed_metadata(record), match.flattened)
     except NotAlexNetError as error:
         raise damaged(path, str(error), ADVICE) from None
     except (WireError, ValueError) as error:
-        raise damaged(path, f"a damaged Caffe model, or not one at all: {error}") from None
+        raise damaged(path, f"a damaged Caffe model, or another kind of file: {error}") from None
     metadata, title = dict(arrays.metadata), last(net, "name", "")
     if title and title not in ARCHITECTURES:
         metadata.setdefault("net", title)
-    if told.difference and told.architecture:
-        metadata.setdefault("differs", told.difference)
-    return replace(arrays, architecture=_architecture(title, told, arrays), metadata=metadata)
+    if match.difference and match.architecture:
+        metadata.setdefault("differs", match.difference)
+    return replace(arrays, architecture=_architecture(title, match, arrays), metadata=metadata)
 
 
 def recognised(message: memoryview) -> bool:
-    """Whether it begins like a file that Caffe writes: a network, a solver's state or a blob."""
+    """Whether it starts like a file written by Caffe: a network, a solver's state or a blob."""
     wires = wire_types(message)
     return bool({2, 100} & wires.keys()) or wires.get(1) == LENGTH or _other_kind(wires) is not None
 
 
 def _other_kind(wires: Mapping[int, int]) -> str | None:
-    """What a file of Caffe's is that is not a network."""
+    """The kind of a Caffe file other than a network, or None."""
     if wires.get(1) == VARINT and wires.get(3) == LENGTH:
         return "a Caffe solver's state, not a network"
     if (wires.get(1) == VARINT and wires.get(3) == VARINT) or wires.get(5) in (LENGTH, FIXED32):
@@ -153,7 +154,7 @@ def _other_kind(wires: Mapping[int, int]) -> str | None:
 
 
 def _layers(net: Mapping[str, list]) -> tuple[list[Node], dict[str, tuple[Node, list]]]:
-    """The layers of a NetParameter; and by name those that have blobs, with these."""
+    """The layers of a NetParameter, and name -> (layer, blobs) of those with blobs."""
     nodes, weighted = [], {}
     for layer in (*net.get("layers", ()), *net.get("layer", ())):
         layer |= last(layer, "layer", {})
@@ -172,10 +173,10 @@ def _layers(net: Mapping[str, list]) -> tuple[list[Node], dict[str, tuple[Node, 
 def _pairs(
     weighted: Mapping[str, tuple[Node, list]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Kernel and bias of each layer, in Caffe's layout, whatever the vintage of the blobs.
+    """Kernel and bias of each layer in Caffe's layout, for blobs of all versions.
 
-    Other layers with blobs, such as a deconvolution, are left out with a warning, unless they have
-    the name of one of ours.
+    Other layers with blobs, such as a deconvolution, are left out with a warning; if one has the
+    name of one of our layers, an error is raised.
     """
     pairs = {}
     for name, (node, blobs) in weighted.items():
@@ -195,14 +196,14 @@ def _pairs(
     return pairs
 
 
-def _architecture(title: str, told: Told, arrays: WeightArrays) -> str | None:
-    """What the record, the graph or the net's name says, where the shapes agree."""
+def _architecture(title: str, match: GraphMatch, arrays: WeightArrays) -> str | None:
+    """The architecture from the record, the graph or the net's name, if the shapes fit."""
     fitting = fitting_architectures(with_classifier(arrays))
-    for name in (arrays.architecture, told.architecture, title):
+    for name in (arrays.architecture, match.architecture, title):
         if name in fitting:
             return name
     table = ARCHITECTURES.get(CAFFE_NAMES.get(title))
-    if table is None or told.difference:
+    if table is None or match.difference:
         return None
     shapes = {name: tuple(x.shape for x in layer) for name, layer in arrays.layers.items()}
     return table.name if shapes == table.parameter_shapes() else None
@@ -217,28 +218,30 @@ def write(
 ) -> None:
     """Write a Caffe model: the net's name, and the layers with their blobs.
 
-    Names and order of the layers are those of the file that the arrays came from. Caffe matches
-    layers by name with a prototxt. Architecture and metadata are in a field that NetParameter does
-    not have, which protobuf's readers pass over.
+    Layers have the names and order of the file that the arrays come from. Caffe matches them to a
+    prototxt by name. Architecture and metadata are in a field unknown to NetParameter, which
+    protobuf readers skip.
 
     Parameters
     ----------
     arrays : WeightArrays
-        What to write.
+        Weights to write.
     path : path-like
-        Where to.
+        Output file.
     layers : {"new", "v1"}
-        LayerParameter, or the V1LayerParameter of 2014.
+        LayerParameter, or V1LayerParameter of 2014.
     blobs : {"shaped", "legacy"}
-        BlobShape, or the four dimensions of old, (1, 1, 1, out) and (1, 1, out, in) for what has
-        fewer.
+        BlobShape, or the legacy four dimensions: (1, 1, 1, out) and (1, 1, out, in) for biases and
+        dense kernels.
     packed : bool
-        Numbers as one field, or each as a field of its own.
+        All values of an array in a single field, or each in its own.
 
     Raises
     ------
     WeightsError
-        If nothing tells how the rows of a dense layer are ordered.
+        If the order of a dense layer's rows is unknown.
+    UsageError
+        If the metadata is too long to be read back.
     """
     title = arrays.metadata.get("net", arrays.architecture)
     record = metadata_text(arrays)
@@ -254,7 +257,7 @@ def write(
 
 
 def _write_layer(file, name: str, arrays, layers: str, blobs: str, packed: bool) -> None:
-    """One layer: its name and type, then its blobs, each behind its length."""
+    """Write a layer: its name and type, then its blobs, each after its length."""
     layer, title, kind, blob, kinds = _NUMBERS[layers]
     fields = field_bytes(title, name.encode()) + field_bytes(kind, kinds[arrays[0].ndim == 2])
     heads, size = [], len(fields)
@@ -279,7 +282,7 @@ def _shape_field(array: np.ndarray, blobs: str) -> bytes:
 
 
 def _write_values(file, array: np.ndarray, packed: bool) -> None:
-    """The values in C order, in slices of the first axis, so that no large copy is made."""
+    """Write values in C order, in slices of the first axis to avoid a large copy."""
     step = max(1, (1 << 20) // max(1, array[0].size))
     for start in range(0, len(array), step):
         values = np.ascontiguousarray(array[start : start + step], "<f4").reshape(-1)

@@ -1,4 +1,4 @@
-"""What every weight format shares: the order of layers, sane shapes, float32."""
+"""Functions shared by all weight formats: memory layout, layer order, shapes, metadata."""
 
 from __future__ import annotations
 
@@ -19,42 +19,52 @@ from tf_alexnet.weights.arrays import LAYER_ORDER, LayerArrays, WeightArrays, ne
 
 MAX_METADATA = 1 << 16  # characters
 _ROWS = 16
-GET_ANOTHER = "Get the file again from where it is published, or use another one."
+GET_ANOTHER = "Download the file again, or use another one."
 ADVICE = "Use the weights of an AlexNet."
 
 
 class NotAlexNetError(ValueError):
-    """The file is sound and holds something else; the message is what was found."""
+    """The file is valid but holds something else; the message says what."""
 
 
 def damaged(path: str | os.PathLike, found: str, advice: str = GET_ANOTHER) -> WeightsError:
-    """The error for a file that can't be read, ready to be raised."""
+    """Create the error for a file that can't be read."""
     return WeightsError(str(path), found, advice)
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """`array` as float32 in C order: itself where it is that already.
+    """`array` as float32 in C order, without a copy if possible.
 
-    Values beyond float32's range become infinite, and are found when the arrays are checked.
+    Values beyond the range of float32 become infinite, which `faults` reports.
     """
     with np.errstate(all="ignore"):
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def flattened_channels(
-    layers: Mapping[str, LayerArrays], told: Mapping[str, int] = MappingProxyType({})
+    layers: Mapping[str, LayerArrays], known: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, int | None]:
-    """Channels of the map that the inputs of each dense layer flatten.
+    """Channels of the feature map that each dense layer's inputs flatten.
 
-    0 for a layer that reads a vector, None where nothing tells. `layers` are in the order of the
-    network, kernels in TensorFlow's layout.
+    Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so that
+    dense layers after a convolution have their rows in another order. Which layers these are is
+    determined from, in this order: the file's graph (`known`, as `WeightArrays.flattened`); our
+    tables, for layers with a known name and number of inputs; and the layers that could provide the
+    inputs, either an earlier dense layer with that number of units (by the number in its name, such
+    as ``fc6_new`` and ``fc7``, or by its position in the file), or a convolution whose channels
+    times a square give the number of inputs.
 
-    Caffe and torch flatten (channels, height, width), TensorFlow (height, width, channels), so the
-    rows of every dense layer that follows a convolution have another order there. Which layers
-    those are is told by the file's graph (`told`, as `WeightArrays.flattened`); else by our tables,
-    for a layer with a name and a number of inputs of theirs; else by what could feed that number of
-    inputs: a dense layer with as many units that comes before it by its number (``fc6_new``,
-    ``fc7``) or its place in the file, or a convolution whose channels times a square make it.
+    Parameters
+    ----------
+    layers : mapping of str to LayerArrays
+        In the order of the network, kernels in TensorFlow's layout.
+    known : mapping of str to int
+        Known results.
+
+    Returns
+    -------
+    dict of str to int or None
+        0 for a layer whose input is a vector, None if unknown.
     """
     found = {}
     maps = {layer.bias.size for layer in layers.values() if layer.kernel.ndim == 4}
@@ -62,7 +72,7 @@ def flattened_channels(
         if layer.kernel.ndim != 2:
             continue
         rows = layer.kernel.shape[0]
-        channels = told.get(name, _channels_in_tables(name, rows, maps))
+        channels = known.get(name, _channels_in_tables(name, rows, maps))
         if channels is None:
             channels = _channels_by_place(name, rows, layers)
         fits = channels == 0 or (channels and _map_side(rows, channels))
@@ -71,16 +81,16 @@ def flattened_channels(
 
 
 def _map_side(rows: int, channels: int) -> int | None:
-    """Side of the square map with these channels that has `rows` values, or None."""
+    """Side of the square feature map with `channels` and `rows` values in all, or None."""
     side = math.isqrt(rows // channels)
     return side if side * side * channels == rows else None
 
 
 def channels_first(kernel: np.ndarray, channels: int | None) -> np.ndarray:
-    """A view of a kernel of TensorFlow's in the order of Caffe and torch.
+    """A view of a kernel in TensorFlow's layout in that of Caffe and torch.
 
-    That is (out, in, height, width), or (out, in); for a dense layer whose inputs flatten a map of
-    so many `channels`, (out, channels, height, width).
+    Its shape is (out, in, height, width) or (out, in); for a dense layer whose inputs flatten a
+    feature map with `channels`, (out, channels, height, width).
     """
     if kernel.ndim == 2 and channels:
         side = _map_side(len(kernel), channels)
@@ -122,29 +132,28 @@ def _channels_by_place(name: str, rows: int, layers: Mapping[str, LayerArrays]) 
 
 
 def _unknown_rows(name: str, layer: LayerArrays) -> str:
-    return f"{name} has {len(layer.kernel)} inputs, and nothing tells how they are ordered"
+    return f"{name} has {len(layer.kernel)} inputs in an unknown order"
 
 
 def affordable(file_size: int) -> int:
-    """Bytes of arrays that a file of this size may unfold to: any AlexNet, and no bomb."""
+    """Limit for bytes of arrays in a file of this size, against decompression bombs."""
     return 2 * file_size + 245_000_000
 
 
 def from_channels_first(
     layers: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    told: Mapping[str, int] = MappingProxyType({}),
+    known: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, LayerArrays]:
-    """Kernels and biases as Caffe and torch keep them, as float32 copies in TensorFlow's layout.
+    """Convert kernels and biases from the layout of Caffe and torch to TensorFlow's, as float32.
 
-    Convolutions are (out, in / groups, height, width) and dense kernels (out, in), with the inputs
-    of those that follow a convolution flattened as (channels, height, width); see
-    `flattened_channels`. A layer that AlexNet does not have is left out, with a warning, if it is
-    none of these or the order of its inputs can't be told.
+    Convolutions are (out, in / groups, height, width), dense kernels (out, in); inputs after a
+    convolution are flattened as (channels, height, width), see `flattened_channels`. Other layers,
+    and those whose inputs are in an unknown order, are left out with a warning.
 
     Raises
     ------
     NotAlexNetError
-        If that is a layer of AlexNet's.
+        If one of these is a layer of AlexNet.
     """
     views = {}
     for name, (kernel, bias) in layers.items():
@@ -154,7 +163,7 @@ def from_channels_first(
             continue
         shapes = f"arrays of {kernel.shape} and {bias.shape}"
         _leave_out(name, f"layer {name} with {shapes}", f"{name} ({shapes})")
-    channels = flattened_channels(views, told)
+    channels = flattened_channels(views, known)
     converted = {}
     for name, (kernel, bias) in views.items():
         if channels.get(name, 0) is None:
@@ -167,10 +176,10 @@ def from_channels_first(
 
 
 def _fill(target: np.ndarray, values: np.ndarray) -> None:
-    """Fill a view that has one output after the other; see `as_float32`.
+    """Copy values to a transposed view of float32, see `as_float32`.
 
-    Its rows lie as columns in memory. Sixteen rows stay in the processor's cache while they are
-    scattered, which takes a sixth of the time of NumPy's copy.
+    Its rows are columns in memory. Sixteen rows at a time stay in the processor's cache, which
+    takes a sixth of the time of NumPy's copy.
     """
     values = values.reshape(target.shape)
     with np.errstate(all="ignore"):
@@ -179,21 +188,21 @@ def _fill(target: np.ndarray, values: np.ndarray) -> None:
 
 
 def _leave_out(name: str, found: str, words: str = "") -> None:
-    """Warn of a layer that AlexNet does not have, or refuse the file if it has."""
+    """Warn about a layer that is left out; raise an error if AlexNet needs it."""
     if name in LAYER_ORDER:
         raise NotAlexNetError(found)
     warnings.warn(f"left out: {words or found}", stacklevel=5)
 
 
 def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, kernel) of each layer in Caffe's and torch's layout.
+    """Iterate over (name, kernel) of each layer in the layout of Caffe and torch.
 
-    Views of the arrays, but for the dense layers whose rows have another order there.
+    Kernels are views, except those of dense layers after a convolution.
 
     Raises
     ------
     WeightsError
-        If the order of a dense layer's rows can't be told; before anything is yielded.
+        If the order of a dense layer's rows is unknown. Raised by the call itself.
     """
     channels = flattened_channels(arrays.layers, arrays.flattened)
     for name, depth in channels.items():
@@ -210,9 +219,9 @@ def to_channels_first(arrays: WeightArrays) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def modern(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias without the axes of size 1 that Caffe's first files and their copies have.
+    """Kernel and bias without the axes of size 1 in Caffe's early files and their copies.
 
-    There, a dense kernel is (1, 1, out, in) and a bias (1, 1, 1, out).
+    There a dense kernel is (1, 1, out, in) and a bias (1, 1, 1, out).
     """
     if kernel.ndim == 4 and kernel.shape[:2] == (1, 1) and bias.size == kernel.shape[2]:
         kernel = kernel.reshape(kernel.shape[2:])
@@ -226,7 +235,9 @@ def assemble(
     metadata: Mapping[str, str] = MappingProxyType({}),
     flattened: Mapping[str, int] | None = None,
 ) -> WeightArrays:
-    """The layers of a file as float32: in network order, or as they are if a graph tells it.
+    """The layers of a file as WeightArrays of float32.
+
+    They are put in network order, unless `flattened` is given by the file's graph.
 
     Raises
     ------
@@ -245,20 +256,20 @@ def assemble(
                 "A kernel is (height, width, in, out) or (in, out), its bias (out,).",
             )
         ordered[name] = LayerArrays(as_float32(kernel), as_float32(bias))
-    told = {name: value for name, value in (flattened or {}).items() if name in ordered}
-    return WeightArrays(ordered, architecture, str(path), dict(metadata), told)
+    known = {name: value for name, value in (flattened or {}).items() if name in ordered}
+    return WeightArrays(ordered, architecture, str(path), dict(metadata), known)
 
 
 def mapped(path: str | os.PathLike) -> memoryview:
-    """The bytes of a file, read when they are needed."""
+    """The bytes of a file, mapped into memory."""
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def split_metadata(record: object) -> tuple[str | None, dict[str, str]]:
-    """Architecture and other metadata out of a flat record of strings, as `recorded` made it.
+    """Architecture and other metadata from a flat record of strings made by `recorded`.
 
-    Anything else than strings is left out; a name that is no table here stays metadata.
+    Values other than strings are dropped. An unknown architecture is kept as metadata.
     """
     if not isinstance(record, dict):
         return None, {}
@@ -276,7 +287,7 @@ def recorded(arrays: WeightArrays) -> dict[str, str]:
 
 
 def metadata_text(arrays: WeightArrays) -> str:
-    """`recorded` as JSON, for formats that have room for one text.
+    """`recorded` as JSON, for formats that store a single text.
 
     Raises
     ------
@@ -285,12 +296,12 @@ def metadata_text(arrays: WeightArrays) -> str:
     """
     text = json.dumps(recorded(arrays))
     if len(text) > MAX_METADATA // 2:
-        raise UsageError("metadata", f"{len(text)} characters of it", "Write less of it.")
+        raise UsageError("metadata", f"{len(text)} characters are too many", "Shorten it.")
     return text
 
 
 def parsed_metadata(text: str | None) -> tuple[str | None, dict[str, str]]:
-    """Architecture and metadata out of such a text; nothing where it is damaged."""
+    """Architecture and metadata from `metadata_text`; empty if it is damaged."""
     try:
         return split_metadata(json.loads(text or "{}"))
     except (ValueError, RecursionError):

@@ -3,13 +3,13 @@
 The layout is that of ``decode.py`` in songhan/Deep-Compression-AlexNet, little-endian:
 
 - uint32 x 8: the number of codes of each layer, conv1 to fc8;
-- then each layer: float32 codebook of 256 entries (8-bit codes, convolutions) or 16 (4-bit codes,
-  dense); float32 biases; the codes; 4-bit gaps, one a code.
+- for each layer: float32 codebook with 256 entries (8-bit codes, convolutions) or 16 entries (4-bit
+  codes, dense); float32 biases; the codes; a 4-bit gap for each code.
 
-A gap is the number of weights skipped before the code's own, in Caffe's flattened order. Weights
-that no code falls on have code 0, that is the value ``codebook[0]``, which is usually 0; gaps over
-15 are bridged by codes 0 too. Of two 4-bit numbers in a byte the low one comes first. See Han, Mao
-and Dally 2016, "Deep Compression".
+A gap is the number of weights skipped before a code, in Caffe's flattened order. Skipped weights
+have code 0, that is the value ``codebook[0]``, which is usually 0; longer gaps than 15 are filled
+with codes 0. The low half of each byte comes first. See Han, Mao and Dally 2016, "Deep
+Compression".
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tf_alexnet.weights.formats.common import assemble, channels_first, damaged,
 
 ARCHITECTURE = BVLC_ALEXNET
 HEAD = 32
-_CHUNK = 1 << 20  # codes at a time: fc6 has several millions
+_CHUNK = 1 << 20  # codes at a time; fc6 has several million
 
 
 def recognised(head: bytes) -> bool:
-    """Whether a file begins like one of these: with the number of codes of each layer."""
+    """Whether a file starts with a plausible number of codes for each layer."""
     counts = np.frombuffer(head[:HEAD], "<u4", len(head[:HEAD]) // 4).tolist()
     sizes = [math.prod(kernel) for kernel, _ in ARCHITECTURE.parameter_shapes().values()]
     return len(counts) == len(sizes) and all(
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
     shapes = ARCHITECTURE.parameter_shapes()
     sizes = [_sizes(count, *pair) for count, pair in zip(counts, shapes.values(), strict=True)]
     _check_length(path, len(data) - HEAD - sum(map(sum, sizes)))
-    # Zeros take no memory until they are written to.
+    # np.zeros takes no memory until it is written to.
     layers = {k: LayerArrays(*(np.zeros(x, np.float32) for x in v)) for k, v in shapes.items()}
     flattened = flattened_channels(layers)
     at = HEAD
@@ -79,7 +79,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
 
 
 def _check_length(path: str | os.PathLike, beyond: int) -> None:
-    """Accept `beyond` bytes behind the last stream in a file of the published name or content."""
+    """Raise an error for `beyond` extra bytes, except in the published file, which has some."""
     if beyond < 0:
         raise damaged(path, f"a Deep Compression file without its last {-beyond} bytes")
     source = known_weights("deep-compression").sources[0]
@@ -87,7 +87,7 @@ def _check_length(path: str | os.PathLike, beyond: int) -> None:
         algorithm, expected = source.checksum.split(":")
         if file_checksum(path, algorithm) != expected:
             raise damaged(
-                path, f"a Deep Compression file with {beyond} bytes behind its last stream"
+                path, f"a Deep Compression file with {beyond} bytes after its last stream"
             )
 
 
@@ -97,7 +97,7 @@ def _nibbles(packed: np.ndarray, count: int) -> np.ndarray:
 
 
 def _scatter(values: np.ndarray, gaps: np.ndarray, kernel: np.ndarray) -> bool:
-    """Put values into a kernel in Caffe's order; False where they run past its end."""
+    """Write values into a kernel in Caffe's order; return False if they run past its end."""
     before = -1
     for start in range(0, len(values), _CHUNK):
         piece = slice(start, start + _CHUNK)

@@ -1,19 +1,19 @@
-"""The program that opens a person's HDF5 file, in a process of its own: see `hdf5_file`.
+"""Program that reads an HDF5 file in a process of its own; it is run by `hdf5_file`.
 
-Damaged files have crashed and hung the HDF5 library, so whoever runs this waits for an answer only
-so long. The answer, on stdout, is a length (uint32), that many bytes of JSON, and the arrays as
-little-endian float32 in the order of the JSON::
+Damaged files can crash or hang the HDF5 library, so the caller waits with a time limit. The answer,
+on stdout, is a length (uint32), that many bytes of JSON, and the arrays as little-endian float32 in
+the order of the JSON::
 
     {"form": "keras", "metadata": "...", "layers": [["conv1", [11, 11, 3, 96], [96]], ...],
      "left_out": [["head", "(4096, 5)"], ...], "names": ["conv1", "norm1", ...]}
     {"fault": "what is wrong with the file", "sound": false}
 
-Layers that are no pair of kernel and bias are left out. `names` are those of all layers, in order,
-where the file lists them, or else of the one that carries a preset.
+Layers without a pair of kernel and bias are left out. `names` are those of all layers, in order, if
+the file lists them, or only that of the layer that records a preset.
 
-Only plain arrays of floats are read: no links but hard ones, no storage outside of the file, no
-filters but those every HDF5 library has, no configuration of models. Arguments: the module search
-path as JSON, the file, how many bytes of arrays to accept, and seconds of processor time.
+Only plain arrays of floats are read: no soft or external links, no external storage, only the
+standard filters, and no model configuration. Arguments: the module search path as JSON, the file,
+the maximal number of bytes of arrays, and seconds of CPU time.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from h5py import h5a, h5d, h5l, h5o, h5t
 
 MAX_OBJECTS = 2000  # a trained Keras model with its optimizer takes about 150
 MAX_DEPTH = 12
-MAX_NAMES = 1000  # in an attribute
+MAX_NAMES = 1000  # per attribute
 MAX_TEXT = 1 << 16
 MAX_RATIO = 100  # as in zip_members
 MAX_FILTERS = 4
-CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # what Keras 3 calls a model's layers
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups of a model's layers in Keras 3
 FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf
 BAND = 1 << 22  # bytes read at a time
 
 
-# Layers that change every number behind them, by Keras's names of their class or their arrays.
+# Layers that rule out AlexNet, by Keras's names for their class or their arrays.
 KINDS = {
     **dict.fromkeys(("batch_normalization", "moving_mean", "running_mean"), "batch normalisation"),
     **dict.fromkeys(("p_re_lu", "alpha"), "PReLU"),
@@ -54,17 +54,17 @@ KINDS = {
 
 
 class Fault(Exception):
-    """Why the file is refused: text that completes "it is ...", and whether the file is sound."""
+    """Why the file is rejected: text that completes "it is ...", and whether the file is valid."""
 
 
 def require(condition, fault: str, sound: bool = False) -> None:
-    """Refuse the file with `fault` unless `condition` holds."""
+    """Raise a Fault unless `condition` holds."""
     if not condition:
         raise Fault(fault, sound)
 
 
 def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
-    """Write the answer about the file at `path` to the binary file `out`.
+    """Read the file at `path` and write the answer to the binary file `out`.
 
     `seal` is called once the file is open.
     """
@@ -76,7 +76,7 @@ def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
         require(total <= max_bytes, f"an HDF5 file of {total} bytes, far more than an AlexNet")
     except Fault as fault:
         head, datasets = {"fault": fault.args[0], "sound": fault.args[1]}, []
-    except Exception as error:  # whatever the library makes of a damaged file
+    except Exception as error:  # a damaged file makes the library raise nearly anything
         text = str(error).strip("'\"").split("\n")[0][:200]
         head, datasets = {"fault": f"a damaged HDF5 file ({type(error).__name__}: {text})"}, []
     raw = json.dumps(head).encode()
@@ -87,7 +87,7 @@ def answer(path: str, max_bytes: int, out, seal=lambda: None) -> None:
 
 
 class _Tree:
-    """All objects of a file by path, found without following anything but hard links."""
+    """All objects of a file by path. Only hard links are followed."""
 
     def __init__(self, file):
         self.file = file
@@ -96,7 +96,7 @@ class _Tree:
         self._walk(file.id, "", 0)
 
     def _walk(self, group, path: str, depth: int) -> None:
-        require(depth <= MAX_DEPTH, "an HDF5 file nested out of all proportion")
+        require(depth <= MAX_DEPTH, "an HDF5 file that is nested too deeply")
         room = MAX_OBJECTS - len(self.groups) - len(self.datasets)
         require(group.get_num_objs() <= room, f"an HDF5 file of more than {MAX_OBJECTS} objects")
         self.groups[path] = names = []
@@ -114,36 +114,38 @@ class _Tree:
                 self.datasets.add(child)
 
     def dataset(self, path: str):
-        """The dataset at a path that the walk has seen."""
+        """The dataset at a path found by the walk."""
         require(path in self.datasets, f"an HDF5 file without the array {path[:80]!r}")
         return self.file[path]
 
     def attribute(self, path: str, name: str):
-        """A text or list of texts beside an object, or None."""
+        """An attribute, a text or list of texts, as a list; or None."""
         holder = self.file[path or "/"]
         if not h5a.exists(holder.id, name.encode()):
             return None
         found = h5a.open(holder.id, name.encode())
         size = found.get_space().get_simple_extent_npoints()
-        if size == 0:  # an empty list, of no certain type
+        if size == 0:  # an empty list may have any type
             return []
         stored = found.get_storage_size()
         is_text = found.get_type().get_class() == h5t.STRING
-        require(is_text and size <= MAX_NAMES and stored <= MAX_TEXT, f"an odd attribute {name!r}")
+        require(
+            is_text and size <= MAX_NAMES and stored <= MAX_TEXT, f"an invalid attribute {name!r}"
+        )
         value = holder.attrs[name]
         values = [value] if isinstance(value, str | bytes) else list(value.reshape(-1))
         texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]
-        require(sum(map(len, texts)) <= MAX_TEXT, f"an odd attribute {name!r}")
+        require(sum(map(len, texts)) <= MAX_TEXT, f"an invalid attribute {name!r}")
         return texts
 
     def names(self, path: str, name: str) -> list[str] | None:
-        """A list of texts, in one attribute or cut up into several as Keras does."""
+        """A list of texts in one attribute, or split into several as by Keras."""
         found = self.attribute(path, name)
         pieces = 0
         while (piece := self.attribute(path, f"{name}{pieces}")) is not None:
             found = (found or []) + piece
             pieces += 1
-            require(len(found) <= MAX_NAMES, f"an odd attribute {name!r}")
+            require(len(found) <= MAX_NAMES, f"an invalid attribute {name!r}")
         return found
 
 
@@ -162,7 +164,7 @@ def _layers(file, tree: _Tree) -> tuple[dict, list]:
         head["form"], found = "caffe", _caffe(tree)
     else:
         require("/history" not in tree.groups, "a Caffe solver's state, not a network", True)
-        raise Fault("an HDF5 file without weights as Keras or Caffe keeps them", True)
+        raise Fault("an HDF5 file without weights in the layout of Keras or Caffe", True)
     layers, counts = [], Counter(layer for _, layer, _, paths in found if paths)
     for place, layer, hints, paths in found:
         if not paths:
@@ -180,7 +182,7 @@ def _layers(file, tree: _Tree) -> tuple[dict, list]:
 
 
 def _kind(hints: list[str], shapes: list[tuple]) -> str | None:
-    """What a layer is by its class, the names of its arrays and their shapes, if it is foreign."""
+    """Kind of a layer that rules out AlexNet, by class, array names and shapes; else None."""
     for word, kind in KINDS.items():
         if any(re.search(rf"(^|_){word}(_\d+)?(:0)?$", hint) for hint in hints):
             return kind
@@ -189,8 +191,8 @@ def _kind(hints: list[str], shapes: list[tuple]) -> str | None:
     return None
 
 
-# Each of the following returns, for each layer, its place in the file, its name, what tells its
-# kind, and the paths of its arrays.
+# Each of the following returns, for each layer, its path in the file, its name, hints at its kind,
+# and the paths of its arrays.
 
 
 def _keras_2(tree: _Tree, base: str, groups: list[str]) -> list[tuple]:
@@ -201,7 +203,7 @@ def _keras_2(tree: _Tree, base: str, groups: list[str]) -> list[tuple]:
         require(path in tree.groups, f"an HDF5 file without the layer {group[:80]!r}")
         names = tree.names(path, "weight_names") or []
         found = {"": names}
-        if len(names) > 2:  # a model within the model
+        if len(names) > 2:  # a nested model
             found = {}
             for name in names:
                 found.setdefault(name.rpartition("/")[0], []).append(name)
@@ -214,7 +216,7 @@ def _keras_2(tree: _Tree, base: str, groups: list[str]) -> list[tuple]:
 
 
 def _keras_3(tree: _Tree) -> list[tuple]:
-    """Keras 3: arrays `0`, `1`, ... in a group `vars`, which has the layer's name."""
+    """Keras 3: arrays `0`, `1`, ... in a group `vars`, whose attribute is the layer's name."""
     layers = []
     for path, names in tree.groups.items():
         *parts, last = path.split("/")
@@ -230,7 +232,7 @@ def _keras_3(tree: _Tree) -> list[tuple]:
 
 
 def _caffe(tree: _Tree) -> list[tuple]:
-    """Caffe: arrays `0` and `1` in a group of the layer's name (``Net::ToHDF5`` in net.cpp)."""
+    """Caffe: arrays `0` and `1` in a group with the layer's name (``Net::ToHDF5`` in net.cpp)."""
     layers = []
     for layer in tree.groups["/data"]:
         names = tree.groups.get(f"/data/{layer}")
@@ -240,13 +242,13 @@ def _caffe(tree: _Tree) -> list[tuple]:
 
 
 def _checked_size(dataset) -> int:
-    """Bytes of an array as float32, once all that can be known before reading it is in order."""
+    """Bytes of an array as float32; raises a Fault if it must not be read."""
     name = dataset.name[:80]
     kind = dataset.id.get_type()
     is_float = kind.get_class() == h5t.FLOAT and dataset.dtype.kind == "f"
     require(
         is_float and dataset.dtype.itemsize in (2, 4, 8),
-        f"an HDF5 file whose array {name!r} is not of floats",
+        f"an HDF5 file whose array {name!r} does not contain floats",
     )
     require(
         1 <= len(dataset.shape or ()) <= 4 and dataset.size > 0,
@@ -256,12 +258,12 @@ def _checked_size(dataset) -> int:
     layouts = (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
     require(
         plist.get_layout() in layouts and plist.get_external_count() == 0,
-        "an HDF5 file whose arrays lie in other files",
+        "an HDF5 file whose arrays are in other files",
     )
     filters = [plist.get_filter(i)[0] for i in range(min(plist.get_nfilters(), MAX_FILTERS + 1))]
     require(
         len(filters) <= MAX_FILTERS and set(filters) <= FILTERS,
-        f"an HDF5 file whose array {name!r} is packed by filters {filters}",
+        f"an HDF5 file whose array {name!r} has the filters {filters}",
     )
     declared, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
     room = MAX_RATIO * stored + 1024 if stored else 0
@@ -273,7 +275,7 @@ def _checked_size(dataset) -> int:
 
 
 def _copy(dataset, out) -> None:
-    """Write the values in C order, some rows at a time, each chunk read once."""
+    """Write the values in C order, some rows at a time, so that each chunk is read once."""
     row = dataset.dtype.itemsize * dataset.size // dataset.shape[0]
     rows = max(1, BAND // row)
     if dataset.chunks:
@@ -285,10 +287,10 @@ def _copy(dataset, out) -> None:
 
 
 def limit(seconds: int, max_bytes: int) -> None:
-    """Bound processor time and memory from here on, and give up writing files."""
+    """Limit CPU time and memory from here on, and forbid writing files."""
     try:
         import resource
-    except ImportError:  # not on this platform; the time limit of the caller remains
+    except ImportError:  # not available on this platform; the caller's time limit remains
         return
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     limits = {"CPU": int(used) + 1 + seconds, "FSIZE": 0, "CORE": 0}
@@ -301,7 +303,7 @@ def limit(seconds: int, max_bytes: int) -> None:
 
 
 def seal() -> None:
-    """Open no further file from here on, whatever a file asks for."""
+    """Forbid opening further files from here on."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -310,6 +312,6 @@ def seal() -> None:
 
 if __name__ == "__main__":
     _, path, max_bytes, seconds = sys.argv[1:]
-    codecs.lookup("ascii")  # a module that Python would otherwise open when it is needed
+    codecs.lookup("ascii")  # import the codec's module before `seal`
     limit(int(seconds), int(max_bytes))
     answer(path, int(max_bytes), sys.stdout.buffer, seal)

@@ -1,10 +1,10 @@
-"""HDF5 files: Keras' (of all its versions) and Caffe's.
+"""HDF5 files of Keras (all versions) and Caffe.
 
-The HDF5 library has crashed and hung on damaged files, so a file is opened by another process,
-`hdf5_child`, with limits of time and memory, which returns plain float32. A model's configuration,
-which may hold code, is never looked at.
+Damaged files can crash or hang the HDF5 library, so files are read by another process,
+`hdf5_child`, with limits on time and memory, which returns plain float32. A model's configuration,
+which may contain code, is never read.
 
-Keras keeps TensorFlow's layout. Caffe's layout is that of `caffemodel`.
+Keras's files have TensorFlow's layout; Caffe's layout is that of `caffemodel`.
 """
 
 from __future__ import annotations
@@ -52,33 +52,32 @@ from tf_alexnet.weights.formats.common import (
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_ANSWER = 1 << 20
-CPU_SECONDS = 5  # beyond the start and the bytes; reading 244 MB takes half a second
+CPU_SECONDS = 5  # in addition to start-up and file size; reading 244 MB takes half a second
 WALL_SECONDS = 30
 BYTES_A_SECOND = 10_000_000  # a slow disk
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
-    """Read weights that Keras or Caffe saved as HDF5.
+    """Read weights saved as HDF5 by Keras or Caffe.
 
-    Of Keras: what ``save_weights`` writes, and whole models, of which only the weights are taken;
-    models within the model may hold the layers. Where no layer is called ``conv1``, layers are told
-    by their shapes if these are a known network's. Of Caffe: what ``Net::ToHDF5`` writes
-    (``.caffemodel.h5``).
+    Keras: files written by ``save_weights``, or whole models, of which only the weights are read;
+    the layers may be in nested models. If no layer is called ``conv1``, layers are recognised by
+    their shapes. Caffe: files written by ``Net::ToHDF5`` (``.caffemodel.h5``).
 
     Raises
     ------
     WeightsError
-        If the file is damaged, unfolds to far more than an AlexNet, refers to other files, takes
-        too long, or its layers can't be told.
+        If the file is damaged, decompresses to far more than an AlexNet, refers to other files,
+        takes too long to read, or its layers can't be recognised.
     """
     form, text, layers, names = _ask_child(path)
     if form == "caffe":
         try:
-            # The groups are sorted by name.
+            # The file's groups are sorted by name.
             ordered = {name: modern(*layers[name]) for name in network_order(layers)}
             layers = from_channels_first(ordered)
         except NotAlexNetError as error:
-            raise damaged(path, f"an HDF5 file of Caffe's with {error}", ADVICE) from None
+            raise damaged(path, f"a Caffe HDF5 file with {error}", ADVICE) from None
     elif "conv1" in layers:
         for name, (kernel, bias) in list(layers.items()):
             if name not in LAYER_ORDER and bias.shape != kernel.shape[-1:]:
@@ -90,28 +89,28 @@ def read(path: str | os.PathLike) -> WeightArrays:
 
 
 def described(arrays: WeightArrays, names: Sequence[str]) -> WeightArrays:
-    """`arrays` with what the names of a Keras model's layers, in order, tell of the network."""
+    """`arrays` with architecture and preset from the ordered layer names of a Keras model."""
     prefix = preset_layer("")
     presets = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     architecture = arrays.architecture
     if architecture is None and {"norm1", "pool1"} <= set(names):
         first = names.index("norm1") < names.index("pool1")
-        told = "bvlc_alexnet" if first else "caffenet"
-        architecture = told if told in fitting_architectures(arrays) else None
+        shown = "bvlc_alexnet" if first else "caffenet"
+        architecture = shown if shown in fitting_architectures(arrays) else None
     metadata = {"preset": presets[0], **arrays.metadata} if presets else arrays.metadata
     return replace(arrays, architecture=architecture, metadata=metadata)
 
 
 def _warn_left_out(name: str, shapes: str) -> None:
-    warnings.warn(f"left out: {name[:80]} (arrays of the shape {shapes})", stacklevel=6)
+    warnings.warn(f"left out: {name[:80]} (arrays of shape {shapes})", stacklevel=6)
 
 
 def _ask_child(path) -> tuple[str, str | None, dict[str, LayerArrays], list[str]]:
-    """What `hdf5_child` finds: "keras" or "caffe", metadata, layers, names of all layers."""
+    """The answer of `hdf5_child`: "keras" or "caffe", metadata, layers, names of all layers."""
     size = os.stat(path).st_size
     slack = size // BYTES_A_SECOND
     search_path = json.dumps([x for x in sys.path if isinstance(x, str) and x])
-    # Isolated and without site: nothing in the folder or the environment can add to it.
+    # Isolated and without site, so that the current folder and environment have no effect.
     command = [sys.executable, "-I", "-S", hdf5_child.__file__, search_path]
     command += [os.fsdecode(path), str(affordable(size)), str(CPU_SECONDS + slack)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -131,10 +130,10 @@ def _ask_child(path) -> tuple[str, str | None, dict[str, LayerArrays], list[str]
 
 
 def _environment() -> dict[str, str]:
-    """The environment without what would have the HDF5 library load plugins or log to files."""
+    """The environment for the child, without variables that make HDF5 load plugins or log."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("HDF5_")}
-    # "::" is HDF5's word for no plugins at all. Network drives may know no locks, and to read none
-    # is needed. One thread, since each reserves memory.
+    # "::" disables plugins. Reading needs no locks, which some network drives don't support. One
+    # thread, since each reserves memory.
     return own | {
         "HDF5_PLUGIN_PRELOAD": "::",
         "HDF5_USE_FILE_LOCKING": "FALSE",
@@ -143,15 +142,15 @@ def _environment() -> dict[str, str]:
 
 
 def _cause(code: int) -> str:
-    """What a child's exit code says."""
+    """The reason given by the child's exit code."""
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     if name in ("SIGXCPU", "SIGKILL"):
         return "an HDF5 file that takes the HDF5 library too long to read"
-    return f"an HDF5 file that the HDF5 library breaks down on ({name})"
+    return f"an HDF5 file that the HDF5 library fails to read ({name})"
 
 
 def _received(path, stream: BinaryIO, max_bytes: int) -> tuple:
-    """The child's answer, believed no further than it must be."""
+    """Read and validate the child's answer."""
     size = struct.unpack("<I", _filled(stream, bytearray(4)))[0]
     if size > MAX_ANSWER:
         raise EOFError
@@ -160,7 +159,7 @@ def _received(path, stream: BinaryIO, max_bytes: int) -> tuple:
         raise damaged(path, str(head["fault"]), ADVICE if head.get("sound") else GET_ANOTHER)
     for name, found in head.get("left_out", ()):
         if name in LAYER_ORDER:
-            words = f"an HDF5 file whose layer {name} has arrays of the shape {found}"
+            words = f"an HDF5 file whose layer {name} has arrays of shape {found}"
             raise damaged(path, words, "A layer has a kernel and a bias.")
         _warn_left_out(name, found)
     shapes = [shape for _, *pair in head["layers"] for shape in pair]
@@ -183,7 +182,7 @@ def _filled(stream: BinaryIO, buffer):
 
 
 def _renamed(path, layers: Mapping[str, LayerArrays]) -> dict[str, LayerArrays]:
-    """The layers under Caffe's names, told by their shapes; the last may have any units."""
+    """The layers with Caffe's names, found from their shapes; the last may have any units."""
     for table in ARCHITECTURES.values():
         *shapes, (last, ((inputs, _), _)) = table.parameter_shapes().items()
         known = {kernel: name for name, (kernel, _) in shapes}
@@ -195,31 +194,31 @@ def _renamed(path, layers: Mapping[str, LayerArrays]) -> dict[str, LayerArrays]:
             return found
     raise damaged(
         path,
-        f"an HDF5 file with the layers {', '.join(layers)[:200]}, and not of AlexNet's shapes",
-        f"Call them {', '.join(LAYER_ORDER)}.",
+        f"an HDF5 file with the layers {', '.join(layers)[:200]}, whose shapes are not AlexNet's",
+        f"Name them {', '.join(LAYER_ORDER)}.",
     )
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "keras") -> None:
-    """Write an HDF5 file for Keras or for Caffe, with architecture and metadata as an attribute.
+    """Write an HDF5 file for Keras or Caffe, with architecture and metadata as an attribute.
 
     Parameters
     ----------
     arrays : WeightArrays
-        What to write.
+        Weights to write.
     path : path-like
-        Where to.
+        Output file.
     form : {"keras", "caffe"}
-        "keras": ``load_weights`` of a model from `AlexNet` takes the file, called
-        ``<name>.weights.h5`` or ``<name>.h5``; each array has a name for either way. "caffe": for
-        ``Net::CopyTrainedLayersFrom`` (call it ``<name>.caffemodel.h5``).
+        "keras": for ``load_weights`` of a model from `AlexNet`, either as ``<name>.weights.h5`` or
+        as ``<name>.h5``. "caffe": for ``Net::CopyTrainedLayersFrom``, as
+        ``<name>.caffemodel.h5``.
 
     Raises
     ------
     UsageError
-        If the metadata are too long to be read back.
+        If the metadata is too long to be read back.
     WeightsError
-        If for Caffe it is not known how the rows of a dense layer are ordered.
+        If, for Caffe, the order of a dense layer's rows is unknown.
     """
     text = metadata_text(arrays)
     try:
@@ -233,14 +232,15 @@ def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "keras") ->
 
 
 def _write_keras(file: h5py.File, arrays: WeightArrays) -> None:
-    """Keras 3 finds layers by class and number, Keras 2 by the listed names: hard links serve both.
+    """Write a file for Keras 3 and Keras 2.
 
+    Keras 3 finds layers by class and number, Keras 2 by the listed names; hard links provide both.
     See ``saving_lib.py`` and ``legacy_h5_format.py`` in Keras.
     """
     counts, filters = {}, 3
     layers = {name: arrays.layers[name] for name in network_order(arrays.layers)}
     file.attrs["layer_names"] = [name.encode() for name in layers]
-    # By these Keras knows that kernels need no conversion.
+    # Tell Keras that kernels need no conversion.
     file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"3.0.0"
     for name, layer in layers.items():
         kind = "dense"

@@ -1,4 +1,4 @@
-"""Files that give each array a name: which layer it belongs to, and which way it lies."""
+"""Files of named arrays: the layer that each belongs to, and its layout."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ TORCH_LAYERS = {
     **{"features.8": "conv4", "features.10": "conv5"},
     **{"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"},
 }
-# What Keras, TensorFlow, torch, Caffe's converters and ONNX call a kernel and a bias.
+# Names for kernel and bias in Keras, TensorFlow, torch, Caffe's converters and ONNX.
 _PARTS = {
     **dict.fromkeys(("kernel", "weights", "weight", "W", "w", "filters", "filter"), "kernel"),
     **dict.fromkeys(("bias", "biases", "b"), "bias"),
 }
 _KEY = re.compile(rf"(.+)(?:[./_]({'|'.join(_PARTS)})|[./]([^./:]*))(?:_0)?(?::0)?", re.DOTALL)
-# What torch and people's modules put around a network: DataParallel, torch.compile, attributes.
+# Prefixes from DataParallel, torch.compile, and attributes of enclosing modules.
 _AROUND = {"module", "_orig_mod", "model", "net", "network", "backbone", "alexnet"}
 _STATISTICS = {"running_mean", "running_var", "moving_mean", "moving_variance"}
 _NUMBERED = re.compile(r"(features|classifier)\.([0-9]{1,4})")
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """Layer and part of an array's name, the layer with our name where it has one.
+    """Split an array's name into layer and part; known layers get our name.
 
     ``conv1/kernel``, ``conv1_W``, ``conv1/weights:0``, ``conv1_w_0``, ``conv1/conv1_W`` and
-    ``module.features.0.weight`` are ``("conv1", "kernel")``. The part is "kernel", "bias", what
-    another array of a layer is called ("running_mean"), or "" for a name without parts.
+    ``module.features.0.weight`` are all ``("conv1", "kernel")``. The part is "kernel", "bias", the
+    name of another array of a layer ("running_mean"), or "" for a name without parts.
     """
     found = _KEY.fullmatch(key)
     if found is None:
@@ -43,32 +43,33 @@ def split_key(key: str) -> tuple[str, str]:
     if name not in LAYER_ORDER:  # else it may be conv1/conv1 or alexnet_v2/conv1
         name = ".".join(piece for piece in re.split("[./]", layer) if piece not in _AROUND)
     name = TORCH_LAYERS.get(name, name)
-    dotted = key[len(layer)] == "."  # names of ours, which have slashes, come back as they were
+    dotted = key[len(layer)] == "."  # names with slashes, like ours, are kept
     return name if name in LAYER_ORDER or (dotted and name) else layer, _PARTS.get(part, other)
 
 
 def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict[str, LayerArrays]:
     """The layers of a file of named arrays, in TensorFlow's layout.
 
-    Kernels have their outputs on the side that is as long as the bias; where both sides are, first
-    with torch's names and last with others.
+    The output axis of a kernel is the one as long as the bias. If both first and last axis are, it
+    is the first with torch's names, and the last with others.
 
     Parameters
     ----------
     keys : iterable of str
         Names of all arrays, in the order of the file; see `split_key`.
     load : callable
-        Gives the array of such a name.
+        Returns the array with a given name.
 
     Returns
     -------
     dict of str to LayerArrays
-        In network order. Arrays that are no layer's kernel or bias are left out with a warning.
+        In network order. Arrays other than kernels and biases are left out with a warning.
 
     Raises
     ------
     NotAlexNetError
-        If a layer of ours is incomplete or there twice, or the file is of another kind of network.
+        If a layer of AlexNet is incomplete or duplicated, or the file is of another kind of
+        network.
     """
     keys = list(keys)
     parts: dict[str, dict[str, str]] = {}
@@ -106,9 +107,9 @@ def named_layers(keys: Iterable[str], load: Callable[[str], np.ndarray]) -> dict
 
 
 def _is_channels_first(layers: Mapping[str, LayerArrays], torch: bool) -> bool:
-    judged = [pair for name, pair in layers.items() if name in LAYER_ORDER] or layers.values()
-    first = all(kernel.shape[:1] == bias.shape for kernel, bias in judged)
-    last = all(kernel.shape[-1:] == bias.shape for kernel, bias in judged)
+    pairs = [pair for name, pair in layers.items() if name in LAYER_ORDER] or layers.values()
+    first = all(kernel.shape[:1] == bias.shape for kernel, bias in pairs)
+    last = all(kernel.shape[-1:] == bias.shape for kernel, bias in pairs)
     return first and (torch or not last)
 
 
@@ -117,10 +118,10 @@ def _check_trunk(
     arrays: Mapping[str, Mapping[str, np.ndarray]],
     is_sorted: bool,
 ) -> None:
-    """Refuse layers that change what AlexNet computes, unless they belong to a head behind it.
+    """Raise an error for layers that change what AlexNet computes, unless they are in a head.
 
-    Such a head begins with a layer of its own after the last of AlexNet's. Where names are sorted,
-    their order does not tell what comes after what.
+    A head starts with a new layer after AlexNet's last one. If the names are sorted, their order
+    does not show this.
     """
     kinds = {name: _kind(parts[name].keys(), arrays[name].get("kernel")) for name in parts}
     head = len(parts)
@@ -141,7 +142,7 @@ def _check_trunk(
 
 
 def _kind(parts: Collection[str], kernel: np.ndarray | None) -> str | None:
-    """What a layer is by its arrays, where it is neither a convolution nor dense."""
+    """Kind of a layer that is neither a convolution nor dense, by its arrays; else None."""
     is_vector = kernel is not None and kernel.ndim == 1
     if not _STATISTICS.isdisjoint(parts):
         return "batch normalisation"

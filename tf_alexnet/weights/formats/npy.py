@@ -1,12 +1,12 @@
-"""NumPy object files: a dictionary of layers, as the first converters from Caffe wrote them.
+"""NumPy object files with a dictionary of layers, as written by early converters from Caffe.
 
-The file is a 0-d array of one object, ``{layer: [kernel, bias]}``,
+The file is a 0-d object array with ``{layer: [kernel, bias]}``,
 ``{layer: {"weights": kernel, "biases": bias}}`` or ``{"conv1_W": kernel, ...}``. Convolutions are
-(height, width, channels in / groups, channels out), dense kernels (in, out), and the rows of fc6 in
-(height, width, channels) order; in files of the first Caffe users all as in Caffe.
+(height, width, channels in / groups, channels out), dense kernels (in, out), with the rows of fc6
+in the order (height, width, channels); some early files have Caffe's layout.
 
-The header is described in NumPy's ``lib/format.py``. `numpy.load` reads what `write` writes (with
-``allow_pickle=True``), but runs code from any file that asks for it; `read` never does.
+The header is described in NumPy's ``lib/format.py``. `numpy.load` reads the files of `write` with
+``allow_pickle=True``, but can run code from other files; `read` never does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tf_alexnet.weights.pickles import (
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 4096
-# How a bare pickle begins: protocols 2 to 5, 0 and 1.
+# First bytes of a bare pickle: protocols 2 to 5, 0 and 1.
 PICKLES = (
     *(b"\x80" + bytes([n]) for n in range(2, 6)),
     *(b"(d", b"}q", b"}(", b"cnumpy", b"ccollections\nOrderedDict\n"),
@@ -56,14 +56,22 @@ _HEADER = re.compile(
 
 
 def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], int]:
-    """dtype, whether Fortran's order, shape, and offset of the values of a NumPy file.
+    """Parse the header of a NumPy file, without evaluating it as NumPy does.
 
-    NumPy's own parser evaluates the header as an expression.
+    Returns
+    -------
+    descr : str
+        The dtype.
+    fortran : bool
+        Whether the array is in Fortran order.
+    shape : tuple of int
+    offset : int
+        Offset of the values.
 
     Raises
     ------
     PickleError
-        If the file has no such header.
+        If the header is invalid.
     """
     form = {b"\x01": "<H", b"\x02": "<I", b"\x03": "<I"}.get(bytes(data[6:7]))
     start = 8 + struct.calcsize(form or "")
@@ -73,7 +81,7 @@ def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], 
     fits = size <= min(MAX_HEADER, len(data) - start)
     header = _HEADER.fullmatch(data, start, start + size) if fits else None
     if header is None:
-        raise PickleError("an odd header")
+        raise PickleError("an invalid header")
     descr, fortran, dims = (str(part, "latin-1") for part in header.groups())
     try:
         shape = tuple(int(n.strip().rstrip("L")) for n in dims.split(",") if n.strip())
@@ -83,12 +91,12 @@ def parse_header(data: bytes | memoryview) -> tuple[str, bool, tuple[int, ...], 
 
 
 def floats(data: memoryview) -> np.ndarray:
-    """The array in a NumPy file, of rank 1 to 4; a view of its bytes.
+    """The array of floats in a NumPy file, of rank 1 to 4, as a view of its bytes.
 
     Raises
     ------
     PickleError
-        If the file has no such array.
+        If the file does not contain such an array.
     """
     descr, fortran, shape, start = parse_header(data)
     order = "F" if fortran else "C"
@@ -108,7 +116,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
     Raises
     ------
     WeightsError
-        If the file is damaged, holds anything else, or asks for code to be run.
+        If the file is damaged, contains anything else, or would run code.
     """
     data, start = Path(path).read_bytes(), 0
     try:
@@ -116,7 +124,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
             descr, _, shape, start = parse_header(data)
             if descr != "|O" or shape:
                 found = f"a plain NumPy array of dtype {descr} and shape {shape}"
-                advice = "Weights are a file with one dictionary of layers in it."
+                advice = "Use a file that contains a dictionary of layers."
                 raise damaged(path, found, advice)
         unpickler = NumpyUnpickler(data, start)
         named = _named(_layers(unpickler.load()))
@@ -133,7 +141,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
 
 
 def _layers(value: object) -> dict:
-    """The dictionary of layers, out of its 0-d object array."""
+    """The dictionary of layers, which may be in a 0-d object array."""
     if isinstance(value, PickledArray):
         scalar = value.dtype is not None and value.dtype.is_object and value.shape == ()
         require(scalar and len(value.data) == 1, "an array where its layers belong")
@@ -143,13 +151,13 @@ def _layers(value: object) -> dict:
 
 
 def _named(layers: dict) -> dict[str, object]:
-    """``<layer>/kernel`` and ``<layer>/bias`` -> array, of a dictionary in any of the forms."""
+    """``<layer>/<part>`` -> array, from a dictionary in any of the forms."""
     inner, *others = layers.values() or [None]
     if not others and isinstance(inner, dict) and all(isinstance(x, dict) for x in inner.values()):
         layers = inner  # Flax's "params"
     named = {}
     for name, value in layers.items():
-        if value in ([], ()):  # of layers without weights
+        if value in ([], ()):  # a layer without weights
             continue
         known = name in LAYER_ORDER
         if isinstance(value, list | tuple):
@@ -161,13 +169,13 @@ def _named(layers: dict) -> dict[str, object]:
         if isinstance(value, dict):
             named |= {f"{name}/{part}": array for part, array in value.items()}
         else:  # {"conv1_W": array, ...}
-            require(not known, f"layer {name} as something else than kernel and bias")
+            require(not known, f"layer {name} as something other than kernel and bias")
             named[name] = value
     return named
 
 
 def _array(key: str, value: object) -> np.ndarray:
-    require(isinstance(value, PickledArray), f"something else than an array in {key!r}")
+    require(isinstance(value, PickledArray), f"something other than an array in {key!r}")
     try:
         return value.array()
     except PickleError as error:
@@ -175,29 +183,28 @@ def _array(key: str, value: object) -> np.ndarray:
 
 
 def write(arrays: WeightArrays, path: str | os.PathLike, form: str = "list") -> None:
-    """Write a dictionary of layers that any NumPy from 1.10 on reads, on Python 3.
+    """Write a dictionary of layers that NumPy 1.10 and later reads, on Python 3.
 
-    The pickle is of protocol 3, written here opcode by opcode so that no array is copied.
-    Architecture and metadata stand behind its header as a text that is dropped at once, and that
-    readers other than `read` never see.
+    The pickle (protocol 3) is written opcode by opcode, so that no array is copied. Architecture
+    and metadata are a text after its header that is popped at once, so that only `read` sees it.
 
     Parameters
     ----------
     arrays : WeightArrays
-        What to write.
+        Weights to write.
     path : path-like
-        Where to.
+        Output file.
     form : {"list", "dict"}
         ``{layer: [kernel, bias]}``, or ``{layer: {"weights": kernel, "biases": bias}}``.
 
     Raises
     ------
     UsageError
-        If the metadata are too long to be read back.
+        If the metadata is too long to be read back.
     """
     comment = COMMENT + json.dumps(recorded(arrays))
     if len(comment) > MAX_TEXT:
-        raise UsageError("metadata", f"{len(comment)} characters of it", "Write less of it.")
+        raise UsageError("metadata", f"{len(comment)} characters are too many", "Shorten it.")
     with open(path, "wb") as file:
         header = {"descr": "|O", "fortran_order": False, "shape": ()}
         np.lib.format.write_array_header_1_0(file, header)

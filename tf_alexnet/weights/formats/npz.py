@@ -1,6 +1,6 @@
 """NumPy archives: arrays ``<layer>/kernel`` and ``<layer>/bias`` in TensorFlow's layout.
 
-An archive may also hold ``metadata``, one string of JSON. Arrays of objects are never read.
+An archive may also contain ``metadata``, a JSON string. Object arrays are never read.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ METADATA = "metadata"
 
 
 def read(path: str | os.PathLike, members: ZipMembers) -> WeightArrays:
-    """Read an .npz archive of the kernels and biases of layers, compressed or not.
+    """Read the kernels and biases in an .npz archive, compressed or not.
 
-    Their names may be ``conv1/kernel``, ``conv1/W``, ``conv1_weights`` and the like.
+    Names may be ``conv1/kernel``, ``conv1/W``, ``conv1_weights`` and the like.
 
     Raises
     ------
     WeightsError
-        If the file is damaged, its arrays are other ones, or it unfolds to far more than an
-        AlexNet.
+        If the file is damaged, its arrays are not those of AlexNet, or it decompresses to far more.
     """
     try:
         keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
@@ -59,7 +58,7 @@ def _array(members: ZipMembers, key: str) -> np.ndarray:
 
 
 def _text(members: ZipMembers) -> str:
-    """The one string of a 0-d array of text: UTF-32 padded with NUL, as NumPy keeps it."""
+    """The string in a 0-d array: UTF-32 padded with NUL."""
     name = f"{METADATA}.npy"
     if members.size(name) > 4 * MAX_METADATA + MAX_HEADER:
         raise ZipError(f"{members.size(name)} bytes of metadata")
@@ -76,12 +75,12 @@ def _text(members: ZipMembers) -> str:
 def write(arrays: WeightArrays, path: str | os.PathLike) -> None:
     """Write an archive that `numpy.load` reads, with architecture and metadata as JSON.
 
-    The members are not compressed: weights hardly shrink. The same arrays give the same bytes.
+    Members are not compressed, since weights hardly shrink. The output is deterministic.
 
     Raises
     ------
     UsageError
-        If the metadata are too long to be read back.
+        If the metadata is too long to be read back.
     """
     entries = {METADATA: np.array(metadata_text(arrays))}
     for name, layer in arrays.layers.items():

@@ -1,12 +1,12 @@
-"""ONNX files, read: the initializers of a graph, and which layer each of them feeds.
+"""Reading ONNX files: the initializers of a graph, and the layers that use them.
 
-Field numbers are those of ``onnx.proto``. Read are our own files (`onnx_graph`), the model zoo's
-AlexNet and CaffeNet, torch's exports of torchvision's network, and others with the layers of one of
-our tables: their names are taken from the initializers (``conv1_w_0``), or from the place in the
-graph.
+Field numbers are those of ``onnx.proto``. Supported are our own files (`onnx_graph`), the model
+zoo's AlexNet and CaffeNet, torch's exports of torchvision's network, and others with the layers of
+one of our tables. Layers are named by their initializers (``conv1_w_0``), or by their position in
+the graph.
 
-Convolutions are (out, in / groups, height, width) and dense kernels (out, in) with `transB`; maps
-are flattened as (channels, height, width), unless a Transpose puts the channels last before.
+Convolutions are (out, in / groups, height, width), and dense kernels (out, in) with `transB`.
+Feature maps are flattened as (channels, height, width), unless a Transpose comes before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tf_alexnet.weights.formats.common import (
 )
 from tf_alexnet.weights.formats.named import split_key
 from tf_alexnet.weights.formats.onnx_graph import DIGEST, band
-from tf_alexnet.weights.graph import Node, foreign_layer, one_or_both, told_by
+from tf_alexnet.weights.graph import Node, foreign_layer, match_graph, one_or_both
 from tf_alexnet.wire import (
     LENGTH,
     VARINT,
@@ -52,7 +52,7 @@ from tf_alexnet.wire import (
 ADVICE = "Use an ONNX file of an AlexNet in floating point."
 DTYPES = {1: "<f4", 10: "<f2", 11: "<f8"}
 _NAMES = {1: "float", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 16: "bfloat16"}
-# ONNX's operators that Caffe has by another name; others keep theirs.
+# ONNX operators -> Caffe's names, where they differ.
 _KINDS = {
     **{"Conv": "Convolution", "Gemm": "InnerProduct", "MatMul": "InnerProduct", "Relu": "ReLU"},
     **{"MaxPool": "Pooling", "AveragePool": "Pooling", "BatchNormalization": "BatchNorm"},
@@ -105,15 +105,14 @@ class _Operator(NamedTuple):
 def read(path: str | os.PathLike) -> WeightArrays:
     """Read the weights in an ONNX file.
 
-    The architecture is what our own record in the file tells, or the graph: the order of
-    normalisation and pooling. A graph that agrees with that table only as far as the convolutions
-    is described in ``metadata["differs"]``.
+    The architecture is taken from our own record in the file, or from the graph (the order of
+    normalisation and pooling). If the graph matches that table only up to the last convolution,
+    ``metadata["differs"]`` describes the first difference.
 
     Raises
     ------
     WeightsError
-        If the file is damaged, is not an AlexNet, is quantised, or keeps its weights in other
-        files.
+        If the file is damaged, not an AlexNet, quantised, or has its weights in other files.
     """
     content = mapped(path)
     try:
@@ -123,12 +122,12 @@ def read(path: str | os.PathLike) -> WeightArrays:
             raise NotAlexNetError(foreign)
         if 4 * sum(x.size for pair in pairs.values() for x in pair) > affordable(len(content)):
             raise NotAlexNetError("far more numbers than an AlexNet")
-        told = told_by(nodes)
-        names = _names(pairs, told.names)
+        match = match_graph(nodes)
+        names = _names(pairs, match.names)
         if len(set(names.values())) < len(names):
-            raise NotAlexNetError("two layers of one name")
+            raise NotAlexNetError("two layers of the same name")
         pairs = {names[key]: pair for key, pair in pairs.items()}
-        flattened = {names[key]: value for key, value in told.flattened.items() if key in names}
+        flattened = {names[key]: value for key, value in match.flattened.items() if key in names}
         layers = from_channels_first(pairs, flattened)
         arrays = assemble(path, layers, *_record(model), flattened)
     except NotAlexNetError as error:
@@ -136,23 +135,23 @@ def read(path: str | os.PathLike) -> WeightArrays:
     except (WireError, ValueError) as error:
         raise damaged(path, f"a damaged ONNX file: {error}") from None
     fitting = fitting_architectures(arrays)
-    for name in (arrays.architecture, told.architecture):
+    for name in (arrays.architecture, match.architecture):
         if name in fitting:
-            difference = told_by(nodes, [_cut(arrays, ARCHITECTURES[name])]).difference
+            difference = match_graph(nodes, [_cut(arrays, ARCHITECTURES[name])]).difference
             differs = {"differs": difference} if difference else {}
             return replace(arrays, architecture=name, metadata=differs | arrays.metadata)
     return replace(arrays, architecture=None)
 
 
 def _cut(arrays: WeightArrays, table: Architecture) -> Architecture:
-    """`table` as far as `arrays` go, which may end after the convolutions."""
+    """`table` up to the last layer of `arrays`, which may be a convolution."""
     end = list(arrays.layers)[-1]
     cut = end in [layer.name for layer in table.weighted[:-1]]
     return table.until(end) if cut else adapted_table(arrays, table)
 
 
 def _record(model: dict) -> tuple[str | None, dict[str, str]]:
-    """Architecture and metadata; nothing where there is more than one of ours would have."""
+    """Architecture and metadata; empty if there is more than we would write."""
     pairs = [(last(x, "key", b""), last(x, "value", b"")) for x in model.get("metadata_props", ())]
     if sum(len(text) for pair in pairs for text in pair) > MAX_METADATA:
         return None, {}
@@ -182,7 +181,7 @@ def _graph(graph: dict) -> tuple[list[_Operator], dict[str, dict]]:
 
 
 def _array(tensor: dict) -> np.ndarray:
-    """A TensorProto of floating point."""
+    """The array in a TensorProto of floats."""
     if last(tensor, "data_location") or "external_data" in tensor:
         raise NotAlexNetError("weights in another file, which is not read")
     kind = last(tensor, "data_type", 0)
@@ -197,7 +196,7 @@ def _array(tensor: dict) -> np.ndarray:
 
 
 def _layers(operators: list[_Operator], tensors: dict[str, dict]) -> tuple[list[Node], _Pairs]:
-    """The graph by Caffe's names, and kernel and bias of each layer with weights."""
+    """The graph as nodes with Caffe's names, and kernel and bias of each layer with weights."""
     nodes, pairs = [], {}
     for operator in _composed(operators, tensors):
         if operator.kind.startswith(("QLinear", "Quantize", "DynamicQuantize", "ConvInteger")):
@@ -234,7 +233,7 @@ def _layers(operators: list[_Operator], tensors: dict[str, dict]) -> tuple[list[
 
 
 def _composed(operators: list[_Operator], tensors: dict[str, dict]) -> list[_Operator]:
-    """The operators with response normalisation, which `onnx_graph` can decompose, as one."""
+    """The operators, with decomposed response normalisation (see `onnx_graph`) as a single LRN."""
     composed = []
     for operator in operators:
         composed.append(operator)
@@ -244,7 +243,7 @@ def _composed(operators: list[_Operator], tensors: dict[str, dict]) -> list[_Ope
 
 
 def _normalisation(steps: list[_Operator], tensors: dict[str, dict]) -> list[_Operator]:
-    """x / (k + window * x^2)^(1/2 + 1/4) as one LRN; `steps` themselves if they are another."""
+    """x / (k + window * x^2)^(1/2 + 1/4) as one LRN; `steps` unchanged if they differ from it."""
     blob, window, k = steps[0].inputs[:1], steps[1].inputs[1:2], steps[1].inputs[2:3]
     square, scale, root, fourth, power, _ = (x.outputs for x in steps)
     expected = [blob * 2, square + window + k, scale, root, root + fourth, blob + power]
@@ -262,14 +261,14 @@ def _normalisation(steps: list[_Operator], tensors: dict[str, dict]) -> list[_Op
 
 
 def _is_bias(before: Node, add: _Operator, tensors: dict[str, dict]) -> bool:
-    """Whether an Add adds the bias of the MatMul before it."""
+    """Whether an Add is the bias of the MatMul before it."""
     terms = {x in tensors or x in before.tops for x in add.inputs}
     both = len(set(add.inputs) & tensors.keys()) == 1 and terms == {True}
     return before.kind == "InnerProduct" and both
 
 
 def _pair(kernel: np.ndarray, bias: list[np.ndarray], operator: _Operator) -> _Pair:
-    """Kernel, with the outputs first, and bias; zeros where there is none."""
+    """Kernel, outputs first, and bias; zeros if there is none."""
     attributes = operator.attributes
     if operator.kind != "Conv":
         if kernel.ndim != 2:
@@ -277,12 +276,12 @@ def _pair(kernel: np.ndarray, bias: list[np.ndarray], operator: _Operator) -> _P
         if operator.kind == "MatMul" or not attributes.get("transB"):
             kernel = kernel.T
         if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
-            raise NotAlexNetError("a Gemm with factors of its own")
+            raise NotAlexNetError("a Gemm whose alpha or beta is not 1")
     return kernel, bias[0].reshape(-1) if bias else np.zeros(len(kernel), np.float32)
 
 
 def _numbers(operator: _Operator) -> dict[str, float | str]:
-    """What the graph says of a layer. Padding of pools is left out: exporters spell it freely."""
+    """Settings of a layer, without the padding of pools, which differs between exporters."""
     sides = {"kernel_shape": "kernel", "strides": "stride"}
     names = {
         "Conv": {**sides, "group": "groups", "pads": "pad", "dilations": "dilation"},
@@ -300,8 +299,8 @@ def _numbers(operator: _Operator) -> dict[str, float | str]:
     return found
 
 
-def _names(pairs: _Pairs, told: dict[str, str]) -> dict[str, str]:
-    """Name in the file -> ours: by the place in the graph if it is a network of ours."""
-    names = {name: told.get(name, name) for name in pairs}
+def _names(pairs: _Pairs, matched: dict[str, str]) -> dict[str, str]:
+    """Name in the file -> our name, from the position in the graph (`matched`) if known."""
+    names = {name: matched.get(name, name) for name in pairs}
     twice = [name for name in names if list(names.values()).count(names[name]) > 1]
-    return names | {name: name for name in twice if name not in told and name not in LAYER_ORDER}
+    return names | {name: name for name in twice if name not in matched and name not in LAYER_ORDER}

@@ -1,7 +1,7 @@
-"""ONNX files, written: a table of ours as a graph with its weights.
+"""Writing ONNX files: a network's table as a graph, with its weights.
 
-Field numbers are those of ``onnx.proto``. Blobs have Caffe's names, channels first as ONNX has
-them, and those before a ReLU end in ``_preact``; input and output are channels last.
+Field numbers are those of ``onnx.proto``. Blobs have Caffe's names, and end in ``_preact`` before a
+ReLU. They are channels first, as usual in ONNX; input and output are channels last.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ def write(
 ) -> None:
     """Write a network as ONNX (opset 17), from preprocessed pixels to probabilities.
 
-    The input ``data`` is float32, (N, S, S, 3), in the channel order of the weights; the output is
+    The input ``data`` is float32, (N, S, S, 3), in the channel order of the weights. The output is
     ``prob``, float32, (N, classes), or, for weights without dense layers, ``pool5``, float32,
     (N, height, width, channels). Metadata and `WeightArrays.digest` are in ``metadata_props``.
 
     Parameters
     ----------
     arrays : WeightArrays
-        What to write.
+        Weights to write.
     path : path-like
-        Where to.
+        Output file.
     lrn : {"operator", "ops"}
-        Response normalisation as ONNX's LRN, or as a 1x1 convolution and elementary operators,
-        with which ONNX Runtime computes the whole network 1.6 times as fast.
+        Response normalisation as ONNX's LRN, or as a 1x1 convolution and elementary operators. With
+        the latter, ONNX Runtime computes the whole network 1.6 times as fast.
     also : sequence of str
-        Blobs to return before the last one: pools, channels last, and dense layers.
+        Additional outputs, before the last blob: pools (channels last) and dense layers.
 
     Raises
     ------
     WeightsError
-        If the arrays are not those of one known network, or hold NaN or infinite values.
+        If the network is unknown, or arrays don't fit it or contain NaN or infinite values.
     UsageError
-        If the metadata are too long to be read back.
+        If the metadata is too long to be read back.
     """
     table = find_table(arrays)
     check_arrays(arrays, table)
@@ -75,7 +75,7 @@ def write(
         f"{table.title}. Input: float32, (N, {size}, {size}, 3), preprocessed as by tf_alexnet's "
         f"preset {preset} ({pixels})."
     )
-    metadata_text(arrays)  # refuses what could not be read back
+    metadata_text(arrays)  # checks its length
     record = {"preset": preset, "origin": os.path.basename(arrays.source), **recorded(arrays)}
     nodes, tensors = _graph(table, arrays.layers, lrn == "ops", outputs)
     graph = [
@@ -103,7 +103,7 @@ def _graph(
     decomposed: bool,
     outputs: Sequence[str],
 ) -> tuple[list[bytes], list[list]]:
-    """The nodes, each named as the blob it makes, and the initializers."""
+    """The nodes, each with the name of its output, and the initializers."""
     nodes, tensors = [], []
 
     def add(kind: str, inputs: Sequence[str], output: str, **attributes) -> str:
@@ -125,7 +125,7 @@ def _graph(
                 kernel = kernel.transpose(3, 2, 0, 1)
                 settings = {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2}
                 settings |= {"pads": [layer.pad] * 4, "group": layer.groups}
-            elif not flat:  # rows of the kernel are in the order height, width, channels
+            elif not flat:  # the kernel's rows are in the order (height, width, channels)
                 x = add("Transpose", [x], f"{x}_nhwc", perm=_TO_NHWC)
                 x, flat = add("Flatten", [x], "flat", axis=1), True
             inputs = [x, constant(f"{name}/kernel", kernel), constant(f"{name}/bias", bias)]
@@ -191,7 +191,7 @@ def _tensor(name: str, values: np.ndarray) -> list:
 
 
 def _value(name: str, shape: Sequence[int]) -> bytes:
-    """A ValueInfoProto: float32, any number of rows of this shape."""
+    """A ValueInfoProto: float32, with a batch axis and this shape."""
     sides = [field_bytes(2, "N"), *(field_bytes(1, n) for n in shape)]
     dims = b"".join(field_bytes(1, side) for side in sides)
     kind = field_bytes(1, field_bytes(1, _FLOAT) + field_bytes(2, dims))
@@ -199,5 +199,5 @@ def _value(name: str, shape: Sequence[int]) -> bytes:
 
 
 def _message(number: int, pieces: Sequence) -> list:
-    """A field of pieces that are not copied together: arrays may be large."""
+    """A field as a list of pieces, which avoids copying large arrays."""
     return [field_opening(number, sum(map(len, pieces))), *pieces]

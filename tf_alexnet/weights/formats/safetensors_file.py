@@ -1,7 +1,4 @@
-"""safetensors files: tensors ``<layer>/kernel`` and ``<layer>/bias`` in TensorFlow's layout.
-
-The container is the safetensors library's; ours are the names, the layout and the limits.
-"""
+"""safetensors files: tensors ``<layer>/kernel`` and ``<layer>/bias`` in TensorFlow's layout."""
 
 from __future__ import annotations
 
@@ -28,26 +25,25 @@ from tf_alexnet.weights.formats.common import (
 )
 from tf_alexnet.weights.formats.named import named_layers
 
-MAX_HEADER = 1 << 20  # 16 tensors take 2 KB; the library itself would parse 100 MB
+MAX_HEADER = 1 << 20  # 16 tensors take 2 KB; the library's own limit is 100 MB
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 
 
 def read(path: str | os.PathLike) -> WeightArrays:
-    """Read a safetensors file of the kernels and biases of layers.
+    """Read the kernels and biases in a safetensors file.
 
-    Their names may be ours, ``<layer>/kernel`` and ``<layer>/bias``, or torch's.
-
-    The library judges the file; the arrays are then views of it, mapped into memory.
+    Names may be ours, ``<layer>/kernel`` and ``<layer>/bias``, or torch's. The library validates
+    the file; arrays are views of it, mapped into memory.
 
     Raises
     ------
     WeightsError
-        If the file is damaged, or its tensors are other ones.
+        If the file is damaged, or its tensors are not those of AlexNet.
     """
     view = mapped(path)
     size = struct.unpack("<Q", view[:8])[0] if len(view) > 8 else MAX_HEADER + 1
     if size > MAX_HEADER:
-        raise damaged(path, "a safetensors file with a header out of all proportion")
+        raise damaged(path, "a safetensors file with a header that is too large")
     try:
         with safe_open(os.fspath(path), framework="np") as file:
             metadata = file.metadata()
@@ -63,7 +59,7 @@ def read(path: str | os.PathLike) -> WeightArrays:
 
 
 def _array(values: memoryview, key: str, entry: dict) -> np.ndarray:
-    """A view of the file, or float32 made of bfloat16."""
+    """A view of the file, or bfloat16 converted to float32."""
     if entry["dtype"] not in DTYPES:
         raise NotAlexNetError(f"{entry['dtype']} numbers in the tensor {key[:80]!r}")
     array = np.frombuffer(values[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]])
@@ -78,9 +74,9 @@ def write(arrays: WeightArrays, path: str | os.PathLike) -> None:
     Raises
     ------
     UsageError
-        If the metadata are too long to be read back.
+        If the metadata is too long to be read back.
     OSError
-        If the library can't write the file.
+        If the file can't be written.
     """
     tensors = {
         f"{name}/{part}": as_float32(array)
@@ -89,11 +85,11 @@ def write(arrays: WeightArrays, path: str | os.PathLike) -> None:
     }
     metadata = recorded(arrays)
     if sum(len(k) + len(v) for k, v in metadata.items()) > MAX_HEADER // 16:
-        raise UsageError("metadata", "more than 64 KB of it", "Write less of it.")
+        raise UsageError("metadata", "it is larger than 64 KB", "Shorten it.")
     with open(path, "wb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
         save_file(tensors, os.fspath(path), metadata)
-        os.chmod(path, mode)  # the library's files are their owner's alone, whatever the umask
+        os.chmod(path, mode)  # the library ignores the umask
     except SafetensorError as error:
         raise OSError(str(error)) from error

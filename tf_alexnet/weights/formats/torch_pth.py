@@ -1,9 +1,9 @@
-"""torch's .pth files: the state dict of torchvision's AlexNet, or of a network built like it.
+"""torch's .pth files with the state dict of torchvision's AlexNet, or of a similar network.
 
-There are two containers. Since torch 1.6 a file is a zip archive with a pickle ``data.pkl`` and one
-member ``data/<key>`` a storage (``caffe2/serialize/inline_container.h``); before, it was five
-pickles in sequence with the storages behind them (``_legacy_save`` in ``torch/serialization.py``).
-Both are read by a `tf_alexnet.weights.pickles.Unpickler`, which knows a few of torch's names.
+There are two containers. Since torch 1.6 a file is a zip archive with a pickle ``data.pkl`` and a
+member ``data/<key>`` for each storage (``caffe2/serialize/inline_container.h``). Before, it was a
+sequence of five pickles, followed by the storages (``_legacy_save`` in ``torch/serialization.py``).
+Both are read by a `tf_alexnet.weights.pickles.Unpickler` that knows a few of torch's names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ADVICE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 
 
 class TorchName(Enum):
-    """The functions a file may refer to. They stand for themselves and do nothing."""
+    """The functions that a file may refer to; nothing is imported for them."""
 
     REBUILD_TENSOR = "torch._utils._rebuild_tensor"  # before torch 0.4
     REBUILD_TENSOR_V2 = "torch._utils._rebuild_tensor_v2"
@@ -60,14 +60,14 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of numbers elsewhere in the file."""
+    """A sequence of numbers elsewhere in the file."""
 
     key: str
     dtype: np.dtype
     size: int
 
     def values(self, raw: memoryview, order: str) -> np.ndarray:
-        """The numbers in `raw`; of bfloat16, the upper half of a float32, as float32."""
+        """The numbers in `raw`; bfloat16, the upper half of a float32, is returned as float32."""
         if len(raw) != self.dtype.itemsize * self.size:
             raise PickleError(f"a storage of {self.size} numbers with {len(raw)} bytes")
         numbers = np.frombuffer(raw, self.dtype.newbyteorder(order))
@@ -78,7 +78,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the stream describes it."""
+    """A tensor as described by the stream."""
 
     storage: Storage
     offset: int
@@ -87,8 +87,8 @@ class Tensor:
 
     def __post_init__(self):
         numbers = (self.offset, *self.shape, *self.strides)
-        require(all(type(n) is int and n >= 0 for n in numbers), "a tensor of odd shape")
-        require(len(self.shape) == len(self.strides), "a tensor with odd strides")
+        require(all(type(n) is int and n >= 0 for n in numbers), "a tensor of invalid shape")
+        require(len(self.shape) == len(self.strides), "a tensor with invalid strides")
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """A view of the storage's `values`.
@@ -96,9 +96,9 @@ class Tensor:
         Raises
         ------
         PickleError
-            If shape, strides and offset reach beyond the storage, or show values twice.
+            If shape, strides and offset exceed the storage, or use values repeatedly.
         """
-        require(1 <= len(self.shape) <= pickles.MAX_RANK, "a tensor of odd rank")
+        require(1 <= len(self.shape) <= pickles.MAX_RANK, "a tensor of invalid rank")
         count = math.prod(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if not 0 < count <= len(values) or last >= len(values):
@@ -110,7 +110,7 @@ class Tensor:
 
 
 class TorchUnpickler(Unpickler):
-    """State dicts, and what training scripts put beside them."""
+    """Reads state dicts, and what training scripts save with them."""
 
     names = MappingProxyType(
         {**Unpickler.names, **{name.value: name for name in TorchName}, **STORAGES}
@@ -121,7 +121,7 @@ class TorchUnpickler(Unpickler):
         self.storages: dict[str, Storage] = {}
 
     def key(self, value):
-        """Text, or an integer, as optimizers' states have them."""
+        """Text, or an integer, as in optimizer states."""
         return value if type(value) is int else pickles.as_text(value)
 
     def call(self, name, *arguments):
@@ -130,14 +130,16 @@ class TorchUnpickler(Unpickler):
             case [TorchName.REBUILD_TENSOR, Storage(), int(), tuple(), tuple()]:
                 return Tensor(*arguments)
             case [TorchName.REBUILD_TENSOR_V2, _, _, _, _, bool(), dict(), *metadata]:
-                require(not any(metadata), "an odd tensor")  # a conjugate or negative view, say
+                require(
+                    not any(metadata), "an unsupported tensor"
+                )  # such as a conjugate or negative view
                 return self.call(TorchName.REBUILD_TENSOR, *arguments[:4])
             case [TorchName.REBUILD_PARAMETER, Tensor() as tensor, bool(), dict()]:
                 return tensor
         return super().call(name, *arguments)
 
     def build(self, target, state):
-        """The versions that a state dict carries are not needed."""
+        """Ignore the metadata (versions) of a state dict."""
         if not (
             isinstance(target, dict) and isinstance(state, dict) and set(state) == {"_metadata"}
         ):
@@ -148,15 +150,15 @@ class TorchUnpickler(Unpickler):
         match identity:
             case ("storage", np.dtype() as dtype, str() as key, str(), int() as size, *views):
                 # Only torch before 0.4 wrote views of other storages.
-                require(size >= 0 and views in ([], [None]), "an odd storage")
+                require(size >= 0 and views in ([], [None]), "an invalid storage")
                 storage = Storage(key, dtype, size)
                 require(self.storages.setdefault(key, storage) == storage, "two kinds of a storage")
                 return storage
-        raise PickleError("a reference to something else than numbers")
+        raise PickleError("a reference to something other than numbers")
 
 
 def archive_root(members: Iterable[str]) -> str | None:
-    """The folder of ``data.pkl`` in an archive of torch, slash included, or None."""
+    """The folder of ``data.pkl`` in a torch archive, with a slash at the end, or None."""
     roots = [name[: -len("data.pkl")] for name in members if name.endswith("/data.pkl")]
     return roots[0] if len(roots) == 1 and roots[0].count("/") == 1 else None
 
@@ -174,7 +176,7 @@ def read(path: str | os.PathLike, members: ZipMembers | tuple[()]) -> WeightArra
     Raises
     ------
     WeightsError
-        If the file is damaged, holds anything else, or asks for code to be run.
+        If the file is damaged, contains anything else, or would run code.
     """
     sizes = []
     try:
@@ -192,7 +194,7 @@ def read(path: str | os.PathLike, members: ZipMembers | tuple[()]) -> WeightArra
             is_floats = isinstance(tensor, Tensor) and tensor.storage.dtype in FLOATS
             require(is_floats, f"the entry {key[:80]!r}, which is not a tensor of floats")
             found = tensor.array(values(tensor.storage))
-            sizes.append(found.nbytes)  # they may all be views of one storage
+            sizes.append(found.nbytes)  # all may be views of the same storage
             limit = affordable(os.path.getsize(path))
             require(sum(sizes) <= limit, "far more numbers than an AlexNet")
             return found
@@ -206,7 +208,7 @@ def read(path: str | os.PathLike, members: ZipMembers | tuple[()]) -> WeightArra
 
 
 def _from_archive(members: ZipMembers) -> tuple[object, str, Callable[[str], memoryview | None]]:
-    """What data.pkl holds, the byte order, and key -> bytes of the storages."""
+    """The content of data.pkl, the byte order, and a function from key to bytes of a storage."""
     root = archive_root(members)
     order = "<"
     if root + "byteorder" in members:
@@ -224,7 +226,7 @@ def _from_archive(members: ZipMembers) -> tuple[object, str, Callable[[str], mem
 
 
 def _from_stream(path) -> tuple[object, str, Callable[[str], memoryview | None]]:
-    """The same of the container of before torch 1.6."""
+    """The same for the container before torch 1.6."""
     unpickler = TorchUnpickler(Path(path).read_bytes(), len(MAGIC))
     require(unpickler.load() == PROTOCOL, "an unknown protocol")
     system, value, keys = (unpickler.load() for _ in range(3))
@@ -239,13 +241,13 @@ def _from_stream(path) -> tuple[object, str, Callable[[str], memoryview | None]]
         count = struct.unpack(order + "q", unpickler.read(8))[0]
         found[key] = unpickler.read(count * unpickler.storages[key].dtype.itemsize)
     left = len(unpickler.data) - unpickler.at
-    require(left == 0, f"{left} bytes behind its last storage")
+    require(left == 0, f"{left} bytes after its last storage")
     return value, order, found.get
 
 
 def _state_dict(value: object) -> dict[str, object]:
-    """The state dict of a file: what it holds, or the entry of a checkpoint that is one."""
-    for _ in range(8):  # a dictionary may hold itself
+    """The state dict: the file's content, or an entry of a checkpoint."""
+    for _ in range(8):  # a dictionary may contain itself
         require(isinstance(value, dict), "no state dict")
         named = {str(key): entry for key, entry in value.items()}
         inner = {key: entry for key, entry in named.items() if isinstance(entry, dict) and entry}

@@ -1,8 +1,7 @@
-"""The members of a zip archive, each checked against what the archive says of it. Nothing is
-extracted.
+"""Safe reading of zip archives; nothing is extracted to disk.
 
-Python's own `zipfile` reads the archive, but no more than `PIECE` of it at once: by itself it would
-take a directory of any size, and inflate all of a member whatever size the member declares.
+Archives are read by Python's `zipfile`, but at most `PIECE` bytes at a time: by itself it accepts a
+directory of any size, and inflates members beyond their declared size.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from collections.abc import Iterator
 from tf_alexnet.weights.formats.common import affordable
 
 MAX_MEMBERS = 1000  # a torch file of AlexNet has about 22
-MAX_RATIO = 100  # pruned weights shrink to a twentieth; deflate can do a thousandth
-PIECE = 1 << 17  # bytes; the directory is read in one piece
-# What zipfile raises on damaged archives; text in a broken encoding is a ValueError.
+MAX_RATIO = 100  # pruned weights compress 20 times; deflate can reach 1000
+PIECE = 1 << 17  # bytes; also the largest directory
+# Raised by zipfile for damaged archives; a ValueError for text in a broken encoding.
 _ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, ValueError, OverflowError),
@@ -26,11 +25,11 @@ _ERRORS = (
 
 
 class ZipError(Exception):
-    """The archive is damaged, or a trap; the message completes "a zip archive with ..."."""
+    """The archive is damaged or malicious; the message completes "a zip archive with ..."."""
 
 
 class _Pieces(io.RawIOBase):
-    """Bytes in memory as a file that gives out `PIECE` of them at most."""
+    """Bytes in memory as a file that returns at most `PIECE` of them per read."""
 
     def __init__(self, view: memoryview):
         self.view, self.at = view, 0
@@ -64,7 +63,7 @@ class ZipMembers:
     Raises
     ------
     ZipError
-        If the directory is damaged, names a member twice, or declares sizes out of proportion.
+        If the directory is damaged, contains a name twice, or declares excessive sizes.
     """
 
     def __init__(self, data):
@@ -77,13 +76,13 @@ class ZipMembers:
         if sum(member.file_size for member in found) > affordable(len(self.view)):
             raise ZipError("far more in it than an AlexNet")
         if len(found) > MAX_MEMBERS:
-            raise ZipError("a directory out of all proportion")
+            raise ZipError(f"more than {MAX_MEMBERS} members")
         if len(set(self)) < len(found):
             raise ZipError("a member twice")
         end = 0
         for member in sorted(found, key=lambda x: x.header_offset):
             _check(member)
-            if member.header_offset < end:  # a bomb could count the same bytes again and again
+            if member.header_offset < end:  # a bomb may use the same bytes several times
                 raise ZipError("members that overlap")
             end = member.header_offset + 30 + len(member.filename) + member.compress_size
         if end > self._archive.start_dir:
@@ -93,16 +92,16 @@ class ZipMembers:
         return iter(self._archive.namelist())
 
     def size(self, name: str) -> int:
-        """Bytes of a member, as declared; `pieces` checks it."""
+        """Declared size of a member, which `pieces` verifies."""
         return self._archive.getinfo(name).file_size
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of a member, a piece at a time.
+        """Yield the bytes of a member in pieces.
 
         Raises
         ------
         ZipError
-            If they are fewer, more or other ones than declared; after the last piece.
+            If size or checksum are not as declared. Raised after the last piece.
         """
         size = 0
         try:
@@ -116,12 +115,12 @@ class ZipMembers:
             raise ZipError(f"{size} bytes in {name[:80]!r} instead of {self.size(name)}")
 
     def read(self, name: str) -> memoryview:
-        """All of a member; a view of the file where it is not compressed. See `pieces`."""
+        """The whole member; a view of the file if it is not compressed. Raises as `pieces`."""
         member = self._archive.getinfo(name)
         if member.compress_type == zipfile.ZIP_DEFLATED:
             return memoryview(b"".join(self.pieces(name)))
         try:
-            self._archive.open(name).close()  # checks the header before the bytes
+            self._archive.open(name).close()  # checks the local header
             start = member.header_offset + 30
             start += sum(struct.unpack_from("<26xHH", self.view, member.header_offset))
         except _ERRORS as error:
@@ -135,9 +134,9 @@ class ZipMembers:
 def _check(member: zipfile.ZipInfo) -> None:
     name, method = member.filename, member.compress_type
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        raise ZipError(f"the member {name[:80]!r}, a path out of it")
+        raise ZipError(f"the member {name[:80]!r}, a path outside it")
     if member.flag_bits & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ZipError(f"the member {name[:80]!r} encrypted or packed by method {method}")
+        raise ZipError(f"the member {name[:80]!r} encrypted or compressed by method {method}")
     if method == zipfile.ZIP_STORED and member.file_size != member.compress_size:
         raise ZipError(f"two sizes for {name[:80]!r}")
     if member.file_size > MAX_RATIO * member.compress_size + 1024:
