@@ -413,7 +413,7 @@ def test_an_untrained_control_is_marked_in_every_output(run, folder):
     code, _, err = run("extract", "data", "-o", "f.h5", "-w", "random:8", *control[2:])
     assert code == 2
     assert "started with other settings (weights_digest" in err[0]
-    note = "note: random:7 (untrained): a control, its classes mean nothing"
+    note = "note: random:7 (untrained): a control, its classes are meaningless"
     for option, mark in (
         ("--json", '"weights": "random:7 (untrained)"'),
         ("--csv", ",random:7 (untrained)"),

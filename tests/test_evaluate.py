@@ -684,8 +684,8 @@ def test_predict_with_a_run(run, trained):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate"], 2, "nothing to evaluate is given"),
-        (["evaluate", "data", "--ground-truth", "x"], 2, "given is DATA --ground-truth"),
+        (["evaluate"], 2, "it got no photos"),
+        (["evaluate", "data", "--ground-truth", "x"], 2, "it got DATA --ground-truth"),
         (["evaluate", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
         (["predict", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
         (["predict", "data", "--model", "data"], 2, "no finished training is there"),
