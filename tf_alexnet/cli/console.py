@@ -154,8 +154,8 @@ def find_weights(name: str) -> str:
 
     if weights.random_seed(name) is not None:
         return name
-    with progress("bytes") as told:
-        return str(weights.find_weights(name, told))
+    with progress("bytes") as callback:
+        return str(weights.find_weights(name, callback))
 
 
 def check_names(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def demo(
     photos: Annotated[
-        list[str] | None, typer.Argument(help="Photos or folders (default: the examples).")
+        list[str] | None,
+        typer.Argument(metavar="PHOTOS", help="Photos or folders (default: the examples)."),
     ] = None,
     weights: Annotated[
         str | None,

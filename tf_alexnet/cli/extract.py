@@ -64,7 +64,7 @@ def extract(
     photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUTS...",
+            metavar="INPUTS",
             help="Photos, folders, patterns, lists (.txt, .csv), - for a list on stdin, URLs.",
         ),
     ],
@@ -96,7 +96,7 @@ def extract(
     batch: Annotated[
         str, typer.Option("--batch", "--batch-size", metavar="N|auto", help="Photos per batch.")
     ] = "auto",
-    dtype: Annotated[RowType, typer.Option(help="Type of the rows.")] = RowType.float32,
+    dtype: Annotated[RowType, typer.Option(help="Type of the stored features.")] = RowType.float32,
     pool: Annotated[
         Pool, typer.Option(help="Pool convolutional blobs to one number per channel.")
     ] = Pool.none,
@@ -111,7 +111,7 @@ def extract(
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Processor seconds allowed for decoding a photo.")
+        float, typer.Option(min=0.1, help="Processor time allowed per photo, in seconds.")
     ] = 10.0,
     depth: Depth = DepthName.auto,
     crops: Annotated[
@@ -119,11 +119,11 @@ def extract(
     ] = Crops.center,
     repeats: Annotated[
         Repeats,
-        typer.Option(help="One row per photo, or one per line of a list, in its order."),
+        typer.Option(help="drop: one row per photo; keep: one per line of a list, in its order."),
     ] = Repeats.drop,
     missing: Annotated[
         Missing,
-        typer.Option(help="Unreadable photos: no row, or a row of NaN in their place."),
+        typer.Option(help="drop: no row for unreadable photos; nan: a row of NaN in their place."),
     ] = Missing.drop,
     max_errors: Annotated[
         str | None,
@@ -133,7 +133,7 @@ def extract(
         bool, typer.Option("--retry-errors", help="Retry photos that could not be read.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Start over, and replace what is there.")
+        bool, typer.Option("--force", help="Start over, and replace the output.")
     ] = False,
     add: Annotated[
         bool, typer.Option("--add", help="Add INPUTS to an output that has none of them.")

@@ -18,7 +18,8 @@ class Crops(str, Enum):
 
 
 Photos = Annotated[
-    list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
+    list[str],
+    typer.Argument(metavar="PHOTOS", help="Photos, folders, or lists (.txt, .csv) of photos."),
 ]
 OwnWeights = Annotated[
     str | None,
@@ -61,7 +62,7 @@ class EngineName(str, Enum):
 
 
 class PrecisionName(str, Enum):
-    """Precision of the products."""
+    """Precision of multiplications."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -74,7 +75,7 @@ Engine = Annotated[
 ]
 Precision = Annotated[
     PrecisionName,
-    typer.Option(help="Precision of the products; bfloat16 needs OpenVINO, and is fast on AMX."),
+    typer.Option(help="Precision of multiplications; bfloat16 needs OpenVINO, and is fast on AMX."),
 ]
 Quiet = Annotated[
     bool,

@@ -169,7 +169,7 @@ def train(
         bool, typer.Option("--resume", help="Fail unless RUN holds an unfinished training.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Start over, and replace what is in RUN.")
+        bool, typer.Option("--force", help="Start over, and replace the content of RUN.")
     ] = False,
     multi_label: Annotated[
         bool,

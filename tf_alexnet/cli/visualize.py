@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tf_alexnet.training import Run
     from tf_alexnet.visualize import Explainer
 
-app = Commands(help="Draw the network: filters, activations, saliency, maps of photos.")
+app = Commands(help="Visualize a network: filters, activations, saliency, maps of photos.")
 
 
 class Method(str, Enum):

@@ -53,7 +53,7 @@ class FeatureExtractor:
     engine : {"auto", "tensorflow", "openvino"}
         Inference engine; see `tf_alexnet.engines.choose_engine`.
     precision : {"float32", "bfloat16"}
-        Type of the products; bfloat16 needs OpenVINO, and is faster only on processors with AMX.
+        Type of the multiplications; bfloat16 needs OpenVINO, and is faster only with AMX.
 
     Attributes
     ----------

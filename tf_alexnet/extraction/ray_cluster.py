@@ -86,8 +86,8 @@ class RayWorkers:
         self._address, self._make, self._decoders = address, make, decoders
         self._wishes, self._min_workers = (worker_count, gpus), min_workers
         self._idle: list[Any] = []
-        # Pending result -> the worker, and the shard it works on; None while it starts.
-        self._owed: dict[Any, tuple[Any, Shard | None]] = {}
+        # Result -> the worker, and the shard it works on; None while it starts.
+        self._pending: dict[Any, tuple[Any, Shard | None]] = {}
         self._again: list[Shard] = []
         self._deaths: Counter[int | None] = Counter()  # by place of the shard; None: at startup
         self.settings: dict[str, str] = {}
@@ -123,10 +123,10 @@ class RayWorkers:
             while True:
                 while self._idle and (shard := again.pop() if again else next(planned, None)):
                     worker = self._idle.pop()
-                    self._owed[worker.run_shard.remote(shard, store)] = worker, shard
+                    self._pending[worker.run_shard.remote(shard, store)] = worker, shard
                 if self._idle:  # no shards left; if one must be repeated, a worker is started
-                    self._end(*self._idle, *(x for x, shard in self._owed.values() if not shard))
-                if not self._owed:
+                    self._end(*self._idle, *(x for x, shard in self._pending.values() if not shard))
+                if not self._pending:
                     return
                 if done := self._next():
                     shard, finished = done
@@ -158,12 +158,12 @@ class RayWorkers:
 
     def _start(self) -> None:
         worker = self._actor.remote(*self._arguments)
-        self._owed[worker.load.remote(self._made)] = worker, None
+        self._pending[worker.load.remote(self._made)] = worker, None
 
     def _next(self, until: float | None = None) -> tuple[Shard, Finished] | None:
         """Wait for the next event: a finished shard; None for a worker that is ready or died."""
         left = until and max(0.0, until - time.monotonic())
-        ready, _ = self._ray.wait(list(self._owed), timeout=left)
+        ready, _ = self._ray.wait(list(self._pending), timeout=left)
         if not ready:
             started = f"{len(self._idle)} of {self._min_workers}"
             found = f"room for {started} in {_PLACE_SECONDS:.0f} seconds"
@@ -172,7 +172,7 @@ class RayWorkers:
                 f"the cluster had {found}",
                 "Ask for more workers or fewer GPUs per worker, or see ray status.",
             )
-        worker, shard = self._owed[ref := ready[0]]
+        worker, shard = self._pending[ref := ready[0]]
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -184,7 +184,7 @@ class RayWorkers:
             self._do_again(shard, error)
             self._start()
             return None
-        del self._owed[ref]
+        del self._pending[ref]
         self._idle.append(worker)
         if shard is None:
             self._agree(*answer)
@@ -221,11 +221,11 @@ class RayWorkers:
 
     def _end(self, *workers: Any) -> None:
         """Kill some workers (default: all)."""
-        for worker in workers or (*self._idle, *(x for x, _ in self._owed.values())):
+        for worker in workers or (*self._idle, *(x for x, _ in self._pending.values())):
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
             self._idle = [x for x in self._idle if x is not worker]
-            self._owed = {ref: owed for ref, owed in self._owed.items() if owed[0] is not worker}
+            self._pending = {ref: x for ref, x in self._pending.items() if x[0] is not worker}
 
 
 class _Worker:
