@@ -329,7 +329,7 @@ def check_job(
     target.check()
     names, auto = blob_names(layers), batch_size == "auto"
     if not auto and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or auto.")
+        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use a number, or auto.")
     if shard_size < 1:
         raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
     if target.suffix == ".npy" and (len(set(names)) > 1 or ALL in names):

@@ -53,7 +53,7 @@ _ENVIRONMENT = {
 TIMEOUT = 10.0  # seconds of processor time for a photo
 _MIN_AHEAD = 32  # photos decoded ahead of the current batch, at least
 _FETCHES = 16  # URLs fetched at once
-_MIN_STALL = 60.0  # seconds of wall time that a photo may take at least
+_MIN_STALL = 60.0  # seconds; the least limit in wall time
 _TRIES = 2  # processes may end for other reasons; a photo that ends two is to blame
 _RAW_SIDE = 512
 _OUT_OF_TIME = -getattr(signal, "SIGPROF", 1000)  # an exit code
@@ -209,8 +209,8 @@ class PhotoReader(contextlib.AbstractContextManager):
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos in batches, in the order of the input.
 
-        Decoding starts with this call and continues while a batch is in use; memory holds three
-        batches, plus those that the caller keeps.
+        Decoding starts with this call and continues while a batch is in use. Memory holds three
+        batches (more if they are small), plus those that the caller keeps.
 
         Parameters
         ----------

@@ -373,7 +373,7 @@ class Records:
         return [x.number for x in living if x.place != BASE and sizes.get(x.data) != x.size]
 
     def garbage(self, *, spare_readers: bool) -> list[tuple[Folder, str]]:
-        """Files of this job that its records don't need; with `spare_readers`, nor its manifest.
+        """Files of this job that neither its records nor (`spare_readers`) its manifest need.
 
         Data comes before records.
         """

@@ -30,7 +30,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EM
 
 @contextlib.contextmanager
 def reading_of(place: str) -> Iterator[None]:
-    """Raise OutputError for a file that can't be read now, rather than is damaged or gone.
+    """Raise OutputError for a file that can't be read now, unlike a damaged or missing one.
 
     Only errors of the operating system have a number; libraries report damage without one.
     """
