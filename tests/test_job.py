@@ -395,7 +395,7 @@ def test_moved_photos_need_add(extract, tmp_path):
     extract("day1", "f/")
     os.rename("day1", "day2")
     before = files_below(".")
-    with pytest.raises(UsageError, match=r"none for these 5 photos: were they moved\? Pass --add"):
+    with pytest.raises(UsageError, match=r"none for these 5 photos\. Were they moved\? Pass --add"):
         extract("day2", "f/")
     assert files_below(".") == before
     report = extract("day2", "f/", add=True)

@@ -329,7 +329,8 @@ def check_job(
     target.check()
     names, auto = blob_names(layers), batch_size == "auto"
     if not auto and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use a number, or auto.")
+        advice = "Use 1 or more, or auto."
+        raise UsageError(f"batch of {batch_size}", "not a number of photos", advice)
     if shard_size < 1:
         raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
     if target.suffix == ".npy" and (len(set(names)) > 1 or ALL in names):
@@ -408,8 +409,8 @@ def run_job(
         if job.has_rows and not plan.known and not add:
             raise UsageError(
                 str(target),
-                f"it has rows, but none for these {len(paths):,} photos: were they moved?",
-                "Pass --add (add=True) to add them all.",
+                f"it has rows, but none for these {len(paths):,} photos",
+                "Were they moved? Pass --add (add=True) to add them all.",
             )
         if listing and plan.absent:
             raise UsageError(
