@@ -366,7 +366,7 @@ def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
 
 
 def _notes(found: Evaluation, weights: WeightArrays, photos: int, ilsvrc: bool) -> Iterator[str]:
-    """Caveats about the figures."""
+    """Caveats about the results."""
     if found.published and weights.metadata.get("identified_by") not in ALGORITHMS:
         yield (
             f"{weights.source} was identified as {found.trained_as} by the biases of its "
@@ -378,7 +378,7 @@ def _notes(found: Evaluation, weights: WeightArrays, photos: int, ilsvrc: bool) 
     if ilsvrc and found.photos != ILSVRC_PHOTOS:
         yield (
             f"{found.photos:,} of the {ILSVRC_PHOTOS:,} validation photos were evaluated: expect "
-            "figures that differ from the published ones"
+            "results that differ from the published ones"
         )
     present = int((found.confusion.sum(axis=1) > 0).sum())
     if present < len(found.classes) and not ilsvrc:

@@ -80,7 +80,7 @@ class Evaluation:
     failures : tuple of Failure
         Photos that could not be read; they are not counted elsewhere.
     notes : tuple of str
-        Caveats about the figures, one sentence each.
+        Caveats about the results, one sentence each.
     architecture, preset, crops, weights_source : str
         What was evaluated, and how.
     trained_as, untrained : str or None, bool
@@ -138,7 +138,7 @@ class Evaluation:
         return class_results([shown(label) for label in self.classes], self.confusion)
 
     def as_dict(self) -> dict:
-        """Content for JSON: figures, classes, and nonzero entries of the confusion matrix."""
+        """Content for JSON: metrics, classes, and nonzero entries of the confusion matrix."""
         names = [label.synset or label.label for label in self.classes]
         confusion: dict[str, dict[str, int]] = {}
         for i, j in np.argwhere(self.confusion):
