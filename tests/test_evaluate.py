@@ -324,7 +324,7 @@ def test_ilsvrc_beside_what_was_published(network, validation, weights):
     assert found.trained_as == "torchvision"
     assert found.published.top1 == 56.522
     assert any(note.startswith("12 of the 50,000 validation photos") for note in found.notes)
-    assert any("known as torchvision by the biases" in note for note in found.notes)
+    assert any("identified as torchvision by the biases" in note for note in found.notes)
     ten = ta.evaluate_photos(**validation, weights=whole, crops="ten", keep="ten.h5")
     assert ten.published is None, "those are of one crop"
     other = ta.evaluate_photos(**validation, weights=weights)  # fc8 on pool5: nobody's network
