@@ -236,7 +236,7 @@ def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
             os._exit(9)
 
     workers = RayWorkers("ray", stub(deadly), worker_count=2)
-    with pytest.warns(RuntimeWarning, match="over shard 1 "), pytest.raises(AlexNetError) as caught:
+    with pytest.warns(RuntimeWarning, match="on shard 1 "), pytest.raises(AlexNetError) as caught:
         run_all(workers, tmp_path / "f", 2)
     assert str(caught.value).startswith(
         "shard 1, from 1.jpg: 3 workers died, the last with: The actor died"
