@@ -465,7 +465,7 @@ class Histories(RuleBasedStateMachine):
         elif isinstance(error, UsageError):
             assert not self.can_grow, error
         elif error is not None and not isinstance(error, Killed):
-            stranger = self.foreign and "not of an extraction" in str(error)
+            stranger = self.foreign and "no extraction wrote" in str(error)
             # Two jobs that began at the same time, as machines without a common lock may.
             apart = self.beside and "does not belong to the unfinished job" in str(error)
             assert disturbed or self.doubt or stranger or apart, error

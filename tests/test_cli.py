@@ -62,7 +62,7 @@ def test_help_is_quick_and_needs_no_tensorflow():
 
 def test_mistakes_in_a_call_are_one_line(run):
     calls = [
-        (("predict",), "tf-alexnet predict: missing argument 'photos'. See tf-alexnet predict -"),
+        (("predict",), "tf-alexnet predict: missing argument 'PHOTOS'. See tf-alexnet predict -"),
         (("predict", "x", "--top", "y"), "tf-alexnet predict: invalid value for '--top': "),
         (("train", "x", "-o", "y", "--mode", "z"), "invalid value for '--mode': 'z' is not one"),
         (("train", "x", "-o", "y", "--epochs", "0"), "invalid value for '--epochs': "),

@@ -82,10 +82,10 @@ CALLS = [
     ((*EXTRACT, "--mean", "1,2"), 2, "1,2"),
     ((*EXTRACT, "--batch", "0"), 2, "--batch 0: "),
     ((*EXTRACT, "--max-errors", "few"), 2, "max_errors 'few': not a limit"),
-    ((*EXTRACT, "--cluster-workers", "2"), 2, "they are settings of a cluster, and none is named"),
+    ((*EXTRACT, "--cluster-workers", "2"), 2, "they are settings of a cluster, but none is given"),
     (("extract", "a.png", "-o", "f.npy", "-l", "all"), 2, "an .npy holds one array"),
     (("extract", "a.png", "-o", "f/", "--missing", "nan"), 2, "one row per photo"),
-    (("extract", "a.png", "-o", "data/"), 4, "files that are not of an extraction"),
+    (("extract", "a.png", "-o", "data/"), 4, "files that no extraction wrote"),
     ((*EXTRACT, "-w", "alexnet.npy"), 3, "neither a file nor a name in the catalogue"),
     ((*EXTRACT, "-w", "random:x"), 2, "weights 'random:x': not a seed"),
     (("predict", "nothere"), 5, "nothere: there is no such file or folder"),
@@ -412,8 +412,8 @@ def test_an_untrained_control_is_marked_in_every_output(run, folder):
     np.testing.assert_allclose(rows[0], expected, atol=1e-5 * np.abs(expected).max())
     code, _, err = run("extract", "data", "-o", "f.h5", "-w", "random:8", *control[2:])
     assert code == 2
-    assert "begun with other settings (weights_digest" in err[0]
-    note = "note: random:7 (untrained): a control, its classes mean nothing"
+    assert "started with other settings (weights_digest" in err[0]
+    note = "note: random:7 (untrained): a control, its classes are meaningless"
     for option, mark in (
         ("--json", '"weights": "random:7 (untrained)"'),
         ("--csv", ",random:7 (untrained)"),

@@ -165,7 +165,7 @@ def test_names_of_class_folders(name, index, tmp_path):
     [
         (["crane"], r"data/crane: 2 classes have this name: n02012849, n03126707\. Name the fold"),
         (["n01440764", "tulips", "pansy"], "no class of this network is called pansy, tulips"),
-        (["n01440764", "tench"], "n01440764, tench are one class"),
+        (["n01440764", "tench"], "n01440764, tench are the same class"),
         ([], "no class folder in it"),
     ],
 )
@@ -185,9 +185,9 @@ def test_val_is_taken_and_empty_folders_are_named(tmp_path):
     classes = [Label("", name) for name in NAMES]
     truth = ground_truth.read_labelled("data", classes)
     assert truth.paths == ("data/val/blue/a.png", "data/val/green/a.png")
-    assert truth.notes == ("data has train and val: val is evaluated", "no photo in red")
+    assert truth.notes == ("data has train and val: val is evaluated", "no photos in red")
     draw(tmp_path / "data" / "val" / "Red" / "a.png", 0)
-    with pytest.raises(UsageError, match=r"called Red\. Name each folder as .* blue, green, red;"):
+    with pytest.raises(UsageError, match=r"called Red\. Name folders like .* blue, green, red,"):
         ground_truth.read_labelled("data", classes)
     with pytest.raises(ImageError, match="there is no such folder"):
         ground_truth.read_labelled("nowhere", classes)
@@ -229,15 +229,18 @@ def devkit():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (devkit(), "truth: classes 1..1000: these are the development kit's own numbers, in anot"),
-        ("0\n1000\n", r"class 1000, where 0\.\.999 are due"),
+        (devkit(), "truth: classes 1..1000: these are the development kit's numbers, in another"),
+        ("0\n1000\n", r"class 1000 is not in 0\.\.999"),
         ("a.JPEG 5\na.JPEG 6\n", "truth, line 2: a second class for a"),
-        ("5\n\n6\n", "truth, line 2: not of the same form as the first"),
-        ("5\na.JPEG 6\n", "truth, line 2: not of the same form as the first"),
-        ("5\n-1\n", "truth, line 2: '-1' is no class of ILSVRC-2012"),
-        ("n00000001\n", "truth, line 1: 'n00000001' is no class"),
+        ("5\n\n6\n", "truth, line 2: it differs in form from the first"),
+        ("5\na.JPEG 6\n", "truth, line 2: it differs in form from the first"),
+        ("5\n-1\n", "truth, line 2: '-1' is not a class of ILSVRC-2012"),
+        ("n00000001\n", "truth, line 1: 'n00000001' is not a class"),
         ("\n", "truth: it is empty"),
-        ("x.JPEG 5\n", "the list names none of the 1 photos, as ILSVRC2012_val_00000001.png; it"),
+        (
+            "x.JPEG 5\n",
+            "the list names none of the 1 photos, such as ILSVRC2012_val_00000001.png; it",
+        ),
     ],
 )
 def test_wrong_lists_are_refused(text, message, tmp_path):
@@ -321,12 +324,12 @@ def test_ilsvrc_beside_what_was_published(network, validation, weights):
     assert found.trained_as == "torchvision"
     assert found.published.top1 == 56.522
     assert any(note.startswith("12 of the 50,000 validation photos") for note in found.notes)
-    assert any("known as torchvision by the biases" in note for note in found.notes)
+    assert any("identified as torchvision by the biases" in note for note in found.notes)
     ten = ta.evaluate_photos(**validation, weights=whole, crops="ten", keep="ten.h5")
     assert ten.published is None, "those are of one crop"
     other = ta.evaluate_photos(**validation, weights=weights)  # fc8 on pool5: nobody's network
     assert (other.trained_as, other.published) == (None, None)
-    with pytest.raises(UsageError, match="the network's 3 classes are others"):
+    with pytest.raises(UsageError, match="the network's 3 classes are different"):
         ta.evaluate_photos(**validation, weights=head_of(weights, 3))
 
 
@@ -390,7 +393,7 @@ def test_photos_that_are_there_twice_count_once(network, validation, weights):
     os.symlink(os.path.abspath("val"), "data/n01484850")
     found = ta.evaluate_photos("data", weights)
     assert found.photos == 12
-    assert "11 photos are links to others of them and count once" in found.notes
+    assert "11 photos are links to others and count once" in found.notes
 
 
 def write(folder, record, arrays, **more):
@@ -438,7 +441,7 @@ def test_command_with_a_run(run, trained):
     os.remove("elsewhere/blue/0.png")
     code, out, err = run("evaluate", "elsewhere", "--model", "RUN")
     assert "2 photos\n" in out, "those that are left"
-    assert "1 of the 3 photos that it set aside for validation are missing: blue/0.png" in err
+    assert "1 of its 3 validation photos are missing: blue/0.png" in err
     for name in ("green", "red"):
         os.remove(f"elsewhere/{name}/0.png")
 
@@ -481,10 +484,10 @@ def test_training_photos_are_never_scored(network, aside):
     os.remove(f"data/{first}")
     photos, notes = judged("data")
     assert photos == 2
-    assert f"1 of the 3 photos that it set aside for validation are missing: {first}" in notes
+    assert f"1 of its 3 validation photos are missing: {first}" in notes
     for name in others:
         os.remove(f"data/{name}")
-    with pytest.raises(UsageError, match="data: none of the 3 photos that RUN set aside here is"):
+    with pytest.raises(UsageError, match="data: none of the 3 validation photos of RUN is left"):
         judged("data")
 
 
@@ -681,8 +684,8 @@ def test_predict_with_a_run(run, trained):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate"], 2, "nothing to evaluate is given"),
-        (["evaluate", "data", "--ground-truth", "x"], 2, "given is DATA --ground-truth"),
+        (["evaluate"], 2, "it got no photos"),
+        (["evaluate", "data", "--ground-truth", "x"], 2, "it got DATA --ground-truth"),
         (["evaluate", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
         (["predict", "data", "--model", "RUN", "-w", "w.npy"], 2, "--model with --weights"),
         (["predict", "data", "--model", "data"], 2, "it holds no finished training"),

@@ -102,7 +102,7 @@ def test_unknown_weights_are_not_called_trained(extractor):
     [
         (np.zeros((1, 227, 227, 3), np.uint8), "dtype is uint8, not float32. Pass what preprocess"),
         (np.zeros((227, 227, 3), np.float32), r"shape is \(227, 227, 3\), not \(N, 227, 227, 3\)"),
-        (np.zeros((1, 224, 224, 3), np.float32), "pictures are 224x224, .* take 227x227 only: the"),
+        (np.zeros((1, 224, 224, 3), np.float32), "pictures are 224x224, .* need 227x227: fc6"),
         (np.full((1, 227, 227, 3), np.nan, np.float32), "NaN or infinite"),
         (np.linspace(0, 1, 227 * 227 * 3, dtype=np.float32).reshape(1, 227, 227, 3), "lie in 0..1"),
         (np.linspace(0, 255, 227 * 227 * 3, dtype=np.float32).reshape(1, 227, 227, 3), "no mean"),

@@ -395,7 +395,7 @@ def test_moved_photos_need_add(extract, tmp_path):
     extract("day1", "f/")
     os.rename("day1", "day2")
     before = files_below(".")
-    with pytest.raises(UsageError, match=r"none of these 5 photos is known in it.* Pass --add"):
+    with pytest.raises(UsageError, match=r"none for these 5 photos\. Were they moved\? Pass --add"):
         extract("day2", "f/")
     assert files_below(".") == before
     report = extract("day2", "f/", add=True)
@@ -519,7 +519,7 @@ def test_other_settings_are_refused(output, extract, tmp_path, monkeypatch):
         ({"pool": "max", "fast_decode": True}, "pool none -> max, fast_decode no -> yes"),
         ({"crops": "ten"}, "crops center -> ten"),
     ):
-        with pytest.raises(UsageError, match=rf"begun with other settings \({change}\)\. Use"):
+        with pytest.raises(UsageError, match=rf"started with other settings \({change}\)\. Use"):
             extract(paths, output, **arguments)
         with pytest.raises(UsageError, match="--force"):  # also with something new to do
             extract([*paths, *jobs.photos(tmp_path / "photos", 1, 7)], output, **arguments)
@@ -554,7 +554,7 @@ def test_what_is_not_ours_is_left_alone(extract, tmp_path):
     paths = jobs.photos(tmp_path / "photos", 2)
     for name in ("f.h5", "f.npz", "f.npy", "f.parquet"):
         (tmp_path / name).write_text("a diary")
-        with pytest.raises(OutputError, match="it is there already, and was not written by an"):
+        with pytest.raises(OutputError, match="it exists already, and was not written by an"):
             extract(paths, name)
     for name, file in (("g", "diary"), ("g.h5.job", "diary"), ("h", "shards"), ("i", "a.h5")):
         (tmp_path / name).mkdir()
@@ -562,7 +562,7 @@ def test_what_is_not_ours_is_left_alone(extract, tmp_path):
         (tmp_path / name / "_errors.csv").write_text("mine")
         (tmp_path / name / "_manifest.json").write_text('{"shards": [1]}')
         for force in (False, True):
-            with pytest.raises(OutputError, match="holds files that are not of an extraction"):
+            with pytest.raises(OutputError, match="holds files that no extraction wrote"):
                 extract(paths, f"{name}/".removesuffix(".job/"), force=force)
             found = files_below(name)
             assert found == {
@@ -628,7 +628,7 @@ def test_outputs_of_version_0_1_are_refused(output, extract, tmp_path):
     (folder / "shards").mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     for force in (False, True):
-        with pytest.raises(OutputError, match="it was begun by an older version"):
+        with pytest.raises(OutputError, match="it was started by an older version"):
             extract(paths, output, force=force)
     (folder / "manifest.json").unlink()
     (folder / "shards").rmdir()
@@ -1027,7 +1027,7 @@ def test_listings_that_cannot_be_had(extract, tmp_path):
     for output, arguments, line in (
         ("f/", {"repeats": "keep"}, "a folder of shards has one row per photo"),
         ("f.parquet/", {"missing": "nan"}, "a folder of shards has one row per photo"),
-        ("f.parquet", {"missing": "nan"}, "are rows of a .parquet file already"),
+        ("f.parquet", {"missing": "nan"}, "a .parquet file has rows, with a status"),
         ("f.h5", {"missing": "none"}, "Use drop or nan"),
     ):
         with pytest.raises(UsageError, match=line):

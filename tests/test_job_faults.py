@@ -246,8 +246,8 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == (
-        "error: temporary files: no folder for them can be written to (No usable temporary "
-        "directory found in ['/tmp']). Set TMPDIR to one that can.\n"
+        "error: temporary files: no folder for them is writable (No usable temporary "
+        "directory found in ['/tmp']). Set TMPDIR to a writable folder.\n"
     )
 
 

@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(ray, photos, pretend):
             for process in killed:
                 os.kill(process, signal.SIGKILL)
 
-    with pytest.warns(RuntimeWarning, match=r"a worker ended over shard \d+ \(The actor died .*\)"):
+    with pytest.warns(RuntimeWarning, match=r"a worker died on shard \d+ \(The actor died .*\)"):
         pretend(photos, "f.h5", 0.1, progress=progress, **CLUSTER)
     assert killed
     assert rows_of("f.h5") == rows_of("whole.h5")
@@ -236,10 +236,10 @@ def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
             os._exit(9)
 
     workers = RayWorkers("ray", stub(deadly), worker_count=2)
-    with pytest.warns(RuntimeWarning, match="over shard 1 "), pytest.raises(AlexNetError) as caught:
+    with pytest.warns(RuntimeWarning, match="on shard 1 "), pytest.raises(AlexNetError) as caught:
         run_all(workers, tmp_path / "f", 2)
     assert str(caught.value).startswith(
-        "shard 1, from 1.jpg: 3 workers ended over it, the last with: The actor died"
+        "shard 1, from 1.jpg: 3 workers died, the last with: The actor died"
     )
     assert sum(name.startswith(f"tmp-{ID}-000000") for name in os.listdir(tmp_path / "f")) == 1
 
@@ -260,7 +260,7 @@ def test_workers_that_do_not_start(ray, tmp_path):
     def never():
         os._exit(7)
 
-    with pytest.raises(AlexNetError, match=r"workers, at their start: 3 workers ended over it"):
+    with pytest.raises(AlexNetError, match=r"starting workers: 3 workers died"):
         run_all(RayWorkers("ray", stub(settings=never), worker_count=1), tmp_path / "f", 1)
 
 
@@ -272,7 +272,7 @@ def test_workers_with_other_packages(ray, tmp_path):
         time.sleep(0.1)
 
     workers = RayWorkers("ray", stub(slow, each_its_own), worker_count=2)
-    with pytest.raises(UsageError, match=r"don't agree \(pillow_version \d+ -> \d+\)\. Install"):
+    with pytest.raises(UsageError, match=r"workers differ \(pillow_version \d+ -> \d+\)\. Install"):
         run_all(workers, tmp_path / "f", 400)
 
 
@@ -294,7 +294,7 @@ def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
             return finished
 
     monkeypatch.setattr(ray_cluster, "_VISIBLE_SECONDS", 0.5)
-    with pytest.raises(OutputError, match=r"/f/000000-.*\.h5: a worker wrote it, and it is not he"):
+    with pytest.raises(OutputError, match=r"/f/000000-.*\.h5: a worker wrote it, but it is not"):
         run_all(RayWorkers("ray", Worker, worker_count=1), tmp_path / "f", 1)
 
 
@@ -309,14 +309,14 @@ def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="at least 3 workers: there will be 2 at most"):
         run_all(RayWorkers("ray", stub(), worker_count=2, min_workers=3), tmp_path / "g", 1)
     monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 5.0)
-    with pytest.raises(UsageError, match=r"had place for [012] of 3 in 5 seconds"):
+    with pytest.raises(UsageError, match=r"had room for [012] of 3 in 5 seconds"):
         run_all(RayWorkers("ray", stub(), worker_count=3, min_workers=3), tmp_path / "h", 1)
 
 
 def test_no_place_for_a_worker(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "_PLACE_SECONDS", 1.0)
     with pytest.raises(
-        UsageError, match=r"1 processors and 1 GPUs: the cluster had place for 0 of 1 in"
+        UsageError, match=r"1 processors and 1 GPUs: the cluster had room for 0 of 1 in"
     ):
         run_all(RayWorkers("ray", stub(), worker_count=2, gpus=1), tmp_path / "f", 1)
 
@@ -325,7 +325,7 @@ def test_addresses_that_lead_nowhere(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray_cluster, "_CONNECT_SECONDS", 4.0)
     begun = time.monotonic()
-    with pytest.raises(UsageError, match=r"cluster 127.0.0.1:1: no Ray answers there within 4 sec"):
+    with pytest.raises(UsageError, match=r"127.0.0.1:1: Ray does not answer there within 4 sec"):
         run_all(RayWorkers("127.0.0.1:1", stub()), tmp_path / "f", 1)
     assert time.monotonic() - begun < 8
     with pytest.raises(UsageError, match=r"nonsense: Invalid address format: nonsense\. Start one"):
@@ -337,7 +337,7 @@ def test_calls_that_make_no_sense(monkeypatch, photos):
     with pytest.raises(UsageError, match=r"Ray is not installed. .*pip install 'tf-alexnet\[ray\]"):
         extract(photos, "f.h5", cluster="ray")
     for arguments in ({"cluster_workers": 2}, {"gpus_per_worker": 1}):
-        with pytest.raises(UsageError, match="none is named"):
+        with pytest.raises(UsageError, match="none is given"):
             extract(photos, "f.h5", **arguments)
     for wrong in ({"cluster_workers": 0}, {"gpus_per_worker": 1.5}, {"gpus_per_worker": -1}):
         with pytest.raises(UsageError):

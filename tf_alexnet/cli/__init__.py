@@ -1,1 +1,1 @@
-"""The command line: one thin module a command. Parse, call, print, exit code."""
+"""The command line, one thin module per command: parse, call, print, exit code."""

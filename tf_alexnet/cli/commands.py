@@ -1,4 +1,4 @@
-"""Typer, speaking as the rest of this package does."""
+"""Typer, with this package's help and error messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tf_alexnet.errors import UsageError
 
-# Typer's base of every error in a call has no public name.
+# Typer's base class of usage errors has no public name.
 CallError = typer.BadParameter.__base__
 
 
@@ -42,7 +42,7 @@ class Commands(typer.Typer):
 
 
 def usage_error(problem: CallError) -> UsageError | None:
-    """Typer's error as ours; None if the help was shown in its place."""
+    """Typer's error as one of ours; None if the help was shown instead."""
     text = " ".join(problem.format_message().replace("Value error, ", "").split()).rstrip(".")
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""How the commands speak: results on stdout, notes and errors on stderr."""
+"""Output of the commands: results on stdout, notes and errors on stderr."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _quiet = False
 
 
 def be_quiet(wanted: bool) -> bool:
-    """Print neither notes nor progress, if that is wanted: what `--quiet` does."""
+    """Turn off notes and progress if `wanted`: the callback of `--quiet`."""
     global _quiet
     _quiet = _quiet or wanted
     return wanted
 
 
 def note(text: str) -> None:
-    """Print a line that is neither a result nor an error."""
+    """Print a note, unless `--quiet` was given."""
     if not _quiet:
         print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 class _Notes(logging.Handler):
-    """Prints what the library logs, each text once."""
+    """Prints the library's log messages as notes, each text once."""
 
     def __init__(self):
         super().__init__(logging.INFO)
@@ -48,7 +48,7 @@ class _Notes(logging.Handler):
 
 @contextlib.contextmanager
 def notes() -> Iterator[None]:
-    """Print warnings and the library's log as notes, until the end of the block."""
+    """Print warnings and the library's log as notes within the block."""
     global _quiet
     _quiet = False
     log, handler = logging.getLogger("tf_alexnet"), _Notes()
@@ -66,19 +66,19 @@ def notes() -> Iterator[None]:
 
 
 def error(text: str) -> None:
-    """A line about what went wrong."""
+    """Print an error."""
     print(f"error: {one_line(text)}", file=sys.stderr)
 
 
 def report_failures(failures: Sequence[tuple[str, str]]) -> int:
-    """Name the photos that could not be read; the exit code that follows."""
+    """Print (path, reason) of photos that could not be read; return the exit code."""
     for path, reason in failures:
         error(f"{path}: {reason}. Skipped.")
     return ImageError.exit_code if failures else 0
 
 
 def choose_engine(engine: str, photos: int | None = None, precision: str = "float32") -> str:
-    """The engine to use; where the choice was left to us a note says which."""
+    """The engine to use; a note names it if it was chosen automatically."""
     from tf_alexnet import engines
 
     chosen = engines.choose_engine(engine, photos, precision)
@@ -88,16 +88,15 @@ def choose_engine(engine: str, photos: int | None = None, precision: str = "floa
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow without its start-up messages, unless it fails.
+    """Import TensorFlow without its startup messages, unless the import fails.
 
-    Keras looks for libraries that it can show or wrap things with and imports those that are there,
-    scikit-learn and Matplotlib for one: two seconds and 150 MB that no command has use for.
-    It does not find them here; who imports them later does.
+    Keras imports optional libraries such as scikit-learn and Matplotlib if they are installed: two
+    seconds and 150 MB that no command needs. They are hidden from it here; later imports find them.
 
     Raises
     ------
     OutputError
-        If there is no folder for temporary files, which TensorFlow needs too.
+        If there is no folder for temporary files, which TensorFlow needs.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -105,8 +104,8 @@ def load_tensorflow() -> None:
     except OSError as problem:
         raise OutputError(
             "temporary files",
-            f"no folder for them can be written to ({problem.strerror or problem})",
-            "Set TMPDIR to one that can.",
+            f"no folder for them is writable ({problem.strerror or problem})",
+            "Set TMPDIR to a writable folder.",
         ) from None
     with _captured_stderr(), _hidden("sklearn", "matplotlib", "pandas"):
         import tensorflow  # noqa: F401
@@ -114,9 +113,9 @@ def load_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _hidden(*names: str) -> Iterator[None]:
-    """Let imports of some libraries fail, as if they were not installed."""
+    """Make imports of some libraries fail, as if they were not installed."""
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # None stands for "not to be had"
+    sys.modules.update(dict.fromkeys(hidden))  # None makes the import fail
     try:
         yield
     finally:
@@ -126,7 +125,7 @@ def _hidden(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[None]:
-    # TensorFlow's C++ side writes to the file descriptor before any of its settings apply.
+    # TensorFlow's C++ code writes to the file descriptor before any of its settings apply.
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as captured:
@@ -143,20 +142,20 @@ def _captured_stderr() -> Iterator[None]:
 
 
 def progress(unit: str, every: int | None = None) -> contextlib.AbstractContextManager:
-    """`progress_callback` of a command: nothing with `--quiet`."""
+    """`progress_callback` of a command; silent with `--quiet`."""
     from tf_alexnet.progress import progress_callback
 
     return progress_callback(not _quiet, unit, every)
 
 
 def find_weights(name: str) -> str:
-    """The path of a weight file, downloaded with a progress bar if need be."""
+    """The path of a weight file, downloaded with a progress bar if necessary."""
     from tf_alexnet import weights
 
     if weights.random_seed(name) is not None:
         return name
-    with progress("bytes") as told:
-        return str(weights.find_weights(name, told))
+    with progress("bytes") as callback:
+        return str(weights.find_weights(name, callback))
 
 
 def check_names(
@@ -166,7 +165,7 @@ def check_names(
     mean_image: str | None = None,
     layers: Sequence[str] = (),
 ) -> None:
-    """Find misspelt names before TensorFlow and weights are loaded, which takes long."""
+    """Find misspelt names before TensorFlow and weights are loaded, which takes seconds."""
     from tf_alexnet.images import read_mean_image, resolve
     from tf_alexnet.weights import check_layers, random_seed, resolve_architecture
 
@@ -182,7 +181,7 @@ def check_names(
 
 
 def check_model(model: str | None, weights: str | None, architecture: str | None) -> None:
-    """Refuse a RUN and something else that says which network to take."""
+    """Raise UsageError if a RUN and another choice of network are given."""
     for name, value in (("--weights", weights), ("--architecture", architecture)):
         if model is not None and value is not None:
             raise UsageError(
@@ -191,7 +190,7 @@ def check_model(model: str | None, weights: str | None, architecture: str | None
 
 
 def open_run(model: str | None, weights: str | None = None) -> Run | None:
-    """The RUN that `--model` names, or `--weights` as a file of it; None if neither does."""
+    """The RUN given by `--model`, or by `--weights` as a file of it; None if there is none."""
     from tf_alexnet.training.run import Run, run_folder
 
     named = model if model is not None else weights and run_folder(weights) and weights
@@ -199,11 +198,11 @@ def open_run(model: str | None, weights: str | None = None) -> Run | None:
 
 
 def unknown_weights_note(extractor) -> None:
-    """Say so where the numbers may mean nothing."""
+    """Print a note if the results may be meaningless."""
     if extractor.untrained:
-        note(f"{extractor.weights_source}: a control, its classes mean nothing")
+        note(f"{extractor.weights_source}: a control, its classes are meaningless")
     elif extractor.trained_as is None:
         note(
             f"{extractor.weights_source} are not the weights of a known trained network: "
-            "these numbers are only as good as the weights"
+            "the results are only as good as the weights"
         )

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 def demo(
     photos: Annotated[
-        list[str] | None, typer.Argument(help="Photos or folders (default: the examples).")
+        list[str] | None,
+        typer.Argument(metavar="PHOTOS", help="Photos or folders (default: the examples)."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="Default: the best on this machine.")
+        str | None,
+        typer.Option("--weights", "-w", help="Default: the best available weights."),
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "--out", "-o", help="The contact sheet.")
+        str, typer.Option("--output", "--out", "-o", help="Contact sheet to write.")
     ] = "demo-contact-sheet.png",
 ) -> None:
     """Run the main job on a few photos: classes, features, neighbours, a contact sheet."""
@@ -41,7 +43,7 @@ def demo(
     shown = run_demo(paths or [example_photos()], output, weights, console.find_weights)
     embedded = shown.layer == "pool5"
     if shown.missing:
-        used = "the embedded ImageNet-trained convolutions, and no classes"
+        used = "the embedded ImageNet-trained convolutions, without classes"
         console.note(
             f"{shown.missing}; `tf-alexnet weights fetch imagenet` downloads BVLC's weights "
             f"(244 MB). Until then: {used if embedded else 'Deep Compression (8.9 MB)'}"

@@ -28,8 +28,8 @@ from tf_alexnet.errors import UsageError, one_line
 if TYPE_CHECKING:
     from tf_alexnet.evaluation.metrics import ClassResult, Evaluation, MultiLabelEvaluation
 
-_SHOWN = 20  # bad photos that are named on the screen
-_ALL, _WORST = 30, 10  # classes up to which all are shown, and how many of more
+_SHOWN = 20  # unreadable photos that are listed
+_ALL, _WORST = 30, 10  # classes shown: all of up to 30, or the worst 10
 
 
 def evaluate(
@@ -37,7 +37,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Folder with one folder per class, or with val/ of such; or a table (.csv, .tsv, "
+            help="Folder with one folder per class, directly or in val/; or a table (.csv, .tsv, "
             ".parquet) with columns path and label.",
         ),
     ] = None,
@@ -61,10 +61,10 @@ def evaluate(
     preset: Preset = None,
     mean_image: MeanImage = None,
     csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the table of classes as CSV.")
+        str | None, typer.Option(metavar="FILE", help="Save the results per class as CSV.")
     ] = None,
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw the confusion matrix into this PNG.")
+        str | None, typer.Option(metavar="FILE", help="Save the confusion matrix as PNG.")
     ] = None,
     keep: Annotated[
         str | None,
@@ -77,7 +77,7 @@ def evaluate(
     precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
-    """Measure top-1 and top-5, class by class; the same command resumes an interrupted one."""
+    """Measure top-1 and top-5 accuracy; the same command resumes an interrupted one."""
     folder = _folder(data, imagenet_val, ground_truth)
     console.check_model(model, weights, architecture)
     _check_outputs(csv, plot, keep)
@@ -147,7 +147,7 @@ def _check_outputs(csv: str | None, plot: str | None, keep: str | None) -> None:
 
 
 def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None) -> str:
-    """What to evaluate, of two ways to say it."""
+    """The folder to evaluate, given in one of two ways."""
     if data is not None and imagenet_val is None and ground_truth is None:
         return data
     if data is None and imagenet_val is not None and ground_truth is not None:
@@ -156,13 +156,13 @@ def _folder(data: str | None, imagenet_val: str | None, ground_truth: str | None
     names = " ".join(name for name, value in given.items() if value is not None)
     raise UsageError(
         "evaluate",
-        f"given is {names}" if names else "nothing to evaluate is given",
+        f"it got {names}" if names else "it got no photos",
         "Name a folder with one folder per class, or --imagenet-val DIR --ground-truth FILE.",
     )
 
 
 def _report(found: Evaluation | MultiLabelEvaluation, as_json: bool, is_run: bool) -> int:
-    """Everything there is to say; the exit code."""
+    """Print the results; return the exit code."""
     for note in found.notes:
         console.note(note)
     if kept := getattr(found, "kept", 0):
@@ -220,7 +220,7 @@ def _show_precisions(found: MultiLabelEvaluation) -> None:
 
 def _show_classes(rows: list[ClassResult]) -> None:
     if len(rows) > _ALL:
-        print(f"\nthe {_WORST} classes of lowest recall, of {len(rows)}:")
+        print(f"\nthe {_WORST} classes with the lowest recall, of {len(rows)}:")
         rows = sorted(rows, key=lambda row: row.recall)[:_WORST]
     width = min(40, max(5, *(len(one_line(row.name)) for row in rows)))
     print(f"\n{'class':{width}}  photos  correct  recall  precision  most confused with")

@@ -13,7 +13,7 @@ from tf_alexnet.cli.options import Architecture, LabelFile, MeanImage, Preset, Q
 
 
 class TargetName(str, Enum):
-    """Kinds of model files."""
+    """Formats of model files."""
 
     savedmodel = "savedmodel"
     litert = "litert"
@@ -24,7 +24,7 @@ class TargetName(str, Enum):
 
 
 class VariantName(str, Enum):
-    """Types of weights and values."""
+    """Types of weights and activations."""
 
     float32 = "float32"
     float16 = "float16"
@@ -37,7 +37,7 @@ def export(
         str,
         typer.Argument(
             metavar="RUN|WEIGHTS",
-            help="What `train` made, a weight file, a name in the catalogue, or random:SEED.",
+            help="Output of `train`, weight file, name in the catalogue, or random:SEED.",
         ),
     ],
     to: Annotated[TargetName, typer.Option("--to", help="Target format.")],
@@ -54,7 +54,7 @@ def export(
     ] = None,
     photos: Annotated[
         list[str] | None,
-        typer.Option(help="Photos or folders to verify by (default: the examples)."),
+        typer.Option(help="Photos or folders to verify with (default: the examples)."),
     ] = None,
     architecture: Architecture = None,
     preset: Preset = None,
@@ -65,7 +65,7 @@ def export(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model file for other programs, and verify it in its own runtime."""
+    """Export a model for other programs, and verify it in its own runtime."""
     from tf_alexnet.demo import example_photos
     from tf_alexnet.export import check_call
     from tf_alexnet.images import find_images

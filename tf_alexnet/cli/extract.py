@@ -28,7 +28,7 @@ from tf_alexnet.cli.options import (
 )
 from tf_alexnet.errors import UsageError, one_line
 
-_SHOWN = 20  # bad photos that are named on the screen; all are in the output
+_SHOWN = 20  # unreadable photos that are listed; all are in the output
 
 
 class RowType(str, Enum):
@@ -47,14 +47,14 @@ class Pool(str, Enum):
 
 
 class Repeats(str, Enum):
-    """What becomes of lines that name a photo again."""
+    """Treatment of lines that repeat a photo."""
 
     drop = "drop"
     keep = "keep"
 
 
 class Missing(str, Enum):
-    """What becomes of photos that can't be read."""
+    """Treatment of photos that can't be read."""
 
     drop = "drop"
     nan = "nan"
@@ -64,7 +64,7 @@ def extract(
     photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUTS...",
+            metavar="INPUTS",
             help="Photos, folders, patterns, lists (.txt, .csv), - for a list on stdin, URLs.",
         ),
     ],
@@ -75,7 +75,7 @@ def extract(
             "--out",
             "-o",
             help="A .h5, .npz, .npy, .mat or .parquet file; or a folder/ of .h5 shards "
-            "(folder.parquet/: .parquet shards). Missing folders are made.",
+            "(folder.parquet/: .parquet shards). Missing folders are created.",
         ),
     ],
     layer: Annotated[
@@ -96,13 +96,13 @@ def extract(
     batch: Annotated[
         str, typer.Option("--batch", "--batch-size", metavar="N|auto", help="Photos per batch.")
     ] = "auto",
-    dtype: Annotated[RowType, typer.Option(help="Type of the rows.")] = RowType.float32,
+    dtype: Annotated[RowType, typer.Option(help="Type of the stored features.")] = RowType.float32,
     pool: Annotated[
         Pool, typer.Option(help="Pool convolutional blobs to one number per channel.")
     ] = Pool.none,
     shard_size: Annotated[
         int,
-        typer.Option(min=1, help="Photos per shard, the most work an interruption can cost."),
+        typer.Option(min=1, help="Photos per shard; an interrupted shard is repeated."),
     ] = 4096,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoder processes (default: one per processor).")
@@ -111,7 +111,7 @@ def extract(
         bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Processor seconds allowed for decoding a photo.")
+        float, typer.Option(min=0.1, help="Processor time allowed per photo, in seconds.")
     ] = 10.0,
     depth: Depth = DepthName.auto,
     crops: Annotated[
@@ -119,11 +119,11 @@ def extract(
     ] = Crops.center,
     repeats: Annotated[
         Repeats,
-        typer.Option(help="One row per photo, or one per line of a list, in its order."),
+        typer.Option(help="drop: one row per photo; keep: one per line of a list, in its order."),
     ] = Repeats.drop,
     missing: Annotated[
         Missing,
-        typer.Option(help="Unreadable photos: no row, or a row of NaN in their place."),
+        typer.Option(help="drop: no row for unreadable photos; nan: a row of NaN in their place."),
     ] = Missing.drop,
     max_errors: Annotated[
         str | None,
@@ -133,7 +133,7 @@ def extract(
         bool, typer.Option("--retry-errors", help="Retry photos that could not be read.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Start over, and replace what is there.")
+        bool, typer.Option("--force", help="Start over, and replace the output.")
     ] = False,
     add: Annotated[
         bool, typer.Option("--add", help="Add INPUTS to an output that has none of them.")
@@ -149,7 +149,7 @@ def extract(
         str | None,
         typer.Option(
             metavar="ray|auto|ADDRESS",
-            help="Run shards on Ray: a new cluster on this machine, the one that runs here, or the "
+            help="Run shards on Ray: a new cluster on this machine, the one running here, or the "
             "one at HOST:PORT.",
         ),
     ] = None,
@@ -160,13 +160,13 @@ def extract(
         int, typer.Option(min=1, help="Workers that must be ready before the first photo.")
     ] = 1,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="GPUs per worker, also a fraction.")
+        float | None, typer.Option(min=0, help="GPUs per worker; may be a fraction.")
     ] = None,
     engine: Engine = EngineName.auto,
     precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
-    """Write features of photos, with their paths; the same command resumes an interrupted one."""
+    """Extract features of photos to a file; the same command resumes an interrupted one."""
     from tf_alexnet.extraction import check_job
     from tf_alexnet.images import find_images
 
@@ -189,13 +189,13 @@ def extract(
     console.check_names(weights, architecture, preset, mean_image, layer)
     paths = find_images(photos, repeats=True)
     chosen = console.choose_engine(engine.value, len(paths), precision.value)
-    # Other machines have other caches: there a name is looked up where it is used.
+    # Other machines have other caches: each looks up names itself.
     file = console.find_weights(weights) if cluster in (None, "ray") else weights
     if chosen == "tensorflow":
         console.load_tensorflow()
     from tf_alexnet.extraction import extract_features
 
-    # Ray prints pages about workers that died to stdout; what matters of them comes as a note.
+    # Ray prints pages about dead workers to stdout; notes have what matters.
     silent = contextlib.redirect_stdout(io.StringIO() if cluster else sys.stdout)
     with console.progress("photos", shard_size) as progress, silent:
         report = extract_features(
@@ -232,9 +232,9 @@ def extract(
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
     happened = f"; {report.kept} of them done before" if report.kept else ""
     if report.repeats == 1:
-        happened += "; 1 line named a photo again"
+        happened += "; 1 line repeats a photo"
     elif report.repeats:
-        happened += f"; {report.repeats} lines named a photo again"
+        happened += f"; {report.repeats} lines repeat a photo"
     if report.changed == 1:
         happened += "; 1 photo changed and was done again"
     elif report.changed:
@@ -248,11 +248,11 @@ def extract(
         counted += f" in the order of the inputs; {report.inputs} photos, {len(report.errors)} of "
         counted += "them unreadable"
     print(f"{one_line(report.output)}: {counted}; {shapes} {dtype.value}{happened}")
-    # Whoever says how many photos may fail is content when no more do.
+    # With --max-errors, failures up to the limit are not an error.
     raise typer.Exit(0 if max_errors is not None else code)
 
 
 def _batch_size(given: str) -> int | str:
     if given == "auto" or (given.isascii() and given.isdigit() and int(given) > 0):
         return given if given == "auto" else int(given)
-    raise UsageError(f"--batch {given}", "no such batch", "Use a number of photos, or auto.")
+    raise UsageError(f"--batch {given}", "not a batch size", "Use a number of photos, or auto.")

@@ -66,8 +66,8 @@ def options(
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends in one line and an exit code, never in a traceback."""
-    # A clean end also when a scheduler asks for it: temporary files are removed on the way out.
+    """Run a command; a user's mistake gives a line and an exit code, never a traceback."""
+    # Exit cleanly on SIGTERM too, so that temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with console.notes():
@@ -82,13 +82,13 @@ def main() -> None:
     except typer.Abort:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; Python must not flush into it again.
+        # The reader of our output is gone, as with `head`; Python must not flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OutputError.exit_code)
 
 
 def run() -> NoReturn:
-    """`main` as a whole program: it ends without taking TensorFlow apart, which takes a second."""
+    """Run `main` as a program, and exit without TensorFlow's teardown, which takes a second."""
     try:
         main()
         code = 0

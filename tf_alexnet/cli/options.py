@@ -18,7 +18,8 @@ class Crops(str, Enum):
 
 
 Photos = Annotated[
-    list[str], typer.Argument(help="Photos, folders, or lists (.txt, .csv) of photos.")
+    list[str],
+    typer.Argument(metavar="PHOTOS", help="Photos, folders, or lists (.txt, .csv) of photos."),
 ]
 OwnWeights = Annotated[
     str | None,
@@ -61,7 +62,7 @@ class EngineName(str, Enum):
 
 
 class PrecisionName(str, Enum):
-    """Precision of the products."""
+    """Precision of multiplications."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -70,21 +71,19 @@ class PrecisionName(str, Enum):
 Depth = Annotated[DepthName, typer.Option(help="Bits used by 16-bit grey images.")]
 Engine = Annotated[
     EngineName,
-    typer.Option(help="Inference engine; auto uses OpenVINO where it is installed and faster."),
+    typer.Option(help="Inference engine; auto uses OpenVINO if it is installed and faster."),
 ]
 Precision = Annotated[
     PrecisionName,
-    typer.Option(help="Precision of the products; bfloat16 needs OpenVINO, and is fast with AMX."),
+    typer.Option(help="Precision of multiplications; bfloat16 needs OpenVINO, and is fast on AMX."),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", callback=console.be_quiet, help="Print no notes and no progress."
-    ),
+    typer.Option("--quiet", "-q", callback=console.be_quiet, help="Don't print notes or progress."),
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact, if the weights don't tell."),
+    typer.Option(help="bvlc_alexnet, caffenet, torchvision or compact (default: detected)."),
 ]
 Preset = Annotated[
     str | None,

@@ -32,7 +32,7 @@ from tf_alexnet.cli.options import (
 from tf_alexnet.errors import ImageError, UsageError, one_line
 
 _TOP = 5
-_DRAWN = 10  # classes beside a photo
+_DRAWN = 10  # classes per photo in the picture
 
 if TYPE_CHECKING:
     from tf_alexnet.extraction import PhotoPrediction
@@ -57,13 +57,13 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw photos and classes into this PNG.")
+        str | None, typer.Option(metavar="FILE", help="Save photos with their classes as PNG.")
     ] = None,
     engine: Engine = EngineName.auto,
     precision: Precision = PrecisionName.float32,
     quiet: Quiet = False,
 ) -> None:
-    """Name the classes in photos: probability, synset id, name."""
+    """Predict the classes of photos: probability, synset id, name."""
     if as_json and as_csv:
         raise UsageError("--json --csv", "two formats at once", "Choose one.")
     console.check_model(model, weights, architecture)
@@ -99,7 +99,7 @@ def predict(
     show = _show_json if as_json else _show_csv if as_csv else _show_table
     names = labels or (run.record.classes if run else None)
     top = top or (None if run else _TOP)
-    # A table on a terminal is its own progress.
+    # On a terminal, the table itself shows progress.
     silent = sys.stdout.isatty() and not as_json
     with contextlib.nullcontext() if silent else console.progress("photos") as progress:
         results = predict_photos(
@@ -128,7 +128,7 @@ def predict(
 
 
 def _noted(results: Iterable[PhotoPrediction], seen: list) -> Iterable[PhotoPrediction]:
-    """The readable photos; the others are reported as they come."""
+    """Yield the results of readable photos; report the others."""
     for result in results:
         seen.append(result)
         if result.error:

@@ -23,16 +23,14 @@ _SHORTEST_TOKEN = 16
 def serve(
     network: Annotated[
         str,
-        typer.Argument(
-            metavar="[RUN|WEIGHTS]", help="A RUN, weight file or name in the catalogue."
-        ),
+        typer.Argument(metavar="[RUN|WEIGHTS]", help="RUN, weight file, or name in the catalogue."),
     ] = "imagenet",
     index: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Output of `extract`, searched for similar photos."),
+        typer.Option(metavar="FILE", help="Output of `extract` to search for similar photos."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +42,7 @@ def serve(
     engine: Engine = EngineName.auto,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a page to try the network on, and HTTP endpoints."""
+    """Serve a web page to try the network on, and HTTP endpoints."""
     _check_installed()
     if token is not None and len(token) < _SHORTEST_TOKEN:
         found = f"{len(token)} characters, fewer than {_SHORTEST_TOKEN}"
@@ -58,7 +56,7 @@ def serve(
         if not local and token is None:
             raise UsageError(
                 f"--host {host}",
-                "other machines could use it, and no token is set",
+                "other machines could use it, but no token is set",
                 "Set --token or TF_ALEXNET_TOKEN, or leave --host out.",
             )
         chosen = console.choose_engine(engine.value)
@@ -89,7 +87,7 @@ def _serve(
         app = create_app(service, token=token, hosts={*LOOPBACK, host.lower()} if local else None)
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{bound.getsockname()[1]}/"
-        run_server(app, bound, ready=lambda: print(f"{url} (Ctrl+C ends it)", flush=True))
+        run_server(app, bound, ready=lambda: print(f"{url} (Ctrl+C to stop)", flush=True))
     finally:
         service.close()
 

@@ -17,8 +17,8 @@ def summary(
         str | None,
         typer.Argument(
             metavar="NETWORK",
-            help="Name of a network (default: bvlc_alexnet) or in the catalogue, a weight file, "
-            "a prototxt, or a RUN.",
+            help="Network (default: bvlc_alexnet), name in the catalogue, weight file, prototxt, "
+            "or RUN.",
         ),
     ] = None,
     architecture: Architecture = None,
@@ -31,7 +31,7 @@ def summary(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     plot: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Draw the network too: .svg, or the table as .md, .txt."),
+        typer.Option(metavar="FILE", help="Also save a drawing (.svg), or the table (.md, .txt)."),
     ] = None,
 ) -> None:
     """Show a network's layers: output sizes, parameters, multiply-adds, receptive fields."""

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from tf_alexnet.evaluation.readout import ReadoutReport
     from tf_alexnet.training.run import TrainingReport
 
-_SHOWN = 20  # bad photos that are named on the screen; all are counted
+_SHOWN = 20  # unreadable photos that are listed; all are counted
 _FILES = "run.json, weights.safetensors, model.keras, class_indices.json, history.csv, report.md"
 
 
 class Mode(str, Enum):
-    """What is trained."""
+    """Layers to train."""
 
     head = "head"
     finetune = "finetune"
@@ -58,7 +58,7 @@ class ClassWeight(str, Enum):
     balanced = "balanced"
 
 
-# Options that not all modes have; those not named here are for finetune and scratch.
+# Modes of options that not all modes have; other such options are for finetune and scratch.
 _MODES = {
     **dict.fromkeys(("weights", "layer"), (Mode.head, Mode.finetune)),
     **dict.fromkeys(("pool", "l2", "features"), (Mode.head,)),
@@ -72,8 +72,8 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Folder with one folder per class, or with train/, val/ and test/ of such; or a "
-            "table (.csv, .tsv, .parquet) with columns path, label and, if you like, split.",
+            help="Folder with one folder per class, directly or in train/, val/ and test/; or a "
+            "table (.csv, .tsv, .parquet) with columns path, label and, optionally, split.",
         ),
     ],
     run: Annotated[
@@ -93,8 +93,8 @@ def train(
             "--layers",
             "-l",
             help="Layer to train the classifier on: pool5, fc6 or fc7 (default: the last one the "
-            "weights have). head: several layers, others, or all make a read-out, a table and a "
-            "plot of the accuracy on each.",
+            "weights have). head: several layers, other layers, or all give a read-out, a table "
+            "and plot of the accuracy on each.",
         ),
     ] = None,
     val_split: Annotated[
@@ -122,7 +122,7 @@ def train(
         typer.Option(metavar="LAYER", help="finetune: first layer to train (default: conv5)."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Default: 10 for finetune, 30 for scratch.")
+        int | None, typer.Option(min=1, help="Epochs (default: 10; scratch: 30).")
     ] = None,
     batch: Annotated[
         int | None,
@@ -134,7 +134,7 @@ def train(
     schedule: Annotated[
         Schedule | None,
         typer.Option(
-            help="Learning rate over time (default: constant; scratch, except compact: step)."
+            help="Schedule of the learning rate (default: constant; scratch, except compact: step)."
         ),
     ] = None,
     gamma: Annotated[
@@ -151,7 +151,7 @@ def train(
         typer.Option(help="Give rare classes as much weight as frequent ones."),
     ] = None,
     augment: Annotated[
-        Augment | None, typer.Option(help="finetune and scratch (default: light).")
+        Augment | None, typer.Option(help="Augmentation for finetune and scratch (default: light).")
     ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many epochs without improvement.")
@@ -169,7 +169,7 @@ def train(
         bool, typer.Option("--resume", help="Fail unless RUN holds an unfinished training.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Start over, and replace what is in RUN.")
+        bool, typer.Option("--force", help="Start over, and replace the content of RUN.")
     ] = False,
     multi_label: Annotated[
         bool,
@@ -228,7 +228,7 @@ def train(
         )
     code = console.report_failures([(x.path, x.detail) for x in report.skipped[:_SHOWN]])
     if len(report.skipped) > _SHOWN:
-        console.note(f"{len(report.skipped) - _SHOWN} more could not be read; report.md has 50")
+        console.note(f"{len(report.skipped) - _SHOWN} more could not be read; report.md lists 50")
     if "layers" in options:
         _show_readout(report, run)
     else:
@@ -237,20 +237,20 @@ def train(
 
 
 def _is_readout(options: Mapping[str, Any]) -> bool:
-    """Whether `--layer` names anything but one layer that a network may be cut at."""
+    """Whether `--layer` asks for a read-out: anything but one layer a classifier can be on."""
     from tf_alexnet.architectures import HEAD_LAYERS, blob_names
 
     names = blob_names(options["layer"]) if "layer" in options else ()
     if len(names) < 2 and set(names) <= {*HEAD_LAYERS}:
         return False
     if "features" in options:
-        found = f"a read-out of {options['layer']} keeps its own"
+        found = f"a read-out of {options['layer']} has a file of its own"
         raise UsageError("--features", found, "Leave it out, or name one of pool5, fc6 and fc7.")
     return True
 
 
 def _options_of(mode: Mode, **options: Any) -> dict[str, Any]:
-    """The options given; those of other modes are refused."""
+    """The options given; UsageError for options of other modes."""
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         modes = _MODES.get(name, (Mode.finetune, Mode.scratch))
@@ -274,7 +274,7 @@ def _check(
     seed: int,
     resume: bool,
 ) -> None:
-    """What can be wrong with a call, before weights are downloaded and TensorFlow is loaded."""
+    """Check the arguments, before weights are downloaded and TensorFlow is loaded."""
     from tf_alexnet.extraction import check_output
     from tf_alexnet.training import read_photos
     from tf_alexnet.training.run import check_run

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from tf_alexnet.training import Run
     from tf_alexnet.visualize import Explainer
 
-app = Commands(help="Draw the network: filters, activations, saliency, maps of photos.")
+app = Commands(help="Visualize a network: filters, activations, saliency, maps of photos.")
 
 
 class Method(str, Enum):
-    """Kinds of saliency."""
+    """Saliency methods."""
 
     gradcam = "gradcam"
     gradient = "gradient"
@@ -50,7 +50,7 @@ class Baseline(str, Enum):
 
 
 class On(str, Enum):
-    """What a map is drawn on."""
+    """Picture that a map is drawn on."""
 
     photo = "photo"
     crop = "crop"
@@ -73,9 +73,7 @@ class Distance(str, Enum):
 
 
 Photo = Annotated[str, typer.Argument(metavar="PHOTO", help="A photo.")]
-FeatureFile = Annotated[
-    str, typer.Argument(metavar="FEATURES", help="File or folder that `extract` wrote.")
-]
+FeatureFile = Annotated[str, typer.Argument(metavar="FEATURES", help="Output of `extract`.")]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -89,7 +87,7 @@ ClassName = Annotated[
         "--class", metavar="N|NAME", help="Class to explain (default: the most probable one)."
     ),
 ]
-Csv = Annotated[str | None, typer.Option(metavar="FILE", help="Write the numbers as CSV, too.")]
+Csv = Annotated[str | None, typer.Option(metavar="FILE", help="Also save the values as CSV.")]
 
 
 @app.command()
@@ -97,11 +95,11 @@ def filters(
     weights: OwnWeights = None,
     model: Model = None,
     architecture: Architecture = None,
-    layer: Annotated[str, typer.Option(help="A convolution.")] = "conv1",
+    layer: Annotated[str, typer.Option(help="Convolutional layer.")] = "conv1",
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the filters of a convolution."""
+    """Draw the filters of a convolutional layer."""
     output = _target(output, f"filters-{layer}.png")
     source, run = _network(weights, model, architecture)
     from tf_alexnet.visualize.figures import save_figure
@@ -127,12 +125,12 @@ def activations(
     layer: Annotated[
         list[str] | None, typer.Option(help="Layer to draw; may be repeated (default: conv5).")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All layers on one page.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Draw all layers on one page.")] = False,
     labels: LabelFile = None,
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw what the layers make of a photo, the strongest channels first."""
+    """Draw the activations of layers for a photo, the strongest channels first."""
     wanted = ["all"] if every else layer or ["conv5"]
     output = _target(output, f"{_stem(photo)}-{'-'.join(wanted)}.png")
     console.check_names(weights, architecture, preset, mean_image, wanted)
@@ -198,7 +196,7 @@ def saliency(
     method: Annotated[Method, typer.Option(help="Saliency method.")] = Method.gradcam,
     class_: ClassName = None,
     target: Annotated[
-        On, typer.Option(help="Draw on the whole photo, or on what the network sees of it.")
+        On, typer.Option(help="Draw on the whole photo, or on the crop that the network sees.")
     ] = On.photo,
     layer: Annotated[str, typer.Option(help="Layer of Grad-CAM.")] = "conv5",
     baseline: Annotated[
@@ -207,7 +205,7 @@ def saliency(
     seed: Annotated[int, typer.Option(min=0, help="Random seed of SmoothGrad.")] = 0,
     labels: LabelFile = None,
     npy: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the map's values as .npy, too.")
+        str | None, typer.Option(metavar="FILE", help="Also save the values as .npy.")
     ] = None,
     output: Output = None,
     quiet: Quiet = False,
@@ -243,7 +241,7 @@ def saliency(
     if found.completeness_gap is not None:
         print(f"completeness gap: {found.completeness_gap:.2%}")
         if found.completeness_gap > GAP_LIMIT:
-            console.note(f"above {GAP_LIMIT:.0%}: the parts don't add up to the score")
+            console.note(f"above {GAP_LIMIT:.0%}: the attributions don't add up to the score")
     for path in filter(None, (output, npy)):
         console.note(f"wrote {path}")
 
@@ -297,14 +295,14 @@ def embedding(
     features: FeatureFile,
     layer: OneLayer = None,
     projection: Annotated[
-        Projection, typer.Option(help="tsne needs scikit-learn, umap umap-learn.")
+        Projection, typer.Option(help="Projection; tsne needs scikit-learn, umap umap-learn.")
     ] = Projection.pca,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of tsne and umap.")] = 0,
     csv: Csv = None,
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a map of photos on which similar ones lie together."""
+    """Draw a map of photos that places similar ones together."""
     from tf_alexnet.visualize import maps
     from tf_alexnet.visualize.features_file import read_features
     from tf_alexnet.visualize.figures import save_figure
@@ -334,14 +332,14 @@ def neighbours(
     layer: OneLayer = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", "-w", help="For queries that are not in the file: its weights."),
+        typer.Option("--weights", "-w", help="Weights of the file, for queries not in it."),
     ] = None,
     mean_image: MeanImage = None,
     csv: Csv = None,
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find the photos most like another by their features: a table and a sheet."""
+    """Find the most similar photos by their features: a table and a contact sheet."""
     from tf_alexnet.visualize import neighbours as near
     from tf_alexnet.visualize.features_file import read_features
     from tf_alexnet.visualize.sheets import check_foreign, check_picture
@@ -383,7 +381,7 @@ def rsm(
     output: Output = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write matrices of distances between all photos, layer by layer: a plot, .npy and .csv."""
+    """Write matrices of distances between all photos, per layer: a plot, .npy and .csv."""
     from tf_alexnet.visualize.features_file import read_features
     from tf_alexnet.visualize.rsm import save_rsm
 
@@ -419,7 +417,7 @@ def _check_table(path: str | None) -> None:
 
 
 def _network(weights: str | None, model: str | None, architecture: str | None) -> tuple:
-    """What the network is made of, and the RUN if it is one."""
+    """The weights, and the RUN if they are from one."""
     console.check_model(model, weights, architecture)
     console.check_names(weights, architecture)
     run = console.open_run(model)
@@ -442,7 +440,7 @@ def _explainer(
     preset: str | None,
     mean_image: str | None,
 ) -> tuple[Explainer, Run | None, object]:
-    """The network, ready for gradients, and the photo."""
+    """An `Explainer` of the network, the RUN if there is one, and the photo."""
     console.check_names(weights, architecture, preset, mean_image)
     from tf_alexnet.images import load_image
 
@@ -453,7 +451,7 @@ def _explainer(
 
     explainer = Explainer(source, architecture=architecture, preset=preset, mean_image=mean_image)
     if explainer.untrained:
-        console.note(f"{explainer.weights_source}: a control, its maps mean nothing")
+        console.note(f"{explainer.weights_source}: a control, its maps are meaningless")
     return explainer, run, image
 
 

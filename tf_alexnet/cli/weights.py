@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 app = Commands(help="List, download, inspect, convert and verify weight files.")
 WeightFile = Annotated[
-    str, typer.Argument(help="A weight file of any format, or a name of the catalogue.")
+    str, typer.Argument(help="Weight file of any format, or name in the catalogue.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """Show the catalogue, and which of its weights this machine has."""
+    """List the catalogue, and which of its weights are on this machine."""
     from tf_alexnet.weights import catalog, local_file
 
     places = {record.name: str(local_file(record) or "") for record in catalog()}
@@ -47,10 +47,10 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A name of the catalogue, e.g. bvlc_alexnet.")],
-    to: Annotated[str | None, typer.Option(help="Folder; by default the cache.")] = None,
+    name: Annotated[str, typer.Argument(help="Name in the catalogue, such as bvlc_alexnet.")],
+    to: Annotated[str | None, typer.Option(help="Folder (default: the cache).")] = None,
 ) -> None:
-    """Download weights; the file gets its name only after it was verified."""
+    """Download weights and verify their checksum."""
     from tf_alexnet.weights import fetch_weights, known_weights
 
     record = known_weights(name)
@@ -63,7 +63,7 @@ def fetch(
 
 
 def _about(record: KnownWeights, source: Source, size: int, use: str):
-    """What a user should know of a file just fetched, and what to type next."""
+    """Facts about a fetched file, and what to run next."""
     yield "size", f"{size:,} bytes"
     unverified = "unverified: none is published"
     yield "checksum", f"{source.checksum} (verified)" if source.checksum else unverified
@@ -85,7 +85,7 @@ def _about(record: KnownWeights, source: Source, size: int, use: str):
 
 @app.command()
 def inspect(file: WeightFile, as_json: Json = False) -> None:
-    """Show what a weight file holds, which network it is, and what to watch out for."""
+    """Show the layers of a weight file, the network it belongs to, and warnings."""
     from tf_alexnet.weights import inspect_weights
 
     found = inspect_weights(file)
@@ -128,19 +128,19 @@ def _identity(found: Inspection):
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="A weight file, or a name of the catalogue.")
+        str, typer.Argument(metavar="IN", help="Weight file, or name in the catalogue.")
     ],
     target: Annotated[
-        str, typer.Argument(metavar="OUT", help="Its suffix names the format: .npy, .h5, ...")
+        str, typer.Argument(metavar="OUT", help="File to write; its suffix selects the format.")
     ],
     form: Annotated[
         str | None, typer.Option(help="list or dict (.npy); keras or caffe (.h5).")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="The network's name or prototxt, where IN does not tell.")
+        str | None, typer.Option(help="Name or prototxt of the network, if IN does not tell.")
     ] = None,
     classifier: Annotated[
-        str | None, typer.Option(help="Layer to use as fc8, where there are several.")
+        str | None, typer.Option(help="Layer to use as fc8, if there are several candidates.")
     ] = None,
     lrn: Annotated[
         str | None,
@@ -165,7 +165,7 @@ def convert(
 def verify(
     file: WeightFile,
     photos: Annotated[
-        str | None, typer.Option(help="Folder with the pictures of published outputs.")
+        str | None, typer.Option(help="Folder with the photos whose outputs are published.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +187,7 @@ def verify(
 
 
 def _table(rows: list[tuple[str, ...]], indent: str = "", right: tuple[int, ...] = ()) -> str:
-    """Rows in columns as wide as their widest cell."""
+    """Format rows as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -43,7 +43,7 @@ from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
 from tf_alexnet.weights.resolve import resolve_weights
 
-_SHARD = 512  # photos that are computed again after an interruption at most
+_SHARD = 512  # photos per shard, the most that an interrupted call repeats
 
 
 def evaluate_photos(
@@ -66,32 +66,32 @@ def evaluate_photos(
 ) -> Evaluation | MultiLabelEvaluation:
     """Compare predictions with the true classes of photos.
 
-    The same call resumes an interrupted one: until the end, its results lie in the cache folder.
+    The same call resumes an interrupted one: until it ends, results are kept in the cache folder.
 
     Parameters
     ----------
     data : path
-        Class folders or a table, as for `read_labelled`. With `ground_truth`: a flat folder of
+        Class folders or a table, as in `read_labelled`. With `ground_truth`: a flat folder of
         ILSVRC's validation photos.
     weights : str, path or WeightArrays
-        As in `AlexNet`, or a RUN. If they have 1000 classes, these are ImageNet's; otherwise
+        As in `AlexNet`, or a RUN. If there are 1000 classes, they are taken to be ImageNet's; other
         classes without names are called ``0``, ``1``, ...
     model : path or Run, optional
         A RUN of ``tf-alexnet train``, instead of `weights`. Photos that it was trained on are left
-        out, and in the folder that it set validation photos aside in, all but these.
+        out; of the folder that it was trained on, only its validation photos are used.
     ground_truth : path, optional
         As in `read_ilsvrc_validation`.
     labels : sequence, mapping or path, optional
-        Names of the network's classes, as for `read_labels`.
+        Names of the network's classes, as in `read_labels`.
     architecture, preset, mean_image
         As in `FeatureExtractor`.
     crops : {"center", "ten"}
-        One crop per photo, or the mean of the probabilities of ten.
+        The centre crop, or the mean of the probabilities of ten crops.
     engine, precision : str
         As in `extract_features`.
     keep : path, optional
-        An ``.h5`` file to keep every photo's probabilities in, as from
-        ``extract_features(layers=["prob"])``. Photos that it already has are not computed again.
+        An ``.h5`` file to keep the probabilities in, as from ``extract_features(layers=["prob"])``.
+        Photos that are already in it are not computed again.
     batch_size, workers, progress
         As in `extract_features`.
 
@@ -104,9 +104,9 @@ def evaluate_photos(
     WeightsError
         If the weights can't be read or have no classifier.
     UsageError
-        If the arguments contradict each other, or folders or list don't fit the network.
+        If arguments contradict each other, or the folders or list don't match the network.
     ImageError, OutputError
-        As `extract_features` raises them.
+        As in `extract_features`.
     """
     run = _run_of(weights, model)
     arrays, table = resolve_weights(run.arrays if run else weights, architecture)
@@ -121,7 +121,7 @@ def evaluate_photos(
         "precision": precision,
     }
     how = {"engine": engine, "batch_size": batch_size, "workers": workers, "progress": progress}
-    # The convolutions tell the training; a classifier on pool5 or fc6 is another one.
+    # Weights are identified by their convolutions; a classifier on pool5 or fc6 is another one.
     whole = table.parameter_shapes().keys() == ARCHITECTURES[table.name].parameter_shapes().keys()
     known = identify_weights(arrays).name if whole else None
     facts = {
@@ -159,7 +159,7 @@ def evaluate_photos(
 
 
 def _run_of(weights: Any, model: Any) -> Run | None:
-    """The RUN that these arguments name, if it is one."""
+    """The RUN given by these arguments, if there is one."""
     if model is None and isinstance(weights, str | os.PathLike):
         model = run_folder(weights)
     return model if model is None or isinstance(model, Run) else Run.open(model)
@@ -168,14 +168,14 @@ def _run_of(weights: Any, model: Any) -> Run | None:
 def _classes(
     weights: WeightArrays | None, run: Run | None, labels: Labels | None
 ) -> tuple[Label, ...]:
-    """The network's classes: those that are named, or else recorded, or else numbers."""
+    """The network's classes: as given, or else as recorded, or else numbered."""
     if weights is None:
         raise UsageError("evaluate", "it needs weights", "Pass a weight file.")
     if weights.classes is None:
         raise WeightsError(
             weights.source,
-            "it has no fc8, so it names no classes that could be right or wrong",
-            "Train one on it (tf-alexnet train), or evaluate weights of a whole network.",
+            "it has no fc8, so it predicts no classes",
+            "Train a classifier on it (tf-alexnet train), or evaluate weights of a whole network.",
         )
     if labels is not None:
         return labels_of_network(labels, weights.classes)
@@ -200,17 +200,17 @@ def _truth(
     if classes != imagenet_labels():
         raise UsageError(
             os.fspath(ground_truth),
-            f"ILSVRC's classes, but the network's {len(classes)} classes are others",
+            f"it lists ILSVRC's classes, but the network's {len(classes)} classes are different",
             "Give folders of the network's classes instead.",
         )
     return read_ilsvrc_validation(data, ground_truth)
 
 
 def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTruth:
-    """Without the photos that a RUN was trained on.
+    """Leave out the photos that a RUN was trained on.
 
-    They are told by content, and in the folder or table that it split itself also by name: there,
-    photos may have been edited since.
+    They are recognized by content, and in the folder or table that the RUN split also by name,
+    since photos may have been edited there.
     """
     split, folder = run.record.split, os.fspath(data)
     folder = folder if os.path.isdir(folder) else os.path.dirname(folder) or "."
@@ -220,7 +220,7 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
     if "place" in split:
         own = split["place"] == place_digest(data)
         learned = set(split["train_photos"]) if own else set()
-    else:  # runs of version 0.1.0 record only the photos they set aside
+    else:  # runs of version 0.1.0 record only their validation photos
         own = bool(here)
         learned = set(names.values()) - here if own else set()
     seen = {path for path, name in names.items() if name in learned}
@@ -237,13 +237,13 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
     if not chosen:
         raise UsageError(
             os.fspath(data),
-            f"none of the {len(aside)} photos that {run.folder} set aside here is left"
+            f"none of the {len(aside)} validation photos of {run.folder} is left here"
             if own
             else f"{run.folder} was trained on all of its {len(names)} photos",
-            "Name photos that it has not seen; its figures on training photos are in report.md.",
+            "Use photos that it has not seen; its accuracy on training photos is in report.md.",
         )
     if not left_out and not missing:
-        unknown = f"{run.folder} does not record what it was trained on: it may be these photos"
+        unknown = f"{run.folder} does not record what it was trained on: perhaps these photos"
         return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     notes = [
         f"{run.folder} was trained on photos of {os.fspath(data)}: {left_out} are left out, "
@@ -251,8 +251,7 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
     ]
     if missing:
         notes.append(
-            f"{len(missing)} of the {len(aside)} photos that it set aside for validation are "
-            f"missing: {listed(missing)}"
+            f"{len(missing)} of its {len(aside)} validation photos are missing: {listed(missing)}"
         )
     labels = [truth.labels[i] for i in chosen]
     if isinstance(truth.labels, np.ndarray):
@@ -265,10 +264,10 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
 def _kept(
     keep: str | os.PathLike | None, job: Mapping[str, str], truth: GroundTruth
 ) -> Iterator[str]:
-    """Where probabilities are kept: until the end, unless the caller names a file.
+    """File for the probabilities: `keep`, or one in the cache folder for the time of the call.
 
-    The name in the cache folder stands for everything that rows depend on except the photos'
-    contents, so only the same call finds it again; it is removed when that call succeeds.
+    The name of the latter depends on everything that rows depend on except the photos' contents,
+    so only the same call finds it again; it is removed when that call succeeds.
     """
     if keep is not None:
         check_folder(keep, ".h5")
@@ -278,7 +277,7 @@ def _kept(
     folder = cache_folder() / "evaluations"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # without a cache, nothing outlives an interruption
+    except OSError:  # without a cache, an interrupted call can't be resumed
         with tempfile.TemporaryDirectory(prefix="tf-alexnet-") as place:
             yield os.path.join(place, "prob.h5")
         return
@@ -296,9 +295,9 @@ def _compared(
     settings: Mapping[str, Any],
     how: Mapping[str, Any],
 ) -> tuple[np.ndarray, int, ExtractionReport]:
-    """Confusion matrix, photos with their class among the five most probable, and a report.
+    """Confusion matrix, number of photos with their class in the top five, and a report.
 
-    The report's failures are those of these photos, also where `keep` has rows of others.
+    The report's failures are of these photos only, even if `keep` has others.
     """
     settings = {"layers": ["prob"], **settings}
     job = ExtractionSpec(weights, **settings).fingerprint(weights.digest)
@@ -327,7 +326,7 @@ def _compared(
 
 
 def _counted(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.ndarray, int]:
-    """(confusion matrix, photos with their class among the five most probable)."""
+    """Confusion matrix, and number of photos with their class in the top five."""
     confusion, among_top, broken = np.zeros((classes, classes), np.int64), 0, 0
     with open_output(file) as output:
         wanted = [i for i, photo in enumerate(output.photos) if photo.place in labels]
@@ -349,7 +348,7 @@ def _counted(file: str, labels: Mapping[str, int], classes: int) -> tuple[np.nda
 
 
 def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """How many classes come before the true one: more probable, or equally and of lower index.
+    """Rank of the true class: number of classes with a higher score, or equal and a lower index.
 
     Parameters
     ----------
@@ -359,7 +358,7 @@ def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of int64, (N,)
-        0 where the true class is the most probable.
+        0 if the true class is the most probable.
     """
     own = np.take_along_axis(probabilities, actual[:, None], axis=1)
     lower = np.arange(probabilities.shape[1]) < actual[:, None]
@@ -367,19 +366,19 @@ def ranks(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
 
 
 def _notes(found: Evaluation, weights: WeightArrays, photos: int, ilsvrc: bool) -> Iterator[str]:
-    """What a reader of the figures should know."""
+    """Caveats about the results."""
     if found.published and weights.metadata.get("identified_by") not in ALGORITHMS:
         yield (
-            f"{weights.source} is known as {found.trained_as} by the biases of its convolutions, "
-            "not by a checksum: another classifier on top of them would not be noticed"
+            f"{weights.source} was identified as {found.trained_as} by the biases of its "
+            "convolutions, not by a checksum: a different classifier would go unnoticed"
         )
     again = photos - found.photos - len(found.failures)
     if again:
-        yield f"{again} photos are links to others of them and count once"
+        yield f"{again} photos are links to others and count once"
     if ilsvrc and found.photos != ILSVRC_PHOTOS:
         yield (
-            f"{found.photos:,} of the {ILSVRC_PHOTOS:,} validation photos were evaluated: other "
-            "figures than the published ones are to be expected"
+            f"{found.photos:,} of the {ILSVRC_PHOTOS:,} validation photos were evaluated: expect "
+            "results that differ from the published ones"
         )
     present = int((found.confusion.sum(axis=1) > 0).sum())
     if present < len(found.classes) and not ilsvrc:

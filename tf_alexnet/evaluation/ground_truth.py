@@ -21,8 +21,8 @@ _INDEX = re.compile("[0-9]{1,8}")
 _MAX_BYTES = 1 << 26  # of a list; the longest known form has 3 MB
 _SHOWN = 5
 _INDICES = (
-    "Caffe's val.txt (get_ilsvrc_aux.sh fetches it) has indices 0..999, and the development kit's "
-    "meta.mat says which synset id each of its own stands for; lists of synset ids are read too."
+    "Use Caffe's val.txt (get_ilsvrc_aux.sh fetches it), which has indices 0..999, or a list of "
+    "synset ids; the development kit's meta.mat maps its numbers to synset ids."
 )
 _FORMS = "Give one line per photo: its name and class, or the class alone (n01440764, or 0..999)."
 
@@ -34,9 +34,9 @@ class GroundTruth:
     Attributes
     ----------
     paths : tuple of str
-        The photos.
+        Paths of the photos.
     labels : ndarray of int64, (N,), or list of tuple of int
-        Index of each photo's class among the network's outputs; if multi-label, all of them.
+        Index of each photo's class among the network's outputs; if multi-label, of all its classes.
     notes : tuple of str
         What was left out or is missing, one sentence each.
     """
@@ -49,16 +49,15 @@ class GroundTruth:
 def read_labelled(
     data: str | os.PathLike, classes: Sequence[Label], *, multi_label: bool = False
 ) -> GroundTruth:
-    """Photos in class folders or in a table, and their classes among those of a network.
+    """Read photos in class folders or in a table, and their classes among those of a network.
 
     Parameters
     ----------
     data : path
-        As in `find_labelled`; of several splits, the photos of ``val``, else of ``test``.
+        As in `find_labelled`; of several splits, ``val`` is read, else ``test``.
     classes : sequence of Label
-        The network's classes. A folder or label has a class's name; for ImageNet's, its synset id
-        (also with more behind it, ``n02085620-Chihuahua``), or one of its names that no other class
-        has.
+        The network's classes. Folders and labels are named like classes; for ImageNet's, by synset
+        id (a suffix is allowed, as in ``n02085620-Chihuahua``) or by a name that is unique.
     multi_label : bool
         As in `find_labelled`.
 
@@ -69,7 +68,7 @@ def read_labelled(
     Raises
     ------
     UsageError
-        If a folder or label is not the name of one class, or there are no photos.
+        If a folder or label does not name exactly one class, or there are no photos.
     ImageError
         If the folder or table is missing or can't be read.
     """
@@ -79,12 +78,12 @@ def read_labelled(
     if not photos:
         raise UsageError(
             os.fspath(data),
-            "not a photo in its class folders" if empty else "not a photo in it",
-            "Put photos there.",
+            "its class folders hold no photos" if empty else "it holds no photos",
+            "Add photos.",
         )
     names = dict.fromkeys(x for _, labels in photos for x in labels)
     indices = _matched(os.fspath(data), sorted([*names, *empty], key=os.fsencode), classes)
-    notes = [*found.notes, *([f"no photo in {listed(empty, _SHOWN)}"] if empty else [])]
+    notes = [*found.notes, *([f"no photos in {listed(empty, _SHOWN)}"] if empty else [])]
     labels = [tuple(sorted(indices[name] for name in some)) for _, some in photos]
     if not multi_label:
         labels = np.array([label for (label,) in labels], np.int64)
@@ -92,7 +91,7 @@ def read_labelled(
 
 
 def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[str, int]:
-    """The class of each folder; all folders without one are named at once."""
+    """Index of the class of each folder; UsageError names all folders without one."""
     known: defaultdict[str, set[int]] = defaultdict(set)
     for index, label in enumerate(classes):
         for key in _keys(label):
@@ -105,7 +104,7 @@ def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[st
             raise UsageError(
                 os.path.join(folder, name),
                 f"{len(meant)} classes have this name: {', '.join(meant)}",
-                "Name the folder by the synset id that is meant.",
+                "Name the folder by its synset id.",
             )
     unknown = [name for name, which in found.items() if not which]
     if unknown:
@@ -114,27 +113,27 @@ def _matched(folder: str, names: list[str], classes: Sequence[Label]) -> dict[st
         raise UsageError(
             folder,
             f"no class of this network is called {listed(unknown, _SHOWN)}",
-            f"Name each folder as the network's class, which are {few}{many}; or leave it out.",
+            f"Name folders like the network's classes, {few}{many}, or leave them out.",
         )
     indices = {name: which.pop() for name, which in found.items()}
     counts = Counter(indices.values())
     twice = [name for name in names if counts[indices[name]] > 1]
     if twice:
         raise UsageError(
-            folder, f"{listed(twice, _SHOWN)} are one class", "Give them one name, in one folder."
+            folder, f"{listed(twice, _SHOWN)} are the same class", "Use one of the names."
         )
     return indices
 
 
 def _keys(label: Label) -> list[str]:
-    """The names of a class's folder, as `_key` has them."""
+    """All `_key` of a class."""
     if not label.synset:
         return [label.label]
     return [_key(name) for name in (label.synset, label.label, *label.label.split(","))]
 
 
 def _key(name: str) -> str:
-    """The synset id that a name begins with, or the name in lower case with single blanks."""
+    """The synset id that a name starts with, or the name in lower case with single spaces."""
     synset = _SYNSET.match(name)
     return synset[0] if synset else " ".join(name.replace("_", " ").lower().split())
 
@@ -142,17 +141,17 @@ def _key(name: str) -> str:
 def read_ilsvrc_validation(
     photos: str | os.PathLike, ground_truth: str | os.PathLike
 ) -> GroundTruth:
-    """ILSVRC-2012's validation photos with a list of their classes.
+    """Read ILSVRC-2012's validation photos and a list of their classes.
 
     Parameters
     ----------
     photos : path
-        A folder with ``ILSVRC2012_val_00000001.JPEG`` .. ``ILSVRC2012_val_00050000.JPEG``.
+        Folder with ``ILSVRC2012_val_00000001.JPEG`` .. ``ILSVRC2012_val_00050000.JPEG``.
     ground_truth : path
-        A text file with one line per photo: ``NAME CLASS`` (Caffe's ``val.txt``; commas and more
+        Text file with one line per photo: ``NAME CLASS`` (Caffe's ``val.txt``; commas and further
         words are ignored), or only ``CLASS``, line 1 for photo 00000001. A class is a synset id or
-        its index in Caffe's order, 0..999. The development kit's 1..1000, in another order, are
-        refused.
+        its index in Caffe's order, 0..999. The development kit's 1..1000, in another order, raise
+        UsageError.
 
     Returns
     -------
@@ -181,9 +180,9 @@ def read_ilsvrc_validation(
     if not found:
         raise UsageError(
             f"{folder} with {file}",
-            f"the list names none of the {len(extra)} photos, as {os.path.basename(extra[0])}; "
-            f"it names {next(iter(truth))}",
-            "Give the list that belongs to these photos.",
+            f"the list names none of the {len(extra)} photos, such as "
+            f"{os.path.basename(extra[0])}; it names {next(iter(truth))}",
+            "Use the list that belongs to these photos.",
         )
     missing = [name for name in truth if name not in found]
     if missing:
@@ -198,7 +197,7 @@ def read_ilsvrc_validation(
 
 
 def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
-    """Photo's name without suffix -> index 0..999 of its class, and notes about the list."""
+    """Read a list: name of a photo without suffix -> index of its class, 0..999; and notes."""
     synsets = {label.synset: str(index) for index, label in enumerate(imagenet_labels())}
     truth: dict[str, int] = {}
     indices = set()
@@ -206,7 +205,7 @@ def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
         line = f"{file}, line {number}"
         digits = synsets.get(given, given)
         if not _INDEX.fullmatch(digits):
-            raise UsageError(line, f"{given!r} is no class of ILSVRC-2012", _FORMS)
+            raise UsageError(line, f"{given!r} is not a class of ILSVRC-2012", _FORMS)
         index = int(digits)
         if given not in synsets:
             indices.add(index)
@@ -215,15 +214,15 @@ def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
             raise UsageError(line, f"a second class for {name}", _FORMS)
     highest = max(indices, default=0)
     if highest == 1000 and 0 not in indices:
-        fault = "classes 1..1000: these are the development kit's own numbers, in another order"
+        fault = "classes 1..1000: these are the development kit's numbers, in another order"
         raise UsageError(file, fault, _INDICES)
     if highest > 999:
-        raise UsageError(file, f"class {highest}, where 0..999 are due", _INDICES)
+        raise UsageError(file, f"class {highest} is not in 0..999", _INDICES)
     notes = []
     if indices and 0 not in indices:
         notes.append(
-            f"{file} has neither index 0 nor 1000, so nothing shows whether it counts from 0, as "
-            "it must, or from 1, as the development kit does"
+            f"{file} has neither index 0 nor 1000, so it may count from 0, as it must, or from 1, "
+            "as the development kit does"
         )
     if len(truth) != ILSVRC_PHOTOS:
         notes.append(f"{file} names {len(truth):,} photos, the validation set has 50,000")
@@ -231,10 +230,10 @@ def read_truth_list(file: str) -> tuple[dict[str, int], list[str]]:
 
 
 def _rows(file: str) -> Iterator[tuple[str, str]]:
-    """(photo's name without suffix or "", class as it is written) of each line."""
+    """(name of the photo without suffix or "", class as written) of each line."""
     try:
         if os.path.getsize(file) > _MAX_BYTES:
-            raise UsageError(file, f"more than {_MAX_BYTES >> 20} MiB: no list of classes", _FORMS)
+            raise UsageError(file, f"a list of more than {_MAX_BYTES >> 20} MiB", _FORMS)
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
             rows = [re.split(r"[\s,;]+", line.strip()) for line in lines.read().splitlines()]
     except OSError as error:
@@ -250,7 +249,7 @@ def _rows(file: str) -> Iterator[tuple[str, str]]:
     named = len(rows[0]) > 1
     for number, row in enumerate(rows, 1):
         if row == [""] or (len(row) > 1) != named:
-            raise UsageError(f"{file}, line {number}", "not of the same form as the first", _FORMS)
+            raise UsageError(f"{file}, line {number}", "it differs in form from the first", _FORMS)
         yield (_stem(row[0]), row[1]) if named else ("", row[0])
 
 

@@ -1,4 +1,4 @@
-"""`Evaluation`: accuracy, class by class, and what was taken for what; average precision."""
+"""`Evaluation`: accuracy, per-class results and confusion matrix; average precision."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ CSV_COLUMNS = ("class", "photos", "correct", "recall", "precision", "most confus
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The figures of one class.
+    """Results of one class.
 
     Attributes
     ----------
     name : str
         Synset id and names, or the class's name.
     photos, correct : int
-        Photos of the class, and those of them that are predicted as it.
+        Number of photos of the class, and of those predicted correctly.
     recall : float or None
-        Fraction of its photos that are predicted as it; None without photos.
+        Fraction of its photos that are predicted correctly; None without photos.
     precision : float or None
-        Fraction of the photos predicted as it that are of it; None without predictions.
+        Fraction of the photos predicted as this class that belong to it; None without predictions.
     confused_with : str
-        The other class that most of its photos are predicted as; empty if there is none.
+        Class that its photos are most often mistaken for; empty if there is none.
     confused : int
-        How many they are.
+        Number of photos mistaken for that class.
     """
 
     name: str
@@ -76,21 +76,20 @@ class Evaluation:
     confusion : ndarray of int64, (classes, classes)
         Photos by true class (rows) and by most probable class (columns).
     among_top : int
-        Photos whose class is among the five most probable; of equally probable ones, those of lower
-        index.
+        Number of photos whose class is among the five most probable; ties go to the lower index.
     failures : tuple of Failure
-        Photos that could not be read; they count nowhere else.
+        Photos that could not be read; they are not counted elsewhere.
     notes : tuple of str
-        What a reader of the figures should know, a sentence each.
+        Caveats about the results, one sentence each.
     architecture, preset, crops, weights_source : str
         What was evaluated, and how.
     trained_as, untrained : str or None, bool
-        As of `FeatureExtractor`; the former is None also for a classifier on pool5 or fc6.
+        As in `FeatureExtractor`; the former is None also for a classifier on pool5 or fc6.
     published : Accuracy or None
-        What was published for this network and preset, where the photos are ILSVRC's validation
-        set and one crop of each was looked at.
+        Published accuracy of this network and preset, if the photos are ILSVRC's validation set and
+        centre crops were used.
     kept : int
-        Photos that an earlier, interrupted call had done.
+        Number of photos from an earlier, interrupted call.
     """
 
     classes: tuple[Label, ...]
@@ -116,12 +115,12 @@ class Evaluation:
 
     @cached_property
     def photos(self) -> int:
-        """How many were evaluated."""
+        """Number of photos evaluated."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """How many of them were predicted right."""
+        """Number of photos predicted correctly."""
         return int(self.confusion.trace())
 
     @property
@@ -139,7 +138,7 @@ class Evaluation:
         return class_results([shown(label) for label in self.classes], self.confusion)
 
     def as_dict(self) -> dict:
-        """For JSON: figures, classes, and the entries of the confusion matrix that are not 0."""
+        """Content for JSON: metrics, classes, and nonzero entries of the confusion matrix."""
         names = [label.synset or label.label for label in self.classes]
         confusion: dict[str, dict[str, int]] = {}
         for i, j in np.argwhere(self.confusion):
@@ -178,18 +177,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class MultiLabelEvaluation:
-    """How well a network ranks photos by each class, where a photo has any number of them.
+    """Average precision of a network on photos that have any number of classes.
 
     Attributes
     ----------
     classes : tuple of Label
         The network's classes.
     precisions : ndarray of float64, (classes,)
-        `average_precisions`, 0..1; NaN for a class that no photo shows.
+        `average_precisions`, 0..1; NaN for a class without photos.
     photos : int
-        How many were evaluated.
+        Number of photos evaluated.
     failures, notes, architecture, preset, crops, weights_source, trained_as, untrained
-        As of `Evaluation`.
+        As in `Evaluation`.
     """
 
     classes: tuple[Label, ...]
@@ -213,7 +212,7 @@ class MultiLabelEvaluation:
 
     @property
     def mean_average_precision(self) -> float:
-        """The mean over the classes that photos show (macro), 0..1."""
+        """Mean over the classes that have photos (macro), 0..1."""
         return float(np.nanmean(self.precisions))
 
     def by_class(self) -> list[tuple[str, float | None]]:
@@ -222,7 +221,7 @@ class MultiLabelEvaluation:
         return list(zip(map(shown, self.classes), values, strict=True))
 
     def as_dict(self) -> dict:
-        """For JSON."""
+        """Content for JSON."""
         return {
             "photos": self.photos,
             "mean_average_precision": self.mean_average_precision,
@@ -250,27 +249,27 @@ def _write_csv(path: str | os.PathLike, titles: Sequence[str], rows: Sequence[Se
 
 
 def shown(label: Label) -> str:
-    """A class's name in tables: ImageNet's names are not unique, its synset ids are."""
+    """Name of a class in tables, with its synset id: ImageNet's names are not unique."""
     return f"{label.synset} {label.label}".strip()
 
 
 def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Average precision of each class: the area under the steps of precision over recall.
+    """Average precision of each class: the area under the precision-recall steps.
 
-    ``sum((recall[i] - recall[i - 1]) * precision[i])`` over falling thresholds, without
-    interpolation, as scikit-learn's ``average_precision_score``; equal scores share a threshold.
+    ``sum((recall[i] - recall[i - 1]) * precision[i])`` over decreasing thresholds, without
+    interpolation, as in scikit-learn's ``average_precision_score``; equal scores share a threshold.
     The mean over the classes is the mean average precision (macro).
 
     Parameters
     ----------
     truth : ndarray of bool, (N, classes)
     scores : ndarray of float, (N, classes)
-        Any numbers that rise with the probability.
+        Any values that increase with the probability.
 
     Returns
     -------
     ndarray of float64, (classes,)
-        0..1; NaN for a class that no photo shows.
+        0..1; NaN for a class without photos.
     """
     found = np.full(truth.shape[1], np.nan)
     for index in np.flatnonzero(truth.any(axis=0)):

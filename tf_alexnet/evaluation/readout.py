@@ -1,4 +1,4 @@
-"""`linear_readout`: how well a linear classifier on each layer tells the classes apart."""
+"""`linear_readout`: accuracy of a linear classifier on each layer."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ PLOT = "readout.png"
 
 
 class LayerResult(NamedTuple):
-    """The classifier on one layer.
+    """Result of the classifier on one layer.
 
     Attributes
     ----------
     layer : str
     features : int
-        Values per photo.
+        Number of features per photo.
     l2 : float
         L2 penalty.
     train, val : float
@@ -59,21 +59,21 @@ class LayerResult(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadoutReport:
-    """What `linear_readout` found.
+    """Result of `linear_readout`.
 
     Attributes
     ----------
     folder : Path
         The RUN: ``readout.csv``, ``readout.png``, ``report.md``, ``features.h5``.
     metric : {"accuracy", "map"}
-        What `LayerResult.train` and `val` are.
+        Metric of `LayerResult.train` and `val`.
     layers : tuple of LayerResult
     notes : tuple of str
-        What a user should know, a sentence each.
+        Remarks for the user, one sentence each.
     skipped : tuple of Failure
         Photos that could not be read.
     finished_before : bool
-        Whether all of it had been done by an earlier call; `skipped` is empty then.
+        Whether an earlier call had finished it all; `skipped` is then empty.
     """
 
     folder: Path
@@ -110,8 +110,8 @@ def linear_readout(
 ) -> ReadoutReport:
     """Train a linear classifier on each of several layers of a pretrained network.
 
-    Every photo goes through the network once. The RUN then holds a table and a plot, and no
-    network: for one, call `train_head` on the layer of your choice.
+    Every photo goes through the network once. The RUN then holds a table and a plot, but no
+    network; to get one, call `train_head` with the layer of your choice.
 
     Parameters
     ----------
@@ -121,9 +121,9 @@ def linear_readout(
     run : path
         Folder for the result.
     layers : str or sequence of str
-        Blob names, also ``"<name>_preact"``; ``"all"`` for all that the weights have, but `prob`.
+        Blob names, also ``"<name>_preact"``; ``"all"`` for all layers of the weights except `prob`.
     pool : {"avg", "max", "none"}
-        Convolutional layers pooled over their positions, or all values of them.
+        Pooling of convolutional layers over positions; "none" keeps all values.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def linear_readout(
             notes += [f"{name}: {text}" for text in fitted.notes]
         for text in notes:
             tell(text)
-        notes += _drawn(folder, rows, metric, _share(photos))
+        notes += _plot(folder, rows, metric, _share(photos))
         table = [_row(result, metric) for result in rows]
         text = readout_text(table, settings, photos, notes, found.skipped)
         write_text(folder / "report.md", text)
@@ -169,7 +169,7 @@ def linear_readout(
 
 
 def _checked_layers(setup: Setup, layers: str | Sequence[str]) -> tuple[str, ...]:
-    """The names, of layers that the weights reach."""
+    """Names of the layers, if the weights have them all."""
     base, table = setup.base, setup.table
     names = [x for x in blob_names(layers, table, base.layers) if x != "prob"]
     for name in names:
@@ -179,7 +179,7 @@ def _checked_layers(setup: Setup, layers: str | Sequence[str]) -> tuple[str, ...
 
 
 def _share(photos: PhotoSet) -> float | None:
-    """The share of the largest class in the validation photos."""
+    """Fraction of the validation photos that belong to the largest class."""
     if photos.multi_label:
         return None
     return float(np.bincount([x.label for x in photos.val]).max() / len(photos.val))
@@ -196,10 +196,8 @@ def _read(path: Path) -> tuple[LayerResult, ...]:
     return tuple(LayerResult(x[0], int(x[1]), *map(float, x[2:])) for x in rows)
 
 
-def _drawn(
-    folder: Path, rows: Sequence[LayerResult], metric: str, share: float | None
-) -> list[str]:
-    """Draw ``readout.png``; a sentence where matplotlib is not installed."""
+def _plot(folder: Path, rows: Sequence[LayerResult], metric: str, share: float | None) -> list[str]:
+    """Save ``readout.png``; return a note if matplotlib is not installed."""
     try:
         figure = readout_figure(rows, metric, share)
     except UsageError:
@@ -211,14 +209,14 @@ def _drawn(
 def readout_figure(
     rows: Sequence[LayerResult], metric: str = "accuracy", share: float | None = None
 ) -> Figure:
-    """Training and validation figures by layer, from the first to the last.
+    """Plot training and validation metrics by layer.
 
     Parameters
     ----------
     rows : sequence of LayerResult
     metric : {"accuracy", "map"}
     share : float, optional
-        Of the largest class: drawn as a line.
+        Fraction of the largest class, drawn as a line.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`score_photos`: a network's figures on labelled photos, without a trace left on the disk."""
+"""`score_photos`: metrics of a network on labelled photos; leaves no files behind."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tf_alexnet.weights import WeightArrays
 
 
 class Scores(NamedTuple):
-    """Figures of a network on photos.
+    """Metrics of a network on photos.
 
     Attributes
     ----------
     photos : int
-        How many could be read.
+        Number of photos that could be read.
     figures : dict of str to float
-        ``accuracy`` (0..1) and ``loss``, the mean cross-entropy; of a multi-label network ``map``,
-        the mean over classes of their average precisions.
+        ``accuracy`` (0..1) and ``loss``, the mean cross-entropy; for a multi-label network ``map``,
+        the mean average precision.
     precisions : ndarray of float, (classes,), or None
-        The latter, NaN for classes without a photo.
+        Average precision of each class if multi-label; NaN for classes without photos.
     failures : tuple of Failure
         Photos that could not be read.
     """
@@ -49,7 +49,7 @@ def score_photos(
     multi_label: bool = False,
     **settings: Any,
 ) -> Scores:
-    """Compare a network's answers with the labels of photos.
+    """Compare a network's predictions with the labels of photos.
 
     Parameters
     ----------
@@ -58,16 +58,16 @@ def score_photos(
     photos : sequence of (path, label)
         A label is the index of the class; if `multi_label`, a tuple of indices.
     multi_label : bool
-        Whether each class has a probability of its own.
+        Whether each class has an independent probability.
     **settings
-        Of `extract_features`: engine, workers, progress, ...
+        Passed to `extract_features`: engine, workers, progress, ...
 
     Raises
     ------
     ImageError
         If no photo can be read.
     WeightsError
-        If the network's answers are not finite.
+        If the network's outputs are not finite.
     """
     real = functools.cache(os.path.realpath)
     labels = {place_of(path, real): label for path, label in photos}
@@ -80,7 +80,7 @@ def score_photos(
             logits = np.concatenate([x["fc8"] for x in output.blocks(["fc8"])]).astype(np.float64)
     if not np.isfinite(logits).all():
         raise WeightsError(
-            weights.source, "its answers are NaN or infinite", "Check it with `weights verify`."
+            weights.source, "its outputs are NaN or infinite", "Check it with `weights verify`."
         )
     if multi_label:
         marks = np.zeros(logits.shape, bool)

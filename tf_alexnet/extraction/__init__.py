@@ -1,7 +1,6 @@
-"""Photos in, rows of features out: the fast path as an object, and files with names and rows.
+"""Feature extraction: `FeatureExtractor` for arrays, `extract_features` for files.
 
-Names are imported when they are first used: the decoder processes live in this package too, and
-must start without TensorFlow.
+Names are imported on first use, so that decoder processes start without TensorFlow.
 """
 
 from typing import TYPE_CHECKING

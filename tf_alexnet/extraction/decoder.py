@@ -1,12 +1,12 @@
-"""`Photo` and `Failure`, and the program of a decoder process: paths in, pixels out.
+"""`Photo`, `Failure`, and the program of a decoder process: paths in, pixels out.
 
-A damaged photo can make a decoder written in C crash, loop for ever or ask for all the memory there
-is. Here that ends a process that holds nothing but one photo, and never loads TensorFlow.
+A damaged photo can make a decoder written in C crash, loop forever or exhaust memory. Here that
+ends only a process that holds one photo and never loads TensorFlow.
 
-Standard input begins with a line of JSON, the settings, and the mean image's bytes, if any.
-Requests are lines of JSON: [path, 0], or [null, number of bytes] and then the photo's bytes. Two
-lines on standard output answer each: [stat, digest] once the photo has been read, and then [code,
-detail, shape], of which code is null if the pixels are in the file that is standard error.
+Standard input starts with the settings, a line of JSON, and the bytes of the mean image, if any.
+Each request is a line of JSON: [path, 0], or [null, number of bytes] followed by the photo's bytes.
+The answer is two lines on standard output: [stat, digest] once the photo has been read, then
+[code, detail, shape]. If code is null, the pixels have been written to standard error, a file.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ REASONS = (
 READY = b"\0ready\n"  # the first answer
 
 _RACY = 2.0
-_MEMORY = 3 * 2**29  # 50 megapixels take up to 1 GB (JPEG 2000), mostly half
+_MEMORY = 3 * 2**29  # 50 megapixels take up to 1 GB (JPEG 2000), usually half
 _LARGE = 3 * 20_000_000
-_notes: list[str] = []  # logged by the decoding of a photo
+_notes: list[str] = []  # logged while a photo was decoded
 _LONGEST_TEXT = 1000  # Pillow's messages may quote the whole file
 
 
 class Photo(NamedTuple):
-    """A photo, and the state in which it was read."""
+    """A photo and the state it was read in."""
 
     path: str  # as the user wrote it
-    stat: str | None = None  # see `stat_text`; None also if it changed while it was read, or a URL
-    digest: str | None = None  # of the very bytes that were decoded
-    place: str | None = None  # real path of its folder, and its name there
+    stat: str | None = None  # see `stat_text`; None also for URLs, or if it changed meanwhile
+    digest: str | None = None  # of the bytes that were decoded
+    place: str | None = None  # real path of its folder, and its name in it
 
 
 class Failure(NamedTuple):
@@ -59,16 +59,16 @@ class Failure(NamedTuple):
 
     path: str
     code: str  # one of `REASONS`
-    detail: str  # what was found, in a line
+    detail: str  # what was found, on one line
     stat: str | None = None
     digest: str | None = None  # None: no bytes were read (missing, no permission, ...)
     place: str | None = None
 
 
 def stat_text(found: os.stat_result, now: float) -> str | None:
-    """Size, mtime and ctime (nanoseconds) of a file that was read at `now`, seconds since 1970.
+    """Size, mtime and ctime (nanoseconds) of a file that was read at `now` (seconds since 1970).
 
-    None if it changed in the two seconds before, when two versions may have the same times.
+    None if it changed in the two seconds before: two versions could then have the same times.
     """
     if max(found.st_mtime, found.st_ctime) > now - _RACY:
         return None
@@ -76,12 +76,12 @@ def stat_text(found: os.stat_result, now: float) -> str | None:
 
 
 def digest_of(data: bytes) -> str:
-    """BLAKE2b of a photo's bytes: 16 bytes in hexadecimal."""
+    """BLAKE2b digest of a photo's bytes: 16 bytes, in hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def main() -> None:
-    """Decode until standard input ends, which it does when the reader dies, however it dies."""
+    """Decode until standard input ends, as it does when the reader dies."""
     requests, answers, pixels = sys.stdin.buffer, os.dup(1), os.dup(2)
     settings = json.loads(requests.readline())
     if shape := settings["mean_image"]:
@@ -104,35 +104,35 @@ def main() -> None:
 
 
 def _set_up() -> None:
-    """Limit what this process can do to the rest of the machine, as far as the platform can."""
-    faulthandler.cancel_dump_traceback_later()  # the limit on its start
+    """Limit this process's use of the machine, as far as the platform allows."""
+    faulthandler.cancel_dump_traceback_later()  # the time limit for startup
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the reader's business
+        signal.signal(number, signal.SIG_IGN)  # the reader handles them
     if hasattr(signal, "setitimer"):
         for number in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-    with contextlib.suppress(ImportError, OSError, ValueError):  # or there is a lower limit
+    with contextlib.suppress(ImportError, OSError, ValueError):  # or the limit is lower
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, hard))  # beyond it: MemoryError
-    # The network's threads wait for each other many times a batch. One that has to wait for a
-    # decoder as well holds up all of them: 13 % of the photos a second, seen on two processors.
+    # The network's threads wait for each other many times per batch, so a decoder that delays one
+    # delays all: 13 % fewer photos per second on two processors.
     with contextlib.suppress(AttributeError, OSError):
         os.nice(15)
     handler = logging.Handler()
-    # Without the name, which is none here: the reader knows it.
+    # Without the photo's name, unknown here; the reader adds it.
     handler.emit = lambda record: _notes.append(record.getMessage().partition(": ")[2])
     logging.getLogger("tf_alexnet").addHandler(handler)
-    cv2.setNumThreads(1)  # there is a process for each core already
+    cv2.setNumThreads(1)  # there is one process per core already
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        os.dup2(nowhere, stream)  # what decoders print
+        os.dup2(nowhere, stream)  # discard what decoders print
 
 
 def _limit(processor: float, wall: float) -> None:
-    """End this process after a number of seconds, even if it hangs in C; 0 is no limit."""
+    """End this process after a number of seconds, even if it hangs in C; 0 means no limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, processor)
         signal.setitimer(signal.ITIMER_REAL, wall)
@@ -145,7 +145,7 @@ def _limit(processor: float, wall: float) -> None:
 def _decode(
     source: str | bytes, settings: dict[str, Any], send: Callable[..., None], file: BinaryIO
 ) -> tuple[str | None, str, Sequence[int]]:
-    """Decode a photo to the file: a code of `REASONS` or None, what was found or logged, shape."""
+    """Decode a photo into `file`; code of `REASONS` or None, what was found or logged, shape."""
     try:
         _notes.clear()
         how = {name: settings[name] for name in ("depth", "least")}
@@ -154,7 +154,7 @@ def _decode(
         pixels = preprocess_input([picture], **how)
         if picture.nbytes > _LARGE and sys.platform == "linux":
             del picture
-            # The next large picture would find free memory in pieces (glibc).
+            # glibc would leave free memory too fragmented for the next large picture.
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
                 trim(0)
         if pixels.size <= settings["values"]:
@@ -162,7 +162,7 @@ def _decode(
             file.write(pixels)
             return None, _notes[0] if _notes else "", pixels.shape
         code, text = "bad_shape", f"it has {pixels.shape[2]}x{pixels.shape[1]} pixels, too many"
-    except (ImageError, InputError) as error:  # the latter: no preset fits such a shape
+    except (ImageError, InputError) as error:  # InputError: a shape the preset can't take
         code, text = getattr(error, "code", "bad_shape"), error.found
     except MemoryError:
         code, text = "too_large", "there is not enough memory to decode it"
@@ -172,7 +172,7 @@ def _decode(
 
 
 def _content(source: str | bytes, send: Callable[..., None]) -> bytes:
-    """The bytes of a photo; their stat and digest are sent, even if reading fails."""
+    """Read a photo's bytes, and send its stat and digest even if that fails."""
     stat = digest = None
     try:
         if isinstance(source, str):

@@ -40,52 +40,52 @@ if TYPE_CHECKING:
 
 
 class FeatureExtractor:
-    """A network and the layers wanted of it.
+    """Compute the activations of one or more layers.
 
     Parameters
     ----------
     weights : str, path, WeightArrays or keras.Model
-        As in `AlexNet`; a model's weights are copied.
+        As in `AlexNet`; the weights of a model are copied.
     layers : str or sequence of str
         Blob names, ``"<name>_preact"`` for values before the ReLU, or ``"all"``. `fc8` may
         also be called by its name in the weight file.
     architecture : str, optional
         As in `AlexNet`.
     preset : str or Preset, optional
-        Preprocessing; by default the one the weights were trained with.
+        Preprocessing (default: the one the weights were trained with).
     mean_image : array, path or three numbers, optional
         As in `preprocess_input`.
     engine : {"auto", "tensorflow", "openvino"}
-        What computes: `tf_alexnet.engines.choose_engine`.
+        Inference engine; see `tf_alexnet.engines.choose_engine`.
     precision : {"float32", "bfloat16"}
-        Type of the products; bfloat16 needs OpenVINO, and pays on processors with AMX only.
+        Type of the multiplications; bfloat16 needs OpenVINO, and is faster only with AMX.
 
     Attributes
     ----------
     engine, precision : str
-        The engine in use, and the type of its products.
+        Engine and precision in use.
     layers : tuple of str
-        The layers wanted.
+        Layers that are returned.
     architecture, preset : str
-        What the weights are, and the name of the preprocessing that batches need.
+        Name of the network, and of the preprocessing its batches need.
     mean_image : ndarray of float32, or None
-        The mean image, where `preset` subtracts one.
+        Mean image, if `preset` subtracts one.
     weights_digest : str
         ``sha256:...`` over the arrays, the same in every file format.
     weights_source : str
         Where the weights came from.
     untrained : bool
-        Whether they are random numbers, as a control (``"random:SEED"``).
+        Whether the weights are random (``"random:SEED"``), as a control.
     classes : int or None
-        How many classes the network tells apart; None without `fc8`.
+        Number of classes; None without `fc8`.
     trained_as : str or None
-        Catalogue name of the trained network these weights are known to be; None where they are
-        not known, and what comes out may mean nothing.
+        Catalogue name of the trained weights; None if they are unknown, in which case the features
+        may be meaningless.
 
     Raises
     ------
     WeightsError, LayerError, PresetError
-        If weights, a layer or the preset can't be had.
+        If the weights can't be read, or a layer or the preset does not exist or fit.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FeatureExtractor:
             from tf_alexnet.blobs import arrays_of
 
             weights = arrays_of(weights)
-        # What another process needs to make the same; a path stays a path there.
+        # Pickled instead of the network; a path stays a path.
         self._arguments = {
             "weights": weights,
             "layers": blob_names(layers),
@@ -133,14 +133,14 @@ class FeatureExtractor:
         self.classes = weights.classes
         names = [layer.name for layer in table.layers]
         deepest = max(["data", *names].index(x.removesuffix(PREACT)) - 1 for x in blobs)
-        # A file without the layers behind those wanted will do.
+        # The file need not have layers that come after the ones wanted.
         needed = table
         if deepest <= names.index("pool5"):
             needed = table.until("pool5")
         elif "fc7" in names and deepest <= names.index("fc7"):
             needed = table.until("fc7")
         arrays = fitted_layers(weights, needed, table, None)
-        # While the network is set up, photos can be read.
+        # Photos can be read while the network is set up.
         self._network = pool.submit(load_network, self.engine, table, arrays, blobs, precision)
         pool.shutdown(wait=False)
         self.trained_as, self.weights_digest = identify_weights(weights).name, weights.digest
@@ -154,13 +154,13 @@ class FeatureExtractor:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the network computes on a GPU."""
+        """Whether the network runs on a GPU."""
         if self.engine != "tensorflow":
             return False
         return bool(import_engine(self.engine).tf.config.list_physical_devices("GPU"))
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a preprocessed batch.
+        """Compute features of a preprocessed batch.
 
         Parameters
         ----------
@@ -171,13 +171,13 @@ class FeatureExtractor:
         Returns
         -------
         dict of str to ndarray
-            Layer -> float32 values, first axis N; convolutional blobs are (N, height, width,
+            Layer -> float32 array, (N, units) or, for convolutional blobs, (N, height, width,
             channels).
 
         Raises
         ------
         InputError
-            If the batch is of another dtype or shape, or its values were not preprocessed.
+            If the batch has another dtype or shape, or was not preprocessed.
         AlexNetError
             In a process forked from one that has used TensorFlow.
         """
@@ -189,34 +189,34 @@ class FeatureExtractor:
     def from_images(
         self, images: Any, batch_size: int = 64, progress: Callable | bool | None = None
     ) -> dict[str, np.ndarray]:
-        """Features of photos that fit into memory; for more of them there is `extract_features`.
+        """Compute features of photos that fit in memory; for more, use `extract_features`.
 
         Parameters
         ----------
         images : container of photos
-            Paths, URLs, bytes or binary files, images of Pillow's, and pixels, RGB of uint8,
-            (H, W, 3), of any sizes, in a list, generator, pandas column, array or tensor (NumPy,
-            TensorFlow, PyTorch; also (N, H, W, 3)); or one of them.
+            Paths, URLs, bytes, binary files, Pillow images or (H, W, 3) uint8 RGB arrays of any
+            size, in a list, generator or pandas column; an (N, H, W, 3) array or tensor (NumPy,
+            TensorFlow, PyTorch); or a single photo.
         batch_size : int
-            Photos that go through the network together.
+            Photos per forward pass.
         progress : callable or bool, optional
             As in `extract_features`.
 
         Returns
         -------
         dict of str to ndarray
-            Layer -> float32 values, one row per photo in the order given.
+            Layer -> float32 array, one row per photo in the order given.
 
         Raises
         ------
         ImageError
             If a photo can't be read.
         InputError
-            If there is none, or an entry is not a photo.
+            If there are none, or an entry is not a photo.
         """
         entries = as_sequence(images)
         if not entries:
-            raise InputError("from_images", "it got no photo", "Give at least one.")
+            raise InputError("from_images", "it got no photos", "Pass at least one.")
 
         def read(number: int) -> np.ndarray:
             entry = entries[number]
@@ -238,18 +238,18 @@ class FeatureExtractor:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.layers}
 
     def __reduce__(self):
-        """Pickle how it was made, not the network; weights given as arrays go along."""
+        """Pickle the arguments (with weights given as arrays), not the network."""
         return functools.partial(FeatureExtractor, **self._arguments), ()
 
     def preprocess(self, images: Sequence[np.ndarray], crops: str = "center") -> np.ndarray:
-        """What this network takes of photos: `preprocess_input` with its preset.
+        """Preprocess photos for this network: `preprocess_input` with its preset.
 
         Parameters
         ----------
         images : sequence of ndarray of uint8, (H, W, 3)
             RGB, of any sizes.
         crops : {"center", "ten"}
-            One picture a photo, or ten.
+            One crop per photo, or ten.
 
         Returns
         -------
@@ -268,17 +268,17 @@ class FeatureExtractor:
         if batch.shape[1:3] != (size, size):
             raise InputError(
                 asked,
-                f"pictures are {batch.shape[1]}x{batch.shape[2]}, and the dense layers take "
-                f"{size}x{size} only: the rows of fc6 belong to the 6x6 places that pool5 has then",
+                f"pictures are {batch.shape[1]}x{batch.shape[2]}, but the dense layers need "
+                f"{size}x{size}: fc6 has weights for the 6x6 positions of pool5 at that size",
                 advice,
             )
         if not batch.size:
             return
-        first = batch[0]  # the mistakes are the same in all; a look at every value costs 3 %
+        first = batch[0]  # a mistake is the same in all; checking every value costs 3 %
         low, high = float(first.min()), float(first.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(asked, "it holds NaN or infinite values", advice)
-        # The Caffe networks take 0..255 minus a mean: about -124..152 in all photos together.
+        # The Caffe networks take 0..255 minus a mean: about -124..152.
         if self.architecture in ("bvlc_alexnet", "caffenet") and 0 <= low < high <= 1:
             raise InputError(asked, "values lie in 0..1, not 0..255 minus the mean", advice)
         if high > 200 and low >= 0 and self._centred:
@@ -288,14 +288,14 @@ class FeatureExtractor:
 def resolve_preset(
     weights: WeightArrays, table: Architecture, preset: str | Preset | None, mean_image: Mean
 ) -> tuple[Preset, np.ndarray | None]:
-    """The preprocessing for weights, by default the one they were trained with, and its mean image.
+    """Preset for weights (default: the one they were trained with), and its mean image.
 
-    Warns of a preset that the network can't make sense of.
+    Warns if the preset does not suit the network.
 
     Raises
     ------
     PresetError
-        If there is no such preset, or it makes pictures of another size.
+        If the preset does not exist, or makes pictures of another size.
     """
     trained = as_preset(trained_preset(weights, table))
     record, mean = resolve(preset or trained, mean_image)

@@ -1,9 +1,9 @@
-"""Files of features: how each format is written, exported and read.
+"""Feature files: how each format is written, exported and read.
 
 A job's data files hold paths and rows, and grow batch by batch (`data_writer`). A finished file
-(`export`) also holds the state in which every photo was read, the failures and attributes.
-`open_output` reads both. Columns of text have the same names everywhere: the fields of `Photo`
-(``paths``, ``stats``, ...) and of `Failure` (``errors_paths``, ``errors_codes``, ...).
+(`export`) also holds the state each photo was read in, failures and attributes. `open_output` reads
+both. Text columns have the same names in all formats: the fields of `Photo` (``paths``, ``stats``,
+...) and of `Failure` (``errors_paths``, ``errors_codes``, ...).
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction.decoder import Failure, Photo
 from tf_alexnet.extraction.storage import OutputFile, unbroken
 
-BLOCK_BYTES = 8 * 2**20  # rows that are in memory together
-_CHUNK_BYTES = 2**20  # of an HDF5 dataset: few enough to index, small enough to read one row
-_MAT_BYTES = 2**31 - 2**10  # of an array in a .mat, less its header
+BLOCK_BYTES = 8 * 2**20  # of rows in memory at a time
+_CHUNK_BYTES = 2**20  # per HDF5 chunk: few to index, and quick to read a single row
+_MAT_BYTES = 2**31 - 2**10  # per array in a .mat, less its header
 _OK = "ok"
 
 Layers = dict[str, tuple[tuple[int, ...], np.dtype]]  # layer -> (shape of a row, dtype)
 Rows = Mapping[str, np.ndarray]
-_Texts = Callable[[str], "list[str] | None"]  # name of a column -> its values, if there is one
+_Texts = Callable[[str], "list[str] | None"]  # name of a column -> its values, if it exists
 
 
 class Output:
-    """What a file of features holds.
+    """Content of a feature file.
 
     Attributes
     ----------
     paths, count : list of str, int
-        Written name of each row's photo, and how many there are.
+        Path of each row's photo, as given, and the number of rows.
     failures : list of Failure
         Photos that could not be read.
     layers : dict of str to (tuple of int, dtype)
-        Shape and type of a row.
+        Shape and dtype of a row.
     attributes : dict of str to str
         Settings and versions.
     """
@@ -75,12 +75,12 @@ class Output:
 
     @functools.cached_property
     def photos(self) -> list[Photo]:
-        """One per row; a job's data files and files of version 0.1 know only their paths."""
+        """One per row; a job's data files and files of version 0.1 hold only paths."""
         with _value_errors():
             return _records(Photo, lambda x: self.paths if x == "paths" else self._texts(x))
 
     def blocks(self, layers: Sequence[str], rows: Sequence[int] | None = None) -> Iterator[Rows]:
-        """Some layers' rows, about `BLOCK_BYTES` at a time: all, or those of ascending indices."""
+        """Yield rows of some layers, about `BLOCK_BYTES` at a time: all, or ascending indices."""
         wanted = np.arange(self.count) if rows is None else np.asarray(rows, np.int64)
         if len(wanted) and (np.diff(wanted, prepend=0, append=self.count - 1) < 0).any():
             raise ValueError(f"not ascending indices of {self.count} rows")
@@ -102,7 +102,7 @@ def data_writer(suffix: str) -> type[Hdf5Writer] | type[ParquetWriter]:
 
 
 def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None = None) -> None:
-    """Write a finished file of what an `Output`, or a thing with its attributes, holds.
+    """Write the content of an `Output`, or of an object like it, to a finished file.
 
     `names` is the JSON file that belongs to an ``.npy``.
     """
@@ -118,17 +118,17 @@ def export(suffix: str, file: OutputFile, content: Any, names: OutputFile | None
                 writer.add_all(content.photos, content.blocks(list(content.layers)))
                 writer.finish(content.attributes, content.failures)
     finally:
-        file.check()  # the cause, where a library fails in words of its own
+        file.check()  # raise the cause rather than a library's error
 
 
 def check_mat_size(layers: Layers, rows: int) -> None:
-    """Refuse (UsageError) rows that a ``.mat`` can't hold: more than 2 GB of a layer."""
+    """Raise UsageError if a layer exceeds 2 GB, the most that a ``.mat`` can hold."""
     for name, (shape, _) in layers.items():
         size = 4 * rows * math.prod(shape)
         if size > _MAT_BYTES:
             raise UsageError(
                 f"{name} of {rows:,} photos",
-                f"it takes {size / 1e9:.1f} GB, and an array in a .mat at most 2",
+                f"it takes {size / 1e9:.1f} GB, but an array in a .mat at most 2",
                 "Use .h5, which MATLAB reads as well (h5read), or pool the layer.",
             )
 
@@ -137,7 +137,7 @@ def check_mat_size(layers: Layers, rows: int) -> None:
 def open_output(
     path: str | os.PathLike, names: str | os.PathLike | None = None
 ) -> Iterator[Output]:
-    """Open a file of features of any format, also a data file of a job.
+    """Open a feature file of any format, or a data file of a job.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def _value_errors() -> Iterator[None]:
-    """Raise ValueError for everything else that a damaged file makes libraries raise."""
+    """Turn any other exception that a damaged file causes in a library into a ValueError."""
     try:
         yield
     except (ValueError, KeyError, OSError, ImportError, MemoryError):
@@ -179,7 +179,7 @@ def _value_errors() -> Iterator[None]:
 
 
 def encoded(text: str) -> bytes:
-    """The bytes of a name on disk, without NUL; a text that can't be such a name is escaped."""
+    """The bytes of a file name, without NUL; text that can't be a file name is escaped."""
     try:
         raw = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -188,7 +188,7 @@ def encoded(text: str) -> bytes:
 
 
 def _columns(content: Any) -> dict[str, list[str]]:
-    """All text of a finished file by column; None is an empty text."""
+    """Text columns of a finished file; None becomes an empty string."""
     columns = {f"{x}s": [getattr(y, x) or "" for y in content.photos] for x in Photo._fields}
     for x in Failure._fields:
         columns[f"errors_{x}s"] = [getattr(y, x) or "" for y in content.failures]
@@ -206,21 +206,21 @@ def _records(kind: type, texts: _Texts) -> list:
 
 
 def _fitting(size: int, layers: Iterable[tuple[tuple[int, ...], np.dtype]]) -> int:
-    """The power of two of rows that fits into `size` bytes; at least 1."""
+    """Largest power of two of rows that fits in `size` bytes; at least 1."""
     row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layers)
     return 1 << max(0, (size // max(row, 2048)).bit_length() - 1)
 
 
 class _Writer(contextlib.AbstractContextManager):
-    """Writes rows in steps that depend on their size alone: equal content gives equal bytes.
+    """Writes rows in steps that depend only on row size, so that equal content gives equal bytes.
 
-    With `layers` it is a finished file, of which `add` takes photos instead of paths.
+    With `layers` it writes a finished file, and `add` takes photos instead of paths.
     """
 
     def __init__(self, file: OutputFile, layers: Layers | None = None):
         self._raw, self._finished, self._layers = file, layers is not None, layers
         self._file: Any = None
-        self._photos: list[Photo] = []  # that wait, and the parts of their rows
+        self._photos: list[Photo] = []  # pending, and the parts of their rows
         self._parts: dict[str, list[np.ndarray]] = {}
 
     @unbroken()
@@ -240,7 +240,7 @@ class _Writer(contextlib.AbstractContextManager):
         self._flush(len(self._photos) // step * step, step)
 
     def add_all(self, paths: Sequence[str] | Sequence[Photo], blocks: Iterable[Rows]) -> None:
-        """Append rows that come in blocks."""
+        """Append blocks of rows."""
         start = 0
         for rows in blocks:
             count = len(next(iter(rows.values())))
@@ -249,7 +249,7 @@ class _Writer(contextlib.AbstractContextManager):
 
     @unbroken()
     def finish(self, attributes: Mapping[str, str], failures: Sequence[Failure] = ()) -> None:
-        """Write what waits, the failures and the attributes."""
+        """Write the pending rows, the failures and the attributes."""
         self._flush(len(self._photos), len(self._photos))
         for start in range(0, len(failures), 4096):
             self._write(failures[start : start + 4096], {})
@@ -258,7 +258,7 @@ class _Writer(contextlib.AbstractContextManager):
         self._raw.check()
 
     def _flush(self, end: int, step: int) -> None:
-        """Write the first `end` rows that wait, in steps."""
+        """Write the first `end` pending rows, `step` at a time."""
         if self._file is None:
             self._create()
         if end:
@@ -271,10 +271,10 @@ class _Writer(contextlib.AbstractContextManager):
 
 
 class Hdf5Writer(_Writer):
-    """An HDF5 file: a dataset per layer and column (of failures: in ``errors``), and attributes.
+    """An HDF5 file: a dataset per layer and text column (failures: in ``errors``), and attributes.
 
-    HDF5 checks rows, and (since its format 1.10) its own structures, by checksums. It has none for
-    text, whose digest is an attribute.
+    HDF5 has checksums for rows and (since format 1.10) its own structures, but not for text, so
+    the digest of each text column is stored as an attribute.
     """
 
     def _create(self) -> None:
@@ -303,7 +303,7 @@ class Hdf5Writer(_Writer):
         self._digests = {name: hashlib.blake2b(digest_size=16) for name in names}
 
     def _write(self, records: Sequence[Photo | Failure], rows: Rows) -> None:
-        """Make the datasets longer."""
+        """Append to the datasets."""
         columns = dict(rows)
         group = "errors/" if isinstance(records[0], Failure) else ""
         for x in records[0]._fields:
@@ -331,7 +331,7 @@ def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
             if not isinstance(found.get(part, getlink=True), h5py.HardLink):
                 raise KeyError(f"there is no dataset {name}")
             found = found[part]
-        if found.chunks is None:  # virtual datasets and those in other files have none either
+        if found.chunks is None:  # true of virtual and external datasets too
             raise ValueError(f"{name} was not written by this package")
         chunks = math.prod(-(-x // y) for x, y in zip(found.shape, found.chunks, strict=True))
         if found.id.get_num_chunks() < chunks:
@@ -358,10 +358,10 @@ def _read_hdf5(path: Path, stack: contextlib.ExitStack) -> Output:
 class ParquetWriter(_Writer):
     """A Parquet file: one row per photo, a list of fixed size per layer.
 
-    ``path`` has to be UTF-8: bytes that are not are shown as ``\\xff``, and ``path_bytes`` (null
-    for all other paths) has them as they are. The shape of a blob stands in its field's metadata.
-    The photos of a finished file have ``place``, ``stat``, ``digest``, ``status`` (``ok`` or a
-    code) and ``detail``; those that could not be read come last, with null layers.
+    ``path`` is UTF-8, with other bytes shown as ``\\xff``; ``path_bytes`` has such paths unchanged
+    and is null for all others. The shape of a blob is in its field's metadata. A finished file also
+    has ``place``, ``stat``, ``digest``, ``status`` (``ok`` or a code) and ``detail``; photos that
+    could not be read come last, with null layers.
     """
 
     def _create(self) -> None:
@@ -378,7 +378,7 @@ class ParquetWriter(_Writer):
         self._file = pq.ParquetWriter(
             pa.PythonFile(self._raw, "w"),
             pa.schema(fields),
-            compression="none",  # numbers hardly repeat: packing them costs time for nothing
+            compression="none",  # features hardly compress
             use_dictionary=["status"],
             write_statistics=["path", "status"],
             write_page_checksum=True,
@@ -412,7 +412,7 @@ def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # As bytes: Arrow takes a path for text, and knows none that is not UTF-8.
+    # Open the path as bytes: Arrow accepts only UTF-8 as text.
     raw = stack.enter_context(pa.OSFile(os.fsencode(path)))
     file = stack.enter_context(pq.ParquetFile(raw, page_checksum_verification=True))
 
@@ -438,7 +438,7 @@ def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
     if codes := texts("codes"):
         rows = codes.count(_OK)
         if _OK in codes[rows:]:
-            raise ValueError("rows stand behind failures")
+            raise ValueError("rows come after failures")
     layers = {}
     for field in file.schema_arrow:
         if field.metadata and b"shape" in field.metadata:
@@ -450,12 +450,12 @@ def _read_parquet(path: Path, stack: contextlib.ExitStack) -> Output:
 
 
 def _export_npz(file: OutputFile, content: Any) -> None:
-    """An archive of NumPy arrays, not compressed: a layer or column each, ``attributes`` (JSON)."""
+    """An uncompressed archive of arrays: one per layer and column, and ``attributes`` (JSON)."""
     attributes = json.dumps({**content.attributes, "layers": " ".join(content.layers)})
     columns = _columns(content)
     with zipfile.ZipFile(file, "w") as archive:
         for name, values in {**columns, "attributes": attributes, **content.layers}.items():
-            # A name would get the time of day from Python 3.14 on, and no two files would be equal.
+            # From a plain name, Python 3.14 would store the time, and no two files would be equal.
             member = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(member, "w", force_zip64=True) as target:
                 if name in content.layers:
@@ -482,7 +482,7 @@ def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
         try:
             with archive.open(f"{name}.npy") as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
-        except MemoryError as error:  # mostly of a header that is not true
+        except MemoryError as error:  # usually from a wrong size in the header
             raise ValueError(str(error)) from None
 
     def texts(name: str) -> Any:
@@ -495,7 +495,7 @@ def _read_npz(path: Path, stack: contextlib.ExitStack) -> Output:
             np.lib.format.read_magic(member)
             shape, _, dtype = np.lib.format.read_array_header_1_0(member)
             layers[name] = shape, dtype
-    whole = functools.cache(array)  # read to its end, its checksum is compared
+    whole = functools.cache(array)  # only reading to the end checks the checksum
     return Output(texts, layers, attributes, lambda name, x, y: whole(name)[x:y])
 
 
@@ -508,7 +508,7 @@ def _export_npy(file: OutputFile, content: Any, names: OutputFile) -> None:
 
 
 def _json(content: Any) -> bytes:
-    """Everything but rows."""
+    """Everything except the rows, as JSON."""
     known = {f"{x}s": [getattr(y, x) for y in content.photos] for x in Photo._fields}
     known["errors"] = [failure._asdict() for failure in content.failures]
     known["attributes"] = {**content.attributes, "layers": " ".join(content.layers)}
@@ -530,8 +530,8 @@ def _read_npy(path: Path, names: Path) -> Output:
 def _export_mat(file: OutputFile, content: Any) -> None:
     """A MATLAB file (version 5): an array per layer, a cell per column, a struct of attributes.
 
-    ``record`` has all text exactly as it is: the JSON of an ``.npy``, as bytes. There is no float16
-    in MATLAB. SciPy's `savemat` won't do: MATLAB opens no file where it wrote "ü".
+    ``record`` holds all text unchanged: the JSON of an ``.npy``, as bytes. MATLAB has no float16.
+    SciPy's `savemat` can't be used: MATLAB does not open its files if they contain "ü".
     """
     check_mat_size(content.layers, len(content.photos))
     file.write(b"MATLAB 5.0 MAT-file, written by tf_alexnet".ljust(116) + bytes(8) + b"\0\1IM")
@@ -557,7 +557,7 @@ def _export_mat(file: OutputFile, content: Any) -> None:
 
 
 def _mat_array(kind: int, shape: Sequence[int], name: str, *parts: bytes, more: int = 0) -> bytes:
-    """An array: 1 a cell, 2 a struct, 4 char, 7 single, 9 uint8; `more` bytes of it follow."""
+    """An array of class 1 cell, 2 struct, 4 char, 7 single or 9 uint8; `more` bytes follow."""
     flags, sizes = struct.pack("<II", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
     head = _mat_element(6, flags) + _mat_element(5, sizes) + _mat_element(1, name.encode())
     body = b"".join((head, *parts))
@@ -565,7 +565,7 @@ def _mat_array(kind: int, shape: Sequence[int], name: str, *parts: bytes, more: 
 
 
 def _mat_element(kind: int, data: bytes) -> bytes:
-    """Data of a kind (1 int8, 2 uint8, 5 int32, 6 uint32, 14 array, 16 and 17 text) and its tag."""
+    """Tag and data of an element: 1 int8, 2 uint8, 5 int32, 6 uint32, 14 array, 16 and 17 text."""
     if 0 < len(data) <= 4:
         return struct.pack("<HH4s", kind, len(data), data)
     return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
@@ -573,7 +573,7 @@ def _mat_element(kind: int, data: bytes) -> bytes:
 
 def _mat_text(text: str) -> bytes:
     text = printable(text)
-    # One unit a character, as MATLAB counts them: UTF-8 where it is ASCII, else UTF-16.
+    # MATLAB expects one unit per character: ASCII as UTF-8, other text as UTF-16.
     kind, data = (16, text.encode()) if text.isascii() else (17, text.encode("utf-16-le"))
     length = len(data) // (kind - 15)
     return _mat_array(4, (min(length, 1), length), "", _mat_element(kind, data))

@@ -1,4 +1,4 @@
-"""Extraction jobs: photos in, paths and features out; interrupted jobs resume."""
+"""Extraction jobs: photos in, features and paths out; interrupted jobs resume."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ from tf_alexnet.weights import WeightArrays
 
 SHARD_SIZE = 4096
 ERRORS = "_errors.csv"
-_LISTED_BYTES = 2**26  # rows in memory, where they follow a list
-_ROUNDS = 4  # shards per worker: the slowest keeps the others waiting for part of its last one
-# What opening a file that is not ours, or is damaged, may end in.
+_LISTED_BYTES = 2**26  # of rows in memory, if they follow a list
+_ROUNDS = 4  # shards per worker, so that the others don't wait long for the slowest
+# Raised on opening a damaged or foreign file.
 _UNREADABLE = (OSError, LookupError, ValueError, TypeError, RuntimeError)
 
 Progress = Callable[[int, int, int, int], None]
@@ -71,32 +71,32 @@ Progress = Callable[[int, int, int, int], None]
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What there is now; `rows` + `len(errors)` = `inputs`, unless rows follow the list.
+    """Result of an extraction. `rows` + `len(errors)` = `inputs`, unless rows follow a list.
 
     Attributes
     ----------
     output : str
         The file or folder written.
     inputs, rows : int
-        Photos of the job, earlier runs included, and those whose features are in the output.
+        Photos of the job, including earlier runs, and rows in the output.
     errors : tuple of Failure
         Path, code and detail of each photo that could not be read.
     shapes : dict of str to tuple of int
-        Layer -> shape of its array; of all shards together, where the output is a folder.
+        Layer -> shape of its array; for a folder, of all shards together.
     attributes : dict of str to str
-        What the output records about its making.
+        Settings and versions recorded in the output.
     kept : int
-        Photos that earlier runs had done, and this one left as they are.
+        Photos of earlier runs that were left as they are.
     absent : int
         Those of them that are not among this run's inputs; their rows stay.
     changed : int
-        Photos whose content was another one than before, and which were done again.
+        Photos that were extracted again because their content has changed.
     unreadable : int
-        Photos that can't be read now, and whose rows of earlier runs stay.
+        Photos that can no longer be read and keep the row of an earlier run.
     repeats : int
-        Lines of this run's inputs that name a photo again.
+        Inputs of this run that repeat another one.
     nan : int
-        Rows of NaN, one for each line whose photo could not be read.
+        Rows of NaN, for inputs that could not be read.
     """
 
     output: str
@@ -154,76 +154,74 @@ def extract_features(
     gpus_per_worker: float | None = None,
     progress: Progress | bool | None = None,
 ) -> ExtractionReport:
-    """Extract features of photos into a file, or a folder of files, with paths and rows together.
+    """Extract features of photos to a file or a folder of files, together with the paths.
 
-    Photos are done in shards, each written whole before it is recorded. The same call again,
-    whatever ended the first, keeps what is recorded and does the rest: photos that are new, and
-    those whose content has changed since. Photos that are gone, or can't be read now, keep their
-    rows. A single file is put together from its shards at the end and renamed.
+    Photos are processed in shards. The same call resumes an interrupted one: finished shards are
+    kept, and photos that are new or have changed since are processed. Photos that are gone, or
+    can't be read now, keep their rows. A single file is assembled from its shards at the end.
 
     Parameters
     ----------
     images : path, or container of paths
-        Photos, folders, patterns, lists, tables and URLs, as `tf_alexnet.images.find_images` takes
-        them. A photo is known by its path as it stands here.
+        Photos, folders, patterns, lists, tables and URLs, as in `tf_alexnet.images.find_images`.
+        The output names photos as they are named here.
     output : path or URL
         ``.h5``: ``paths`` (N,), one (N, ...) array per layer, a group ``errors`` with ``paths``,
         ``codes`` and ``details``, and attributes (weights digest, architecture, preset, layers,
         dtype, versions). ``.npz``, ``.mat`` (for MATLAB): the same as arrays, ``errors_paths`` ..
         and ``attributes``. ``.npy``: the array of one layer, and the rest in ``<output>.json``.
-        ``.parquet``: one row per photo, with path, status, detail, each layer a list of fixed size.
-        All of them also hold ``places``, ``stats`` and ``digests``, which tell a photo that has
-        changed. A name that ends in a slash or has no suffix: a folder of ``*.h5`` (``*.parquet``
-        if it ends in ``.parquet/``) with rows, ``_errors.csv`` and ``_manifest.json``. Files and
-        folders grow by new photos; finished ``.npz``, ``.npy`` and ``.mat`` don't.
+        ``.parquet``: one row per photo, with path, status, detail and each layer as a fixed-size
+        list. All also hold ``places``, ``stats`` and ``digests``, to detect changed photos. A name
+        that ends in a slash or has no suffix: a folder of ``*.h5`` (``*.parquet`` if it ends in
+        ``.parquet/``), ``_errors.csv`` and ``_manifest.json``. New photos can be added to all but
+        finished ``.npz``, ``.npy`` and ``.mat`` files.
     weights, layers, architecture, preset, mean_image
         As in `FeatureExtractor`.
     batch_size : int or "auto"
-        Photos that go through the network together.
+        Photos per forward pass.
     dtype : {"float32", "float16"}
-        Type of the rows; the network always computes in float32.
+        Type of the stored rows.
     pool : {"none", "avg", "max"}
-        Convolutional blobs (height, width, channels) pooled to (channels,).
+        Pool convolutional blobs from (height, width, channels) to (channels,).
     shard_size : int
-        Photos per shard: the most that is done twice after an interruption.
+        Photos per shard. A shard that is interrupted is repeated.
     workers, timeout, depth, fast_decode
         As in `PhotoReader`.
     crops : {"center", "ten"}
-        The centre of a photo; or its corners, its centre and their mirror images, each of which
-        goes through the network (and is pooled): the row is the mean of the ten.
+        The centre crop; or the mean over the rows of ten crops: the corners, the centre and their
+        mirror images.
     engine, precision : str
-        As in `FeatureExtractor`; "auto" goes by the number of photos, too. Rows of the two engines
-        differ by rounding, at most 1e-5 of a blob's maximum, and may be mixed; those of the two
-        precisions may not.
+        As in `FeatureExtractor`; "auto" also considers the number of photos. Rows of the two
+        engines differ by rounding, at most 1e-5 of a blob's maximum, and may be mixed in one
+        output; rows of the two precisions may not.
     max_errors : int or "P%", optional
-        Stop when more of the inputs than this, or than this share of them, can't be read.
+        Stop when more inputs than this number or percentage can't be read.
     retry_errors : bool
-        Try photos again that could not be read before.
+        Retry photos that could not be read before.
     force : bool
-        Begin anew. What is there is replaced at the end; a folder must be an extraction's.
+        Start over, and replace the output at the end; a folder must hold an extraction.
     add : bool
-        Add the inputs to an output that knows none of them.
+        Add the inputs to an output that has rows, but none of these photos.
     discard_damaged : bool
-        Let rows go whose file is missing or damaged, and whose photos are not among the inputs.
+        Discard rows whose file is missing or damaged and whose photos are not among the inputs.
     repeats : {"drop", "keep"}
-        A photo that is named more than once has one row; or one for each line, in the order of
-        the inputs (files only, which then hold exactly these inputs).
+        One row per photo; or one per input, in the order of the inputs, even if they name a photo
+        twice (files only, which then hold exactly these inputs).
     missing : {"drop", "nan"}
-        A photo that can't be read has no row; or one of NaN, in the order of the inputs (as
-        `repeats`; in ``.parquet`` failures are rows already).
+        No row for photos that can't be read; or a row of NaN, in the order of the inputs (as
+        `repeats`; ``.parquet`` files have rows for them anyway).
     storage_options : dict of dicts, optional
         Options of fsspec's file systems by scheme, for inputs and output:
         ``{"s3": {"endpoint_url": "http://localhost:9000", "key": ..., "secret": ...}}``.
     cluster : "ray", "auto" or address, optional
-        Where shards run, instead of in this process: on workers of a Ray of their own on this
-        machine, of the one that runs here, or of the one at an address
-        (`tf_alexnet.extraction.ray_cluster`). Rows, files and what is kept are the same.
+        Run shards on Ray instead of in this process: on a new cluster on this machine, the one
+        that is running here, or the one at an address (`tf_alexnet.extraction.ray_cluster`).
     cluster_workers, cluster_min_workers, gpus_per_worker
-        `worker_count`, `min_workers` and `gpus` of a `RayWorkers`.
+        `worker_count`, `min_workers` and `gpus` of `RayWorkers`.
     progress : callable or bool, optional
         True shows a progress bar. A callable is called with (photos done, photos to do, errors,
-        bytes of rows written) of this run: at its beginning and after every batch; on a cluster,
-        after every shard.
+        bytes of rows written) of this run, at the start and after every batch (on a cluster, every
+        shard).
 
     Returns
     -------
@@ -232,15 +230,15 @@ def extract_features(
     Raises
     ------
     UsageError
-        For a call that can't work, or one whose settings are not those that the output was begun
-        with; found out before the first photo is read.
+        If arguments are invalid, or differ from those the output was started with; raised before
+        the first photo is read.
     OutputError
         If the output can't be written, is damaged, is being written by another job, or was not
         written by an extraction.
     WeightsError
-        If the weights can't be had.
+        If the weights can't be found or read.
     ImageError
-        If no photo at all, or too few of them, can be read.
+        If no photo can be read, or more than `max_errors` can't.
     """
     where = (cluster, cluster_workers, cluster_min_workers, gpus_per_worker)
     with remote.storage_options(storage_options):
@@ -287,7 +285,7 @@ def extract_features(
 
 
 def failures_among(report: ExtractionReport, photos: Mapping[str, str]) -> tuple[Failure, ...]:
-    """Photos that can't be read now, also those whose rows of an earlier run stay.
+    """Photos that can't be read now, including those that keep the row of an earlier run.
 
     Parameters
     ----------
@@ -320,7 +318,7 @@ def check_job(
     cluster_min_workers: int = 1,
     gpus_per_worker: float | None = None,
 ) -> Target:
-    """Refuse arguments of `extract_features` that can't work, before weights are looked for.
+    """Check arguments of `extract_features`, before the weights are loaded.
 
     Raises
     ------
@@ -331,7 +329,8 @@ def check_job(
     target.check()
     names, auto = blob_names(layers), batch_size == "auto"
     if not auto and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch of {batch_size}", "not a number of photos", "Use 1 or more, auto.")
+        advice = "Use 1 or more, or auto."
+        raise UsageError(f"batch of {batch_size}", "not a number of photos", advice)
     if shard_size < 1:
         raise UsageError(f"shard of {shard_size}", "not a number of photos", "Use 1 or more.")
     if target.suffix == ".npy" and (len(set(names)) > 1 or ALL in names):
@@ -341,10 +340,10 @@ def check_job(
         if value not in ("drop", other):
             raise UsageError(f"{name} {value!r}", "no such choice", f"Use drop or {other}.")
         if value == other and target.is_folder:
-            found, advice = "a folder of shards has one row per photo", "Name a file, as f.h5."
+            found, advice = "a folder of shards has one row per photo", "Name a file, such as f.h5."
             raise UsageError(f"{name} {value} with {target}", found, advice)
     if missing == "nan" and target.suffix == ".parquet":
-        found = "photos that can't be read are rows of a .parquet file already, with a status"
+        found = "a .parquet file has rows, with a status, for photos that can't be read anyway"
         advice = "Leave it out, or name a .h5, .npz, .npy or .mat."
         raise UsageError(f"missing nan with {target}", found, advice)
     _error_limit(max_errors, 0)
@@ -352,15 +351,15 @@ def check_job(
     if cluster is None and wishes != (None, 1, None):
         raise UsageError(
             "cluster_workers, cluster_min_workers, gpus_per_worker",
-            "they are settings of a cluster, and none is named",
-            "Name it: --cluster ray (cluster='ray') is one on this machine.",
+            "they are settings of a cluster, but none is given",
+            "Pass --cluster ray (cluster='ray') for one on this machine.",
         )
     _own_header(target)
     return target
 
 
 def _worker_pool(make, workers, cluster, worker_count, min_workers, gpus):
-    """What runs the shards of a job, as a context: a `Worker`, or a `RayWorkers` of them."""
+    """The context manager that runs the shards of a job: a `Worker` or a `RayWorkers`."""
     if cluster is not None:
         from tf_alexnet.extraction.ray_cluster import RayWorkers
 
@@ -376,7 +375,7 @@ def _worker_pool(make, workers, cluster, worker_count, min_workers, gpus):
 
 
 def _error_limit(given: int | str | None, inputs: int) -> int | None:
-    """How many photos may fail; None for all of them."""
+    """Number of photos that may fail; None for all."""
     if given is None:
         return None
     text = str(given).strip()
@@ -385,7 +384,7 @@ def _error_limit(given: int | str | None, inputs: int) -> int | None:
             return int(text)
         if text.endswith("%") and 0 <= float(text[:-1]) <= 100:
             return int(inputs * float(text[:-1]) / 100)
-    raise UsageError(f"max_errors {text!r}", "not a limit", "Use a number, or a share such as 1%.")
+    raise UsageError(f"max_errors {text!r}", "not a limit", "Use a number or a percentage, as 1%.")
 
 
 def run_job(
@@ -410,14 +409,13 @@ def run_job(
         if job.has_rows and not plan.known and not add:
             raise UsageError(
                 str(target),
-                f"it has rows, and none of these {len(paths):,} photos is known in it: were they "
-                "moved?",
-                "Pass --add (add=True) to add them all.",
+                f"it has rows, but none for these {len(paths):,} photos",
+                "Were they moved? Pass --add (add=True) to add them all.",
             )
         if listing and plan.absent:
             raise UsageError(
                 str(target),
-                f"it has {plan.absent:,} photos that are not among these inputs, and rows are to "
+                f"it has {plan.absent:,} photos that are not among these inputs, but rows must "
                 "follow the inputs",
                 "Name another output, or leave out --repeats keep and --missing nan.",
             )
@@ -443,7 +441,7 @@ def run_job(
 
 
 def _shapes(settings: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shapes and type of the rows that a job with these settings makes."""
+    """Layer -> shape and dtype of the rows of a job with these settings."""
     table, shapes = ARCHITECTURES[settings["architecture"]], {}
     blobs = {row.name: row.output_shape for row in table.rows()}
     for name in settings["layers"].split():
@@ -453,14 +451,14 @@ def _shapes(settings: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], np.
 
 
 class _Listing(NamedTuple):
-    """Whose rows an output has, in order, where that is not each photo's once."""
+    """The rows of an output, in order, if that is not one per photo."""
 
     lines: Sequence[str]
-    nan: bool  # whether photos that failed have rows
+    nan: bool  # whether photos that can't be read have rows
 
     @property
     def mark(self) -> str:
-        """What an output says of it."""
+        """Digest recorded in the output."""
         text = "\0".join(self.lines).encode("utf-8", "surrogateescape")
         return digest_of(text) + "+nan" * self.nan
 
@@ -469,13 +467,13 @@ class _Listing(NamedTuple):
 class _Plan:
     """What a run has to do."""
 
-    places: dict[str, str]  # inputs, and where they lie
-    # Photos to be done, and the stat to record of those whose reading tells none
+    places: dict[str, str]  # input -> place
+    # Photos to process, and the stat to record if reading them gives none
     todo: dict[str, str | None] = field(default_factory=dict)
-    # Those that are known but look different; they are read to see whether they are
+    # Known photos that look different; they are read to see whether they are
     doubtful: dict[str, Entry] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)  # known names of inputs called otherwise
-    known: int = 0  # inputs of earlier runs
+    names: dict[str, str] = field(default_factory=dict)  # input -> other name it is known by
+    known: int = 0  # inputs known from earlier runs
     failed: int = 0  # inputs that failed before and are not tried again
     kept: int = 0  # photos left as they are
     absent: int = 0  # those of them that are not inputs
@@ -483,7 +481,7 @@ class _Plan:
     unreadable: int = 0  # inputs that can't be read now
 
     def known_as(self, read: Photo | Failure) -> Photo | Failure:
-        """A photo that was read, with the name, place and stat that the records are to have."""
+        """A photo that was read, with the name, place and stat to record."""
         stat = read.stat
         if stat is None and (is_url(read.path) or read.digest is None):
             stat = self.todo[read.path]
@@ -492,13 +490,13 @@ class _Plan:
 
 
 class _Job:
-    """An output while one run holds it. Nothing is written before `begin`."""
+    """An output that is locked by one run. Nothing is written before `begin`."""
 
     def __init__(
         self, target: Target, settings: Mapping[str, str], force: bool, stack: contextlib.ExitStack
     ):
         self._target, self._stack = target, stack
-        self._finished: Sequence[Path] = ()  # the file that the job goes on from
+        self._finished: Sequence[Path] = ()  # the file that the job continues
         self._was_there = not target.is_folder and target.parent.exists(target.name)
         header = _own_header(target)
         self._had_header, self._begun = header is not None, False
@@ -512,8 +510,8 @@ class _Job:
         if differences and self.has_rows and not force:
             raise UsageError(
                 str(target),
-                f"it was begun with other settings ({', '.join(differences)})",
-                "Use the same again, name another output, or pass --force (force=True).",
+                f"it was started with other settings ({', '.join(differences)})",
+                "Use the same settings, name another output, or pass --force (force=True).",
             )
         if differences or force:
             former = [header["id"], *header["former"]]
@@ -529,21 +527,21 @@ class _Job:
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is anything to lose."""
+        """Whether the output has any rows."""
         return any(entry.lives for entry in self.fold.by_path.values())
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job goes on from a finished file."""
+        """Whether the job continues a finished file."""
         return self._base_number is not None
 
     @property
     def can_grow(self) -> bool:
-        """Whether rows can be added: not to some finished files."""
+        """Whether rows can be added; some finished files are fixed."""
         return not self.is_finished or self._target.suffix not in FIXED
 
     def _read_base(self, header: Mapping[str, Any] | None, force: bool) -> Record | None:
-        """The finished file as the first record of a job; None if it is to be replaced."""
+        """The finished file as the first record of a job; None if it will be replaced."""
         target, settings, record = self._target, {}, None
         with contextlib.suppress(*_UNREADABLE), reading_of(str(target)):
             self._finished = self._stack.enter_context(target.parent.reading(*target.names))
@@ -560,7 +558,7 @@ class _Job:
             return None
         if record and (header is None or header["id"] == settings["id"]):
             return record
-        # A job that was forced replaces it. An .npy has no names while the job is replacing it.
+        # A forced job replaces it. An .npy has no names while it is being replaced.
         if header and (header["forced"] or (target.suffix == ".npy" and not settings)):
             return None
         if record:
@@ -568,16 +566,16 @@ class _Job:
             raise OutputError(str(target), found, "Move one of the two away.")
         raise OutputError(
             str(target),
-            "it was written by an older version, which did not record what its photos were"
+            "it was written by an older version, which did not record the content of its photos"
             if "weights_digest" in settings
-            else "it is there already, and was not written by an extraction",
+            else "it exists already, and was not written by an extraction",
             "Name another output, or pass --force (force=True) to replace it.",
         )
 
     def repair(self, paths: Sequence[str], look: _Looker, discard: bool) -> dict[str, Any]:
-        """Find out what is damaged or missing; what `begin` has to record of it.
+        """Find damaged and missing files; return what `begin` has to record.
 
-        An OutputError, if rows are lost of photos that are not among the inputs.
+        Raises OutputError if photos that are not among the inputs lose their rows.
         """
         records, fold = self.records, self.fold
         damaged = records.damaged()
@@ -595,25 +593,25 @@ class _Job:
             raise OutputError(
                 f"{self._target.data}/{names[0]}",
                 f"it is missing or damaged{more}; {what}",
-                "Restore it, name its photos too, or let its rows go with --discard-damaged.",
+                "Restore it, name its photos too, or discard its rows with --discard-damaged.",
             )
         replaces = {x for n in damaged for x in (n, *fold.records[n].replaces)}
         failures = [x for n in damaged for x in fold.drop(n, inputs if discard else None)]
         return {"replaces": tuple(sorted({*replaces, *records.missing})), "failures": failures}
 
     def plan(self, paths: Sequence[str], look: _Looker, retry: bool) -> _Plan:
-        """Compare the inputs with what is known of them."""
+        """Compare the inputs with the records."""
         fold = self.fold
         plan = _Plan({})
         for path in paths:
             place = look.place(path)
-            # The same string as in the fold: a million of them are 100 MB.
+            # Share the fold's string: a million copies take 100 MB.
             plan.places[path] = fold.by_place[place].place if place in fold.by_place else place
         for path, place in plan.places.items():
             entry = fold.by_path.get(path)
             if entry is None and (entry := fold.by_place.get(place)):
                 if plan.places.get(entry.path, entry.place) != entry.place:
-                    entry = None  # what had its name before is another photo now
+                    entry = None  # its former name is another photo's now
                 else:
                     plan.names[path] = entry.path
             stat, believed = look(path)
@@ -634,7 +632,7 @@ class _Job:
         return plan
 
     def begin(self, repair: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-        """Make this run the one that writes, and clear away what others left half done."""
+        """Claim the output for this run, and delete unfinished files of other runs."""
         if not self.can_grow:
             return  # there is nothing to write
         store, records = self.store, self.records
@@ -645,7 +643,7 @@ class _Job:
             except FileExistsError:
                 raise OutputError(
                     str(self._target),
-                    "another job has just begun to write it",
+                    "another job has just started writing it",
                     "Wait for it to end, then run the same command again.",
                 ) from None
         elif read_header(store.job) != records.header:
@@ -658,7 +656,7 @@ class _Job:
             folder.remove(name)
 
     def reread(self, plan: _Plan) -> None:
-        """Read known photos that look different; those with the same bytes are not done again."""
+        """Read known photos that look different, and keep those with the same bytes."""
         doubtful = list(plan.doubtful)
         with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
             for start in range(0, len(doubtful), SHARD_SIZE):
@@ -669,7 +667,7 @@ class _Job:
                     self.records.commit(seen=seen)
 
     def _seen(self, plan: _Plan, path: str, state: tuple[str | None, str] | None) -> Photo | None:
-        """The photo, if it has the bytes that its row was computed from; it is done then."""
+        """The photo, if it still has the bytes its row was computed from, and so keeps the row."""
         entry, there = plan.doubtful[path], self.fold.by_place.get(plan.places[path])
         if state and (state[1] != entry.digest or there not in (None, entry)):
             plan.changed += 1
@@ -681,7 +679,7 @@ class _Job:
         return photo
 
     def shards(self, plan: _Plan, size: int) -> Iterator[Shard]:
-        """The photos that are to be done, in shards; a job that was stopped plans the same."""
+        """Split the photos to process into shards; a resumed job splits them the same way."""
         taken = {record.place for record in self.fold.records.values()}
         free = (place for place in itertools.count() if place not in taken)
         paths = list(plan.todo)
@@ -689,12 +687,12 @@ class _Job:
             yield Shard(next(free), paths[start : start + size])
 
     def commit(self, shard: Shard, found: Finished, plan: _Plan) -> None:
-        """Make a finished shard count."""
+        """Record a finished shard."""
         photos, failures = (list(map(plan.known_as, x)) for x in (found.photos, found.failures))
         self.records.commit(found.data, place=shard.place, photos=photos, failures=failures)
 
     def abandon(self) -> None:
-        """After a failure: keep what is recorded, and leave nothing if that is not a single row."""
+        """After a failure: keep the recorded rows; if there are none, delete the job."""
         if self._begun and not self.records.header["forced"] and not self.has_rows:
             self._dissolve()
 
@@ -705,9 +703,9 @@ class _Job:
     def finish(
         self, plan: _Plan, attributes: Mapping[str, str], listing: _Listing | None
     ) -> ExtractionReport:
-        """Complete the output, unless it is; what it holds.
+        """Complete the output, if it is not, and report what it holds.
 
-        An ImageError if there is not a single row, an OutputError if it can't be written.
+        Raises ImageError if it has no rows, OutputError if it can't be written.
         """
         if not self.has_rows:
             first, *more = self.fold.failures()
@@ -738,7 +736,7 @@ class _Job:
         )
 
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
-        """Leave data files of living rows only, and the snapshot for readers."""
+        """Rewrite data files to hold living rows only; write the failures and the manifest."""
         records, store, data = self.records, self.store, self._target.data
         if records.published == records.highest and not records.garbage(spare_readers=False):
             return _Content(self, attributes, layers=records.manifest["layers"])
@@ -758,7 +756,7 @@ class _Job:
             writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
             file.write(encoded(table.getvalue()))
-        if records.newer():  # another job's snapshot is the one that counts
+        if records.newer():  # another job's manifest is the one that counts
             return content
         layers = {name: (shape, str(dtype)) for name, (shape, dtype) in content.layers.items()}
         manifest = {"id": store.id, "record": records.highest, **content.totals, "layers": layers}
@@ -794,7 +792,7 @@ class _Job:
         )
 
     def _export(self, attributes: Mapping[str, str], listed: Sequence[Entry] | None) -> _Content:
-        """Put the finished file together, unless it is there, and delete the job."""
+        """Write the finished file, unless it is up to date, and delete the job."""
         is_new = self.records.highest != self._base_number
         if is_new:
             self.records.commit()
@@ -805,12 +803,12 @@ class _Job:
         return content
 
     def _write(self, content: _Content) -> None:
-        """Write the finished file over the one that was there, if one was."""
+        """Write the finished file, replacing an older one."""
         target, store, is_first = self._target, self.store, not self._was_there
         write = functools.partial(target.parent.replacing, via=store.job, exclusive=is_first)
         try:
             with contextlib.ExitStack() as stack:
-                # The names of an .npy come last: without them it counts as being written.
+                # The names of an .npy appear last: without them it counts as unfinished.
                 contexts = [write(x, temporary=store.temporary()) for x in reversed(target.names)]
                 *names, file = map(stack.enter_context, contexts)
                 export(target.suffix, file, content, *names)
@@ -819,12 +817,12 @@ class _Job:
                     if self._was_there:  # else it would be another job's
                         target.parent.remove(name)
         except FileExistsError:
-            found = "something else appeared there meanwhile"
+            found = "another file appeared there meanwhile"
             raise OutputError(str(target), found, "Name another output.") from None
 
     @contextlib.contextmanager
     def opened(self, record: Record) -> Iterator[Output]:
-        """The data file of a record."""
+        """Open the data file of a record."""
         place = str(self._target)
         with contextlib.ExitStack() as stack:
             paths = self._finished
@@ -842,19 +840,19 @@ class _Job:
                 raise OutputError(
                     place,
                     f"it is damaged ({str(error) or type(error).__name__})",
-                    "Delete this file and run the same command again: its photos are done again.",
+                    "Delete this file and run the same command again to repeat its photos.",
                 ) from error
 
 
 class _Content:
-    """All living rows in the order of the output, or of a list, as one `formats.Output`."""
+    """All living rows, in the order of the output or of a list, like one `formats.Output`."""
 
     def __init__(
         self,
         job: _Job,
         attributes: Mapping[str, str],
         listed: Sequence[Entry] | None = None,
-        layers: Mapping[str, tuple[Sequence[int], str]] | None = None,  # where they are known
+        layers: Mapping[str, tuple[Sequence[int], str]] | None = None,  # if known
     ):
         records, fold = job.records, job.fold
         self._opened, self._listed, self._rows = job.opened, listed, fold.rows()
@@ -884,7 +882,7 @@ class _Content:
                 yield from output.blocks(layers, [x.row for x in self._rows[part.number]])
 
     def _listed_blocks(self, layers: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Rows in the order of the list; they may be anywhere."""
+        """Rows in the order of the list, gathered from all data files."""
         row_size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layers.values())
         step = max(1, _LISTED_BYTES // row_size)
         with contextlib.ExitStack() as stack:
@@ -910,7 +908,7 @@ class _Content:
 
 @contextlib.contextmanager
 def _opened(target: Target, settings: Mapping[str, str], force: bool) -> Iterator[_Job]:
-    """Hold an output for one run."""
+    """Lock an output for one run."""
     target.data.make()
     target.job.make()
     try:
@@ -927,14 +925,14 @@ def _opened(target: Target, settings: Mapping[str, str], force: bool) -> Iterato
 
 
 def _own_header(target: Target) -> dict[str, Any] | None:
-    """The header of an unfinished job; an output folder that is not ours is refused."""
+    """The header of an unfinished job; OutputError for a folder that is not an extraction's."""
     header = read_header(target.job)
     names = () if header else target.data.sizes()
     found = [x for x in names if not (x == ".job" if target.is_folder else is_ours(x))]
     if found:
-        what = f"it holds files that are not of an extraction ({found[0]})"
+        what = f"it holds files that no extraction wrote ({found[0]})"
         if {"manifest.json", "shards"} <= set(found):
-            what = "it was begun by an older version"
+            what = "it was started by an older version"
         raise OutputError(str(target.data), what, "Name another output, or move it away.")
     return header
 
@@ -951,7 +949,7 @@ def read_state(path: str) -> tuple[str | None, str] | None:
 
 
 class _Looker:
-    """What photos look like in this run: a text that changes with them, and if it is believed."""
+    """Looks up the stat of photos, a text that changes with them, and whether it is reliable."""
 
     def __init__(self):
         self._folders: dict[str, dict[str, Any]] = {}
@@ -973,13 +971,13 @@ class _Looker:
 
     def _behind_url(self, url: str) -> tuple[str | None, bool]:
         """From a listing of its folder: a request for each photo would take hours."""
-        # Of zip://photos/a.jpg::p.zip, the photos in the archive.
+        # For zip://photos/a.jpg::p.zip, this lists photos/ in the archive.
         link, *archive = url.split("::") if "://" in url.partition("::")[0] else [url]
         folder, slash, name = link.rpartition("/")
         folder = "::".join([folder + slash, *archive])
         if folder not in self._folders:
             self._folders[folder] = {}
-            with contextlib.suppress(Exception):  # each service has its own; reading it will tell
+            with contextlib.suppress(Exception):  # errors differ by service; reading reports them
                 files, path = filesystem(folder)
                 files.invalidate_cache(path)
                 self._folders[folder] = {
@@ -994,7 +992,7 @@ class _Looker:
 
 
 def _teller(plan: _Plan, limit: int | None, progress: Progress | None) -> Tell:
-    """Counts photos as they are done: reports progress, and stops at too many errors."""
+    """A callback that counts photos, reports progress, and stops at too many errors."""
     done, errors, size = 0, plan.failed, 0
 
     def tell(photos: int, failures: Sequence[Failure], more: int) -> None:
@@ -1007,7 +1005,7 @@ def _teller(plan: _Plan, limit: int | None, progress: Progress | None) -> Tell:
             raise ImageError(
                 f"{errors} photos",
                 f"they could not be read, and at most {limit} may fail{last}",
-                "Check the files, or allow more; the same command again goes on from here.",
+                "Check the files, or allow more errors; the same command resumes from here.",
             )
 
     tell(0, [], 0)
@@ -1019,9 +1017,9 @@ def _counted(photos: int) -> str:
 
 
 def fair_size(size: int, photos: int, worker_count: int, batch_size: int) -> int:
-    """Photos per shard where several run at a time: no more than `size`, and four per worker.
+    """Photos per shard if several run at a time: at most `size`, and about four shards per worker.
 
-    Whole batches, so that photos keep the company that they have in shards of any other size.
+    Whole batches, so that the shard size does not change which photos share a batch.
     """
     if worker_count == 1:
         return size

@@ -1,4 +1,4 @@
-"""Photos -> the classes that the network sees in them."""
+"""`predict_photos`: photos -> predicted classes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tf_alexnet.progress import progress_callback
 
 @dataclass(frozen=True)
 class PhotoPrediction:
-    """What the network sees in one photo.
+    """Predicted classes of one photo.
 
     Attributes
     ----------
     path : str
-        The photo.
+        Path of the photo, or ``images[N]`` for one in memory.
     predictions : tuple of Prediction
         Most probable first; empty if the photo could not be read.
     error : str or None
-        Why it could not be read.
+        Why the photo could not be read, if so.
     """
 
     path: str
@@ -50,34 +50,34 @@ def predict_photos(
     classes: Labels | None = None,
     progress: Callable[[int, int, int, int], None] | bool | None = None,
 ) -> Iterator[PhotoPrediction]:
-    """Predict photos, batch by batch.
+    """Predict the classes of photos, batch by batch.
 
     Parameters
     ----------
     images : path, sequence of paths, or images
-        Photos, folders, lists, as in `extract_features`; or images in memory, as in
-        `FeatureExtractor.from_images`, which are called ``images[0]``, ``images[1]``, ...
+        Photos, folders and lists as in `extract_features`; or images in memory as in
+        `FeatureExtractor.from_images`, named ``images[0]``, ``images[1]``, ...
     extractor : FeatureExtractor
         Made with ``layers=("prob",)``, or with ``("fc8",)`` for a network with a sigmoid per class
         (multi-label).
     top : int or None
-        How many classes; None for all.
+        Number of classes per photo; None for all.
     crops : {"center", "ten"}
-        One centre crop, or the mean over four corners, the centre, and their mirror images.
+        The centre crop, or the mean over the four corners, the centre and their mirror images.
     depth : {"auto", "16", "12", "8"}
         As in `load_image`.
     batch_size : int
-        Photos that go through the network together.
+        Photos per forward pass.
     classes : sequence of str, mapping or path, optional
-        Names of the classes, as `labels` of `decode_predictions`. By default those of ImageNet, or
-        where the network has another number of them, their indices.
+        Class names, as `labels` of `decode_predictions` (default: ImageNet's, or indices if the
+        network does not have 1000 classes).
     progress : callable or bool, optional
-        As in `extract_features`; without bytes written.
+        As in `extract_features`; no bytes are written.
 
     Yields
     ------
     PhotoPrediction
-        In the order of the photos within a batch, those that could not be read after the others.
+        In the order of the photos; within a batch, those that could not be read come last.
     """
     if classes is not None:
         classes = labels_of_network(classes, extractor.classes)
@@ -129,9 +129,9 @@ def _in_memory(
 def decode_blobs(
     blobs: Mapping[str, np.ndarray], crops: str, top: int | None, names: Labels | None
 ) -> list[list[Prediction]]:
-    """Predictions of each photo, from what an extractor as in `predict_photos` returns.
+    """Predictions of each photo from an extractor's output; `names` are `classes`.
 
-    `crops`, `top` and `names` are its `crops`, `top` and `classes`.
+    The other arguments are as in `predict_photos`.
     """
     independent = "prob" not in blobs
     probabilities = expit(blobs["fc8"]) if independent else blobs["prob"]

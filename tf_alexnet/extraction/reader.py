@@ -1,4 +1,4 @@
-"""`PhotoReader`: photos in, preprocessed batches out, decoded ahead in processes of their own."""
+"""`PhotoReader`: photos in, preprocessed batches out, decoded ahead in separate processes."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ from tf_alexnet.remote import Fetcher, is_url
 __all__ = ["REASONS", "Batch", "Failure", "Photo", "PhotoReader"]
 
 PROGRAM = "tf_alexnet.extraction.decoder"
-# Not `python -m`: that would look for modules in the working folder first, which may be a folder
-# of somebody's photos. The process finds modules where this one does, and nowhere else.
+# Not `python -m`, which would search the working folder, perhaps a folder of photos, for modules
+# first. The process finds modules where this one does, and nowhere else.
 _START = (
     "import sys, faulthandler; faulthandler.dump_traceback_later(120, exit=True); "
     "sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
 )
-# Libraries built for many threads would start them, and reserve memory for each.
+# Otherwise libraries would start many threads and reserve memory for each.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # Or the C library gives memory back after every photo and asks for it again, page by page: half
-    # of the time that decoding takes.
+    # Otherwise the C library returns memory after every photo and requests it again page by page,
+    # which takes half of the decoding time.
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
     "MALLOC_MMAP_MAX_": "0",
 }
 
 TIMEOUT = 10.0  # seconds of processor time for a photo
-_MIN_AHEAD = 32  # photos decoded ahead of the current batch, however small batches are
+_MIN_AHEAD = 32  # photos decoded ahead of the current batch, at least
 _FETCHES = 16  # URLs fetched at once
-_MIN_STALL = 60.0  # seconds that a photo may take however little processor time it uses
-_TRIES = 2  # a process may be killed or held up by others; a photo that ends two is to blame
+_MIN_STALL = 60.0  # seconds; the least limit in wall time
+_TRIES = 2  # processes may end for other reasons; a photo that ends two is to blame
 _RAW_SIDE = 512
 _OUT_OF_TIME = -getattr(signal, "SIGPROF", 1000)  # an exit code
 
 _log = logging.getLogger(__name__)
 
 _Found = tuple[Photo | Failure, Sequence[int]]  # and the shape of its pixels
-_Waiting = tuple[np.ndarray, list[Future[_Found]]]  # a batch's rows, and what is found for each
+_Waiting = tuple[np.ndarray, list[Future[_Found]]]  # a batch's rows, and the result for each
 
 
 class Batch(NamedTuple):
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
     photos, failures : list of Photo, list of Failure
         The photos that could be read, and those that could not.
     pixels : ndarray of float32, (len(photos) * crops, S, S, 3)
-        The network's input; (0, S, S, 3) if no photo could be read.
+        Input of the network; (0, S, S, 3) if no photo could be read.
     """
 
     photos: list[Photo]
@@ -81,41 +81,42 @@ class Batch(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        """Names of the photos that could be read."""
+        """Paths of the photos that could be read."""
         return [photo.path for photo in self.photos]
 
 
 class PhotoReader(contextlib.AbstractContextManager):
-    """Reads, decodes and preprocesses photos in processes of their own.
+    """Read, decode and preprocess photos in separate processes.
 
-    A photo that crashes or hangs a decoder is one failure in its batch. Processes start when there
-    is work for them and end with the reader, a context manager, or its program, however that ends.
+    A photo that crashes or hangs a decoder is one failure in its batch. Processes start on demand,
+    and end with the reader, which is a context manager, or with the program, even if it is killed.
 
     Parameters
     ----------
     preset, mean_image, crops
         As in `preprocess_input`; the preset must have a name.
     workers : int, optional
-        Number of processes; by default one for each processor that this program may use.
+        Number of processes (default: one per processor that this program may use).
     timeout : float
-        Seconds of processor time for one photo. Six times as long, at least a minute, may pass
-        meanwhile on a busy machine or a slow disk; 60 seconds for a URL.
+        Seconds of processor time per photo. The limit in wall time, for busy machines and slow
+        disks, is six times as long, at least a minute; for a URL, 60 seconds.
     depth : {"auto", "16", "12", "8"}
         As in `load_image`; its warning is logged for the first photo only.
     fast_decode : bool
-        Decode large JPEGs at the half, quarter or eighth of their size that is still twice the
-        network's. See Notes.
+        Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, if that is still at least twice the
+        network's input size. See Notes.
 
     Raises
     ------
     PresetError, InputError, UsageError
-        If preset, mean image and crops don't go together, `workers` or `timeout` is not positive.
+        If preset, mean image and crops don't fit, or `workers` or `timeout` is not positive.
 
     Notes
     -----
-    `fast_decode` changes pixels: JPEG's own averages come before the resize. Median relative L2
-    distance for 24 enlarged photos and for 16 collages of 12 megapixels with details one pixel
-    wide: 0.013 and 0.030 at pool5 (torchvision, trained), 0.008 and 0.073 at fc7 (Caffe, random).
+    `fast_decode` changes pixels: JPEG's own averaging precedes the resize. Median relative L2
+    distance of features for 24 enlarged photos and 16 collages of 12 megapixels with details one
+    pixel wide: 0.013 and 0.030 at pool5 (torchvision, trained), 0.008 and 0.073 at fc7 (Caffe,
+    random).
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class PhotoReader(contextlib.AbstractContextManager):
     ):
         record, mean_image = resolve(preset, mean_image)
         self._preset = recorded_name(record)
-        # Preprocessing a small picture gives the shape of a row, or what is wrong with the call.
+        # Preprocess a small picture for the shape of a row, and to check the arguments.
         small = np.zeros((1, 8, 8, 3), np.uint8)
         row = preprocess_input(small, record, mean_image=mean_image, crops=crops)
         if workers is None:
@@ -147,7 +148,7 @@ class PhotoReader(contextlib.AbstractContextManager):
             "mean_image": None if mean_image is None else mean_image.shape,
             "crops": crops,
             "depth": depth,
-            # At just the side resized to: 15 % faster, and the features three times as far off.
+            # Once instead of twice the side: 15 % faster, but features deviate three times as much.
             "least": 2 * record.resized if fast_decode else None,
             "values": self._values,
             "timeout": float(timeout),
@@ -155,10 +156,10 @@ class PhotoReader(contextlib.AbstractContextManager):
         }
         mean = b"" if mean_image is None else np.float32(mean_image).tobytes()
         self._decoders = [_Decoder(self._settings, mean) for _ in range(workers)]
-        self._idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()  # few photos: few processes
+        self._idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()  # few photos start few processes
         for decoder in self._decoders:
             self._idle.put(decoder)
-        # Each holds one photo: a URL is fetched while others are decoded.
+        # One photo per thread: URLs are fetched while others are decoded.
         self._threads = ThreadPoolExecutor(workers + _FETCHES, "photos")
         self._local = threading.local()
         self._free: deque[np.ndarray] = deque(maxlen=4)
@@ -169,7 +170,7 @@ class PhotoReader(contextlib.AbstractContextManager):
         self.close()
 
     def close(self) -> None:
-        """End the processes; batches that were handed out stay as they are."""
+        """End the processes; batches already returned stay valid."""
         atexit.unregister(self.close)
         self._closed.set()
         for decoder in self._decoders:
@@ -179,19 +180,19 @@ class PhotoReader(contextlib.AbstractContextManager):
             decoder.end()
 
     def decode(self, content: bytes, name: str = "photo") -> tuple[Photo | Failure, np.ndarray]:
-        """Decode and preprocess one photo that is in memory; may be called from any thread.
+        """Decode and preprocess one photo in memory; may be called from any thread.
 
         Parameters
         ----------
         content : bytes
             Content of an image file.
         name : str
-            Path of the result.
+            `path` of the result.
 
         Returns
         -------
         Photo or Failure, ndarray of float32 (crops, S, S, 3)
-            What was found, and the network's input; of a failure without rows.
+            The result, and the input of the network; (0, 0, 0, 3) for a failure.
 
         Raises
         ------
@@ -208,13 +209,13 @@ class PhotoReader(contextlib.AbstractContextManager):
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[Batch]:
         """Read photos in batches, in the order of the input.
 
-        Decoding begins with this call and goes on while a batch is in use; memory holds three
-        batches, and those that the caller keeps.
+        Decoding starts with this call and continues while a batch is in use. Memory holds three
+        batches (more if they are small), plus those that the caller keeps.
 
         Parameters
         ----------
         paths : iterable of str
-            Photo files, or URLs for fsspec. Consumed as they are needed, in this thread.
+            Photo files, or URLs for fsspec; consumed as needed, in this thread.
         batch_size : int
             Photos per batch, readable or not; the last may be shorter.
 
@@ -251,7 +252,7 @@ class PhotoReader(contextlib.AbstractContextManager):
                 future.cancel()
 
     def _submit(self, paths: list[str]) -> _Waiting:
-        """Begin to read photos; their pixels will lie side by side."""
+        """Start reading photos into adjacent rows."""
         if self._closed.is_set():
             raise _closed()
         try:
@@ -260,22 +261,22 @@ class PhotoReader(contextlib.AbstractContextManager):
             found = f"there is not enough ({error})"
             advice = "Use a smaller batch, or raise the limits of this program (ulimit -a)."
             raise AlexNetError("memory for photos", found, advice) from error
-        # Absolute: the working folder may be another one when the photo is read.
+        # Absolute: the working folder may change before the photo is read.
         here = os.getcwd()
         work = zip(paths, rows, strict=True)
         return rows, [self._threads.submit(self._photo, path, here, row) for path, row in work]
 
     def _rows(self, count: int) -> np.ndarray:
-        """Memory for photos. Once nobody has a view of it any more, it is used again.
+        """Memory for photos, reused once there are no more views of it.
 
-        The system clears new memory page by page, which takes longer than copying pixels there.
+        The system clears new memory page by page, which takes longer than copying pixels into it.
         """
         size, block = count * self._values, None
         with contextlib.suppress(IndexError):
             block = self._free.pop()
         if block is None or block.size < size:
             block = np.empty(size, np.float32)
-        # All views of an array that stands on a memoryview have this array for their base.
+        # All views of an array made from a memoryview have that array as their base.
         rows = np.frombuffer(memoryview(block), np.float32, size)
         weakref.finalize(rows, self._free.append, block).atexit = False
         return rows.reshape(count, -1)
@@ -294,7 +295,7 @@ class PhotoReader(contextlib.AbstractContextManager):
         return self._decoded(path, file, fetched, row)
 
     def _decoded(self, path: str, file: str | None, fetched: bytes, row: np.ndarray) -> _Found:
-        """Decode a photo into its row, by a process that has no other."""
+        """Decode a photo into its row, in an idle process."""
         decoder = self._idle.get()
         try:
             return decoder.decode(path, file, fetched, row)
@@ -302,17 +303,17 @@ class PhotoReader(contextlib.AbstractContextManager):
             self._idle.put(decoder)
 
     def _collect(self, rows: np.ndarray, futures: list[Future[_Found]]) -> Batch:
-        """Wait until all photos of a batch are done, and separate the readable from the others."""
+        """Wait for all photos of a batch, and separate the readable ones from the failures."""
         photos, failures, good = [], [], []
         for number, future in enumerate(futures):
             with contextlib.suppress(CancelledError):
                 found, shape = future.result()
-            if self._closed.is_set():  # closing kills processes, which is no photo's fault
+            if self._closed.is_set():  # closing kills processes: don't blame photos
                 raise _closed()
             self._shape = self._shape or tuple(shape)
             if isinstance(found, Photo) and self._shape != tuple(shape):  # in preset "raw"
                 text = f"it has {shape[2]}x{shape[1]} pixels, those before {self._shape[2]}x"
-                text += f"{self._shape[1]}, and preset {self._preset!r} changes no size"
+                text += f"{self._shape[1]}, and preset {self._preset!r} does not resize"
                 found = Failure(found.path, "bad_shape", text, found.stat, found.digest)
             if isinstance(found, Failure):
                 failures.append(found)
@@ -327,8 +328,8 @@ class PhotoReader(contextlib.AbstractContextManager):
 
 
 def _closed() -> UsageError:
-    """What is raised after `close`."""
-    return UsageError("photo reader", "it is closed", "Keep it open to the last batch.")
+    """The error after `close`."""
+    return UsageError("photo reader", "it is closed", "Keep it open until the last batch.")
 
 
 class _Decoder:
@@ -341,7 +342,7 @@ class _Decoder:
         self._closed = False
 
     def decode(self, path: str, file: str | None, fetched: bytes, row: np.ndarray) -> _Found:
-        """Decode a file, or what was fetched, into a row."""
+        """Decode a file, or fetched bytes, into a row."""
         limit, longest = self._settings["timeout"], self._settings["stalled"]
         for _ in range(_TRIES):
             if not self._process:
@@ -365,13 +366,13 @@ class _Decoder:
             self._pixels.seek(0)
             self._pixels.readinto(row[: math.prod(shape)])
             if detail and not self._settings.get("noted"):
-                self._settings["noted"] = True  # all decoders have these settings
+                self._settings["noted"] = True  # all decoders share these settings
                 _log.warning("%s: %s", one_line(path), detail)
             return Photo(path, *state), shape
         return Failure(path, code, detail, *state), ()
 
     def _start(self) -> None:
-        """Start a process, up to three times: somebody may kill it meanwhile."""
+        """Start a process, in up to three tries: it may be killed meanwhile."""
         for _ in range(3):
             try:
                 self._run()
@@ -391,7 +392,7 @@ class _Decoder:
         raise AlexNetError("decoder process", f"it did not start ({reason})", advice)
 
     def _run(self) -> None:
-        """Run the program. Its file takes pixels, and before those the errors of its start."""
+        """Run the program. Errors at startup, and later pixels, go to its file."""
         if hasattr(os, "memfd_create"):
             self._pixels = os.fdopen(os.memfd_create("tf-alexnet pixels"), "r+b", buffering=0)
         else:
@@ -414,20 +415,20 @@ class _Decoder:
             self._process.stdin.flush()
 
     def _line(self) -> bytes:
-        """The next line that the process sends; `EOFError` if it ends before."""
+        """The next line from the process; `EOFError` if it ends first."""
         line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
             raise EOFError
         return line
 
     def close(self) -> None:
-        """Kill the process, and start no other; may be called from another thread."""
+        """Kill the process and start no other; may be called from another thread."""
         self._closed = True
         if process := self._process:
             process.kill()
 
     def end(self) -> int | None:
-        """Kill the process if there is one, leave nothing of it behind and return its exit code."""
+        """Kill the process, if there is one, clean up, and return its exit code."""
         process, self._process = self._process, None
         if self._pixels:
             self._pixels.close()

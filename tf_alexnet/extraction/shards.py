@@ -1,8 +1,8 @@
-"""What a job has done: append-only records, and what they amount to.
+"""The state of a job: append-only records, and their fold.
 
-A data file holds rows and is never changed. A record, created exclusively after its data, makes
-the rows count; numbers give the order. The newest row of a photo is the one that lives. So
-the records are true at any moment, however a job ends.
+A data file holds rows and never changes. Its rows count once a record is created, exclusively,
+after it. Records are numbered in order; the newest row of a photo is the living one. So the records
+are valid at any moment, even if a job is killed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tf_alexnet.extraction.storage import Folder, OutputFile, token
 
 HEADER = "job.json"
 MANIFEST = "_manifest.json"
-BASE = -1  # the place of a finished file that a job goes on from
-LOST, LET_GO = "lost", "let go"  # codes of failures: a row whose data file is damaged
+BASE = -1  # the place of a finished file that a job continues
+LOST, LET_GO = "lost", "let go"  # codes of failures: rows whose data file is damaged
 _ENDED = "ended.json"
 _VERSION = 2
 _ID = "[0-9a-f]{16}"
@@ -47,10 +47,10 @@ class Record:
     place: int | None = None  # of the data file in the order of the output
     photos: Sequence[Photo] = ()  # one for each row of the data file
     failures: Sequence[Failure] = ()
-    # Known photos found with another stat, or at another place, and the same bytes
+    # Known photos with the same bytes, but another stat or place
     seen: Sequence[Photo] = ()
     replaces: tuple[int, ...] = ()  # records that no longer count, and all that they replaced
-    info: Mapping[str, Any] = field(default_factory=dict)  # who wrote it, with which versions
+    info: Mapping[str, Any] = field(default_factory=dict)  # host, process and versions
     rows: int = 0  # of the data file, where `photos` are not kept
 
     def encoded(self, job: str, settings: str) -> bytes:
@@ -62,7 +62,7 @@ class Record:
 
     @classmethod
     def decoded(cls, data: bytes) -> Record:
-        """The record that some JSON holds; ValueError, KeyError or TypeError if none."""
+        """Parse a record; ValueError, KeyError or TypeError if it is not one."""
         content = json.loads(data)
         known = {x: content[x] for x in _PLAIN}
         known |= {x: _rows(kind, content[x], content["folders"]) for x, kind in _TABLES.items()}
@@ -70,7 +70,7 @@ class Record:
 
 
 def _columns(rows: Iterable[Any], folders: dict[str, str]) -> dict[str, list]:
-    """Columns of photos; a place is left out where the folder's real path tells it."""
+    """Columns of photos; a place that follows from the folder's real path is left out."""
     rows = list(rows)
     if not rows:
         return {}
@@ -96,7 +96,7 @@ def _rows(kind: type, columns: Mapping[str, list], folders: Mapping[str, str]) -
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """What is known of one photo: a row, or a failure, or a row that a failure overrules."""
+    """The state of one photo: a row, a failure, or a row overruled by a failure."""
 
     path: str
     place: str
@@ -114,14 +114,14 @@ class Entry:
 
     @property
     def photo(self) -> Photo:
-        """The photo as it is known now; without a row, its name and place only."""
+        """The photo as recorded; without a living row, only its path and place."""
         if not self.lives:
             return Photo(self.path, place=self.place)
         return Photo(self.path, self.stat, self.digest, self.place)
 
 
 class Fold:
-    """What records amount to: one entry per photo, told by its written name and its place."""
+    """The state that records add up to: one entry per photo, found by path or place."""
 
     def __init__(self):
         self.by_path: dict[str, Entry] = {}
@@ -129,14 +129,14 @@ class Fold:
         self.records: dict[int, Record] = {}  # those that count
 
     def find(self, path: str, place: str) -> Entry | None:
-        """The photo with this name, or else the one at this place."""
+        """The photo with this path, or else the one at this place."""
         return self.by_path.get(path) or self.by_place.get(place)
 
     def add(self, record: Record) -> None:
-        """Take in the next record."""
+        """Apply the next record."""
         for number in record.replaces:
             self.records.pop(number, None)
-        # The entries know the photos: a million of them need not be in memory twice.
+        # The entries hold the photos: don't keep a million of them twice.
         count = len(record.photos)
         self.records[record.number] = replace(record, rows=count, photos=(), failures=(), seen=())
         failed = {failure.path for failure in record.failures}
@@ -144,7 +144,7 @@ class Fold:
             if photo.path in failed:  # a finished file may have rows of NaN
                 continue
             entry = self._claim(photo.path, photo.place)
-            if entry.record == record.number:  # or a row for each line of a list
+            if entry.record == record.number:  # or several rows for a repeated photo
                 continue
             entry.stat, entry.digest, entry.failure = photo.stat, photo.digest, None
             entry.record, entry.row = record.number, row
@@ -160,7 +160,7 @@ class Fold:
                 entry.stat, entry.failure = photo.stat, None
 
     def _claim(self, path: str, place: str) -> Entry:
-        """The entry that has this name and place from now on; no other one has either."""
+        """The entry that now has this path and place, which no other entry keeps."""
         entry = self.find(path, place) or Entry(path, place)
         for old in (entry, self.by_place.get(place)):
             if old:
@@ -171,12 +171,12 @@ class Fold:
         return entry
 
     def _fail(self, failure: Failure, number: int) -> None:
-        """Take in a failure: a photo without a row, or one whose row is damaged or let go."""
+        """Apply a failure: a photo without a row, or one whose row is damaged or discarded."""
         entry = self.find(failure.path, failure.place)
         if failure.code == LET_GO:
             if entry:
                 del self.by_path[entry.path], self.by_place[entry.place]
-        # A photo that could not be opened says nothing against the row that there is.
+        # A photo that could not be opened keeps its row.
         elif failure.code == LOST or not (
             entry and entry.lives and failure.digest in (None, entry.digest)
         ):
@@ -186,10 +186,10 @@ class Fold:
                 entry.record = None
 
     def drop(self, number: int, inputs: Container[str] | None = None) -> list[Failure]:
-        """Forget a record whose data file is damaged; the failures to record in its place.
+        """Drop a record whose data file is damaged; return the failures to record in its place.
 
-        Photos whose rows are lost fail; with `inputs` (names and places) only those among them,
-        and the others are let go.
+        Photos that lose their row fail; with `inputs` (paths and places), those that are not among
+        them are discarded instead.
         """
         data = self.records.pop(number).data
         failures = []
@@ -207,7 +207,7 @@ class Fold:
         return failures
 
     def rows(self) -> dict[int, list[Entry]]:
-        """Number of a record -> entries whose living rows it has, in the order of its rows."""
+        """Number of a record -> entries whose living rows it holds, in row order."""
         found: dict[int, list[Entry]] = defaultdict(list)
         for entry in self.by_path.values():
             if entry.lives:
@@ -217,7 +217,7 @@ class Fold:
         return found
 
     def failures(self) -> list[Failure]:
-        """Photos without a row, and why, in the order in which they failed."""
+        """Failures of photos without a row, in the order in which they occurred."""
         failed = [entry for entry in self.by_path.values() if entry.failure]
         failed.sort(key=lambda entry: entry.failed_in)
         return [entry.failure for entry in failed]
@@ -225,7 +225,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Store:
-    """Where a job's files go; can be pickled."""
+    """Where the files of a job go; can be pickled."""
 
     job: Folder  # records and temporary files
     data: Folder  # data files
@@ -238,7 +238,7 @@ class Store:
 
     @contextmanager
     def writing(self, place: int) -> Iterator[tuple[str, OutputFile]]:
-        """A new data file and its name; durable when the block ends, part of the output never.
+        """Open a new data file, durable when the block ends; yields its name and the file.
 
         On a disk it is a temporary file until it is published.
         """
@@ -253,7 +253,7 @@ class Store:
             self.job.rename(self._unpublished(name), self.data, name, keep=False)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a data file that was written and is not yet published; None if there is none."""
+        """Size in bytes of a data file not yet published; None if it does not exist."""
         if not self.data.is_local:
             return self.data.sizes().get(name)
         path = self.job.at(self._unpublished(name))
@@ -264,10 +264,10 @@ class Store:
 
 
 class Records:
-    """The records of a job, read and appended to; `fold` is what they amount to.
+    """Reads and appends the records of a job; `fold` is the state they add up to.
 
-    `header` is what its ``job.json`` holds, `base` a finished file that the job goes on from, and
-    `missing` has the numbers of records that are gone.
+    `header` is the content of ``job.json``, `base` the record of a finished file that the job
+    continues; `missing` has the numbers of records that are gone.
     """
 
     def __init__(self, store: Store, header: Mapping[str, Any], base: Record | None = None):
@@ -283,24 +283,24 @@ class Records:
         if base:
             found[base.number] = base
         for number in sorted(found):
-            record = found.pop(number)  # a million photos are in memory once
+            record = found.pop(number)  # don't keep a million photos twice
             if number not in replaced:
                 self.fold.add(record)
 
     @property
     def ids(self) -> set[str]:
-        """Ids of the job, former ones included: the files that may be deleted bear one of them."""
+        """Ids of the job, including former ones; only files with one of them may be deleted."""
         return {self.store.id, *self.header["former"]}
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The snapshot that a folder of shards has for its readers; empty if there is none."""
+        """The manifest of a folder of shards; empty if there is none."""
         found = read_json(self.store.data, MANIFEST) or {}
         return found if found.get("id") in self.ids else {}
 
     @property
     def published(self) -> int:
-        """The last record that the snapshot knows."""
+        """Number of the last record in the manifest; -1 if there is none."""
         manifest = self.manifest
         return manifest["record"] if manifest.get("id") == self.store.id else -1
 
@@ -318,29 +318,29 @@ class Records:
                 raise OutputError(
                     f"{self.store.job}/{name}",
                     "this record of the job is damaged",
-                    "Restore it, or pass --discard-damaged after deleting it.",
+                    "Restore it, or delete it and pass --discard-damaged.",
                 ) from None
             found[record.number] = record
         return found
 
     def check_header(self) -> None:
-        """Refuse to go on (OutputError) where another job has finished meanwhile, or begun anew."""
+        """Raise OutputError if another job has finished meanwhile, or started over."""
         header = read_json(self.store.job, HEADER) or {}
         if header.get("id") != self.store.id:
             raise OutputError(
                 str(self.store.job),
-                "another job has finished meanwhile, or begun anew",
+                "another job has finished meanwhile, or started over",
                 "Run the same command again.",
             )
 
     def newer(self) -> bool:
-        """Whether another job wrote a record after the last one that is known here."""
+        """Whether another job has written a newer record."""
         return any(self._number(name) > self.highest for name in self.store.job.sizes())
 
     def commit(self, data: str | None = None, **content: Any) -> Record:
-        """Publish a data file and make it count; or note a step without data.
+        """Publish and record a data file; or record a step without data.
 
-        An OutputError, if another job has written to the output meanwhile, or the disk is full.
+        Raises OutputError if another job has written to the output meanwhile, or the disk is full.
         """
         store, number = self.store, self.highest + 1
         if data is not None:
@@ -373,9 +373,9 @@ class Records:
         return [x.number for x in living if x.place != BASE and sizes.get(x.data) != x.size]
 
     def garbage(self, *, spare_readers: bool) -> list[tuple[Folder, str]]:
-        """Files of this job that its records don't need; nor its snapshot for readers, if asked.
+        """Files of this job that neither its records nor (`spare_readers`) its manifest need.
 
-        Data before records, so that no record ever names data that is gone.
+        Data comes before records.
         """
         store, records = self.store, self.fold.records
         needed = {record.data for record in records.values()}
@@ -387,7 +387,7 @@ class Records:
             if (x := _DATA.fullmatch(name)) and x[1] in self.ids and name not in needed
         ]
         rest = []
-        # The last record first: whenever this ends, those that are left have no gaps.
+        # The last record first: the ones that an interruption leaves have no gaps.
         for name in sorted(store.job.sizes(), reverse=True):
             record, temporary = _RECORD.fullmatch(name), _TEMPORARY.fullmatch(name)
             job = record[2] if record else temporary and temporary[1]
@@ -396,10 +396,10 @@ class Records:
         return data + rest
 
     def dissolve(self) -> None:
-        """Delete all files of the job, unless another one has gone on from it.
+        """Delete all files of the job, unless another job has continued it.
 
-        What is not its own stays. First the header gets another name, so that nobody takes numbers
-        of deleted records; that needs no room on a full disk.
+        Other files stay. The header is renamed first, which works on a full disk, so that no job
+        reuses the numbers of deleted records.
         """
         store = self.store
         self.fold.records.clear()
@@ -423,7 +423,7 @@ class Records:
 def new_header(
     settings: Mapping[str, str], job: str, former: Iterable[str] = (), *, forced: bool = False
 ) -> dict[str, Any]:
-    """What ``job.json`` holds; `forced` for a job that replaces what is there."""
+    """Content of ``job.json``; `forced` is for a job that replaces an output."""
     return {
         "version": _VERSION,
         "id": job,
@@ -434,7 +434,7 @@ def new_header(
 
 
 def read_header(folder: Folder) -> dict[str, Any] | None:
-    """The ``job.json`` of a job, None if there is none; an OutputError if it is not ours."""
+    """Read ``job.json``; None if there is none, OutputError if it is not ours."""
     header = read_json(folder, HEADER)
     if header is None:
         return None
@@ -447,20 +447,20 @@ def read_header(folder: Folder) -> dict[str, Any] | None:
 
 
 def ended_jobs(folder: Folder) -> list[str]:
-    """Ids of jobs that have ended, and whose files were not all deleted."""
+    """Ids of ended jobs whose files were not all deleted."""
     names = [name for name in folder.sizes() if _TEMPORARY.fullmatch(name)]
     found = [read_json(folder, name) or {} for name in names if name.endswith(_ENDED)]
     return [x for header in found for x in (header.get("id"), *header.get("former", ())) if x]
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file in a folder of records has a name that jobs give."""
+    """Whether a file in a folder of records has a name that jobs use."""
     given = any(pattern.fullmatch(name) for pattern in (_RECORD, _DATA, _TEMPORARY))
     return given or name in (HEADER, ".lock", ".holder")
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
-    """A JSON object in a folder; None if there is no such file, empty if it is something else."""
+    """Read a JSON object; None if there is no such file, empty if it holds anything else."""
     data = folder.read(name)
     if data is None:
         return None

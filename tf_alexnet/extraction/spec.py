@@ -1,4 +1,4 @@
-"""`ExtractionSpec`: everything that decides what a row of features holds."""
+"""`ExtractionSpec`: everything that determines a row of features."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tf_alexnet.images.presets import Preset
     from tf_alexnet.weights import WeightArrays
 
-# Raised by hand whenever pixels or rows change with settings that stay the same. Releases of this
-# package, Pillow or OpenCV that change none don't make finished jobs refuse new photos.
+# Increment whenever pixels or rows change while the settings stay the same. Other releases of this
+# package, Pillow or OpenCV can still add photos to finished jobs.
 PIPELINE_VERSION = 2
 
 CROPS = {"center": 1, "ten": 10}  # pictures per photo
@@ -32,16 +32,16 @@ POOLS = {"none": None, "avg": np.mean, "max": np.max}
 
 @dataclass(frozen=True, eq=False)
 class ExtractionSpec:
-    """What is computed of every photo. It can be pickled, and checks itself.
+    """What is computed from every photo: settings that are validated and can be pickled.
 
     Parameters
     ----------
     weights, layers, architecture, preset, mean_image
-        As in `FeatureExtractor`. A mean image named by its path is read at once.
+        As in `FeatureExtractor`. A mean image given as a path is read at once.
     dtype : {"float32", "float16"}
-        Type of the rows; the network always computes in float32.
+        Type of the stored rows.
     pool : {"none", "avg", "max"}
-        Convolutional blobs (height, width, channels) pooled to (channels,).
+        Pool convolutional blobs from (height, width, channels) to (channels,).
     crops : {"center", "ten"}
         The centre crop; or the mean of the rows of corners, centre and their mirror images.
     fast_decode : bool
@@ -54,7 +54,7 @@ class ExtractionSpec:
     Raises
     ------
     UsageError
-        For a setting that does not exist.
+        If a setting is not one of its choices.
     """
 
     weights: str | os.PathLike | WeightArrays = "imagenet"
@@ -85,10 +85,10 @@ class ExtractionSpec:
                 raise UsageError(f"{name} {value!r}", f"not a {name}", f"Use {_any_of(choices)}.")
 
     def fingerprint(self, weights_digest: str) -> dict[str, str]:
-        """Everything rows depend on, by name; jobs may share rows if theirs are equal.
+        """Everything rows depend on, by name; jobs with equal fingerprints can share rows.
 
-        Sizes of batches and shards and the number of workers are not part of it: they change a
-        row by no more than the order of additions does.
+        Batch size, shard size and number of workers are not included: they only change the order
+        of additions.
 
         Parameters
         ----------
@@ -112,12 +112,12 @@ class ExtractionSpec:
         }
 
     def rows(self, blobs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows of what the network computed: pooled, averaged over crops, of the wanted type.
+        """Turn the network's output into rows: pool, average over crops, cast to `dtype`.
 
         Raises
         ------
         InputError
-            If a value does not fit float16.
+            If a value is too large for float16.
         """
         pool, crops = POOLS[self.pool], CROPS[self.crops]
         rows = {}
@@ -137,7 +137,7 @@ class ExtractionSpec:
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What differs between two fingerprints, each as ``name old -> new``."""
+    """Differences between two fingerprints, each as ``name old -> new``."""
     return [
         f"{name} {old.get(name, 'unknown')} -> {value}"
         for name, value in new.items()
@@ -146,7 +146,7 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def digest_of_settings(fingerprint: Mapping[str, str]) -> str:
-    """A fingerprint in 16 hexadecimal digits."""
+    """Digest of a fingerprint: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 

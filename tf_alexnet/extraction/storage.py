@@ -1,4 +1,4 @@
-"""Folders on a disk or behind a URL, and files that appear in them whole or not at all."""
+"""Folders on a disk or behind a URL, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tf_alexnet.errors import AlexNetError, OutputError, UsageError
 from tf_alexnet.files import check_folder, sync_folder
 
 _AGAIN = "then run the same command again: finished shards are kept."
-# What link(2) says where a file system has no hard links (FAT, some network drives).
+# Errors of link(2) on file systems without hard links (FAT, some network drives).
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 
 
 @contextlib.contextmanager
 def reading_of(place: str) -> Iterator[None]:
-    """Tell a file that can't be read at the moment from one that is damaged, or gone.
+    """Raise OutputError for a file that can't be read now, unlike a damaged or missing one.
 
-    Only the operating system numbers its errors; libraries describe damage in words of their own.
+    Only errors of the operating system have a number; libraries report damage without one.
     """
     try:
         yield
@@ -40,16 +40,16 @@ def reading_of(place: str) -> Iterator[None]:
         if error.errno in (None, errno.ENOENT, errno.EINVAL):  # EINVAL: damage led to a wild seek
             raise
         raise OutputError(
-            place, f"it can't be read ({os.strerror(error.errno)})", f"See that it can; {_AGAIN}"
+            place, f"it can't be read ({os.strerror(error.errno)})", f"Make it readable; {_AGAIN}"
         ) from error
 
 
 @contextlib.contextmanager
 def unbroken() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the end of the block, or of the decorated function.
+    """Defer SIGINT and SIGTERM until the end of the block, or of the decorated function.
 
     An exception that a handler raises while HDF5 or Arrow write through a Python file gets lost in
-    their code, and so may what was to be written. Handlers run in the main thread only.
+    their code, perhaps with the data. Handlers run in the main thread only.
     """
     waiting, numbers = [], (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():
@@ -69,8 +69,8 @@ def unbroken() -> Iterator[None]:
 class OutputFile(io.FileIO):
     """A file being written, whose first failure is kept and raised by `check`.
 
-    If HDF5 hears of a failed write, it complains again whenever one of its objects is freed, where
-    nobody can catch it. So writes seem to succeed here.
+    After a failed write, HDF5 raises again whenever one of its objects is freed, where it can't be
+    caught. So writes always appear to succeed.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -78,22 +78,22 @@ class OutputFile(io.FileIO):
         super().__init__(path, "w+b")
 
     def write(self, data) -> int:
-        """Write all of `data`, or remember why not."""
+        """Write all of `data`, or keep the failure."""
         view = memoryview(data).cast("B")
         done = 0
         try:
             while done < len(view) and self.failure is None:
                 done += self._put(view[done:])
-        except BaseException as error:  # also a signal's: it must not get lost in C code
+        except BaseException as error:  # also from a signal: C code would lose it
             self.failure = self.failure or error
         return len(view)
 
     def _put(self, data: memoryview) -> int:
-        """One call of the operating system; it may take less than all."""
+        """One system call, which may write only a part."""
         return super().write(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """Change the size, or remember why not."""
+        """Change the size, or keep the failure."""
         try:
             if self.failure is None:
                 return super().truncate(size)
@@ -102,7 +102,7 @@ class OutputFile(io.FileIO):
         return self.tell() if size is None else size
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the first failure, if there was one."""
         if self.failure is not None:
             raise self.failure
 
@@ -113,7 +113,7 @@ class Folder:
     Parameters
     ----------
     location : str
-        Path or URL (UsageError if what its scheme needs is not installed). Nothing is created.
+        Path or URL (UsageError if a package for its scheme is not installed). Nothing is created.
     """
 
     def __init__(self, location: str):
@@ -136,7 +136,7 @@ class Folder:
         return os.path.join(self._root, name)
 
     def make(self) -> None:
-        """Create the folder, unless it is there."""
+        """Create the folder, unless it exists."""
         with self._telling("written"):
             if not self._fs.isdir(self._root):
                 self._fs.makedirs(self._root, exist_ok=True)
@@ -144,7 +144,7 @@ class Folder:
                     sync_folder(os.path.dirname(self._root))
 
     def sizes(self) -> dict[str, int | None]:
-        """Name -> bytes of all files in the folder (None for folders); one listing."""
+        """Name -> size in bytes of each file in the folder (None for folders), in one listing."""
         with self._telling("read"):
             try:
                 if self.is_local:
@@ -158,12 +158,12 @@ class Folder:
         return dict(zip(names, sizes, strict=True))
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or folder of this name."""
+        """Whether there is a file or folder with this name."""
         with self._telling("read", name):
             return self._fs.exists(self.at(name))
 
     def read(self, name: str) -> bytes | None:
-        """All of a small file; None if there is none."""
+        """Content of a small file; None if it does not exist."""
         with self._telling("read", name):
             try:
                 return self._fs.cat_file(self.at(name))
@@ -172,7 +172,7 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self, *names: str) -> Iterator[list[Path]]:
-        """Paths on this machine of files in the folder; those behind a URL are fetched."""
+        """Local paths of files in the folder; files behind a URL are fetched."""
         if self.is_local:
             yield [Path(self.at(name)) for name in names]
             return
@@ -184,10 +184,10 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, name: str, *, exclusive: bool = False) -> Iterator[OutputFile]:
-        """A new file, durable when the block ends; nothing is left of it when the block fails.
+        """Open a new file, which is durable when the block ends and deleted when it fails.
 
-        Behind a URL it is written here first, and appears whole; with `exclusive`, a name that is
-        taken by then is refused (FileExistsError).
+        Behind a URL it is written locally first, and appears complete; with `exclusive`,
+        FileExistsError is raised if the name is taken by then.
         """
         with contextlib.ExitStack() as stack:
             place = self.at(name)
@@ -201,7 +201,7 @@ class Folder:
                 yield file
             finally:
                 with self._telling("written", name):
-                    file.check()  # the cause, where a library fails in words of its own
+                    file.check()  # raise the cause rather than a library's error
             with self._telling("written", name):
                 os.fsync(file.fileno())
                 if exclusive and self._fs.exists(self.at(name)):
@@ -212,10 +212,10 @@ class Folder:
     def rename(
         self, name: str, to: Folder, new: str, *, exclusive: bool = False, keep: bool = True
     ) -> None:
-        """Give a file another name, durably; behind a URL it is copied and deleted.
+        """Rename a file, durably; behind a URL it is copied and deleted.
 
-        On a disk: with `exclusive`, a name that is taken is refused (FileExistsError); without
-        `keep`, nothing is left of a file that can't be renamed.
+        On a disk, `exclusive` raises FileExistsError if the name is taken; without `keep`, a file
+        that can't be renamed is deleted.
         """
         source, target = self.at(name), to.at(new)
         with to._telling("written", new), contextlib.nullcontext() if keep else _or_gone(source):
@@ -227,7 +227,7 @@ class Folder:
             sync_folder(os.path.dirname(target))
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
-        """Write a small file whole, or raise FileExistsError where the name is taken."""
+        """Write a small file atomically; FileExistsError if the name is taken."""
         if self.is_local:
             with self.replacing(name, self, temporary, exclusive=True) as file:
                 file.write(data)
@@ -239,10 +239,10 @@ class Folder:
     def replacing(
         self, name: str, via: Folder, temporary: str, *, exclusive: bool = False
     ) -> Iterator[OutputFile]:
-        """A file that appears when the block ends well; readers see the old or the new one.
+        """Open a file that appears when the block succeeds; readers see the old or the new one.
 
-        On a disk it has the name `temporary` in the folder `via` until it is whole. With
-        `exclusive`, a name that is taken is refused (FileExistsError).
+        On a disk it is called `temporary` in the folder `via` until it is complete. With
+        `exclusive`, FileExistsError is raised if the name is taken.
         """
         if self.is_local:
             with via.writing(temporary) as file:
@@ -253,7 +253,7 @@ class Folder:
                 yield file
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         with self._telling("deleted", name), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self.at(name))
 
@@ -265,15 +265,14 @@ class Folder:
 
     @contextlib.contextmanager
     def _telling(self, verb: str, name: str = "") -> Iterator[None]:
-        """Turn what the disk or a service raises into an OutputError."""
+        """Turn errors of the disk or a service into an OutputError."""
         try:
             yield
         except (FileExistsError, AlexNetError):
             raise
-        except Exception as error:  # every service has errors of its own kind
-            reason, check = str(error) or type(error).__name__, "Check the address and your rights"
-            if self.is_local:
-                check = "Check the disk"
+        except Exception as error:  # each service has its own types of errors
+            reason = str(error) or type(error).__name__
+            check = "Check the disk" if self.is_local else "Check the address and your permissions"
             if isinstance(error, OSError):
                 reason = error.strerror or reason
                 gone = error.errno == errno.ENOENT or isinstance(error, FileNotFoundError)
@@ -290,7 +289,7 @@ class Folder:
 
 @contextlib.contextmanager
 def _or_gone(path: str) -> Iterator[None]:
-    """Leave nothing of a file if the block fails."""
+    """Delete a file if the block fails."""
     try:
         yield
     except BaseException:
@@ -322,17 +321,16 @@ def _move_exclusively(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Folder, what: str) -> Iterator[None]:
-    """Keep other jobs on this machine out of a folder for the time of the block.
+    """Lock a folder against other jobs on this machine; OutputError if one holds the lock.
 
-    Another job's lock is an OutputError. A courtesy: what is written is safe without it. The kernel
-    releases the lock of a process that ends, however it ends. A folder behind a URL is locked for
-    this machine's user only.
+    A courtesy: the output is safe without it. The kernel releases the lock when the process ends,
+    even if it is killed. A folder behind a URL is locked for this machine's user only.
     """
     if folder.is_local:
         path, holder = folder.at(".lock"), Path(folder.at(".holder"))
     else:
         digest = hashlib.sha256(folder.location.encode()).hexdigest()[:32]
-        user = getattr(os, "getuid", int)()  # on Windows each has a folder for such files
+        user = getattr(os, "getuid", int)()  # on Windows each user has such a folder
         path = os.path.join(tempfile.gettempdir(), f"tf-alexnet-{user}-{digest}.lock")
         holder = Path(f"{path}-holder")
     lock = filelock.FileLock(path, thread_local=False)
@@ -362,7 +360,7 @@ def locked(folder: Folder, what: str) -> Iterator[None]:
 
 
 def place_of(path: str, real: Callable[[str], str] = os.path.realpath) -> str:
-    """Where a photo lies: the real path of its folder, and its name there; a URL as it is."""
+    """Place of a photo: the real path of its folder, and its name in it; a URL unchanged."""
     folder, slash, name = path.rpartition("/")
     return path if remote.is_url(path) else f"{real(folder + slash)}/{name}"
 
@@ -372,29 +370,30 @@ def token() -> str:
     return uuid.uuid4().hex[:16]
 
 
-FIXED = (".npz", ".npy", ".mat")  # once finished, they don't grow
+FIXED = (".npz", ".npy", ".mat")  # can't grow once finished
 SUFFIXES = (".h5", ".hdf5", *FIXED, ".parquet")
 
 
 class Target:
-    """An output, and the places that belong to it.
+    """An output, and the folders that belong to it.
 
     Parameters
     ----------
     output : path or URL
-        A name that ends in a slash, or has no suffix, is a folder of shards: of Parquet if it
-        ends in ``.parquet/``, else of HDF5. Any other is one file.
+        A name that ends in a slash, or has no suffix, is a folder of shards: Parquet if it ends
+        in ``.parquet/``, else HDF5. Any other is a single file.
 
     Attributes
     ----------
     location, parent, name : str, Folder, str
-        The file or the folder, the folder it lies in, and its name there.
+        The file or folder, its parent folder, and its name in it.
     names : tuple of str
         The file, and the JSON that belongs to an ``.npy``.
     is_folder, suffix : bool, str
-        Whether shards are the result; kind of the file, or of the shards, in lower case.
+        Whether the output is a folder of shards; suffix of the file, or of the shards, in lower
+        case.
     data, job, shard_suffix : Folder, Folder, str
-        Where shards lie, where records lie, and the kind of the shards.
+        Folder of the shards, folder of the records, and suffix of the shards.
     """
 
     def __init__(self, output: str | os.PathLike):
@@ -427,10 +426,10 @@ class Target:
         return self.location
 
     def check(self) -> None:
-        """Refuse an output that could not be written, before any work is done for it.
+        """Check that the output can be written, before any work is done.
 
-        UsageError if pyarrow is needed and not installed; OutputError if the folder is missing or
-        not writable, or a file is a folder or the other way round.
+        Raises UsageError if pyarrow is needed but not installed; OutputError if the folder is
+        missing or not writable, or if there is a folder instead of a file or vice versa.
         """
         if self.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
             advice = "Install it: pip install 'tf-alexnet[parquet]'."

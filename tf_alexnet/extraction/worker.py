@@ -25,12 +25,12 @@ from tf_alexnet.version import VERSION
 
 _BATCH, _GPU_BATCH = 64, 256
 
-# Called after every batch with photos done, failures and bytes of rows; what it raises ends a job.
+# Called after every batch with photos done, failures and bytes of rows; an exception ends the job.
 Tell = Callable[[int, list[Failure], int], None]
 
 
 class Shard(NamedTuple):
-    """Photos whose rows are written, and recorded, together; `place` orders the output."""
+    """Photos whose rows are written and recorded together; `place` orders the output."""
 
     place: int
     paths: list[str]
@@ -38,7 +38,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a shard; until it is recorded the shard counts as not done."""
+    """Result of a shard, which counts once it is recorded."""
 
     data: str | None  # its data file, written and not yet published; None without rows
     photos: list[Photo]  # one per row
@@ -52,9 +52,9 @@ class Worker:
     Parameters
     ----------
     spec : ExtractionSpec
-        What is computed.
+        What to compute.
     batch_size : int or "auto"
-        Photos that go through the network together.
+        Photos per forward pass.
     workers : int, optional
         Decoder processes, as in `PhotoReader`.
     engine : str
@@ -62,18 +62,18 @@ class Worker:
     timeout : float
         As in `PhotoReader`.
     storage : dict of dicts, optional
-        As `tf_alexnet.remote.storage_options` takes them.
+        As in `tf_alexnet.remote.storage_options`.
 
     Attributes
     ----------
     settings : dict of str to str
-        The fingerprint of what is computed.
+        Fingerprint of the spec.
     attributes : dict of str to str
-        What an output records beside it: source of the weights, versions.
+        Other attributes of the output: source of the weights, versions.
     batch_size : int
-        Photos in one pass.
+        Photos per forward pass.
     worker_count : int
-        Shards that may run at a time.
+        Number of shards that can run at a time.
     """
 
     worker_count = 1
@@ -87,7 +87,7 @@ class Worker:
         timeout: float = TIMEOUT,
         storage: Mapping[str, Mapping[str, Any]] | None = None,
     ):
-        # In a process of Ray's, too
+        # Ray's processes need them too
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(storage_options(storage))
         given = {x: getattr(spec, x) for x in ("architecture", "preset", "mean_image", "precision")}
@@ -108,7 +108,7 @@ class Worker:
         }
         if batch_size == "auto":
             pictures = _GPU_BATCH if extractor.on_gpu else _BATCH
-            batch_size = pictures // CROPS[spec.crops]  # memory goes by pictures
+            batch_size = pictures // CROPS[spec.crops]  # memory depends on pictures
         self.batch_size = batch_size
         self._reader = PhotoReader(
             extractor.preset,
@@ -135,14 +135,14 @@ class Worker:
             yield shard, self.run_shard(shard, store, tell)
 
     def run_shard(self, shard: Shard, store: Store, tell: Tell | None = None) -> Finished:
-        """Turn one shard into a data file, which is there whole or not at all.
+        """Write one shard to a data file, completely or not at all.
 
         Raises
         ------
         OutputError
             If the file can't be written.
         InputError
-            If a value does not fit the rows' type.
+            If a value is too large for the type of the rows.
         """
         photos, failures, total = [], [], 0
         computed = self._rows(shard.paths, failures, tell)
@@ -159,7 +159,7 @@ class Worker:
     def _rows(
         self, paths: list[str], failures: list[Failure], tell: Tell | None
     ) -> Iterator[tuple[list[Photo], dict[str, np.ndarray]]]:
-        """Photos and their rows, a batch at a time; what can't be read goes to `failures`."""
+        """Yield photos and rows batch by batch; add photos that can't be read to `failures`."""
         for batch in self._reader.batches(paths, self.batch_size):
             failures += batch.failures
             size = 0
