@@ -4,11 +4,6 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-# Tests with networks of 244 MB, or with a Ray: a process for each file, so that all of it stays
-# below 4 GB. Two of the medium ones fit beside each other; the longest come first.
-LARGE = $(patsubst %,tests/test_%.py,cli extractor model opencv train_network)
-MEDIUM = $(patsubst %,tests/test_%.py,docs ray extraction onnx page parity serve sklearn verify)
-
 .PHONY: demo test docs faults kill-tests fuzz format clean
 
 demo: .venv/installed
@@ -17,9 +12,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(LARGE:%=--ignore=%) $(MEDIUM:%=--ignore=%)
-	echo $(MEDIUM) | xargs -n 1 -P 2 $(BIN)/python -m pytest
-	for file in $(LARGE); do $(BIN)/python -m pytest $$file || exit 1; done
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20
 
 # The pages, into build/docs; nothing is fetched from other hosts.
 docs: .venv/installed
