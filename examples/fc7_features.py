@@ -1,4 +1,4 @@
-"""Extract fc7 of a folder and find similar photos: python examples/fc7_features.py FOLDER [WEIGHTS].
+"""Extract fc7 and find similar photos: python examples/fc7_features.py FOLDER [WEIGHTS].
 
 Without WEIGHTS, BVLC's are used, and downloaded if necessary.
 """
