@@ -160,7 +160,7 @@ def dropout():
         for y, x in zip(*np.nonzero(~kept), strict=True):
             plot.plot(x, y, "x", color="#999999", markersize=5)
         plot.set_title(
-            f"training, step {i + 1}: twice the value" if i < 3 else "in use", fontsize=9
+            f"training, step {i + 1}: twice the value" if i < 3 else "inference", fontsize=9
         )
         plot.set(xticks=[], yticks=[])
     save(drawing, "dropout.svg")
