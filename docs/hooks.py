@@ -1,4 +1,4 @@
-"""Parts of the pages that are made from the code: the reference of the command line."""
+"""MkDocs hooks: generate the command-line reference."""
 
 import html
 import re
@@ -9,7 +9,7 @@ _MARK = "<!-- the command line -->"
 
 
 def on_page_markdown(markdown, **_):
-    """Put what Typer says about every command in place of the mark."""
+    """Replace the mark with Typer's description of every command."""
     return markdown.replace(_MARK, _commands()) if _MARK in markdown else markdown
 
 
@@ -19,7 +19,7 @@ def _commands():
         [*command, "--name", "tf-alexnet"], capture_output=True, text=True, check=True
     )
     pages = html.unescape(done.stdout)
-    # Its lists of subcommands cut the help off; every command has its own section below.
+    # Typer truncates the help in lists of subcommands; every command has its own section below.
     pages = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", pages)
     pages = re.sub(r"^\* `--help`: .*\n", "", pages, flags=re.M)
     pages = re.sub(r"\*\*Options\*\*:\n\n(?!\*)", "", pages)

@@ -1,7 +1,7 @@
-"""Draw pictures of these pages: python docs/make_pictures.py, in the project's folder.
+"""Draw the pictures of these pages: python docs/make_pictures.py, in the project's folder.
 
-Those of pictures.md are what its commands draw. Everything is drawn from the convolutions that
-come with the package, on the example photos.
+The commands in pictures.md draw the others. All use the convolutions that come with the package and
+the example photos.
 """
 
 import shutil
@@ -56,7 +56,7 @@ def commands(folder):
 
 
 def smaller(folder):
-    """The same, as small files."""
+    """Write them as small JPEGs."""
     for path in sorted(folder.glob("*.png")):
         image = Image.open(path).convert("RGB")
         image.thumbnail((1200, 1200), Image.Resampling.LANCZOS)
@@ -70,7 +70,7 @@ def figure(width, height):
 
 
 def save(drawing, name):
-    """Write an SVG that is the same every time."""
+    """Write a reproducible SVG."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -112,7 +112,7 @@ def geometry():
 
 
 def normalisation():
-    """What response normalisation makes of a value, with the alphas that are met."""
+    """Response normalisation with Caffe's alpha and two common mistakes."""
     x = np.linspace(0, 1500, 400)
     drawing, plot = figure(7, 3.8)
     for alpha, style, colour, text in (
@@ -130,7 +130,7 @@ def normalisation():
 
 
 def pooling():
-    """Windows of overlapping and of ordinary pooling over a row of 13."""
+    """Windows of overlapping and ordinary pooling over a row of 13."""
     drawing, plot = figure(7, 2.6)
     for i in range(13):
         plot.add_patch(Rectangle((i, 0), 1, 0.8, facecolor="#dddddd", edgecolor="white"))
@@ -149,7 +149,7 @@ def pooling():
 
 
 def dropout():
-    """The same 64 values of a dense layer in three steps of training, and in use."""
+    """64 values of a dense layer in three steps of training, and at inference."""
     rng = np.random.default_rng(0)
     values = np.maximum(rng.normal(0.2, 1, (8, 8)), 0)
     drawing = Figure(figsize=(9, 2.7), layout="constrained")
@@ -160,14 +160,14 @@ def dropout():
         for y, x in zip(*np.nonzero(~kept), strict=True):
             plot.plot(x, y, "x", color="#999999", markersize=5)
         plot.set_title(
-            f"training, step {i + 1}: twice the value" if i < 3 else "in use", fontsize=9
+            f"training, step {i + 1}: twice the value" if i < 3 else "inference", fontsize=9
         )
         plot.set(xticks=[], yticks=[])
     save(drawing, "dropout.svg")
 
 
 def colours():
-    """A photo, and the same with colour noise along the principal components."""
+    """A photo with colour noise along the principal components."""
     photos = [ta.load_image(path) for path in sorted(PHOTOS.glob("*.jpg"))]
     pixels = np.concatenate([photo[::4, ::4].reshape(-1, 3) for photo in photos]) / 255
     variances, directions = np.linalg.eigh(np.cov(pixels.T))

@@ -1,7 +1,7 @@
-"""How alike photos are, layer by layer: python examples/compare_layers.py PHOTO PHOTO PHOTO...
+"""Compare photos layer by layer: python examples/compare_layers.py PHOTO PHOTO PHOTO...
 
-Prints, for every layer, the correlation distance between all pairs of photos: the representational
-dissimilarity (Kriegeskorte et al. 2008) that a comparison with brains or behaviour starts from.
+Prints the correlation distance between all pairs of photos for every layer: the representational
+dissimilarity matrices (Kriegeskorte et al. 2008) used in comparisons with brains or behaviour.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""fc7 of a folder into one file, and that file into a hand: python examples/fc7_features.py FOLDER.
+"""Extract fc7 and find similar photos: python examples/fc7_features.py FOLDER [WEIGHTS].
 
-The second argument, if any, is a weight file; by default BVLC's weights are found or downloaded.
+Without WEIGHTS, BVLC's are used, and downloaded if necessary.
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""A classifier of your own photos: python examples/fine_tune.py FOLDER, a subfolder a class.
+"""Train a classifier on frozen features: python examples/fine_tune.py FOLDER.
 
-Uses the ImageNet-trained convolutions that come with the package, so nothing is downloaded.
+FOLDER holds one subfolder per class. Uses the ImageNet-trained convolutions that come with the
+package, so nothing is downloaded.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Keras's transfer-learning recipe: python examples/keras_recipe.py FOLDER, a subfolder a class.
+"""Keras's transfer-learning recipe: python examples/keras_recipe.py FOLDER.
 
-FOLDER holds train/ and val/, or class folders, of which a fifth is set aside. Uses the
-ImageNet-trained convolutions that come with the package, so nothing is downloaded.
+FOLDER holds one subfolder per class, or train/ and val/ with one each; otherwise a fifth of the
+photos is used for validation. Uses the ImageNet-trained convolutions that come with the package.
 """
 
 import sys
@@ -19,7 +19,7 @@ x = keras.layers.Dropout(0.5)(x)
 photos = read_photos(sys.argv[1])
 outputs = keras.layers.Dense(len(photos.classes), activation="softmax")(x)
 model = keras.Model(base.input, outputs)
-for layer in model.layers[:-10]:  # everything up to pool1 stays as it is
+for layer in model.layers[:-10]:  # freeze everything up to pool1
     layer.trainable = False
 print("training", ", ".join(layer.name for layer in model.layers if layer.trainable_weights))
 

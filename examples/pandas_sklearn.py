@@ -1,7 +1,7 @@
-"""fc7 of class folders into pandas and scikit-learn: python examples/pandas_sklearn.py FOLDER.
+"""Use fc7 in pandas and scikit-learn: python examples/pandas_sklearn.py FOLDER [WEIGHTS].
 
-Needs pandas, scikit-learn and pip install 'tf-alexnet[parquet]'. The second argument, if any, is a
-weight file; by default BVLC's weights are found or downloaded.
+FOLDER holds one subfolder per class. Needs pandas and the extras parquet and sklearn. Without
+WEIGHTS, BVLC's are used, and downloaded if necessary.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """AlexNet as a step of a scikit-learn pipeline: python examples/sklearn_pipeline.py FOLDER.
 
-FOLDER holds train/ and val/, or class folders, of which a fifth is set aside. Needs
-pip install 'tf-alexnet[sklearn]'; uses the convolutions that come with the package.
+FOLDER holds one subfolder per class, or train/ and val/ with one each; otherwise a fifth of the
+photos is used for validation. Needs the extra sklearn; uses the convolutions in the package.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Name what is in photos: python examples/top5.py PHOTO... (downloads the weights if need be)."""
+"""Classify photos: python examples/top5.py PHOTO... (downloads the weights if necessary)."""
 
 import sys
 

@@ -402,12 +402,7 @@ def test_page_beside_the_weights_is_true(run, stand_in, tmp_path):
     """Its commands in their order, then its Python, on a file that a mirror here serves."""
     for folder in ("weights", "photos"):
         (tmp_path / folder).mkdir()
-    commands = [
-        shlex.split(line[2:])
-        for block in blocks("console")
-        for line in block.splitlines()
-        if line.startswith("$ ")
-    ]
+    commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
     assert {command[2] for command in commands} == {
         "list",
         "fetch",

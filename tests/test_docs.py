@@ -90,33 +90,30 @@ def blocks(page, *kinds):
 
 
 def commands(text):
-    lines = re.sub(r"\\\n *", "", text).splitlines()
-    return [line[2:] for line in lines if line.startswith("$ ")]
+    return re.sub(r"\\\n *", "", text).splitlines()
 
 
 def test_kinds_of_blocks():
-    """What is run is marked so; everything else is output, or for a shell outside the tests."""
+    """`bash` and `python` are run; the rest is output, or for other programs and machines."""
     for page in PAGES:
         kinds = {kind for kind, _ in blocks(page)}
-        assert kinds <= {"console", "python", "text", "sh", "matlab", "r"}, page
-        for _, text in blocks(page, "console"):
-            assert commands(text), page
+        assert kinds <= {"bash", "python", "text", "sh", "matlab", "r"}, page
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console", "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash", "python")])
 def test_page(page, inside, run):
     """A page's commands and its Python, from top to bottom."""
     names = {"__name__": "__main__"}
     with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
         free.close()
-        for kind, text in blocks(page, "console", "python"):
+        for kind, text in blocks(page, "bash", "python"):
             text = text.replace("8000", port)
             if kind == "python" and all(map(find_spec, _OPTIONAL.intersection(text.split()))):
                 with warnings.catch_warnings():
                     warnings.simplefilter("default")
                     exec(compile(text, page, "exec"), names)
-            for command in commands(text):
+            for command in commands(text) if kind == "bash" else ():
                 program, *arguments = shlex.split(command)
                 if program == "curl":
                     out = subprocess.run([program, *arguments], check=True, capture_output=True)
