@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from tf_alexnet.training.run import TrainingReport
 
 _SHOWN = 20  # unreadable photos that are listed; all are counted
-_FILES = "run.json, weights.safetensors, model.keras, class_indices.json, history.csv, report.md"
 
 
 class Mode(str, Enum):
@@ -317,7 +317,8 @@ def _show(report: TrainingReport, folder: str) -> None:
     ]
     rows.append(("mAP" if record.multi_label else "accuracy", ", ".join(figures)))
     before = " (finished before, nothing was done)" if report.finished_before else ""
-    rows.append(("written", f"{folder}: {_FILES}{before}"))
+    files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    rows.append(("written", f"{folder}: {', '.join(files)}{before}"))
     rows.append(("next", f"tf-alexnet predict PHOTOS --model {folder}"))
     for name, value in rows:
         print(f"{name:10}  {one_line(value)}")

@@ -287,9 +287,8 @@ def _opened(path: str | os.PathLike) -> tuple[Opened, Format]:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise damaged(
-            path, "there is no such file", "Check the path; `tf-alexnet weights list` shows names."
-        ) from None
+        advice = "Check the path, or pass `fetch_weights(name)` for a name of the catalogue."
+        raise damaged(path, "there is no such file", advice) from None
     except ValueError as error:  # a NUL in it
         raise damaged(path, f"not a path ({error})", "Check the path.") from None
     if stat.S_ISDIR(status.st_mode):
