@@ -143,7 +143,8 @@ _CALLBACKS = {"bytes": _bytes, "photos": _photos, "training": _training}
 
 def _figure(name: str, value: float) -> str:
     share = "accuracy" in name or name.endswith("map")  # mean average precision
-    text = f"{value:.1%}" if share else f"{value:#.3g}"
+    number = f"{value:,}" if isinstance(value, int) else f"{value:#.3g}"
+    text = f"{value:.1%}" if share else number
     return f"{name.replace('_', ' ')} {text}"
 
 
