@@ -351,7 +351,15 @@ CHILDREN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("deed", CHILDREN)
+@pytest.mark.parametrize(
+    "deed",
+    [
+        pytest.param(x, marks=pytest.mark.slow)
+        if x in ("says nothing", "talks nonsense", "negative shape")
+        else x
+        for x in CHILDREN
+    ],
+)
 def test_a_child_gone_astray(tmp_path, monkeypatch, deed):
     code, found = CHILDREN[deed]
     script = tmp_path / "child.py"
