@@ -55,19 +55,28 @@ def free(keep=True):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@pytest.fixture(autouse=True)
-def _little_memory():
-    """Collect what a test left in reference cycles, where it is much: networks take 244 MB each."""
-    yield
+def resident():
+    """Bytes of memory in use; 0 where that is unknown."""
     with contextlib.suppress(OSError), open("/proc/self/statm") as statm:
-        if int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1_200_000_000:
-            free()
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_memory_of_other_modules():
-    yield
+def _memory_of_module():
+    """[memory in use when last collected]; other modules get back what this one used."""
+    kept = [max(1_000_000_000, resident())]
+    yield kept
     free(keep=False)
+
+
+@pytest.fixture(autouse=True)
+def _little_memory(_memory_of_module):
+    """Collect what a test left in reference cycles, where it is much: networks take 244 MB each."""
+    yield
+    if resident() > _memory_of_module[0] + 200_000_000:
+        free()
+        _memory_of_module[0] = max(1_000_000_000, resident())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from weight_seeds import (
     ORDERED,
+    ask_here,
     message,
     npy_header,
     small_arrays,
@@ -33,6 +34,11 @@ from tf_alexnet.errors import WeightsError
 from tf_alexnet.weights.formats import hdf5_file, read_file
 
 ARRAYS = small_arrays()
+# Costly ones that others here resemble: `make faults` tries them.
+SIBLINGS = (
+    *("nested dicts", "pops", "marks", "many fields"),
+    *("ONNX many nodes", "torch rank 5000"),
+)
 BLANK = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
 F4 = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tR"
 
@@ -155,6 +161,12 @@ SIZES = {
 }  # fmt: skip
 
 
+def each(*names):
+    """A test of each attack."""
+    values = [pytest.param(x, marks=pytest.mark.slow) if x in SIBLINGS else x for x in names]
+    return pytest.mark.parametrize("name", values)
+
+
 def refuse(path, memory):
     """Read a hostile file: WeightsError, one line, within a second of work and `memory` bytes."""
     start = time.process_time()
@@ -172,7 +184,7 @@ def refuse(path, memory):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*CODE, *SIZES])
+@each(*CODE, *SIZES)
 def test_hostile_pickles(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     stream = CODE.get(name) or SIZES[name]
@@ -229,8 +241,9 @@ def test_nothing_is_run_imported_or_opened(tmp_path):
             continue
         good.append(str(tmp_path / f"good{index}"))
         (tmp_path / f"good{index}").write_bytes(raw)
-    for index, stream in enumerate([*CODE.values(), *SIZES.values()]):
-        for raw in (npy_header() + stream, stream):
+    streams = {**CODE, **{name: x for name, x in SIZES.items() if name not in SIBLINGS}}
+    for index, (name, stream) in enumerate(streams.items()):
+        for raw in (npy_header() + stream, stream) if name in CODE else (stream,):
             hostile.append(str(tmp_path / f"hostile{index}_{len(raw)}"))
             (tmp_path / f"hostile{index}_{len(raw)}").write_bytes(raw)
     listing = tmp_path / "list.json"
@@ -303,13 +316,13 @@ ONNX = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ONNX)
+@each(*ONNX)
 def test_hostile_onnx(tmp_path, name):
     (tmp_path / "x.onnx").write_bytes(ONNX[name])
     refuse(tmp_path / "x.onnx", memory=20e6)
 
 
-@pytest.mark.parametrize("name", [*BLOBS, "nesting"])
+@each(*BLOBS, "nesting")
 def test_hostile_caffemodels(tmp_path, name):
     raw = BLOBS.get(name)
     if raw is None:
@@ -515,7 +528,7 @@ TORCH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*ARCHIVES, *TORCH])
+@each(*ARCHIVES, *TORCH)
 def test_hostile_archives(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     raw, found = ARCHIVES.get(name) or (TORCH[name], "a torch file that holds|TorchScript")
@@ -632,7 +645,8 @@ HDF5 = {
     "hdf5 soft link": (linked("soft"), "links"),
     "hdf5 dangling link": (linked("dangling"), "links"),
     "hdf5 external storage": (
-        lambda f: weights_in(f, shape=(2, 2), dtype="f4", **PIPE), "in other files",
+        lambda f: weights_in(f, shape=(2, 2), dtype="f4", **PIPE),
+        "in other files",
     ),
     "hdf5 virtual dataset": (virtual, "in other files"),
     "hdf5 cycle": (cycle, "nested|objects"),
@@ -646,6 +660,9 @@ HDF5 = {
         lambda f: weights_in(f, data=np.zeros((4096, 4096), "f4"), compression="gzip"),
         r"declares 67108864 bytes and stores",
     ),
+}
+# Where the child's walls are not the point, it is asked in this process.
+HDF5_HERE = {
     "hdf5 never written": (lambda f: weights_in(f, shape=(9, 2), dtype="f4"), "stores 0"),
     "hdf5 compound": (lambda f: weights_in(f, shape=(2, 2), dtype=[("a", "f4")]), "contain floats"),
     "hdf5 integers": (lambda f: weights_in(f, data=np.ones((2, 2), "i4")), "contain floats"),
@@ -670,22 +687,27 @@ HDF5 = {
 
 
 def refuse_by_child(path):
-    """Read a hostile file that is opened elsewhere: the start takes 0.1 s on an idle core."""
-    start = time.perf_counter()
+    """Read a hostile file that is opened elsewhere: a start takes 0.1 s of an idle core.
+
+    A child that waited would be ended after `WALL_SECONDS`, with another message.
+    """
+    start = sum(os.times()[:4])
     with pytest.raises(WeightsError) as caught:
         read_file(path)
-    assert time.perf_counter() - start < 4
+    assert sum(os.times()[:4]) - start < 4
     assert str(caught.value).isprintable()
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", HDF5)
+@each(*HDF5, *HDF5_HERE)
 def test_hostile_hdf5(tmp_path, monkeypatch, name):
     """A pipe stands where other files are referred to: opening it would wait for ever."""
     import h5py
 
     monkeypatch.chdir(tmp_path)
-    make, found = HDF5[name]
+    if name in HDF5_HERE:
+        monkeypatch.setattr(hdf5_file, "_ask_child", ask_here)
+    make, found = {**HDF5, **HDF5_HERE}[name]
     with h5py.File(tmp_path / "x.h5", "w") as file:
         make(file)
     os.mkfifo(tmp_path / "pipe")
@@ -747,7 +769,7 @@ def test_hostile_deep_compression(tmp_path):
 
 
 def test_at_least_sixty_attacks_have_names():
-    named = [*CODE, *SIZES, *BLOBS, *ONNX, *ARCHIVES, *TORCH, *HDF5]
+    named = [*CODE, *SIZES, *BLOBS, *ONNX, *ARCHIVES, *TORCH, *HDF5, *HDF5_HERE]
     assert len(named) == len(set(named)) >= 60
 
 
@@ -755,10 +777,10 @@ def test_at_least_sixty_attacks_have_names():
 
 
 def test_mutants_are_read_or_refused(tmp_path):
-    """500 accidents to files of every format; `make fuzz` makes 100,000."""
-    figures = fuzz.campaign(500, "tests", tmp_path)
+    """200 accidents to files of every format; `make fuzz` makes 100,000."""
+    figures = fuzz.campaign(200, "tests", tmp_path)
     assert figures["faults"] == []
-    assert figures["read"] > 20  # accidents within the data leave a readable file
-    assert figures["refused"] > 250
-    assert figures["read"] + figures["refused"] + figures["contained"] == 500
+    assert figures["read"] > 8  # accidents within the data leave a readable file
+    assert figures["refused"] > 100
+    assert figures["read"] + figures["refused"] + figures["contained"] == 200
     assert figures["seconds"] < fuzz.MAX_SECONDS

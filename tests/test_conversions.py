@@ -1,6 +1,5 @@
 """From every form a file may have to every form that can be written, and back: bit by bit."""
 
-import io
 import itertools
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 from trained import trained_layer
 from weight_seeds import (
     SMALL,
+    ask_here,
     deep_compression_file,
     npy_header,
     python2_pickle,
@@ -29,7 +29,6 @@ from tf_alexnet.weights import (
 )
 from tf_alexnet.weights.formats import (
     deep_compression,
-    hdf5_child,
     hdf5_file,
     read_file,
     write_file,
@@ -61,15 +60,8 @@ READ_ONLY = ["torch zip", "torch legacy", "python 2", "python 2 text", "deep com
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """HDF5 files opened right here; that they are not, otherwise, has tests of its own."""
-
-    def ask(path):
-        sink = io.BytesIO()
-        hdf5_child.answer(str(path), 10**9, sink)
-        sink.seek(0)
-        return hdf5_file._received(path, sink, 10**9)
-
-    monkeypatch.setattr(hdf5_file, "_ask_child", ask)
+    """HDF5 files opened right here."""
+    monkeypatch.setattr(hdf5_file, "_ask_child", ask_here)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """HDF5 files of Keras and Caffe: what they write is read, what is written they read."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from weight_seeds import SMALL, channels_first, small_network
+from weight_seeds import SMALL, ask_here, channels_first, small_network
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import UsageError, WeightsError
@@ -129,6 +130,13 @@ FORMS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Files opened in this process: what it starts for them has tests below."""
+    monkeypatch.setattr(hdf5_file, "_ask_child", ask_here)
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_read(tmp_path, form):
     with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -159,6 +167,7 @@ def caffe_with(path, change=lambda name, pair: pair, **more):
     return path
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("last", ["fc6", "fc7", "fc8"])
 def test_fully_convolutional_networks_of_caffe(tmp_path, last):
     """Layers up to `last` are convolutions over the whole map; a second head is kept."""
@@ -180,6 +189,7 @@ def test_fully_convolutional_networks_of_caffe(tmp_path, last):
             np.testing.assert_array_equal(array, expected, strict=True)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("blobs", "found"),
     [
@@ -195,8 +205,19 @@ def test_layers_of_caffe_that_alexnet_does_not_have(tmp_path, blobs, found):
     assert "layer conv2 has arrays of shape (12, 4, 5, 5)" in refusal(bare)
 
 
-@pytest.mark.parametrize("name", ["net.weights.h5", "net.h5"])
-@pytest.mark.parametrize("network", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("bvlc_alexnet", "net.weights.h5"),
+        ("torchvision", "net.h5"),
+        *(
+            pytest.param(network, name, marks=pytest.mark.slow)
+            for network, name in itertools.product(ARCHITECTURES, ("net.weights.h5", "net.h5"))
+            if (network, name)
+            not in (("bvlc_alexnet", "net.weights.h5"), ("torchvision", "net.h5"))
+        ),
+    ],
+)
 def test_keras_loads_what_is_written_and_is_read_back(network, name, tmp_path):
     import tf_alexnet as ta
 
@@ -246,6 +267,7 @@ def test_whole_models_give_their_weights_and_nothing_else(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_layers_that_cannot_be_told_are_listed(tmp_path):
     other = {**AUTOMATIC, "fc8": "fc7_bn"}
     with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -329,7 +351,15 @@ CHILDREN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("deed", CHILDREN)
+@pytest.mark.parametrize(
+    "deed",
+    [
+        pytest.param(x, marks=pytest.mark.slow)
+        if x in ("says nothing", "talks nonsense", "negative shape")
+        else x
+        for x in CHILDREN
+    ],
+)
 def test_a_child_gone_astray(tmp_path, monkeypatch, deed):
     code, found = CHILDREN[deed]
     script = tmp_path / "child.py"

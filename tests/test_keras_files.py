@@ -5,14 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from weight_seeds import ask_here
 
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import WeightsError
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import read_weights
-from tf_alexnet.weights.formats import read_file
+from tf_alexnet.weights.formats import hdf5_file, read_file
 
 SUFFIXES = [".weights.h5", ".h5", ".keras"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """HDF5 files opened right here."""
+    monkeypatch.setattr(hdf5_file, "_ask_child", ask_here)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
+from functools import partial
 
 import keras
 import numpy as np
@@ -55,7 +57,7 @@ def fresh(code, *arguments, **environment):
 
 
 THREADS = """
-import sys, threading, time
+import pathlib, pickle, sys, threading, time
 import tf_alexnet
 
 def begin(event, arguments):
@@ -69,12 +71,14 @@ sys.addaudithook(begin)
 import keras
 threads[0].join()
 assert keras.saving.get_registered_object("tf_alexnet>GroupedConv2D")
+model = pickle.loads(pathlib.Path(sys.argv[1], "model.pickle").read_bytes())
+assert tf_alexnet.preset_of(model) == "squash.size67"
 """
 
 
-def test_layers_that_another_thread_imports_while_keras_is_imported():
-    """As an extractor does; it was a deadlock."""
-    fresh(THREADS)
+def test_layers_that_another_thread_imports_while_keras_is_imported(saved):
+    """As an extractor does; it was a deadlock. Keras, imported later, knows the layers."""
+    fresh(THREADS, saved)
 
 
 @pytest.fixture(scope="module")
@@ -96,31 +100,83 @@ def saved(tmp_path_factory):
     return folder
 
 
-def test_keras_loads_models_where_it_was_imported_first(saved):
+def train(method, folder):
+    """A RUN in `folder` by `train_head` or `train_network`, which write it in the same way."""
+    data = class_folders(folder / "data", count=3, classes=2)
+    cut = synthetic_weights(ARCHITECTURES["compact"].with_head("pool5", 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "preset 'torchvision' gives RGB")
+        method(data, folder / "RUN", weights=cut, preset="torchvision", layer="pool5")
+    return folder / "RUN"
+
+
+CHECK_RUN = """
+def run():
+    import numpy as np
+    models = [keras.models.load_model(sys.argv[2] + "/model.keras"), ta.load_model(sys.argv[2])]
+    assert [ta.preset_of(x) for x in models] == ["torchvision"] * 2
+    x = np.ones((1, 224, 224, 3), np.float32)
+    assert np.allclose(*(x_.predict(x, verbose=0) for x_ in models))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded_again(saved, tmp_path_factory):
+    """Check -> what went wrong; both in one process, which imported Keras first."""
+    from tf_alexnet.training import train_head
+
     code = """
-import sys, keras
+import sys, json, keras, traceback
 import tf_alexnet as ta
 """ + CHECK + """
-check(keras.models.load_model(folder / "model.keras"))
-check(keras.models.load_model(folder / "model.h5"))
-check(keras.models.model_from_json((folder / "model.json").read_text()), random=True)
-check(pickle.loads((folder / "model.pickle").read_bytes()))
-check(keras.models.clone_model(keras.models.load_model(folder / "model.keras")), random=True)
-for name in ("model.keras", "model.h5"):
-    check(ta.load_model(folder / name))
-check(ta.load_model(folder / "model.json"), random=True)
-exported = tf.saved_model.load(folder / "saved_model")
-assert ta.preset_of(exported) == "squash.size67"
-out = exported.signatures["serving_default"](tf.constant(x))
-assert all(np.abs(out[k] - expected[k]).max() < 1e-4 * expected[k].max() for k in expected)
+def models():
+    check(keras.models.load_model(folder / "model.keras"))
+    check(keras.models.load_model(folder / "model.h5"))
+    check(keras.models.model_from_json((folder / "model.json").read_text()), random=True)
+    check(pickle.loads((folder / "model.pickle").read_bytes()))
+    check(keras.models.clone_model(keras.models.load_model(folder / "model.keras")), random=True)
+    for name in ("model.keras", "model.h5"):
+        check(ta.load_model(folder / name))
+    check(ta.load_model(folder / "model.json"), random=True)
+    exported = tf.saved_model.load(folder / "saved_model")
+    assert ta.preset_of(exported) == "squash.size67"
+    out = exported.signatures["serving_default"](tf.constant(x))
+    assert all(np.abs(out[k] - expected[k]).max() < 1e-4 * expected[k].max() for k in expected)
+
+""" + CHECK_RUN + """
+found = {}
+for test in (models, run):
+    try:
+        found[test.__name__] = test()
+    except BaseException:
+        found[test.__name__] = traceback.format_exc()
+print(json.dumps(found))
 """  # fmt: skip
-    fresh(code, saved)
+    run = train(train_head, tmp_path_factory.mktemp("head"))
+    return json.loads(fresh(code, saved, run).splitlines()[-1])
 
 
+def test_keras_loads_models_where_it_was_imported_first(loaded_again):
+    assert loaded_again["models"] is None, loaded_again["models"]
+
+
+def test_a_training_run_carries_its_preset(loaded_again):
+    assert loaded_again["run"] is None, loaded_again["run"]
+
+
+@pytest.mark.slow
+def test_the_run_of_a_network_carries_its_preset(tmp_path):
+    from tf_alexnet.training import train_network
+
+    run = train(partial(train_network, epochs=1), tmp_path)
+    fresh("import sys, keras, tf_alexnet as ta\n" + CHECK_RUN + "run()", "", run)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
-        pytest.param("import tf_alexnet as ta", marks=pytest.mark.slow),
+        "import tf_alexnet as ta",
         "import tf_alexnet as ta, tensorflow as tf; tf.keras.layers",
     ],
 )
@@ -146,27 +202,6 @@ for suffix in ("keras", "h5"):
     xy = np.load(f"{sys.argv[1]}/xy.npz")
     np.testing.assert_array_equal(model.predict(xy["x"], verbose=0), xy["y"])
 assert "tf_alexnet" not in sys.modules
-"""
-    fresh(code, tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:preset 'torchvision' gives RGB")
-def test_a_training_run_carries_its_preset(tmp_path):
-    from tf_alexnet.training import train_head, train_network
-
-    data = class_folders(tmp_path / "data", classes=2)
-    cut = synthetic_weights(ARCHITECTURES["compact"].with_head("pool5", 2))
-    settings = {"weights": cut, "preset": "torchvision", "layer": "pool5"}
-    train_head(data, tmp_path / "head", **settings)
-    train_network(data, tmp_path / "net", epochs=1, **settings)
-    code = """
-import sys, keras, tf_alexnet as ta, numpy as np
-for run in ("head", "net"):
-    folder = f"{sys.argv[1]}/{run}"
-    models = [keras.models.load_model(folder + "/model.keras"), ta.load_model(folder)]
-    assert [ta.preset_of(x) for x in models] == ["torchvision"] * 2
-    x = np.ones((1, 224, 224, 3), np.float32)
-    assert np.allclose(*(x_.predict(x, verbose=0) for x_ in models))
 """
     fresh(code, tmp_path)
 
@@ -227,7 +262,6 @@ assert np.abs(fc7 - fast).max() < 1e-5 * fast.max()
             "engine='tensorflow'); e.from_images(np.zeros((9, 9, 3), 'u1'))",
             marks=pytest.mark.slow,
         ),
-        "import keras; keras.backend.backend = lambda: 'jax'; import tf_alexnet as ta; ta.features",
     ],
 )
 def test_another_backend_is_named_in_one_line(code):
@@ -239,6 +273,15 @@ except Exception as error:
     print(type(error).__name__, error)
 """
     assert fresh(code, **backend).startswith("UsageError Keras with the backend 'jax': the network")
+
+
+def test_another_backend_of_a_keras_that_was_imported_first(monkeypatch):
+    for name in ("layers", "blobs", "model"):
+        monkeypatch.delitem(sys.modules, f"tf_alexnet.{name}", raising=False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    ta._register_layers()
+    with pytest.raises(UsageError, match=r"^Keras with the backend 'jax': the network"):
+        ta.features  # noqa: B018
 
 
 def test_what_is_no_model_is_called_what_it_is(saved, tmp_path):
@@ -331,9 +374,9 @@ def test_compiled_models_with_layers_and_operations_of_keras_load(tmp_path):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("shape", [(1, 66, 66, 3), (1, 3, 67, 67), (1, 71, 67, 3), (2, 67, 67, 6)])
-def test_exports_refuse_another_size(shape, saved):
+def test_exports_refuse_another_size(saved):
     serve = tf.saved_model.load(saved / "saved_model").signatures["serving_default"]
     serve(tf.zeros((3, 67, 67, 3)))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"preset_squash\.size67"):
-        serve(tf.zeros(shape))
+    for shape in ((1, 66, 66, 3), (1, 3, 67, 67), (1, 71, 67, 3), (2, 67, 67, 6)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"preset_squash\.size67"):
+            serve(tf.zeros(shape))

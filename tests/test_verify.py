@@ -12,6 +12,7 @@ from reference import forward
 import tf_alexnet as ta
 from tf_alexnet.architectures import BVLC_ALEXNET
 from tf_alexnet.errors import InputError, WeightsError
+from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import (
     LayerArrays,
     Source,
@@ -136,21 +137,30 @@ def test_nothing_to_check_is_an_error(tmp_path):
         verify_weights(find_weights("torchvision-convs"), tmp_path / "nowhere")
 
 
+HEADED = BVLC_ALEXNET.with_head("pool5", 1000)
+
+
 @pytest.fixture(scope="module")
-def decided(tmp_path_factory, trained_arrays):
-    """Synthetic weights that pass for bvlc_alexnet, classes far from equal: path, arrays."""
-    kernel, bias = trained_arrays.layers["fc8"]
-    layers = {**trained_arrays.layers, "fc8": LayerArrays(kernel * np.float32(2), bias)}
-    arrays = WeightArrays(layers, "bvlc_alexnet")
-    path = tmp_path_factory.mktemp("decided") / "mine.npy"
+def decided(tmp_path_factory):
+    """Synthetic weights that pass for bvlc_alexnet, classes far from equal: path, arrays.
+
+    The classifier is on pool5: 47 MB.
+    """
+    layers = dict(synthetic_weights(HEADED).layers)
+    kernel, bias = layers["fc8"]
+    layers["fc8"] = LayerArrays(kernel * np.float32(2), bias)
+    trained = fingerprints()["bvlc_alexnet"]["conv1"].astype(np.float32)
+    layers["conv1"] = LayerArrays(layers["conv1"].kernel, trained)
+    arrays = WeightArrays(layers, "bvlc_alexnet", metadata={"head": "pool5"})
+    path = tmp_path_factory.mktemp("decided") / "mine.safetensors"
     ta.write_weights(arrays, path)
     return path, arrays
 
 
 # Udacity's and Guerzhoy's code: TensorFlow's SAME pads conv1 by 4 a side, and pooling rounds down.
 SAME = replace(
-    BVLC_ALEXNET,
-    layers=(replace(BVLC_ALEXNET.layers[0], pad=4), *BVLC_ALEXNET.layers[1:]),
+    HEADED,
+    layers=(replace(HEADED.layers[0], pad=4), *HEADED.layers[1:]),
     pool_rounds_up=False,
 )
 

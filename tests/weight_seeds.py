@@ -9,6 +9,7 @@ import numpy as np
 
 from tf_alexnet.architectures import BVLC_ALEXNET, Conv, Dense
 from tf_alexnet.weights import LayerArrays, WeightArrays
+from tf_alexnet.weights.formats import hdf5_child, hdf5_file
 
 SHAPES = {
     "conv1": (3, 3, 3, 8),
@@ -30,6 +31,14 @@ def small_arrays(seed=0, **record):
         for name, shape in SHAPES.items()
     }
     return WeightArrays(layers, **record)
+
+
+def ask_here(path):
+    """Open an HDF5 file in this process: the child, otherwise, has tests of its own."""
+    sink = io.BytesIO()
+    hdf5_child.answer(str(path), 10**9, sink)
+    sink.seek(0)
+    return hdf5_file._received(path, sink, 10**9)
 
 
 def as_dictionary(arrays, change=lambda a: a):
