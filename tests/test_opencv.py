@@ -129,6 +129,7 @@ def test_the_command_line_agrees_with_opencv_end_to_end(
 
     from tf_alexnet.cli.main import main
 
+    shared_photos = shared_photos[::4]
     command = ["tf-alexnet", "extract", *shared_photos, "-o", tmp_path / "f.h5"]
     command += ["-w", alexnet_file, "-l", "fc7", "-l", "prob"]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
