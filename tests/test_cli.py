@@ -23,6 +23,7 @@ from weight_seeds import deep_compression_file
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.cli.main import app
+from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import LayerArrays, Source, WeightArrays, catalog, known_weights
 
 CATALOG_MODULE = sys.modules[known_weights.__module__]
@@ -43,6 +44,14 @@ def trained_file(tmp_path_factory, trained_arrays):
     """A full-size file that is taken for the trained network's."""
     path = tmp_path_factory.mktemp("trained") / "bvlc-alexnet.npy"
     ta.write_weights(trained_arrays, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compact_file(tmp_path_factory):
+    """A file of the small network, untrained."""
+    path = tmp_path_factory.mktemp("compact") / "compact.npy"
+    ta.write_weights(weights_of("compact"), path)
     return path
 
 
@@ -123,16 +132,16 @@ def test_shell_completion(run, monkeypatch, tmp_path):
         assert expected <= set(out.split()), words
 
 
-def test_predict_prints_a_table_a_photo(run, alexnet_file, example_photos):
-    code, out, err = run("predict", *example_photos[:2], "-w", alexnet_file, "--top", 3)
+def test_predict_prints_a_table_a_photo(run, compact_file, example_photos):
+    code, out, err = run("predict", *example_photos[:2], "-w", compact_file, "--top", 3)
     assert code == 0
     assert "note: " in err
     assert "not the weights of a known trained network" in err
     lines = out.splitlines()
     assert lines[0] == str(example_photos[0])
     assert lines[4] == str(example_photos[1])
-    model = ta.AlexNet(weights_of("bvlc_alexnet"))
-    x = ta.preprocess_input([ta.load_image(path) for path in example_photos[:2]])
+    model = ta.AlexNet(weights_of("compact"))
+    x = ta.preprocess_input([ta.load_image(path) for path in example_photos[:2]], "compact")
     expected = ta.decode_predictions(model.predict(x, verbose=0), top=3)
     for i, best in enumerate(expected):
         for j, p in enumerate(best):
@@ -171,16 +180,15 @@ def test_means_and_labels(run, trained_file, example_photos, tmp_path):
     model = ta.AlexNet(trained_file)
     x = ta.preprocess_input([ta.load_image(photo)], "caffe.mean104-117-123")
     ((best, *_),) = ta.decode_predictions(model.predict(x, verbose=0))
-    for option in ("--mean", "--mean-image"):
-        code, out, _ = run("predict", photo, *command, option, "104,117,123", "--labels", names)
-        assert code == 0
-        first = json.loads(out)[0]["predictions"]
-        assert len(first) == 1000
-        assert first[0]["probability"] == pytest.approx(best.probability, rel=1e-4)
-        assert first[0]["label"] == f"class of {best.index}"
+    code, out, _ = run("predict", photo, *command, "--mean", "104,117,123", "--labels", names)
+    assert code == 0
+    first = json.loads(out)[0]["predictions"]
+    assert len(first) == 1000
+    assert first[0]["probability"] == pytest.approx(best.probability, rel=1e-4)
+    assert first[0]["label"] == f"class of {best.index}"
     image = np.broadcast_to(np.float32([104, 117, 123]), (256, 256, 3))
     np.save(tmp_path / "mean.npy", image)
-    code, out, _ = run("predict", photo, *command, "--mean", tmp_path / "mean.npy")
+    code, out, _ = run("predict", photo, *command, "--mean-image", tmp_path / "mean.npy")
     assert code == 0
     again = json.loads(out)[0]["predictions"]
     assert [p["index"] for p in again] == [p["index"] for p in first]
@@ -206,19 +214,19 @@ def test_ten_crops_are_averaged(run, trained_file, example_photos):
         assert ours["probability"] == pytest.approx(p.probability, rel=1e-4)
 
 
-def test_extract(run, alexnet_file, tmp_path):
+def test_extract(run, compact_file, tmp_path):
     (tmp_path / "bad.png").touch()
     code, out, err = run(
-        *("extract", EXAMPLE_PHOTOS, "bad.png", "-o", "f.h5", "-w", alexnet_file),
+        *("extract", EXAMPLE_PHOTOS, "bad.png", "-o", "f.h5", "-w", compact_file),
         *("--layer", "fc7", "--layer", "fc6_preact", "--batch", 2, "--dtype", "float16"),
     )
     assert code == 5
-    assert "8 rows + 1 errors = 9 photos; fc7 (8, 4096), fc6_preact (8, 4096) float16" in out
+    assert "8 rows + 1 errors = 9 photos; fc7 (8, 2048), fc6_preact (8, 2048) float16" in out
     assert one_error(err).startswith("error: bad.png: ")
     with h5py.File("f.h5") as file:
         assert file["fc6_preact"].dtype == np.float16
         assert file["fc6_preact"][:].min() < 0
-        assert file.attrs["weights_source"] == "bvlc_alexnet.npy"
+        assert file.attrs["weights_source"] == "compact.npy"
 
 
 def test_demo_without_weights(run, monkeypatch):
@@ -252,7 +260,7 @@ def small_network():
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_demo_downloads_the_small_network(run, monkeypatch, tmp_path, trained):
+def test_demo_downloads_the_small_network(run, monkeypatch, tmp_path, example_photos, trained):
     """Its classes are shown only if its checksum is the published one."""
     content, name = small_network(), "AlexNet_compressed.net"
     monkeypatch.delenv("TF_ALEXNET_OFFLINE")
@@ -263,32 +271,33 @@ def test_demo_downloads_the_small_network(run, monkeypatch, tmp_path, trained):
         known = replace(known_weights("deep-compression"), sources=(source,))
         others = [x for x in catalog() if x.name != known.name]
         monkeypatch.setattr(CATALOG_MODULE, "_CATALOG", (known, *others))
-        code, out, err = run("demo", EXAMPLE_PHOTOS)
+        code, out, err = run("demo", *example_photos[:3])
         assert code == 0
         assert (tmp_path / "cache" / name).read_bytes() == content
-        assert run("demo", EXAMPLE_PHOTOS)[1] == out
+        if trained:
+            assert run("demo", *example_photos[:3])[1] == out
         assert server.served == ["good"]
     notes = err.splitlines()
     assert "the full weights are not on this machine; `tf-alexnet weights fetch imag" in notes[0]
     assert notes[0].endswith("Until then: Deep Compression (8.9 MB)")
     assert len(notes) == (1 if trained else 2)
-    assert out.count("fc7: 4096 values") == 8
-    assert sum(line.startswith("  0.") for line in out.splitlines()) == (40 if trained else 0)
+    assert out.count("fc7: 4096 values") == 3
+    assert sum(line.startswith("  0.") for line in out.splitlines()) == (15 if trained else 0)
 
 
-def test_demo_with_weights(run, trained_file, monkeypatch):
+def test_demo_with_weights(run, trained_file, example_photos, monkeypatch):
     monkeypatch.setenv("TF_ALEXNET_WEIGHTS", str(trained_file))
-    code, out, err = run("demo", EXAMPLE_PHOTOS, "-o", "sheet.png")
+    code, out, err = run("demo", *example_photos[:3], "-o", "sheet.png")
     assert (code, err) == (0, "")
-    assert out.count("fc7: 4096 values") == 8
-    assert sum(line.startswith("  0.") for line in out.splitlines()) == 40
+    assert out.count("fc7: 4096 values") == 3
+    assert sum(line.startswith("  0.") for line in out.splitlines()) == 15
 
 
-def test_demo_shows_no_classes_of_untrained_weights(run, alexnet_file):
-    code, out, err = run("demo", EXAMPLE_PHOTOS, "-w", alexnet_file)
+def test_demo_shows_no_classes_of_untrained_weights(run, compact_file):
+    code, out, err = run("demo", EXAMPLE_PHOTOS, "-w", compact_file)
     assert code == 0
     assert "note: these are not trained weights" in err
-    assert "fc7: 4096 values" in out
+    assert "fc7: 2048 values" in out
     assert " n0" not in out
 
 
@@ -305,9 +314,9 @@ def broken_files(folder, whole):
     layers["fc8"] = LayerArrays(layers["fc8"].kernel, nan)
     del layers["conv3"]
     ta.write_weights(WeightArrays(layers, "compact"), folder / "faulty.npy")
-    full = dict(weights_of("bvlc_alexnet").layers)
-    ta.write_weights(WeightArrays(full, "caffenet"), folder / "caffenet.caffemodel")
-    ta.write_weights(WeightArrays(full), folder / "unknown.npy")
+    convolutions = synthetic_weights(ARCHITECTURES["bvlc_alexnet"].until("pool5")).layers
+    ta.write_weights(WeightArrays(convolutions, "caffenet"), folder / "caffenet.caffemodel")
+    ta.write_weights(WeightArrays(convolutions), folder / "unknown.npy")
     return {
         "missing.npy": "neither a file nor a name in the catalogue",
         "truncated.npy": "truncated.npy: ",
@@ -320,9 +329,9 @@ def broken_files(folder, whole):
     }
 
 
-def test_bad_weight_files(run, tmp_path, alexnet_file):
+def test_bad_weight_files(run, tmp_path, compact_file):
     photo = EXAMPLE_PHOTOS / "chelsea.jpg"
-    for name, message in broken_files(tmp_path, alexnet_file).items():
+    for name, message in broken_files(tmp_path, compact_file).items():
         for command in (("predict", photo), ("extract", photo, "-o", "f.h5")):
             code, out, err = run(*command, "-w", name)
             assert code == 3, name
@@ -370,7 +379,7 @@ def test_bad_calls(run, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".h5", ".part")]
 
 
-def test_a_reader_that_goes_away_is_no_error(alexnet_file):
+def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m tf_alexnet summary | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stderr == ""

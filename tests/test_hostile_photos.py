@@ -243,7 +243,7 @@ def watched(command):
             most = 0
             while process.poll() is None:
                 most = max(most, memory_of_tree(process.pid))
-                time.sleep(0.03)
+                time.sleep(0.1)
         texts = []
         for file in (out, err):
             file.seek(0)

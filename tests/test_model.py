@@ -1,5 +1,6 @@
 """AlexNet() and features() as a Keras user meets them."""
 
+import functools
 from dataclasses import replace
 
 import keras
@@ -19,6 +20,12 @@ RNG = np.random.default_rng(1)
 
 def batch(n, size=227):
     return RNG.uniform(-120, 130, size=(n, size, size, 3)).astype(np.float32)
+
+
+@functools.cache
+def convs():
+    """The convolutions of bvlc_alexnet."""
+    return synthetic_weights(ARCHITECTURES["bvlc_alexnet"].until("pool5"))
 
 
 def compact_model(**kwargs):
@@ -50,22 +57,17 @@ def test_the_batch_size_hardly_changes_a_row():
 
 
 def test_feature_extract_is_fc7():
-    x = batch(2)
-    extractor = ta.AlexNet(weights_of("bvlc_alexnet"), feature_extract=True)
+    x = batch(2, 224) / 60
+    extractor = compact_model(feature_extract=True)
     assert extractor.layers[-1].name == "fc7"
     fc7 = extractor.predict(x, verbose=0)
-    expected = ta.features(model_of("bvlc_alexnet"), ["fc7"]).predict(x, verbose=0)["fc7"]
-    assert fc7.shape == (2, 4096)
+    expected = ta.features(compact_model(), ["fc7_preact", "fc7"]).predict(x, verbose=0)
+    assert fc7.shape == (2, 2048)
     assert fc7.min() == 0, "post-ReLU"
-    np.testing.assert_array_equal(fc7, expected)
-
-
-def test_preact_is_before_the_relu():
-    x = batch(1)
-    out = ta.features(model_of("bvlc_alexnet"), ["fc7_preact", "fc7"]).predict(x, verbose=0)
-    assert out["fc7_preact"].min() < 0
-    error = np.abs(np.maximum(out["fc7_preact"], 0) - out["fc7"]).max() / out["fc7"].max()
-    assert error < 1e-6
+    np.testing.assert_array_equal(fc7, expected["fc7"])
+    before = expected["fc7_preact"]
+    assert before.min() < 0
+    assert np.abs(np.maximum(before, 0) - fc7).max() / fc7.max() < 1e-6
 
 
 def test_unknown_blob_lists_the_known_ones():
@@ -85,8 +87,8 @@ def test_save_and_load_give_the_same_model(tmp_path):
     assert ta.preset_of(loaded) == "compact"
 
 
-def test_the_full_network_survives_saving_bit_by_bit(tmp_path):
-    model = model_of("bvlc_alexnet")
+def test_grouped_layers_survive_saving_bit_by_bit(tmp_path):
+    model = ta.AlexNet(convs(), include_top=False)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for before, after in zip(model.get_weights(), loaded.get_weights(), strict=True):
@@ -139,8 +141,7 @@ def test_the_well_known_recipe_trains_the_last_layers_and_no_other():
 def test_mixed_precision_policy(request):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     request.addfinalizer(lambda: keras.mixed_precision.set_global_policy("float32"))
-    small = synthetic_weights("bvlc_alexnet")
-    model = ta.AlexNet(small, include_top=False)
+    model = ta.AlexNet(convs(), include_top=False)
     assert model.get_layer("conv1").kernel.dtype == "float32"
     assert model.get_layer("conv1").compute_dtype == "bfloat16"
     out = np.asarray(model(batch(1)), np.float32)
@@ -149,11 +150,11 @@ def test_mixed_precision_policy(request):
 
 
 def test_include_top_false_takes_any_size_with_caffes_pooling():
-    base = ta.AlexNet(weights_of("bvlc_alexnet"), include_top=False, input_shape=(231, 300, 3))
+    base = ta.AlexNet(convs(), include_top=False, input_shape=(231, 300, 3))
     # Caffe rounds pooled sizes up: 231 -> 56 -> 28 -> 14 -> 7; 300 -> 73 -> 36 -> 18 -> 9
     assert base.output_shape == (None, 7, 9, 256)
     assert base(batch(1, 300)[:, :231]).shape == (1, 7, 9, 256)
-    pooled = ta.AlexNet(weights_of("bvlc_alexnet"), include_top=False, pooling="max")
+    pooled = ta.AlexNet(convs(), include_top=False, pooling="max")
     assert pooled.output_shape == (None, 256)
 
 
@@ -163,9 +164,9 @@ def test_a_hanging_pooling_window_equals_the_reference():
     from tf_alexnet.architectures import ARCHITECTURES
 
     table = ARCHITECTURES["bvlc_alexnet"].until("pool5")
-    base = ta.AlexNet(weights_of("bvlc_alexnet"), include_top=False, input_shape=(231, 240, 3))
+    base = ta.AlexNet(convs(), include_top=False, input_shape=(231, 240, 3))
     x = batch(1, 240)[:, :231]
-    expected = reference.forward(table, weights_of("bvlc_alexnet"), x.transpose(0, 3, 1, 2))
+    expected = reference.forward(table, convs(), x.transpose(0, 3, 1, 2))
     ours = base.predict(x, verbose=0).transpose(0, 3, 1, 2)
     assert reference.relative_error(ours, expected["pool5"]) < 1e-5  # observed 2e-6
 
@@ -231,7 +232,14 @@ def test_other_input_tensors_are_refused_in_one_line(tensor, message):
 SHAPES = [(2, 66, 66, 3), (2, 3, 64, 64), (2, 32, 128, 3), (2, 64, 64, 6), (2, 64, 64, 1)]
 
 
-@pytest.mark.parametrize("call", ["predict", "fit", "evaluate", "predict compiled by XLA"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "predict",
+        "fit",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("evaluate", "predict compiled by XLA")),
+    ],
+)
 def test_another_size_fails_also_after_right_ones(call):
     """Keras traces a second shape with all axes open, and its own check passes everything then."""
     base = convolutions(pooling="avg")
@@ -418,14 +426,14 @@ def test_all_faults_of_the_arrays_are_listed_at_once():
 
 
 def test_unknown_network_is_not_guessed():
-    arrays = WeightArrays(weights_of("bvlc_alexnet").layers, None, "some.npy")
+    arrays = WeightArrays(convs().layers, None, "some.npy")
     with pytest.raises(WeightsError, match=r"some.npy: its shapes fit bvlc_alexnet and caffenet"):
         ta.AlexNet(arrays)
-    assert ta.AlexNet(arrays, architecture="caffenet").name == "caffenet"
+    assert ta.AlexNet(arrays, architecture="caffenet", include_top=False).name == "caffenet"
 
 
 def test_caffenet_does_not_run_as_bvlc_alexnet():
-    arrays = WeightArrays(weights_of("bvlc_alexnet").layers, "caffenet", "places.npy")
+    arrays = WeightArrays(convs().layers, "caffenet", "places.npy")
     with pytest.raises(WeightsError, match=r"places.npy as bvlc_alexnet: these are caffenet"):
         ta.AlexNet(arrays, architecture="bvlc_alexnet")
 

@@ -20,6 +20,7 @@ MEAN = RNG.uniform(90, 130, (3, 256, 256)).astype(np.float32)
 OWN = ta.Preset("own", size=50, resized=60, channels="BGR", divisor=2, mean=(9, 8, 7))
 # Observed: 0 for Caffe's family, 7.2e-7 for the others (a constant divisor becomes a factor).
 CLOSE = {"rtol": 0, "atol": 2e-6}
+TELLING = ["caffe", "caffe-mean-image", "torchvision", "raw"]
 EVERY = [*PRESETS, "caffe.size224", "torchvision.anysize", "udacity.anysize", OWN]
 
 
@@ -37,15 +38,39 @@ def test_the_layer_equals_the_function(preset):
         np.testing.assert_allclose(got, expected, **CLOSE)
     if preset != "raw":
         np.testing.assert_allclose(layer(PHOTOS[0]), expected[0], **CLOSE)
-    model = keras.Sequential([layer, keras.layers.Identity()])
-    np.testing.assert_allclose(model.predict(PHOTOS, verbose=0), expected, **CLOSE)
-    assert model.layers[0].compute_output_shape((None, 90, 140, 3))[1:] == expected.shape[1:]
+    assert layer.compute_output_shape((None, 90, 140, 3))[1:] == expected.shape[1:]
     again = ta.Preprocessing.from_config(layer.get_config())
     np.testing.assert_array_equal(again(PHOTOS), layer(PHOTOS))
 
 
-@pytest.mark.parametrize("preset", ["caffe", "torchvision", "caffe.anysize"])
-@pytest.mark.parametrize("sizes", [(None, None), (90, 140)])
+@pytest.mark.parametrize(
+    "preset",
+    [x if x in TELLING else pytest.param(x, marks=pytest.mark.slow) for x in EVERY],
+    ids=str,
+)
+def test_the_layer_in_a_model(preset):
+    layer = ta.Preprocessing(preset, **arguments(preset))
+    model = keras.Sequential([layer, keras.layers.Identity()])
+    expected = ta.preprocess_input(PHOTOS, preset, **arguments(preset))
+    np.testing.assert_allclose(model.predict(PHOTOS, verbose=0), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes"),
+    [
+        ("caffe", (None, None)),
+        ("torchvision", (90, 140)),
+        ("caffe.anysize", (None, None)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("caffe", (90, 140)),
+                ("torchvision", (None, None)),
+                ("caffe.anysize", (90, 140)),
+            )
+        ),
+    ],
+)
 def test_tensors(preset, sizes):
     expected = ta.preprocess_input(PHOTOS, preset)
     eager = ta.preprocess_input(tf.constant(PHOTOS), preset)
@@ -144,12 +169,11 @@ def test_a_model_as_the_preset():
 
 FRESH = """
 import sys, keras, numpy as np, tf_alexnet as ta
+photos = np.load("photos.npy")
 for name in sys.argv[1:]:
     model = keras.models.load_model(name + ".keras")
-    got = model.predict(np.load("photos.npy"), verbose=0)
-    assert np.array_equal(got, np.load(name + ".npy")), name
-    again = keras.models.clone_model(model).predict(np.load("photos.npy"), verbose=0)
-    assert np.array_equal(again, got), name
+    for found in (model, keras.models.clone_model(model)):
+        assert np.array_equal(found(photos), np.load(name + ".npy")), name
 """
 
 
@@ -160,7 +184,7 @@ def test_saved_models_in_a_fresh_process(tmp_path):
         layer = ta.Preprocessing(preset, **arguments(preset), name="pixels")
         model = keras.Sequential([keras.Input((None, None, 3), dtype="uint8"), layer])
         model.save(tmp_path / f"{name}.keras")
-        np.save(tmp_path / f"{name}.npy", model.predict(PHOTOS, verbose=0))
+        np.save(tmp_path / f"{name}.npy", model(PHOTOS))
     command = [sys.executable, "-c", FRESH, *presets]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

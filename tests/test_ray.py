@@ -150,7 +150,7 @@ def test_rows_are_those_of_a_local_run(ray, photos):
         assert set(one.attrs) - set(same) <= {"id", "record", "weights_source"}
 
 
-@pytest.mark.parametrize("output", ["f.h5", "f/"])
+@pytest.mark.parametrize("output", ["f/", pytest.param("f.h5", marks=pytest.mark.slow)])
 def test_each_goes_on_from_the_others_work(output, ray, photos, pretend):
     pretend(photos, "whole.h5")
     for first, then in ((CLUSTER, {}), ({}, CLUSTER)):

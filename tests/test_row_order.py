@@ -264,13 +264,13 @@ def test_layers_behind_those_wanted_may_be_missing(tmp_path):
 
     import tf_alexnet as ta
 
-    whole = weights_of("bvlc_alexnet")
+    whole = weights_of("compact")
     layers = {k: v for k, v in whole.layers.items() if k != "fc8"}
     heads = {
-        name: (np.zeros((4096, n), "f4"), np.zeros(n, "f4")) for name, n in (("a", 2), ("b", 3))
+        name: (np.zeros((2048, n), "f4"), np.zeros(n, "f4")) for name, n in (("a", 2), ("b", 3))
     }
-    arrays = WeightArrays(layers | heads, "bvlc_alexnet")
-    photo = np.zeros((1, 227, 227, 3), "f4")
+    arrays = WeightArrays(layers | heads, "compact")
+    photo = np.zeros((1, 224, 224, 3), "f4")
     with pytest.warns(UserWarning, match="has no layer a, b; left out"):
         found = ta.FeatureExtractor(arrays, ("fc7", "fc6_preact"))(photo)
     expected = ta.FeatureExtractor(whole, ("fc7", "fc6_preact"))(photo)
