@@ -240,7 +240,7 @@ def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path):
     while len(list(records.glob("[0-9]*.json"))) < 3:  # the run's own, and two shards
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
-        time.sleep(0.001)
+        time.sleep(0.01)
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == code
