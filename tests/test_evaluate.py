@@ -296,8 +296,7 @@ class Network(jobs.Network):
 
 @pytest.fixture
 def reader(monkeypatch):
-    """Photos are decoded in this process, as by `PhotoReader` in others."""
-    monkeypatch.setattr(worker, "PhotoReader", jobs.Reader)
+    jobs.without_decoders(monkeypatch)
 
 
 @pytest.fixture
@@ -664,7 +663,7 @@ def test_a_model_that_is_no_longer_that_of_its_run(run, trained, convs):
     )
 
 
-def test_predict_with_labels(run, trained, tmp_path):
+def test_predict_with_labels(run, reader, trained, tmp_path):
     ta.write_weights(trained, "plain.safetensors")
     (tmp_path / "signs.csv").write_text("ClassId,SignName\n0,rot\n2,blau\n1,gelb\n")
     code, out, _ = run(
@@ -679,7 +678,7 @@ def test_predict_with_labels(run, trained, tmp_path):
     assert "error: labels two.txt: 2 names, and the network has 3 outputs. Give one name" in err
 
 
-def test_predict_with_a_run(run, trained):
+def test_predict_with_a_run(run, reader, trained):
     code, out, err = run("predict", "data/red/1.png", "--model", "RUN", "--plot", "p.png")
     assert code == 0
     lines = [line.split() for line in out.splitlines()[1:]]
