@@ -51,6 +51,12 @@ class Reader:
     def __init__(self, preset, crops="center", **_):
         self._preset, self._crops = preset, crops
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
     def close(self):
         pass
 
@@ -68,6 +74,12 @@ class Reader:
                     failures.append(Failure(path, error.code, error.found, *state))
             x = ta.preprocess_input(images, self._preset, crops=self._crops) if good else None
             yield Batch(good, x, failures)
+
+
+def without_decoders(patch):
+    """Photos that are extracted, trained on or classified are decoded in this process."""
+    for module in ("extraction.worker", "extraction.predictions", "training.data"):
+        patch.setattr(f"tf_alexnet.{module}.PhotoReader", Reader)
 
 
 def photos(folder, count, start=0):

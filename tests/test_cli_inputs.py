@@ -7,18 +7,20 @@ import subprocess
 import sys
 
 import h5py
+import jobs
 import numpy as np
 import pytest
 import typer
 from conftest import EXAMPLE_PHOTOS
 from PIL import Image
+from training import narrow_compact
 
 import tf_alexnet as ta
 from tf_alexnet import progress
 from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, TORCHVISION, blob_names
 from tf_alexnet.errors import LayerError, UsageError
 from tf_alexnet.extraction import predict_photos
-from tf_alexnet.training import Run, train_head
+from tf_alexnet.training import Run, report, train_head
 from tf_alexnet.weights import WeightArrays, check_layers, fresh_layers, fresh_weights, random_seed
 
 # Runs commands where neither TensorFlow nor a download is to be had, and prints what they say.
@@ -212,7 +214,7 @@ def run(run):
 
 
 def test_calls_that_can_not_work_end_before_tensorflow_and_downloads(folder):
-    ta.write_weights(fresh_weights(ARCHITECTURES["compact"].with_classes(2), 0), "own.npz")
+    ta.write_weights(fresh_weights(ARCHITECTURES["compact"].with_head("pool5", 2), 0), "own.npz")
     before = sorted(folder.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-c", CHEAP],
@@ -297,6 +299,7 @@ def test_a_file_is_read_where_its_classifier_may_be_meant(tmp_path):
 
 
 def test_lines_of_progress(run, folder, monkeypatch):
+    jobs.without_decoders(monkeypatch)
     command = ("extract", EXAMPLE_PHOTOS, "-w", "torchvision-convs", "-l", "pool5,conv1")
     code, out, err = run(*command, "-o", "new/f.h5", "--batch-size", 2, "--shard-size", 2)
     assert code == 0
@@ -341,6 +344,8 @@ def test_quiet_and_the_log(run, monkeypatch):
 
 def test_progress_of_python_functions(folder, monkeypatch, caplog):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    monkeypatch.setattr(report, "draw", lambda *arguments: [])
+    jobs.without_decoders(monkeypatch)
     caplog.set_level(logging.INFO, "tf_alexnet.progress")
 
     def told():
@@ -392,13 +397,15 @@ def test_random_weights_are_the_same_everywhere():
     arrays = fresh_weights(ARCHITECTURES["compact"], 7)
     assert arrays.untrained
     assert arrays.source == "random:7 (untrained)"
-    assert arrays.digest != fresh_weights(ARCHITECTURES["compact"], 8).digest
+    assert WeightArrays(fresh_layers(TORCHVISION.until("conv2"), 8)).digest != digest
     first = fresh_layers(BVLC_ALEXNET.until("conv2"), 7)
     assert first["conv1"].kernel.std() == pytest.approx(0.01, rel=0.02)
     assert set(first["conv2"].bias) == {np.float32(0.1)}, "Caffe's fillers"
 
 
-def test_an_untrained_control_is_marked_in_every_output(run, folder):
+def test_an_untrained_control_is_marked_in_every_output(run, folder, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "compact", narrow_compact())
+    jobs.without_decoders(monkeypatch)
     control = ("-w", "random:7", "--architecture", "compact")
     code, out, err = run("extract", "data", "-o", "f.h5", *control)
     assert (code, err) == (0, [])

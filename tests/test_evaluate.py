@@ -20,7 +20,7 @@ from tf_alexnet.evaluation import ground_truth
 from tf_alexnet.evaluation.metrics import Evaluation, average_precisions
 from tf_alexnet.extraction import worker
 from tf_alexnet.labels import Label, imagenet_labels, read_labels
-from tf_alexnet.training import RunRecord, read_photos, write_run
+from tf_alexnet.training import RunRecord, read_photos, report, write_run
 from tf_alexnet.training.run import split_record
 from tf_alexnet.weights import LayerArrays, WeightArrays, find_weights, published_accuracy
 
@@ -29,6 +29,8 @@ NAMES = ("blue", "green", "red")
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
+    """A working folder; RUNs that are written in it have no pictures."""
+    monkeypatch.setattr(report, "draw", lambda *arguments: [])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_ALEXNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TF_ALEXNET_OFFLINE", "1")
@@ -296,9 +298,13 @@ class Network(jobs.Network):
 
 
 @pytest.fixture
-def network(monkeypatch):
+def reader(monkeypatch):
+    jobs.without_decoders(monkeypatch)
+
+
+@pytest.fixture
+def network(monkeypatch, reader):
     monkeypatch.setattr(worker, "FeatureExtractor", Network)
-    monkeypatch.setattr(worker, "PhotoReader", jobs.Reader)
 
 
 @pytest.fixture
@@ -404,23 +410,31 @@ def write(folder, record, arrays, **more):
     return write_run(folder, record, arrays, model, history=rows, **more)
 
 
-@pytest.fixture
-def trained(convs, tmp_path):
-    """A RUN of three classes, as version 0.1.0 recorded it, that set validation photos aside."""
+@pytest.fixture(scope="module")
+def written(convs, tmp_path_factory):
+    """A folder with what `trained` copies."""
+    folder = tmp_path_factory.mktemp("trained")
     photos = [f"{name}/{i}.png" for name in NAMES for i in range(4)]
     for i, path in enumerate(photos):
-        draw(tmp_path / "data" / path, i)
+        draw(folder / "data" / path, i)
     arrays = head_of(convs, 3)
     record = RunRecord(
         NAMES, "torchvision", "torchvision", "pool5", "head", {}, {},
         {"drawn": True, "train": 9, "val": 3, "skipped": 0, "val_photos": photos[::4]},
         {"val_accuracy": 0.5},
     )  # fmt: skip
-    write("RUN", record, arrays)
-    return arrays
+    write(folder / "RUN", record, arrays)
+    return folder, arrays
 
 
-def test_command_with_a_run(run, trained):
+@pytest.fixture
+def trained(written, tmp_path):
+    """A RUN of three classes, as version 0.1.0 recorded it, that set validation photos aside."""
+    shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
+    return written[1]
+
+
+def test_command_with_a_run(run, reader, trained):
     code, out, err = run(
         *("evaluate", "data", "--model", "RUN", "--csv", "t.csv", "--plot", "c.png", "--json")
     )
@@ -558,7 +572,7 @@ def test_average_precision_is_that_of_scikit_learn():
     np.testing.assert_allclose(found[rest], expected, rtol=1e-12)
 
 
-def test_a_multi_label_run(run, convs, tmp_path):
+def test_a_multi_label_run(run, reader, convs, tmp_path):
     random = np.random.default_rng(0)
     labels = [[name for name in NAMES if random.random() < 0.5] for _ in range(16)]
     for i in range(16):
@@ -585,7 +599,7 @@ def test_a_multi_label_run(run, convs, tmp_path):
         assert len(file.readlines()) == 4
 
 
-def test_a_test_split_is_evaluated_at_the_end(convs, tmp_path):
+def test_a_test_split_is_evaluated_at_the_end(reader, convs, tmp_path):
     """With a `RunRecord` and photos as both modes of training have them."""
     for i in range(36):
         split = ("Training", "valid", "test_set")[i % 3]
@@ -620,7 +634,9 @@ def test_a_test_split_is_evaluated_at_the_end(convs, tmp_path):
     ("command", "named"),
     [("predict", ["--model", "RUN/model.keras"]), ("evaluate", ["-w", "RUN/weights.safetensors"])],
 )
-def test_a_run_is_found_by_its_files(command, named, run, trained):
+def test_a_run_is_found_by_its_files(command, named, run, reader, trained):
+    for path in glob.glob("data/*/[1-9].png"):
+        os.remove(path)
     code, out, err = run(command, "data", *named, "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -629,7 +645,7 @@ def test_a_run_is_found_by_its_files(command, named, run, trained):
     assert "known trained network" not in err
 
 
-def test_features_of_a_run(run, trained):
+def test_features_of_a_run(run, reader, trained):
     code, _, err = run("extract", "data", "-o", "f.h5", "--model", "RUN", "-l", "prob")
     assert code == 0, err
     with h5py.File("f.h5") as file:
@@ -650,7 +666,7 @@ def test_a_model_that_is_no_longer_that_of_its_run(run, trained, convs):
     )
 
 
-def test_predict_with_labels(run, trained, tmp_path):
+def test_predict_with_labels(run, reader, trained, tmp_path):
     ta.write_weights(trained, "plain.safetensors")
     (tmp_path / "signs.csv").write_text("ClassId,SignName\n0,rot\n2,blau\n1,gelb\n")
     code, out, _ = run(
@@ -665,7 +681,7 @@ def test_predict_with_labels(run, trained, tmp_path):
     assert "error: labels two.txt: 2 names, but the network has 3 outputs. Give one name" in err
 
 
-def test_predict_with_a_run(run, trained):
+def test_predict_with_a_run(run, reader, trained):
     code, out, err = run("predict", "data/red/1.png", "--model", "RUN", "--plot", "p.png")
     assert code == 0
     lines = [line.split() for line in out.splitlines()[1:]]
@@ -708,7 +724,7 @@ def test_commands_that_can_not_work(arguments, code, message, run, trained):
     assert message in lines[0]
 
 
-def test_unknown_weights_and_unreadable_photos_are_told(run, convs, tmp_path):
+def test_unknown_weights_and_unreadable_photos_are_told(run, reader, convs, tmp_path):
     layers = {name: x._replace(bias=x.bias + 1) for name, x in head_of(convs, 3).layers.items()}
     ta.write_weights(
         WeightArrays(layers, "torchvision", metadata={"head": "pool5"}), "own.safetensors"
@@ -724,7 +740,7 @@ def test_unknown_weights_and_unreadable_photos_are_told(run, convs, tmp_path):
     assert "top-5" not in out, "all of three classes are among five"
 
 
-def test_weights_that_give_no_numbers_are_refused(convs, folders):
+def test_weights_that_give_no_numbers_are_refused(reader, convs, folders):
     broken = head_of(convs, 1000, scale=1e37)
     with pytest.raises(WeightsError, match="NaN or infinite"):
         ta.evaluate_photos(folders, broken)

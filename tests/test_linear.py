@@ -67,7 +67,7 @@ def loss_of(head, blocks, l2, weights=None):
 
 
 @pytest.mark.parametrize("weight", [None, "balanced"])
-@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("l2", [1.0, pytest.param(1e-2, marks=pytest.mark.slow), 1e-4])
 def test_the_minimum_is_scikit_learns(l2, weight):
     rows, labels = made(240, 40, 4, shares=(0.6, 0.2, 0.15, 0.05) if weight else None)
     x, _ = standardised(rows, labels)
@@ -88,7 +88,7 @@ def test_the_minimum_is_scikit_learns(l2, weight):
 
 
 @pytest.mark.parametrize("weight", [None, "balanced"])
-@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+@pytest.mark.parametrize("l2", [pytest.param(1e-1, marks=pytest.mark.slow), 1e-3])
 def test_sigmoids_are_scikit_learns_one_versus_rest(l2, weight):
     rows, labels = made_of_several(300, 30, 5)
     x, _ = standardised(rows, labels)
@@ -127,7 +127,7 @@ def test_balanced_weights_find_a_rare_class():
     seen = ((seen - standard.mean) * standard.scale).astype(np.float32)
     recalls = []
     for weights in (None, balanced(labels, 3)):
-        head, *_ = choose_penalty(blocks_of(x, labels), blocks_of(seen, actual), 3, None, weights)
+        head, *_ = choose_penalty(blocks_of(x, labels), blocks_of(seen, actual), 3, 0.01, weights)
         found = head.scores(seen).argmax(axis=1)
         recalls.append(recall_score(actual, found, labels=[2], average=None)[0])
         confusion = confusion_of(head, blocks_of(seen, actual, 300))

@@ -48,11 +48,13 @@ def photo():
     return ta.load_image(CHELSEA)
 
 
-def test_scores_are_the_logits(bvlc, photo):
-    x = bvlc.preprocess(photo)
-    blobs = forward(bvlc.table, headed(BVLC), x.transpose(0, 3, 1, 2))
-    assert relative_error(bvlc.scores(x), blobs["fc8"]) < 1e-5
-    found = saliency_map(bvlc, photo, "gradient")
+def test_scores_are_the_logits(photo):
+    arrays = synthetic_weights(thin(BVLC))
+    explainer = Explainer(arrays)
+    x = explainer.preprocess(photo)
+    blobs = forward(explainer.table, arrays, x.transpose(0, 3, 1, 2))
+    assert relative_error(explainer.scores(x), blobs["fc8"]) < 1e-5
+    found = saliency_map(explainer, photo, "gradient")
     assert found.class_index == blobs["fc8"].argmax()
     assert found.score == pytest.approx(blobs["fc8"].max(), rel=1e-5)
 
@@ -66,7 +68,9 @@ def thin(table):
     return replace(table, layers=tuple(layers))
 
 
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "torchvision"])
+@pytest.mark.parametrize(
+    "name", ["bvlc_alexnet", pytest.param("torchvision", marks=pytest.mark.slow)]
+)
 def test_gradients_equal_numeric_differences_at_50_pixels(name):
     import tensorflow as tf
 
@@ -154,7 +158,7 @@ def test_guided_gradients_pass_positive_ones_only(bvlc, photo):
     assert relative_error(found.cells, np.abs(above.numpy()[0]).max(axis=-1)) < 1e-4
 
 
-@pytest.mark.parametrize("network", ["trained", "random"])
+@pytest.mark.parametrize("network", ["trained", pytest.param("random", marks=pytest.mark.slow)])
 def test_integrated_gradients_add_up_to_the_score(network, embedded, bvlc, photo):
     explainer = embedded if network == "trained" else bvlc
     found = saliency_map(explainer, photo, "integrated")

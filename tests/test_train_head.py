@@ -7,29 +7,45 @@ import subprocess
 import sys
 import time
 
+import jobs
 import numpy as np
 import pytest
 from planted import CLASSES, photo, plant
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
-from tf_alexnet.training import Run, train_head
+from tf_alexnet.training import Run, report, train_head
 from tf_alexnet.weights import WeightArrays
 
 SETTINGS = {"weights": "torchvision-convs"}
 COMMAND = [sys.executable, "-m", "tf_alexnet"]
-# The same with shards of four photos, so that an extraction can be interrupted between two.
+# The same with shards of three photos, so that an extraction can be interrupted between two.
 IN_SHARDS = """
 from tf_alexnet.cli.main import run
 from tf_alexnet.training import head
-head._SHARD = 4
+head._SHARD = 3
 run()
 """
+
+
+@pytest.fixture(autouse=True)
+def _quick():
+    """`run` and `several` have pictures, and decoders: others would show nothing new of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", lambda *arguments: [])
+        jobs.without_decoders(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return plant(tmp_path_factory.mktemp("photos") / "data")
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A folder of a test's own, with four photos for training and two for validation a class."""
+    return plant(tmp_path / "data", train=4, val=2)
 
 
 @pytest.fixture(scope="module")
@@ -114,61 +130,55 @@ def test_changed_settings_are_refused_by_name(changed, named, run, data):
         train_head(data, run.folder, **settings, resume=True)
 
 
-def test_photos_that_can_not_be_read_are_skipped_and_counted(data, tmp_path):
-    shutil.copytree(data, tmp_path / "data")
-    (tmp_path / "data" / "train" / "level" / "bad.jpg").write_text("no photo")
-    report = train_head(tmp_path / "data", tmp_path / "run", **SETTINGS)
-    assert [x.path.rsplit("/", 1)[1] for x in report.skipped] == ["bad.jpg"]
-    assert report.run.record.split["skipped"] == 1
+def test_photos_that_can_not_be_read_are_skipped_and_counted(few, tmp_path):
+    (few / "train" / "level" / "bad.jpg").write_text("no photo")
+    found = train_head(few, tmp_path / "run", **SETTINGS, l2=0.01)
+    assert [x.path.rsplit("/", 1)[1] for x in found.skipped] == ["bad.jpg"]
+    assert found.run.record.split["skipped"] == 1
     assert "bad.jpg" in (tmp_path / "run" / "report.md").read_text()
-    for path in (tmp_path / "data" / "train" / "rising").iterdir():
+    for path in (few / "train" / "rising").iterdir():
         path.write_text("no photo")
     with pytest.raises(ImageError, match="training photos of rising: none of them could be read"):
-        train_head(tmp_path / "data", tmp_path / "new", **SETTINGS)
+        train_head(few, tmp_path / "new", **SETTINGS, l2=0.01)
     assert not (tmp_path / "new" / "run.json").exists()
 
 
-def test_features_of_photos_that_changed_are_not_used_again(data, tmp_path):
+def test_features_of_photos_that_changed_are_not_used_again(few, tmp_path):
     """Names tell nothing: each photo of two classes gets the name of one of the other."""
-    shutil.copytree(data, tmp_path / "data")
     settings = {**SETTINGS, "l2": 0.01}
-    train_head(tmp_path / "data", tmp_path / "run", **settings)
+    train_head(few, tmp_path / "run", **settings)
     for part in ("train", "val"):
-        one, other = (tmp_path / "data" / part / name for name in CLASSES[:2])
+        one, other = (few / part / name for name in CLASSES[:2])
         one.rename(tmp_path / "x")
         other.rename(one)
         (tmp_path / "x").rename(other)
     with pytest.raises(UsageError, match="other settings: other photos, labels or splits"):
-        train_head(tmp_path / "data", tmp_path / "run", **settings)
+        train_head(few, tmp_path / "run", **settings)
     seen = []
     again = train_head(
-        tmp_path / "data", tmp_path / "run", **settings, force=True,
-        progress=lambda *x: seen.append(x),
-    ).run  # fmt: skip
-    assert {x[2] for x in seen if x[0] == "photos"} == {32}, "of 48 photos in three classes"
-    fresh = train_head(tmp_path / "data", tmp_path / "fresh", **settings).run
+        few, tmp_path / "run", **settings, force=True, progress=lambda *x: seen.append(x)
+    ).run
+    assert {x[2] for x in seen if x[0] == "photos"} == {12}, "of 18 photos in three classes"
+    fresh = train_head(few, tmp_path / "fresh", **settings).run
     kernels = [run.arrays.layers["fc8"].kernel for run in (again, fresh)]
     np.testing.assert_allclose(*kernels, atol=1e-4 * np.abs(kernels[1]).max())
-    photo = tmp_path / "data" / "train" / CLASSES[0] / "000.png"
+    photo = few / "train" / CLASSES[0] / "000.png"
     photo.unlink()
     photo.symlink_to("nowhere")
-    lost = train_head(tmp_path / "data", tmp_path / "run", **settings, force=True)
+    lost = train_head(few, tmp_path / "run", **settings, force=True)
     assert [x.path for x in lost.skipped] == [str(photo)], "what it held before is not used"
-    assert (lost.run.record.split["train"], lost.run.record.split["skipped"]) == (35, 1)
+    assert (lost.run.record.split["train"], lost.run.record.split["skipped"]) == (11, 1)
 
 
-def test_features_are_found_by_the_place_of_a_photo(data, run, tmp_path, monkeypatch):
+def test_features_are_found_by_the_place_of_a_photo(few, tmp_path, monkeypatch):
     """Whatever name they were extracted under; photos of other folders are added."""
-    monkeypatch.chdir(data.parent)
-    ta.extract_features(data.name, tmp_path / "f.h5", layers=["pool5"], pool="avg", **SETTINGS)
-    seen = []
-    train_head(
-        data, tmp_path / "run", **SETTINGS, l2=0.5, features=tmp_path / "f.h5",
-        progress=lambda *x: seen.append(x),
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    ta.extract_features(few.name, "f.h5", layers=["pool5"], pool="avg", **SETTINGS)
+    settings, seen = {**SETTINGS, "l2": 0.5, "features": tmp_path / "f.h5"}, []
+    train_head(few, tmp_path / "run", **settings, progress=lambda *x: seen.append(x))
     assert {x[2] for x in seen if x[0] == "photos"} == {0}
-    shutil.copytree(data, tmp_path / "copy")
-    train_head(tmp_path / "copy", tmp_path / "run2", **SETTINGS, features=tmp_path / "f.h5")
+    shutil.copytree(few, tmp_path / "copy")
+    train_head(tmp_path / "copy", tmp_path / "run2", **settings)
 
 
 def test_calls_that_can_not_work_are_refused(data, tmp_path):
@@ -219,34 +229,33 @@ def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, t
 )
 def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path):
     # Photos of wildly different sizes, too.
-    data = plant(tmp_path / "data", train=8, val=3, sizes=((96, 80), (9, 700), (900, 11), (1, 1)))
+    data = plant(tmp_path / "data", train=6, val=3, sizes=((96, 80), (9, 700), (900, 11), (1, 1)))
     folder = tmp_path / "run"
     command = [sys.executable, "-c", IN_SHARDS, "train", str(data), "-o", str(folder)]
-    command += ["-w", "torchvision-convs", "--workers", "1"]
+    command += ["-w", "torchvision-convs", "--workers", "1", "--l2", "0.01"]
+    settings = {**SETTINGS, "l2": 0.01}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     records = folder / "features.h5.job"
     while len(list(records.glob("[0-9]*.json"))) < 3:  # the run's own, and two shards
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
-        time.sleep(0.001)
+        time.sleep(0.01)
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == code
     assert not (folder / "run.json").exists()
     kept = len(list(records.glob("[0-9]*.json"))) - 1
-    assert 2 <= kept < 9, "of 33 photos"
+    assert 2 <= kept < 9, "of 27 photos"
     seen = []
-    report = train_head(
-        data, folder, **SETTINGS, resume=True, progress=lambda *x: seen.append(x)
-    )  # fmt: skip
+    whole = train_head(data, folder, **settings, resume=True, progress=lambda *x: seen.append(x))
     todo = {x[2] for x in seen if x[0] == "photos"}
-    assert todo == {33 - 4 * kept}
-    unbroken = train_head(data, tmp_path / "unbroken", **SETTINGS)
-    kernels = [x.run.arrays.layers["fc8"].kernel for x in (report, unbroken)]
+    assert todo == {27 - 3 * kept}
+    unbroken = train_head(data, tmp_path / "unbroken", **settings)
+    kernels = [x.run.arrays.layers["fc8"].kernel for x in (whole, unbroken)]
     # Other batches, other sums: features differ in the last digits.
     assert np.abs(kernels[0] - kernels[1]).max() < 1e-3 * np.abs(kernels[1]).max()
-    assert report.run.record.metrics["val_accuracy"] == unbroken.run.record.metrics["val_accuracy"]
+    assert whole.run.record.metrics["val_accuracy"] == unbroken.run.record.metrics["val_accuracy"]
 
 
 def test_classes_can_be_balanced(data, run, tmp_path):
@@ -275,11 +284,11 @@ def test_a_classifier_that_learned_nothing_says_so(data, tmp_path):
     for old, new in zip((*CLASSES, "x"), ("x", *CLASSES), strict=True):
         (mixed / "val" / old).rename(mixed / "val" / new)
     notes = []
-    report = train_head(mixed, tmp_path / "RUN", **SETTINGS, note=notes.append)
+    found = train_head(mixed, tmp_path / "RUN", **SETTINGS, note=notes.append)
     assert "no better than always predicting the largest class (33.3%)" in " ".join(notes)
     assert "at the edge of the usual range" in " ".join(notes)
-    assert set(notes) == set(report.notes)
-    assert "largest class" in (report.run.folder / "report.md").read_text()
+    assert set(notes) == set(found.notes)
+    assert "largest class" in (found.run.folder / "report.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Training the network itself: what changes, what stays, and where it goes on after a stop."""
 
+import csv
 import random
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import jobs
 import keras
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ import training
 from sklearn.metrics import average_precision_score
 
 import tf_alexnet as ta
+from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
 from tf_alexnet.images.presets import PRESETS
 from tf_alexnet.testing import synthetic_weights
-from tf_alexnet.training import Run, callbacks, read_photos
+from tf_alexnet.training import Run, callbacks, read_photos, report
 from tf_alexnet.training import finetune as room
 from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, State
 from tf_alexnet.training.data import Photos, examine_photos
@@ -27,7 +30,10 @@ from tf_alexnet.training.finetune import Dropout, train_network
 from tf_alexnet.training.folders import PhotoSet
 from tf_alexnet.weights import WeightArrays, find_weights
 
-SMALL = {"epochs": 2, "batch_size": 5, "weights": "torchvision-convs", "augment": "light"}
+SMALL = {
+    **{"epochs": 2, "batch_size": 5, "weights": "torchvision-convs", "augment": "light"},
+    "workers": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +41,52 @@ def data(tmp_path_factory):
     return training.class_folders(tmp_path_factory.mktemp("photos") / "data")
 
 
+def trained_and_stopped(folder, data, **settings):
+    """A finished training, and a folder as it would be if it had ended after its first epoch."""
+    write = callbacks.write_checkpoint
+
+    def written(*arguments):
+        write(*arguments)
+        if arguments[-1].epoch == 1:
+            shutil.copytree(folder / "run", folder / "stopped")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "write_checkpoint", written)
+        return train_network(data, folder / "run", **settings).run, folder / "stopped"
+
+
 @pytest.fixture(scope="module")
-def unbroken(data, tmp_path_factory):
+def whole_and_stopped(data, tmp_path_factory):
+    return trained_and_stopped(tmp_path_factory.mktemp("unbroken"), data, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole_and_stopped):
     """A finished training with `SMALL`."""
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    return train_network(data, run, **SMALL).run
+    return whole_and_stopped[0]
+
+
+@pytest.fixture(scope="module")
+def stopped(whole_and_stopped):
+    """What the same training leaves if it ends after its first epoch."""
+    return whole_and_stopped[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow():
+    """`compact` is narrow, here and in processes: dense layers take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "compact", training.narrow_compact())
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quick():
+    """`unbroken` has pictures, and decoders: others would show nothing new of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", lambda *arguments: [])
+        jobs.without_decoders(patch)
+        yield
 
 
 def same(one, other):
@@ -72,19 +119,16 @@ def test_the_run_is_what_was_trained(unbroken, data):
     assert accuracy == pytest.approx(record.metrics["val_accuracy"])
     theirs = keras.saving.load_model(unbroken.folder / "model.keras")
     np.testing.assert_allclose(theirs(x[:2]), model(x[:2]), atol=1e-6)
+    assert record.metrics["train_accuracy"] > 0.8
+    assert record.metrics["val_accuracy"] > 0.6
     rows = (unbroken.folder / "history.csv").read_text().splitlines()
     assert rows[0].startswith("epoch,train_loss,train_accuracy,val_loss,val_accuracy,")
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
-    report = (unbroken.folder / "report.md").read_text()
+    text = (unbroken.folder / "report.md").read_text()
     # conv5: 3 * 3 * 256 * 256 + 256; fc8: 9216 * 3 + 3
-    assert "conv5, fc8 are trained, 617,731 parameters; conv1 to conv4 stay as they are" in report
-    assert "waiting for photos" in report
-
-
-def test_the_network_learns(data, tmp_path):
-    run = train_network(data, tmp_path / "run", **{**SMALL, "epochs": 3}).run
-    assert run.record.metrics["train_accuracy"] > 0.8
-    assert run.record.metrics["val_accuracy"] > 0.6
+    assert "conv5, fc8 are trained, 617,731 parameters; conv1 to conv4 stay as they are" in text
+    assert "waiting for photos" in text
+    assert (unbroken.folder / "curves.png").stat().st_size > 1000
 
 
 def test_events_are_written_without_tensorboard(tmp_path):
@@ -130,15 +174,14 @@ def stop(monkeypatch):
     return stop_after
 
 
-@pytest.mark.parametrize(
-    ("epochs", "steps", "workers"), [(1, 2, 3), pytest.param(1, None, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("epochs", "steps", "workers"), [(1, 2, 3), (1, None, 1)])
 def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
     epochs, steps, workers, data, unbroken, tmp_path, stop, monkeypatch
 ):
     stop(epochs, steps)
     with pytest.raises(Stop):
-        train_network(data, tmp_path / "run", **SMALL, workers=workers)
+        train_network(data, tmp_path / "run", **{**SMALL, "workers": workers})
     assert not (tmp_path / "run" / "run.json").exists()
     monkeypatch.undo()
     same(train_network(data, tmp_path / "run", **SMALL, resume=True).run, unbroken)
@@ -146,36 +189,42 @@ def test_a_training_that_was_stopped_ends_as_an_unbroken_one(
     assert again.finished_before
 
 
-def test_adam_and_dropout_go_on_too(data, tmp_path, stop, monkeypatch):
-    settings = {"mode": "scratch", "epochs": 2, "batch_size": 6}
-    whole = train_network(data, tmp_path / "whole", **settings).run
-    stop(1, 1)
-    with pytest.raises(Stop):
-        train_network(data, tmp_path / "run", **settings)
-    monkeypatch.undo()
-    same(train_network(data, tmp_path / "run", **settings, resume=True).run, whole)
+SCRATCH = {"mode": "scratch", "epochs": 2, "batch_size": 5, "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def scratch(data, tmp_path_factory):
+    """A training from scratch and what it leaves after its first epoch, as `unbroken`."""
+    return trained_and_stopped(tmp_path_factory.mktemp("scratch"), data, **SCRATCH)
+
+
+def test_adam_and_dropout_go_on_too(data, scratch, tmp_path):
+    whole, stopped = scratch
+    shutil.copytree(stopped, tmp_path / "run")
+    same(train_network(data, tmp_path / "run", **SCRATCH, resume=True).run, whole)
     assert whole.record.settings["optimizer"] == "Adam"
     assert whole.record.settings["schedule"] == "constant"
     assert whole.record.architecture == "compact"
 
 
-def test_a_finished_run_continues(data, unbroken, tmp_path, stop):
-    run = tmp_path / "run"
+def test_a_finished_run_continues(data, unbroken, tmp_path, stop, monkeypatch):
+    run, told = tmp_path / "run", []
     first = train_network(data, run, **{**SMALL, "epochs": 1}).run
     assert first.record.metrics["epochs"] == 1
-    told = []
+    stop(1, 2)
+    with pytest.raises(Stop):
+        train_network(data, run, **{**SMALL, "workers": 3})
+    monkeypatch.undo()
+    # The finished training is there until the longer one replaces it.
+    assert Run.open(run).record.metrics["epochs"] == 1
+    assert train_network(data, run, **{**SMALL, "epochs": 1}).finished_before
     same(train_network(data, run, **SMALL, note=told.append).run, unbroken)
     assert "continuing after epoch 1" in told
+    assert train_network(data, run, **SMALL, resume=True).finished_before
     rows = (run / "history.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
     with pytest.raises(UsageError, match="begun with other settings: epochs 2 -> 1"):
         train_network(data, run, **{**SMALL, "epochs": 1})
-    stop(2, 1)
-    with pytest.raises(Stop):
-        train_network(data, run, **{**SMALL, "epochs": 3})
-    # The finished training is there until the longer one replaces it.
-    assert Run.open(run).record.metrics["epochs"] == 2
-    assert train_network(data, run, **{**SMALL, "epochs": 2}).finished_before
 
 
 def plan_of(mode="scratch", architecture="compact", weights=None, classes=7, **settings):
@@ -232,10 +281,12 @@ def test_dropout_is_a_function_of_its_seed():
 
 
 def test_half_precision_is_near_and_keeps_float32_variables(data, tmp_path, unbroken):
-    run = train_network(data, tmp_path / "run", **SMALL, mixed_precision=True).run
-    assert run.record.metrics["train_loss"] == pytest.approx(
-        unbroken.record.metrics["train_loss"], rel=0.1
-    )
+    settings = {**SMALL, "epochs": 1, "mixed_precision": True}
+    run = train_network(data, tmp_path / "run", **settings).run
+    with open(unbroken.folder / "history.csv") as file:
+        first = next(csv.DictReader(file))
+    loss = pytest.approx(float(first["train_loss"]), rel=0.1)
+    assert run.record.metrics["train_loss"] == loss
     kernel = run.arrays.layers["conv5"].kernel
     assert not np.array_equal(kernel, tf.cast(tf.cast(kernel, tf.bfloat16), tf.float32))
 
@@ -298,10 +349,10 @@ def test_accuracy_of_chance_is_called_that(data, tmp_path):
         shutil.copytree(f"{data}/blue", tmp_path / "data" / name)
     told = []
     settings = {**SMALL, "epochs": 1, "augment": "none", "unfreeze_from": "fc8"}
-    report = train_network(tmp_path / "data", tmp_path / "run", **settings, note=told.append)
-    assert report.run.record.metrics["val_accuracy"] == 0.5
+    found = train_network(tmp_path / "data", tmp_path / "run", **settings, note=told.append)
+    assert found.run.record.metrics["val_accuracy"] == 0.5
     (line,) = [text for text in told if "no better than" in text]
-    assert line in report.notes
+    assert line in found.notes
     assert line in (tmp_path / "run" / "report.md").read_text()
 
 
@@ -342,28 +393,38 @@ def test_a_cosine_ends_with_its_epochs(quick, data):
         train_network(data, run.folder, **settings)
 
 
-def test_patience_ends_a_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Checkpoint, "merit", lambda self, row: -row["epoch"])
-    settings = {**SMALL, "unfreeze_from": "fc8", "patience": 2}
-    run = train_network(data, tmp_path / "run", **{**settings, "epochs": 9}).run
-    assert run.record.metrics["epochs"] == 3
-    assert run.record.metrics["epoch"] == 1
-    more = train_network(data, tmp_path / "run", **{**settings, "epochs": 12}).run
-    assert more.record.metrics == run.record.metrics
-    np.testing.assert_array_equal(*(x.arrays.layers["fc8"].kernel for x in (run, more)))
-
-
-def test_photos_that_can_not_be_read_are_skipped_and_counted(data, tmp_path, unbroken):
-    shutil.copytree(data, tmp_path / "data")
+@pytest.fixture(scope="module")
+def patient(data, tmp_path_factory):
+    """A training whose first epoch is the best, on photos of which two can't be read."""
+    folder = tmp_path_factory.mktemp("patient")
+    shutil.copytree(data, folder / "data")
     for name in ("blue/x.jpg", "red/y.png"):
-        (tmp_path / "data" / name).write_text("no photo")
-    report = train_network(tmp_path / "data", tmp_path / "run", **{**SMALL, "epochs": 1})
-    assert {(x.path.rsplit("/", 1)[1], x.code) for x in report.skipped} == {
+        (folder / "data" / name).write_text("no photo")
+    settings = {**SMALL, "unfreeze_from": "fc8", "patience": 2, "epochs": 9}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "merit", lambda self, row: -row["epoch"])
+        patch.setattr(report, "draw", lambda *arguments: [])
+        return folder, settings, train_network(folder / "data", folder / "run", **settings)
+
+
+def test_patience_ends_a_training(patient):
+    folder, settings, found = patient
+    assert found.run.record.metrics["epochs"] == 3
+    assert found.run.record.metrics["epoch"] == 1
+    more = train_network(folder / "data", folder / "run", **{**settings, "epochs": 12}).run
+    assert more.record.metrics == found.run.record.metrics
+    np.testing.assert_array_equal(*(x.arrays.layers["fc8"].kernel for x in (found.run, more)))
+
+
+def test_photos_that_can_not_be_read_are_skipped_and_counted(data, patient, tmp_path):
+    folder, _, found = patient
+    assert {(x.path.rsplit("/", 1)[1], x.code) for x in found.skipped} == {
         ("x.jpg", "not_an_image"),
         ("y.png", "not_an_image"),
     }
-    assert report.run.record.split["skipped"] == 2
-    assert "x.jpg" in (tmp_path / "run" / "report.md").read_text()
+    assert found.run.record.split["skipped"] == 2
+    assert "x.jpg" in (folder / "run" / "report.md").read_text()
+    shutil.copytree(data, tmp_path / "data")
     for photo in (tmp_path / "data" / "green").iterdir():
         photo.write_text("no photo")
     with pytest.raises(ImageError, match=r"photos of green: none can be read; .*not"):
@@ -401,26 +462,9 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
         train_network(data, tmp_path / "none", **SMALL, resume=True)
 
 
-@pytest.fixture(scope="module")
-def stopped_run(data, tmp_path_factory):
-    """A training that ended after its first epoch."""
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    write = callbacks.write_checkpoint
-
-    def stop(*arguments):
-        write(*arguments)
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "write_checkpoint", stop)
-        with pytest.raises(Stop):
-            train_network(data, folder, **SMALL)
-    return folder
-
-
 @pytest.mark.parametrize("fault", ["cut", "flipped", "nan", "foreign"])
-def test_a_damaged_checkpoint_is_refused_in_a_line(fault, data, stopped_run, tmp_path):
-    shutil.copytree(stopped_run, tmp_path / "run")
+def test_a_damaged_checkpoint_is_refused_in_a_line(fault, data, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run")
     path = tmp_path / "run" / CHECKPOINT
     whole = path.read_bytes()
     if fault == "cut":
@@ -495,7 +539,8 @@ def test_photos_of_several_labels_are_trained_with_sigmoids(data, tmp_path):
         for number in range(6)
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
-    settings = {**SMALL, "unfreeze_from": "fc8", "multi_label": True, "learning_rate": 1e-2}
+    settings = {**SMALL, "epochs": 1, "unfreeze_from": "fc8", "multi_label": True}
+    settings |= {"learning_rate": 1e-2}
     run = train_network(tmp_path / "labels.csv", tmp_path / "run", **settings).run
     assert run.record.multi_label
     assert run.classes == ("cold", "sea", "warm", "wood")
@@ -584,21 +629,35 @@ def test_the_first_pass_finds_the_colours_of_the_training_photos(data):
 # What follows starts processes.
 
 
-def start(data, run, **settings):
-    pairs = [f"{key}={value!r}" for key, value in {**SMALL, **settings}.items()]
-    command = [sys.executable, training.__file__, data, str(run), *pairs]
+def start(data, *runs):
+    """A process with a training for each (folder, settings)."""
+    given = [str(x) for run, settings in runs for x in (run, {**SMALL, **settings})]
+    command = [sys.executable, training.__file__, data, *given]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
-def test_two_devices_come_to_the_same_weights(data, tmp_path):
-    # Batches of 5 are split into 3 and 2. The network has dropout, which must be the same.
-    settings = {"mode": "scratch", "epochs": 1, "batch_size": 5}
-    whole = train_network(data, tmp_path / "one", **settings).run
-    process = start(data, tmp_path / "two", two_devices=True, **settings)
+# A batch for two devices may have one photo.
+ONE_PHOTO = {**SMALL, "epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
+
+
+@pytest.fixture(scope="module")
+def two_devices(data, tmp_path_factory):
+    """A folder with two trainings on two devices: ``scratch`` and ``one_photo``."""
+    folder = tmp_path_factory.mktemp("two_devices")
+    devices = {"devices": ["/CPU:0", "/CPU:1"]}
+    scratch = {**SCRATCH, **devices}
+    process = start(
+        data, (folder / "scratch", scratch), (folder / "one_photo", {**ONE_PHOTO, **devices})
+    )
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    run = Run.open(tmp_path / "two")
+    return folder
+
+
+def test_two_devices_come_to_the_same_weights(scratch, two_devices):
+    # Batches of 5 are split into 3 and 2. The network has dropout, which must be the same.
+    whole, run = scratch[0], Run.open(two_devices / "scratch")
     for name, value in whole.record.metrics.items():
         assert run.record.metrics[name] == pytest.approx(value, rel=1e-3), name
     for name, layer in whole.arrays.layers.items():
@@ -607,13 +666,9 @@ def test_two_devices_come_to_the_same_weights(data, tmp_path):
             assert np.linalg.norm(one - other) < most * np.linalg.norm(other), name
 
 
-def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, tmp_path):
-    settings = {"epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
-    whole = train_network(data, tmp_path / "one", **{**SMALL, **settings}).run
-    process = start(data, tmp_path / "two", two_devices=True, **settings)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    metrics = Run.open(tmp_path / "two").record.metrics
+def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, two_devices, tmp_path):
+    whole = train_network(data, tmp_path / "one", **ONE_PHOTO).run
+    metrics = Run.open(two_devices / "one_photo").record.metrics
     for name, value in whole.record.metrics.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
 
@@ -622,7 +677,7 @@ def killed_and_resumed(data, folder, unbroken, kills, seed, **settings):
     """Kill a training at random moments, then let it end by itself; how often it was killed."""
     moments, count = random.Random(seed), 0
     for _ in range(kills):
-        process = start(data, folder, **settings)
+        process = start(data, (folder, settings))
         any(line.startswith("epoch") for line in process.stdout)  # reads on until then
         try:
             process.wait(moments.uniform(0, 3))
@@ -633,34 +688,36 @@ def killed_and_resumed(data, folder, unbroken, kills, seed, **settings):
             break
         count += 1
     if process.returncode:
-        process = start(data, folder, **settings)
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
+        train_network(data, folder, **{**SMALL, **settings})
     same(Run.open(folder), unbroken)
     return count
 
 
-def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path):
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "tf_alexnet", "train", data, "-o", str(run)]
-    command += ["--mode", "finetune", "-w", "torchvision-convs", "--epochs", "2", "--batch", "5"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path, run):
+    folder = tmp_path / "run"
+    command = ["train", data, "-o", str(folder), "--mode", "finetune", "-w", "torchvision-convs"]
+    command += ["--epochs", "2", "--batch", "5", "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tf_alexnet", *command], stderr=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 60
-    while not (run / CHECKPOINT).exists():
+    while not (folder / CHECKPOINT).exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
+    assert not (folder / "run.json").exists()
     assert "Traceback" not in err
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
-    assert "validation" in done.stdout
-    same(Run.open(run), unbroken)
-    changed = subprocess.run([*command, "--resume", "--lr", "0.5"], capture_output=True, text=True)
-    assert changed.returncode == 2
-    assert "learning_rate 0.001 -> 0.5" in changed.stderr
-    assert len(changed.stderr.splitlines()) == 1
+    code, out, err = run(*command, "--resume")
+    assert code == 0, err
+    assert "validation" in out
+    same(Run.open(folder), unbroken)
+    code, _, err = run(*command, "--resume", "--lr", "0.5")
+    assert code == 2
+    assert "learning_rate 0.001 -> 0.5" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_kill_9_at_any_moment_costs_no_more_than_an_epoch(data, unbroken, tmp_path):
@@ -686,7 +743,7 @@ def test_killed_again_and_again(kills, settings, data, tmp_path, alexnet_file):
         run = tmp_path / f"run{number}"
         workers = 1 + number % 3
         count += killed_and_resumed(
-            data, run, whole, min(4, kills - count), seed=number, workers=workers, **settings
+            data, run, whole, min(4, kills - count), number, **{**settings, "workers": workers}
         )
         number += 1
         shutil.rmtree(run)

@@ -171,8 +171,18 @@ def test_the_drawing_of_a_network_says_what_the_table_says(name):
     assert markdown.count("\n|") == len([*table.rows()]) + 3
 
 
-@pytest.mark.parametrize("method", ["gradcam", "occlusion", "guided"])
-@pytest.mark.parametrize("shape", [(200, 300), (300, 200), (20, 400), (400, 20), (1, 1)])
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [
+        pytest.param(method, shape, marks=pytest.mark.slow if slow else ())
+        for number, shape in enumerate([(200, 300), (300, 200), (20, 400), (400, 20), (1, 1)])
+        for method, slow in (
+            ("gradcam", False),
+            ("occlusion", number != 0),
+            ("guided", number != 2),
+        )
+    ],
+)
 def test_saliency_figures_are_complete(method, shape, explainer):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     found = saliency_map(explainer, image, method, patch=56, stride=56)

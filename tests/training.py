@@ -2,10 +2,13 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tf_alexnet.architectures import COMPACT, Dense
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,22 +28,37 @@ def class_folders(folder, count=6, classes=3, size=(48, 40)):
     return str(folder)
 
 
+def narrow_compact():
+    """`compact` with 64 units in fc6 and fc7, in which Adam takes little time and memory."""
+    layers = (
+        replace(x, units=64) if isinstance(x, Dense) and x.name != "fc8" else x
+        for x in COMPACT.layers
+    )
+    return replace(COMPACT, layers=tuple(layers))
+
+
 def main():
-    """Train as the arguments say: `python training.py DATA RUN key=value ...`."""
+    """Train as the arguments say: `python training.py DATA RUN settings [RUN settings ...]`.
+
+    Settings are those of `train_network`, as Python writes a dict. `devices` are made first, and
+    `compact` is narrow.
+    """
     import tensorflow as tf
 
+    from tf_alexnet.architectures import ARCHITECTURES
     from tf_alexnet.errors import AlexNetError
     from tf_alexnet.training.finetune import train_network
 
-    data, run, *pairs = sys.argv[1:]
-    settings = {key: eval(value) for key, value in (pair.split("=", 1) for pair in pairs)}
-    if settings.pop("two_devices", False):
+    ARCHITECTURES["compact"] = narrow_compact()
+    data, *rest = sys.argv[1:]
+    runs = [(run, eval(settings)) for run, settings in zip(rest[::2], rest[1::2], strict=True)]
+    if devices := runs[0][1].get("devices"):
         cpu = tf.config.list_physical_devices("CPU")[0]
-        two = [tf.config.LogicalDeviceConfiguration()] * 2
-        tf.config.set_logical_device_configuration(cpu, two)
-        settings["devices"] = ["/CPU:0", "/CPU:1"]
+        several = [tf.config.LogicalDeviceConfiguration()] * len(devices)
+        tf.config.set_logical_device_configuration(cpu, several)
     try:
-        train_network(data, run, progress=lambda *x: print(*x, flush=True), **settings)
+        for run, settings in runs:
+            train_network(data, run, progress=lambda *x: print(*x, flush=True), **settings)
     except AlexNetError as problem:
         sys.exit(str(problem))
 
