@@ -49,7 +49,7 @@ def photo():
 
 
 def test_scores_are_the_logits(photo):
-    arrays = synthetic_weights(thin(BVLC))
+    arrays = synthetic_weights(BVLC.with_head("pool5", 3))
     explainer = Explainer(arrays)
     x = explainer.preprocess(photo)
     blobs = forward(explainer.table, arrays, x.transpose(0, 3, 1, 2))
