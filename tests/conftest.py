@@ -23,6 +23,7 @@ LARGE = {"cli", "docs", "extraction", "extractor", "model", "onnx", "opencv", "p
 LARGE |= {"train_network", "verify"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items):
     """Tests of a file share a process (``pytest -n 2 --dist loadgroup``), and so do large files."""
     for item in items:
