@@ -15,7 +15,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	for part in a-d e-k l-p q-z; do \
-		$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 5 tests/test_[$$part]*.py || exit 1; \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 5 tests/test_[$$part]*.py || exit 1; \
 	done
 
 # The pages, into build/docs; nothing is fetched from other hosts.

@@ -17,18 +17,6 @@ from tf_alexnet.testing import synthetic_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE_PHOTOS = ROOT / "examples" / "photos"
-# Files of tests with networks of 244 MB, or with a Ray: one after the other, so that all of it
-# stays below 4 GB.
-LARGE = {"cli", "docs", "extraction", "extractor", "model", "onnx", "opencv", "parity", "ray"}
-LARGE |= {"train_network", "verify"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items):
-    """Tests of a file share a process (``pytest -n 2 --dist loadgroup``), and so do large files."""
-    for item in items:
-        name = item.path.stem.removeprefix("test_")
-        item.add_marker(pytest.mark.xdist_group("large" if name in LARGE else name))
 
 
 @functools.lru_cache(maxsize=1)
