@@ -298,7 +298,7 @@ def test_a_job_that_exceeds_its_errors_goes_on_later(photos, extract):  # noqa: 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_job_soon(number, code, photos, extract):  # noqa: F811
-    process = start(0.3, "photos", "-o", "f.npz")
+    process = start(1, "photos", "-o", "f.npz")
     wait_for(lambda: kept_in("f.npz"), process)
     asked = time.monotonic()
     os.killpg(process.pid, number)
