@@ -71,7 +71,8 @@ def resident():
 def _memory_of_module(request, tmp_path_factory):
     """[memory in use when last collected]; other modules get back what this one used."""
     lock = FileLock(tmp_path_factory.getbasetemp().parent / "large.lock")
-    with lock if request.module.__name__ in LARGE else contextlib.nullcontext():
+    name = request.module.__name__.removeprefix("test_")
+    with lock if name in LARGE else contextlib.nullcontext():
         kept = [max(1_000_000_000, resident())]
         yield kept
         free(keep=False)
