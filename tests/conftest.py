@@ -12,14 +12,11 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
-from filelock import FileLock
 
 from tf_alexnet.testing import synthetic_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE_PHOTOS = ROOT / "examples" / "photos"
-# Modules with networks of 244 MB, or a browser: one at a time, to stay below 4 GB in all.
-LARGE = ("cli", "docs", "extraction", "extractor", "model", "onnx", "opencv", "page", "parity")
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,14 +63,11 @@ def resident():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _memory_of_module(request, tmp_path_factory):
+def _memory_of_module():
     """[memory in use when last collected]; other modules get back what this one used."""
-    lock = FileLock(tmp_path_factory.getbasetemp().parent / "large.lock")
-    name = request.module.__name__.removeprefix("test_")
-    with lock if name in LARGE else contextlib.nullcontext():
-        kept = [max(1_000_000_000, resident())]
-        yield kept
-        free(keep=False)
+    kept = [max(1_000_000_000, resident())]
+    yield kept
+    free(keep=False)
 
 
 @pytest.fixture(autouse=True)
