@@ -16,7 +16,7 @@ from tf_alexnet.errors import OutputError, PresetError, UsageError, WeightsError
 from tf_alexnet.extraction.reader import Failure
 from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.training import Run, RunRecord, write_run
-from tf_alexnet.training.run import TrainingReport, begin_run, working_in
+from tf_alexnet.training.run import TrainingReport, begin_run, find_run, working_in
 
 CLASSES = ("ant", "bee | *wasp*", "caf\udce9")
 SETTINGS = {"mode": "head", "l2": 0.01, "seed": 0, "photos": 9}
@@ -194,6 +194,21 @@ def test_missing_folders_and_files(folder, tmp_path):
     assert "weights.safetensors: there is no such file" in refusal(folder)
     (folder / "run.json").unlink()
     assert "it holds no finished training (no run.json)" in refusal(folder, UsageError)
+
+
+def test_what_names_a_run(folder, tmp_path, monkeypatch):
+    run = Run.open(folder)
+    for source in (run, folder, folder / "weights.safetensors"):
+        assert find_run(source).record == run.record
+    # Photos are often in a folder that is called as a name of the catalogue.
+    monkeypatch.chdir(tmp_path)
+    begun = tmp_path / "imagenet"
+    begun.mkdir()
+    for source in ("imagenet", "nosuch", run.arrays, None):
+        assert find_run(source) is None
+    (begun / "settings.json").write_text("{}")
+    with pytest.raises(WeightsError, match="an unfinished training. Finish it"):
+        ta.read_weights(begun)
 
 
 def test_a_figure_beyond_all_numbers_is_refused(folder):

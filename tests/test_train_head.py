@@ -331,7 +331,11 @@ def test_several_labels_have_a_sigmoid_each(several):
         assert np.abs(model.predict(x, verbose=0) - ours).max() < 1e-4
     # The weight file alone: a softmax would be plausible, and wrong.
     alone = ta.read_weights(run.folder / "weights.safetensors")
-    for use in (ta.AlexNet, lambda weights: ta.FeatureExtractor(weights, ["fc8", "prob"])):
+    for use in (
+        ta.AlexNet,
+        lambda weights: ta.FeatureExtractor(weights, ["fc8", "prob"]),
+        lambda weights: ta.write_weights(weights, run.folder / "x.onnx"),
+    ):
         with pytest.raises(UsageError, match=r"a softmax on .*: these weights are multi-label"):
             use(alone)
     independent = ta.AlexNet(alone, classifier_activation="sigmoid")

@@ -29,7 +29,7 @@ from tf_alexnet.architectures import (
 from tf_alexnet.blobs import architecture_of, arrays_of, features, preset_of
 from tf_alexnet.errors import InputError, UsageError, WeightsError
 from tf_alexnet.layers import GroupedConv2D, LocalResponseNormalization
-from tf_alexnet.weights import WeightArrays, resolve
+from tf_alexnet.weights import WeightArrays, check_softmax, resolve
 
 __all__ = ["AlexNet", "architecture_of", "arrays_of", "features", "preset_of"]
 
@@ -121,7 +121,7 @@ def AlexNet(
         table = table.until("fc8")
     fitted = {} if arrays is None else resolve.fitted_layers(arrays, table, own, classes)
     if "fc8" in fitted and classifier_activation == "softmax":
-        resolve.check_softmax(arrays)
+        check_softmax(arrays)
     if input_tensor is not None:
         input_shape = _tensor_shape(input_tensor, input_shape)
     shape = _checked_shape(table, input_shape, arrays is not None, allow_resize)

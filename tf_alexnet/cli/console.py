@@ -191,10 +191,9 @@ def check_model(model: str | None, weights: str | None, architecture: str | None
 
 def open_run(model: str | None, weights: str | None = None) -> Run | None:
     """The RUN given by `--model`, or by `--weights` as a file of it; None if there is none."""
-    from tf_alexnet.training.run import Run, run_folder
+    from tf_alexnet.training.run import Run, find_run
 
-    named = model if model is not None else weights and run_folder(weights) and weights
-    return Run.open(named) if named else None
+    return find_run(weights) if model is None else Run.open(model)
 
 
 def unknown_weights_note(extractor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 from typing import Annotated
 
@@ -72,7 +71,7 @@ def export(
     from tf_alexnet.labels import read_labels
 
     check_call(to.value, output, variant.value, calibrate, verify_only)
-    run = console.open_run(model if os.path.isdir(model) else None, model)
+    run = console.open_run(None, model)
     console.check_names(None if run else model, architecture, preset, mean_image)
     names = read_labels(labels) if labels else None
     chosen = find_images(photos or [example_photos()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import socket
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +46,7 @@ def serve(
     if token is not None and len(token) < _SHORTEST_TOKEN:
         found = f"{len(token)} characters, fewer than {_SHORTEST_TOKEN}"
         raise UsageError("--token", found, "Use a longer one, of random characters.")
-    run = console.open_run(network if os.path.isdir(network) else None, network)
+    run = console.open_run(None, network)
     console.check_names(None if run else network, architecture)
     from tf_alexnet.serve import is_loopback, listen
 

@@ -37,7 +37,7 @@ from tf_alexnet.images.labelled import listed
 from tf_alexnet.labels import Label, Labels, imagenet_labels, labels_of_network
 from tf_alexnet.remote import is_url
 from tf_alexnet.training.folders import read_digests
-from tf_alexnet.training.run import Run, place_digest, run_folder, short_digest
+from tf_alexnet.training.run import Run, find_run, place_digest, short_digest
 from tf_alexnet.weights import WeightArrays, identify_weights, published_accuracy
 from tf_alexnet.weights.catalog import ALGORITHMS
 from tf_alexnet.weights.download import cache_folder
@@ -108,7 +108,7 @@ def evaluate_photos(
     ImageError, OutputError
         As in `extract_features`.
     """
-    run = _run_of(weights, model)
+    run = find_run(weights) if model is None else find_run(model) or Run.open(model)
     arrays, table = resolve_weights(run.arrays if run else weights, architecture)
     classes = _classes(arrays, run, labels)
     truth = _truth(data, ground_truth, classes, run)
@@ -156,13 +156,6 @@ def evaluate_photos(
     )
     notes = _notes(found, arrays, len(truth.paths), ground_truth is not None)
     return replace(found, notes=(*truth.notes, *notes))
-
-
-def _run_of(weights: Any, model: Any) -> Run | None:
-    """The RUN given by these arguments, if there is one."""
-    if model is None and isinstance(weights, str | os.PathLike):
-        model = run_folder(weights)
-    return model if model is None or isinstance(model, Run) else Run.open(model)
 
 
 def _classes(

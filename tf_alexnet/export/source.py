@@ -15,11 +15,10 @@ from tf_alexnet.errors import PresetError, UsageError, one_line
 from tf_alexnet.images import Preset, as_preset, recorded_name, resolve
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.labels import Label, Labels, imagenet_labels, read_labels
-from tf_alexnet.training.run import Run, run_folder
-from tf_alexnet.weights import WeightArrays, identify_weights, known_weights
+from tf_alexnet.training.run import Run, find_run
+from tf_alexnet.weights import WeightArrays, check_softmax, identify_weights, known_weights
 from tf_alexnet.weights.resolve import (
     as_far_as,
-    check_softmax,
     fitted_layers,
     last_features,
     resolve_weights,
@@ -95,9 +94,7 @@ def open_source(
     labels: Labels | None = None,
 ) -> Source:
     """Load a network to export; parameters and errors as in `export_model`."""
-    run = model if isinstance(model, Run) else None
-    if isinstance(model, str | os.PathLike) and (os.path.isdir(model) or run_folder(model)):
-        run = Run.open(model)
+    run = find_run(model)
     if run is not None:
         if architecture is not None:
             raise UsageError(

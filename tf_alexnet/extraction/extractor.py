@@ -27,9 +27,8 @@ from tf_alexnet.images import (
 from tf_alexnet.images.lists import as_sequence
 from tf_alexnet.images.mean_image import Mean
 from tf_alexnet.progress import progress_callback
-from tf_alexnet.weights import WeightArrays, identify_weights
+from tf_alexnet.weights import WeightArrays, check_softmax, identify_weights
 from tf_alexnet.weights.resolve import (
-    check_softmax,
     fitted_layers,
     resolve_weights,
     trained_preset,

@@ -25,7 +25,7 @@ from tf_alexnet.serve.batching import SIZE, Batcher
 from tf_alexnet.serve.counters import Counters
 from tf_alexnet.serve.heatmaps import HeatMap, HeatMaps
 from tf_alexnet.serve.photo_index import Neighbour, PhotoIndex
-from tf_alexnet.training.run import Run, run_folder
+from tf_alexnet.training.run import Run, find_run
 from tf_alexnet.visualize.saliency import METHODS
 from tf_alexnet.weights import WeightArrays
 from tf_alexnet.weights.resolve import last_features, resolve_weights
@@ -95,9 +95,7 @@ class Service:
         engine: str = "auto",
         workers: int | None = None,
     ):
-        if isinstance(weights, str | os.PathLike) and run_folder(weights):
-            weights = Run.open(weights)
-        run = weights if isinstance(weights, Run) else None
+        run = find_run(weights)
         self.index = None if index is None else PhotoIndex(index)
         arrays, table = resolve_weights(run.arrays if run else weights, architecture)
         if arrays is None:

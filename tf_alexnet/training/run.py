@@ -454,6 +454,13 @@ def run_folder(path: str | os.PathLike) -> Path | None:
     return folder if (folder / RECORD).is_file() else None
 
 
+def find_run(source: Any) -> Run | None:
+    """The RUN that `source` is, or names by its folder or one of its files; None for others."""
+    if isinstance(source, str | os.PathLike) and run_folder(source):
+        return Run.open(source)
+    return source if isinstance(source, Run) else None
+
+
 @dataclass(frozen=True)
 class TrainingReport:
     """Result of a training.

@@ -278,6 +278,16 @@ def _shape_mismatches(
     return found
 
 
+def check_softmax(weights: WeightArrays) -> None:
+    """Refuse (UsageError) to put a softmax on weights that were trained with sigmoids."""
+    if weights.metadata.get("activation") == "sigmoid":
+        raise UsageError(
+            f"a softmax on {weights.source}",
+            "these weights are multi-label: each class has a probability of its own",
+            "Use load_run (--model RUN), classifier_activation='sigmoid' (AlexNet), or fc8.",
+        )
+
+
 def check_arrays(
     arrays: WeightArrays, table: Architecture, needed: Collection[str] | None = None
 ) -> None:

@@ -80,16 +80,6 @@ def as_far_as(whole: Architecture, weights: WeightArrays) -> Architecture:
     return whole.until("fc7" if "fc7" in weights.layers else "pool5")
 
 
-def check_softmax(weights: WeightArrays) -> None:
-    """Refuse (UsageError) to put a softmax on weights that were trained with sigmoids."""
-    if weights.metadata.get("activation") == "sigmoid":
-        raise UsageError(
-            f"a softmax on {weights.source}",
-            "these weights are multi-label: each class has a probability of its own",
-            "Use load_run (--model RUN), classifier_activation='sigmoid' (AlexNet), or fc8.",
-        )
-
-
 def last_features(weights: WeightArrays, table: Architecture) -> str:
     """The last layer in `weights` before the classifier `fc8`: `fc7`, `fc6` or `pool5`."""
     dense = [x.name for x in table.weighted if isinstance(x, Dense) and x.name != "fc8"]

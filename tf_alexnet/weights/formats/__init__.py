@@ -279,6 +279,7 @@ FOLDERS = (
     ("saved_model.pb", "a SavedModel: a graph, and its variables in other files", _EXPORT),
     ("checkpoint", "a folder of TensorFlow checkpoints", _CHECKPOINT),
     ("Manifest.json", "a Core ML package", _ORIGINAL),
+    ("settings.json", "an unfinished training", "Finish it: tf-alexnet train with --resume."),
 )
 
 

@@ -14,7 +14,13 @@ import numpy as np
 
 from tf_alexnet.architectures import LRN, PREACT, Architecture, Conv, Dense, MaxPool, Softmax
 from tf_alexnet.version import VERSION
-from tf_alexnet.weights.arrays import LayerArrays, WeightArrays, check_arrays, find_table
+from tf_alexnet.weights.arrays import (
+    LayerArrays,
+    WeightArrays,
+    check_arrays,
+    check_softmax,
+    find_table,
+)
 from tf_alexnet.weights.formats.common import as_float32, damaged, metadata_text, recorded
 from tf_alexnet.wire import FIXED32, field_bytes, field_opening, varint_bytes
 
@@ -58,7 +64,7 @@ def write(
     WeightsError
         If the network is unknown, or arrays don't fit it or contain NaN or infinite values.
     UsageError
-        If the metadata is too long to be read back.
+        If the metadata is too long to be read back, or the classifier needs sigmoids.
     """
     table = find_table(arrays)
     check_arrays(arrays, table)
@@ -67,6 +73,8 @@ def write(
         raise damaged(arrays.source, found, "Write a .safetensors file, which holds any layer.")
     if not any(isinstance(x, Dense) and x.name in arrays.layers for x in table.layers):
         table = table.until("pool5")
+    else:
+        check_softmax(arrays)
     preset = arrays.metadata.get("preset", table.preset)
     pixels = _PIXELS.get(preset.partition(".")[0], "see its documentation")
     size, shapes = table.input_size, {row.name: row.output_shape for row in table.rows()}
