@@ -89,6 +89,16 @@ def empty_folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def simple():
+    """See `jobs.simplify`; fixtures of modules come before it."""
+    import jobs
+
+    with pytest.MonkeyPatch.context() as patch:
+        jobs.simplify(patch)
+        yield
+
+
+@pytest.fixture
 def run(monkeypatch, capfd):
     """Run `tf-alexnet` in this process; returns (exit code, stdout, stderr)."""
     from tf_alexnet.cli.main import main

@@ -20,7 +20,7 @@ from tf_alexnet import progress
 from tf_alexnet.architectures import ARCHITECTURES, BVLC_ALEXNET, TORCHVISION, blob_names
 from tf_alexnet.errors import LayerError, UsageError
 from tf_alexnet.extraction import predict_photos
-from tf_alexnet.training import Run, report, train_head
+from tf_alexnet.training import Run, train_head
 from tf_alexnet.weights import WeightArrays, check_layers, fresh_layers, fresh_weights, random_seed
 
 # Runs commands where neither TensorFlow nor a download is to be had, and prints what they say.
@@ -299,7 +299,7 @@ def test_a_file_is_read_where_its_classifier_may_be_meant(tmp_path):
 
 
 def test_lines_of_progress(run, folder, monkeypatch):
-    jobs.without_decoders(monkeypatch)
+    jobs.simplify(monkeypatch)
     command = ("extract", EXAMPLE_PHOTOS, "-w", "torchvision-convs", "-l", "pool5,conv1")
     code, out, err = run(*command, "-o", "new/f.h5", "--batch-size", 2, "--shard-size", 2)
     assert code == 0
@@ -344,8 +344,7 @@ def test_quiet_and_the_log(run, monkeypatch):
 
 def test_progress_of_python_functions(folder, monkeypatch, caplog):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0)
-    monkeypatch.setattr(report, "draw", lambda *arguments: [])
-    jobs.without_decoders(monkeypatch)
+    jobs.simplify(monkeypatch)
     caplog.set_level(logging.INFO, "tf_alexnet.progress")
 
     def told():
@@ -405,7 +404,7 @@ def test_random_weights_are_the_same_everywhere():
 
 def test_an_untrained_control_is_marked_in_every_output(run, folder, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "compact", narrow_compact())
-    jobs.without_decoders(monkeypatch)
+    jobs.simplify(monkeypatch)
     control = ("-w", "random:7", "--architecture", "compact")
     code, out, err = run("extract", "data", "-o", "f.h5", *control)
     assert (code, err) == (0, [])

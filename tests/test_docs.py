@@ -24,7 +24,6 @@ from weight_seeds import message, varint
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.training import report
 from tf_alexnet.weights import WeightArrays
 from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 
@@ -121,8 +120,7 @@ def ran():
 def test_page(page, folder, inside, run, ran, monkeypatch):
     """A page's commands and its Python, from top to bottom."""
     if page not in ("README.md", "docs/guides/caffe.md"):  # the latter has a mean image
-        jobs.without_decoders(monkeypatch)
-        monkeypatch.setattr(report, "draw", lambda *arguments: [])  # pictures of a RUN
+        jobs.simplify(monkeypatch)
     names = {"__name__": "__main__"}
     with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import weights_of
+from test_portable import COMMANDS
 
 import tf_alexnet as ta
 from tf_alexnet import engines
@@ -49,18 +50,7 @@ def test_choice_of_an_engine(asked, machine, chosen, monkeypatch):
 
 
 def test_commands_with_openvino_need_no_tensorflow(tmp_path, example_photos):
-    code = """
-import json, sys
-sys.modules["tensorflow"] = None
-from tf_alexnet.cli.main import main
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["tf-alexnet", *words]
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
+    code = "import sys; sys.modules['tensorflow'] = None\n" + COMMANDS
     paths, convolutions = list(map(str, example_photos[:3])), ["-w", "torchvision-convs"]
     commands = [
         ["predict", *paths, "-w", "random:3", "--architecture", "compact"],

@@ -299,7 +299,7 @@ class Network(jobs.Network):
 
 @pytest.fixture
 def reader(monkeypatch):
-    jobs.without_decoders(monkeypatch)
+    jobs.simplify(monkeypatch)
 
 
 @pytest.fixture

@@ -14,26 +14,19 @@ from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 BOUND = 1e-5  # observed on 13 photos: at most 7e-6 (prob), 4.4e-6 before it
 
 
-@pytest.fixture(scope="module", params=["bvlc_alexnet", "caffenet convolutions"])
+@pytest.fixture(scope="module", params=["bvlc_alexnet", "caffenet"])
 def engines(request, tmp_path_factory):
-    """Our model, and OpenCV's of a caffemodel that we wrote; bvlc_alexnet in full size."""
+    """Our model, and OpenCV's of a caffemodel that we wrote, full size."""
     folder = tmp_path_factory.mktemp("caffe")
-    name, convolutions = request.param.split()[0], "convolutions" in request.param
-    table = ARCHITECTURES[name]
-    if convolutions:  # dense layers are those of bvlc_alexnet
-        table = table.until("pool5")
-        weights = synthetic_weights(table)
-        model = ta.AlexNet(weights, include_top=False)
-    else:
-        weights, model = weights_of(name), model_of(name)
+    table = ARCHITECTURES[request.param]
     (folder / "deploy.prototxt").write_text(prototxt(table))
-    ta.write_weights(weights, folder / "net.caffemodel")
+    ta.write_weights(weights_of(table.name), folder / "net.caffemodel")
     net = cv2.dnn.readNetFromCaffe(str(folder / "deploy.prototxt"), str(folder / "net.caffemodel"))
     net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
     net.enableFusion(False)  # or blobs inside a fused group could not be asked for
     net.enableWinograd(False)  # an approximation good to 1e-4 only
     (folder / "net.caffemodel").unlink()
-    return table, model, net
+    return table, model_of(table.name), net
 
 
 def opencv_blobs(table, net, x):
@@ -61,9 +54,8 @@ def check_photos(engines, paths):
             worst[name] = max(
                 worst.get(name, 0), reference.relative_error(blob, theirs.reshape(blob.shape))
             )
-        if "prob" in ours:
-            top = np.argsort(-theirs.ravel(), kind="stable")[:5]
-            assert [p.index for p in ta.decode_predictions(ours["prob"])[0]] == top.tolist()
+        top = np.argsort(-theirs.ravel(), kind="stable")[:5]
+        assert [p.index for p in ta.decode_predictions(ours["prob"])[0]] == top.tolist()
     print({name: f"{error:.1e}" for name, error in worst.items()})
     assert max(worst.values()) < BOUND, worst
 

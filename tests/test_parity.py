@@ -13,7 +13,6 @@ from conftest import model_of, weights_of
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
 from tf_alexnet.layers import LocalResponseNormalization
-from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import LayerArrays, WeightArrays
 
 # Observed, all blobs of all four networks on photos: at most 3e-6.
@@ -50,17 +49,11 @@ def check_against_reference(model, expected, x):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_blob_equals_the_reference(name, example_photos):
     table = ARCHITECTURES[name]
-    if name in ("bvlc_alexnet", "compact"):
-        weights, model = weights_of(name), model_of(name)
-    else:  # their dense layers are those of bvlc_alexnet
-        table = table.until("pool5")
-        weights = synthetic_weights(table)
-        model = ta.AlexNet(weights, include_top=False)
     images = [ta.load_image(path) for path in example_photos[: 2 if name == "compact" else 1]]
     x = ta.preprocess_input(images, preset=table.preset)
-    expected = reference.forward(table, weights, x.transpose(0, 3, 1, 2))
+    expected = reference.forward(table, weights_of(name), x.transpose(0, 3, 1, 2))
     assert set(expected) == {*table.blobs, *table.preacts}
-    check_against_reference(model, expected, x)
+    check_against_reference(model_of(name), expected, x)
 
 
 def rebuilt(model, **changes):

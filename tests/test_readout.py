@@ -2,7 +2,6 @@
 
 import csv
 
-import jobs
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,10 +16,7 @@ SETTINGS = {"weights": "torchvision-convs"}
 LAYERS = ("conv1", "pool2", "conv5", "pool5")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """`report` has decoders: others would show nothing new of them."""
-    jobs.without_decoders(monkeypatch)
+pytestmark = pytest.mark.usefixtures("simple")
 
 
 @pytest.fixture(scope="module")

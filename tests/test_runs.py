@@ -207,7 +207,7 @@ def test_what_names_a_run(folder, tmp_path, monkeypatch):
     for source in ("imagenet", "nosuch", run.arrays, None):
         assert find_run(source) is None
     (begun / "settings.json").write_text("{}")
-    with pytest.raises(WeightsError, match="an unfinished training. Finish it"):
+    with pytest.raises(WeightsError, match="an unfinished training"):
         ta.read_weights(begun)
 
 

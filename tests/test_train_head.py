@@ -7,16 +7,16 @@ import subprocess
 import sys
 import time
 
-import jobs
 import numpy as np
 import pytest
 from planted import CLASSES, photo, plant
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
-from tf_alexnet.training import Run, report, train_head
+from tf_alexnet.training import Run, train_head
 from tf_alexnet.weights import WeightArrays
 
+pytestmark = pytest.mark.usefixtures("simple")
 SETTINGS = {"weights": "torchvision-convs"}
 COMMAND = [sys.executable, "-m", "tf_alexnet"]
 # The same with shards of three photos, so that an extraction can be interrupted between two.
@@ -26,15 +26,6 @@ from tf_alexnet.training import head
 head._SHARD = 3
 run()
 """
-
-
-@pytest.fixture(autouse=True)
-def _quick():
-    """`run` and `several` have pictures, and decoders: others would show nothing new of these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda *arguments: [])
-        jobs.without_decoders(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 
-import jobs
 import keras
 import numpy as np
 import pytest
@@ -30,6 +29,7 @@ from tf_alexnet.training.finetune import Dropout, train_network
 from tf_alexnet.training.folders import PhotoSet
 from tf_alexnet.weights import WeightArrays, find_weights
 
+pytestmark = pytest.mark.usefixtures("simple")
 SMALL = {
     **{"epochs": 2, "batch_size": 5, "weights": "torchvision-convs", "augment": "light"},
     "workers": 1,
@@ -77,15 +77,6 @@ def _narrow():
     """`compact` is narrow, here and in processes: dense layers take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "compact", training.narrow_compact())
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _quick():
-    """`unbroken` has pictures, and decoders: others would show nothing new of these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda *arguments: [])
-        jobs.without_decoders(patch)
         yield
 
 

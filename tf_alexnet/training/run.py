@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from tf_alexnet.training.linear import Classifier
 
 RECORD, WEIGHTS, MODEL = "run.json", "weights.safetensors", "model.keras"
-SETTINGS = "settings.json"  # of an unfinished training
+SETTINGS = "settings.json"  # to compare with those of the next call
 READOUT = "readout.csv"  # of a layer-wise read-out, which has no network
 FORMAT = 1  # of run.json
 MODES = ("head", "finetune", "scratch")
