@@ -12,6 +12,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
+import typer.main
 
 from tf_alexnet.testing import synthetic_weights
 
@@ -44,6 +45,12 @@ def free(keep=True):
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
+
+# No test cuts the power, and the disk takes its time; tests of what is synced replace this.
+os.fsync = lambda descriptor: None
+
+# The commands and their options are put together once, not for each call.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Or the children of a test run in the background would ignore interrupts, as it does itself.
 signal.signal(signal.SIGINT, signal.default_int_handler)
