@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import reference
-from conftest import model_of, weights_of
+from conftest import free, model_of, weights_of
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES, Conv, Dense
@@ -26,7 +26,9 @@ def engines(request, tmp_path_factory):
     net.enableFusion(False)  # or blobs inside a fused group could not be asked for
     net.enableWinograd(False)  # an approximation good to 1e-4 only
     (folder / "net.caffemodel").unlink()
-    return table, model_of(table.name), net
+    yield table, model_of(table.name), net
+    del net
+    free(keep=False)
 
 
 def opencv_blobs(table, net, x):

@@ -27,7 +27,7 @@ from tf_alexnet.training.callbacks import CHECKPOINT, Checkpoint, State
 from tf_alexnet.training.data import Photos, examine_photos
 from tf_alexnet.training.finetune import Dropout, train_network
 from tf_alexnet.training.folders import PhotoSet
-from tf_alexnet.weights import WeightArrays, find_weights
+from tf_alexnet.weights import WeightArrays, find_weights, fresh_layers
 
 pytestmark = pytest.mark.usefixtures("simple")
 SMALL = {
@@ -76,7 +76,7 @@ def stopped(whole_and_stopped):
 def _narrow():
     """`compact` is narrow, here and in processes: dense layers take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "compact", training.narrow_compact())
+        patch.setitem(ARCHITECTURES, "compact", training.narrow(ARCHITECTURES["compact"]))
         yield
 
 
@@ -651,10 +651,13 @@ def test_two_devices_come_to_the_same_weights(scratch, two_devices):
     whole, run = scratch[0], Run.open(two_devices / "scratch")
     for name, value in whole.record.metrics.items():
         assert run.record.metrics[name] == pytest.approx(value, rel=1e-3), name
+    fresh = fresh_layers(ARCHITECTURES["compact"].with_classes(3), whole.record.settings["seed"])
     for name, layer in whole.arrays.layers.items():
-        # Adam makes much of rounding where gradients are small, as those of biases.
-        for one, other, most in zip(run.arrays.layers[name], layer, (1e-3, 0.05), strict=True):
-            assert np.linalg.norm(one - other) < most * np.linalg.norm(other), name
+        # Adam makes much of rounding where gradients are small: observed, 0.05 of what training
+        # changed, and 0.9 to 1.3 where each device draws the dropout of its own.
+        for one, other, before in zip(run.arrays.layers[name], layer, fresh[name], strict=True):
+            change = np.linalg.norm(other - before)
+            assert np.linalg.norm(one - other) < 0.2 * change, name
 
 
 def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, two_devices, tmp_path):

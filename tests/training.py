@@ -28,13 +28,13 @@ def class_folders(folder, count=6, classes=3, size=(48, 40)):
     return str(folder)
 
 
-def narrow_compact():
-    """`compact` with 64 units in fc6 and fc7, in which Adam takes little time and memory."""
+def narrow(table):
+    """A network with 64 units in fc6 and fc7, which take little time and memory."""
     layers = (
         replace(x, units=64) if isinstance(x, Dense) and x.name != "fc8" else x
-        for x in COMPACT.layers
+        for x in table.layers
     )
-    return replace(COMPACT, layers=tuple(layers))
+    return replace(table, layers=tuple(layers))
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
     from tf_alexnet.errors import AlexNetError
     from tf_alexnet.training.finetune import train_network
 
-    ARCHITECTURES["compact"] = narrow_compact()
+    ARCHITECTURES["compact"] = narrow(COMPACT)
     data, *rest = sys.argv[1:]
     runs = [(run, eval(settings)) for run, settings in zip(rest[::2], rest[1::2], strict=True)]
     if devices := runs[0][1].get("devices"):
