@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import typer
+import typer.main
 from conftest import EXAMPLE_PHOTOS, weights_of
 from mirrors import serving
 from PIL import Image
@@ -112,7 +113,9 @@ def test_help_shows_no_type_of_flags(run, monkeypatch):
 def test_shell_completion(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    typer.main.get_command.cache_clear()  # which shell this is was asked when it was made
     code, out, err = run("--install-completion", "bash")
+    typer.main.get_command.cache_clear()
     assert (code, err) == (0, "")
     assert "bash completion installed" in out
     (script,) = (tmp_path / ".bash_completions").iterdir()

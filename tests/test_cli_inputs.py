@@ -13,7 +13,7 @@ import pytest
 import typer
 from conftest import EXAMPLE_PHOTOS
 from PIL import Image
-from training import narrow_compact
+from training import narrow
 
 import tf_alexnet as ta
 from tf_alexnet import progress
@@ -403,7 +403,7 @@ def test_random_weights_are_the_same_everywhere():
 
 
 def test_an_untrained_control_is_marked_in_every_output(run, folder, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "compact", narrow_compact())
+    monkeypatch.setitem(ARCHITECTURES, "compact", narrow(ARCHITECTURES["compact"]))
     jobs.simplify(monkeypatch)
     control = ("-w", "random:7", "--architecture", "compact")
     code, out, err = run("extract", "data", "-o", "f.h5", *control)

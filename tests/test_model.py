@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import model_of, weights_of
+from training import narrow
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
@@ -323,9 +324,11 @@ def test_other_first_arguments_are_told_what_to_do(weights, message):
         ta.FeatureExtractor(weights())
 
 
-def test_a_prototxt_names_network_preset_and_classes(tmp_path):
+def test_a_prototxt_names_network_preset_and_classes(tmp_path, monkeypatch):
     from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 
+    for name in ("bvlc_alexnet", "caffenet"):
+        monkeypatch.setitem(ARCHITECTURES, name, narrow(ARCHITECTURES[name]))
     table = ARCHITECTURES["caffenet"].with_head("fc7", 3)
     data = 'layer { type: "Data" top: "data" transform_param { crop_size: 227 %s } }\n'
     means = " ".join(f"mean_value: {mean}" for mean in (104, 117, 123))
@@ -334,8 +337,7 @@ def test_a_prototxt_names_network_preset_and_classes(tmp_path):
     model = ta.AlexNet(None, architecture=str(path))
     assert (model.name, model.output_shape) == ("caffenet", (None, 3))
     assert ta.preset_of(model) == "caffe.mean104-117-123"
-    shapes = ARCHITECTURES["caffenet"].parameter_shapes()
-    unknown = WeightArrays({k: LayerArrays(*map(np.zeros, v)) for k, v in shapes.items()})
+    unknown = WeightArrays(synthetic_weights("bvlc_alexnet").layers)
     with pytest.raises(WeightsError, match="it has 1000 classes, but the prototxt 3"):
         ta.AlexNet(unknown, architecture=str(path))
     path.write_text(prototxt(table.with_classes(1000)))
