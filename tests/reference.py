@@ -18,8 +18,7 @@ def forward(table, arrays, x):
             kernel, bias = caffe_layout(arrays.layers[layer.name], layer, x)
             x = convolve(x, kernel, bias, layer.stride, layer.pad, layer.groups)
         elif isinstance(layer, Dense):
-            kernel, bias = caffe_layout(arrays.layers[layer.name], layer, x)
-            x = x.reshape(len(x), -1) @ kernel.T + bias
+            x = inner_product(x, arrays.layers[layer.name], layer)
         elif isinstance(layer, LRN):
             x = normalize(x, layer)
         elif isinstance(layer, MaxPool):
@@ -44,6 +43,16 @@ def caffe_layout(arrays, layer, x):
         _, c, h, w = x.shape
         kernel = kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(c * h * w, -1)
     return kernel.T, bias
+
+
+def inner_product(x, arrays, layer):
+    """inner_product_layer.cpp, 512 units at a time: all of fc6 would be 300 MB, twice."""
+    parts = []
+    for start in range(0, len(arrays[1]), 512):
+        some = [array[..., start : start + 512] for array in arrays]
+        kernel, bias = caffe_layout(some, layer, x)
+        parts.append(x.reshape(len(x), -1) @ kernel.T + bias)
+    return np.concatenate(parts, axis=1)
 
 
 def convolve(x, kernel, bias, stride, pad, groups):

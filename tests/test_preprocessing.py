@@ -1,8 +1,5 @@
 """`Preprocessing` and tensors in `preprocess_input`: the same numbers in graphs and models."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -165,29 +162,6 @@ def test_a_model_as_the_preset():
     )
     with pytest.raises(UsageError, match="it has a Preprocessing layer"):
         ta.preprocess_input(PHOTOS, keras.Sequential([whole, keras.layers.Dense(2)]))
-
-
-FRESH = """
-import sys, keras, numpy as np, tf_alexnet as ta
-photos = np.load("photos.npy")
-for name in sys.argv[1:]:
-    model = keras.models.load_model(name + ".keras")
-    for found in (model, keras.models.clone_model(model)):
-        assert np.array_equal(found(photos), np.load(name + ".npy")), name
-"""
-
-
-def test_saved_models_in_a_fresh_process(tmp_path):
-    np.save(tmp_path / "photos.npy", PHOTOS)
-    presets = {"caffe": "caffe.size224.mean104-117-123", "image": "caffe-mean-image", "own": OWN}
-    for name, preset in presets.items():
-        layer = ta.Preprocessing(preset, **arguments(preset), name="pixels")
-        model = keras.Sequential([keras.Input((None, None, 3), dtype="uint8"), layer])
-        model.save(tmp_path / f"{name}.keras")
-        np.save(tmp_path / f"{name}.npy", model(PHOTOS))
-    command = [sys.executable, "-c", FRESH, *presets]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_policy_of_half_precision_keeps_the_pixels():

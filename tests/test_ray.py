@@ -188,6 +188,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(ray, photos, pretend):
     assert rows_of("f.h5") == rows_of("whole.h5")
 
 
+@pytest.mark.slow
 def test_a_finished_output_that_grows_on_a_cluster(ray, photos, pretend):
     pretend(photos, "f.h5", **CLUSTER)
     jobs.photos(Path("more"), 3, start=30)
@@ -198,6 +199,7 @@ def test_a_finished_output_that_grows_on_a_cluster(ray, photos, pretend):
     assert rows_of("f.h5") == rows_of("whole.h5")
 
 
+@pytest.mark.slow
 def test_too_many_errors_on_a_cluster(ray, photos, pretend):
     with pytest.raises(ta.errors.ImageError, match=r"2 photos: .*at most 1 may fail"):
         pretend(photos, "f.h5", max_errors=1, **CLUSTER)
@@ -244,6 +246,7 @@ def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
     assert sum(name.startswith(f"tmp-{ID}-000000") for name in os.listdir(tmp_path / "f")) == 1
 
 
+@pytest.mark.slow
 def test_more_workers_than_shards_and_more_than_there_is_room_for(ray, tmp_path):
     begun = time.monotonic()
     workers = RayWorkers("ray", stub(), worker_count=4)
@@ -323,11 +326,11 @@ def test_no_place_for_a_worker(ray, tmp_path, monkeypatch):
 
 def test_addresses_that_lead_nowhere(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_cluster, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(ray_cluster, "_CONNECT_SECONDS", 4.0)
     begun = time.monotonic()
-    with pytest.raises(UsageError, match=r"127.0.0.1:1: Ray does not answer there within 1 sec"):
+    with pytest.raises(UsageError, match=r"127.0.0.1:1: Ray does not answer there within 4 sec"):
         run_all(RayWorkers("127.0.0.1:1", stub()), tmp_path / "f", 1)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 8
     with pytest.raises(UsageError, match=r"nonsense: Invalid address format: nonsense\. Start one"):
         RayWorkers("nonsense", stub()).__enter__()
 

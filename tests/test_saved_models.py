@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_preprocessing import OWN, PHOTOS, arguments
 from training import class_folders
 
 import tf_alexnet as ta
@@ -22,6 +23,7 @@ from tf_alexnet.testing import synthetic_weights
 from tf_alexnet.weights import WeightArrays
 
 WANTED = ["conv5_preact", "norm1", "pool5"]
+LAYERS = {"caffe": "caffe.size224.mean104-117-123", "image": "caffe-mean-image", "own": OWN}
 CHECK = """
 import numpy as np, tensorflow as tf, pathlib, pickle
 folder = pathlib.Path(sys.argv[1])
@@ -76,6 +78,7 @@ assert tf_alexnet.preset_of(model) == "squash.size67"
 """
 
 
+@pytest.mark.slow
 def test_layers_that_another_thread_imports_while_keras_is_imported(saved):
     """As an extractor does; it was a deadlock. Keras, imported later, knows the layers."""
     fresh(THREADS, saved)
@@ -97,6 +100,12 @@ def saved(tmp_path_factory):
     (folder / "model.json").write_text(model.to_json())
     (folder / "model.pickle").write_bytes(pickle.dumps(model))
     model.export(folder / "saved_model", verbose=False)
+    np.save(folder / "photos.npy", PHOTOS)
+    for name, preset in LAYERS.items():
+        layer = ta.Preprocessing(preset, **arguments(preset), name="pixels")
+        model = keras.Sequential([keras.Input((None, None, 3), dtype="uint8"), layer])
+        model.save(folder / f"{name}.keras")
+        np.save(folder / f"{name}.npy", model(PHOTOS))
     return folder
 
 
@@ -143,9 +152,16 @@ def models():
     out = exported.signatures["serving_default"](tf.constant(x))
     assert all(np.abs(out[k] - expected[k]).max() < 1e-4 * expected[k].max() for k in expected)
 
+def preprocessing():
+    photos = np.load(folder / "photos.npy")
+    for name in ("caffe", "image", "own"):
+        model = keras.models.load_model(folder / f"{name}.keras")
+        for found in (model, keras.models.clone_model(model)):
+            assert np.array_equal(found(photos), np.load(folder / f"{name}.npy")), name
+
 """ + CHECK_RUN + """
 found = {}
-for test in (models, run):
+for test in (models, preprocessing, run):
     try:
         found[test.__name__] = test()
     except BaseException:
@@ -158,6 +174,10 @@ print(json.dumps(found))
 
 def test_keras_loads_models_where_it_was_imported_first(loaded_again):
     assert loaded_again["models"] is None, loaded_again["models"]
+
+
+def test_preprocessing_in_a_model_stays_the_same(loaded_again):
+    assert loaded_again["preprocessing"] is None, loaded_again["preprocessing"]
 
 
 def test_a_training_run_carries_its_preset(loaded_again):

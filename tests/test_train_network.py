@@ -628,27 +628,17 @@ def start(data, *runs):
     return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
-# A batch for two devices may have one photo.
-ONE_PHOTO = {**SMALL, "epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
-
-
-@pytest.fixture(scope="module")
-def two_devices(data, tmp_path_factory):
-    """A folder with two trainings on two devices: ``scratch`` and ``one_photo``."""
-    folder = tmp_path_factory.mktemp("two_devices")
-    devices = {"devices": ["/CPU:0", "/CPU:1"]}
-    scratch = {**SCRATCH, **devices}
-    process = start(
-        data, (folder / "scratch", scratch), (folder / "one_photo", {**ONE_PHOTO, **devices})
-    )
+def on_two_devices(data, folder, settings):
+    """The RUN of a training on two devices, in a process of its own."""
+    process = start(data, (folder, {**settings, "devices": ["/CPU:0", "/CPU:1"]}))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    return folder
+    return Run.open(folder)
 
 
-def test_two_devices_come_to_the_same_weights(scratch, two_devices):
+def test_two_devices_come_to_the_same_weights(data, scratch, tmp_path):
     # Batches of 5 are split into 3 and 2. The network has dropout, which must be the same.
-    whole, run = scratch[0], Run.open(two_devices / "scratch")
+    whole, run = scratch[0], on_two_devices(data, tmp_path / "run", SCRATCH)
     for name, value in whole.record.metrics.items():
         assert run.record.metrics[name] == pytest.approx(value, rel=1e-3), name
     fresh = fresh_layers(ARCHITECTURES["compact"].with_classes(3), whole.record.settings["seed"])
@@ -660,9 +650,11 @@ def test_two_devices_come_to_the_same_weights(scratch, two_devices):
             assert np.linalg.norm(one - other) < 0.2 * change, name
 
 
-def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, two_devices, tmp_path):
-    whole = train_network(data, tmp_path / "one", **ONE_PHOTO).run
-    metrics = Run.open(two_devices / "one_photo").record.metrics
+@pytest.mark.slow
+def test_a_batch_may_have_fewer_photos_than_there_are_devices(data, tmp_path):
+    settings = {**SMALL, "epochs": 1, "batch_size": 1, "unfreeze_from": "fc8", "augment": "none"}
+    whole = train_network(data, tmp_path / "one", **settings).run
+    metrics = on_two_devices(data, tmp_path / "two", settings).record.metrics
     for name, value in whole.record.metrics.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
 
@@ -714,6 +706,7 @@ def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path, ru
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_costs_no_more_than_an_epoch(data, unbroken, tmp_path):
     killed_and_resumed(data, tmp_path / "run", unbroken, 1, seed=1)
     assert not [x for x in (tmp_path / "run").iterdir() if x.name.startswith(".tf")]

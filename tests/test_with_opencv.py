@@ -26,8 +26,10 @@ def engines(request, tmp_path_factory):
     net.enableFusion(False)  # or blobs inside a fused group could not be asked for
     net.enableWinograd(False)  # an approximation good to 1e-4 only
     (folder / "net.caffemodel").unlink()
-    yield table, model_of(table.name), net
-    del net
+    model = model_of(table.name)
+    weights_of.cache_clear()  # the model and the net have their own
+    yield table, model, net
+    del model, net
     free(keep=False)
 
 
