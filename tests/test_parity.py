@@ -151,6 +151,7 @@ def test_each_planted_fault_is_noticed(fault, end_to_end, example_photos, monkey
 
 
 def test_lrn_layer_defaults_are_the_tables():
-    norm = model_of("bvlc_alexnet").get_layer("norm1")
+    convolutions = synthetic_weights(ARCHITECTURES["bvlc_alexnet"].until("pool5"))
+    norm = ta.AlexNet(convolutions, include_top=False).get_layer("norm1")
     assert isinstance(norm, LocalResponseNormalization)
     assert (norm.local_size, norm.alpha, norm.beta, norm.k) == (5, 1e-4, 0.75, 1.0)

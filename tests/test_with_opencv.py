@@ -21,13 +21,13 @@ def engines(request, tmp_path_factory):
     table = ARCHITECTURES[request.param]
     (folder / "deploy.prototxt").write_text(prototxt(table))
     ta.write_weights(weights_of(table.name), folder / "net.caffemodel")
+    model = model_of(table.name)
+    weights_of.cache_clear()
     net = cv2.dnn.readNetFromCaffe(str(folder / "deploy.prototxt"), str(folder / "net.caffemodel"))
     net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
     net.enableFusion(False)  # or blobs inside a fused group could not be asked for
     net.enableWinograd(False)  # an approximation good to 1e-4 only
     (folder / "net.caffemodel").unlink()
-    model = model_of(table.name)
-    weights_of.cache_clear()  # the model and the net have their own
     yield table, model, net
     del model, net
     free(keep=False)
@@ -135,6 +135,7 @@ def test_the_command_line_agrees_with_opencv_end_to_end(
     table = ARCHITECTURES["bvlc_alexnet"]
     (tmp_path / "deploy.prototxt").write_text(prototxt(table))
     ta.write_weights(weights_of(table.name), tmp_path / "net.caffemodel")
+    free(keep=False)
     net = cv2.dnn.readNetFromCaffe(
         str(tmp_path / "deploy.prototxt"), str(tmp_path / "net.caffemodel")
     )
