@@ -103,7 +103,7 @@ def test_a_run_of_arrays_is_written_and_not_trained_twice(signs, tmp_path):
     assert again.run.record == first.run.record
     with pytest.raises(UsageError, match="other settings: other photos, labels or splits"):
         train_head(x[::-1], y, run=tmp_path / "RUN", l2=0.01, **SETTINGS)
-    with pytest.raises(UsageError, match=r"no training was begun there"):
+    with pytest.raises(UsageError, match=r"no training was started there"):
         train_head(x, y, run=tmp_path / "new", resume=True, **SETTINGS)
 
 

@@ -107,7 +107,7 @@ CALLS = [
     (("train", "data/a", "-o", "RUN"), 2, "no class folder in it"),
     (("train", "data", "-o", "a.png"), 4, "a.png: it is a file"),
     (("train", "data", "-o", "data"), 4, "it holds other files and no training"),
-    (("train", "data", "-o", "RUN", "--resume"), 2, "no training was begun there"),
+    (("train", "data", "-o", "RUN", "--resume"), 2, "no training was started there"),
     (("train", "data", "-o", "RUN", "--val-split", "2"), 2, "val_split 2.0"),
     (("train", "data", "-o", "RUN", "--features", "f.csv"), 2, "no format has the suffix"),
     (("train", "data", "-o", "RUN", "--preset", "vgg"), 2, "preset 'vgg'"),

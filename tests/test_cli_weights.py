@@ -305,7 +305,7 @@ def test_convert_records_the_network_and_takes_a_classifier(run, tmp_path):
     assert (code, err) == (0, "")
     assert ta.read_weights("one.npz").classes == 3
     code, _, err = run("convert", "two.npz", "both.npz")
-    assert err == "note: set aside, as AlexNet has no such layers: fc8_mine\n"
+    assert err == "note: not written, as AlexNet has no such layers: fc8_mine\n"
     code, _, err = run("convert", "two.npz", "x.npz", "--classifier", "conv1")
     assert code == 3
     assert "no such dense layer after fc7" in err

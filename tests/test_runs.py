@@ -351,7 +351,7 @@ def test_one_training_at_a_time_and_nothing_foreign(tmp_path):
         working_in(place),
     ):
         pass
-    with pytest.raises(UsageError, match=r"no training was begun there\. Leave --resume out"):
+    with pytest.raises(UsageError, match=r"no training was started there\. Leave --resume out"):
         working_in(tmp_path / "RUN", resume=True).__enter__()
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(OutputError, match="it holds other files and no training"):

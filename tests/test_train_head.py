@@ -117,7 +117,7 @@ def test_changed_settings_are_refused_by_name(changed, named, run, data):
         layers = {**base.layers, "conv5": base.layers["conv5"]._replace(bias=np.ones(256, "f4"))}
         layers.pop("fc8")
         settings["weights"] = WeightArrays(layers, "torchvision")
-    with pytest.raises(UsageError, match=f"begun with other settings: {named}. Use the same"):
+    with pytest.raises(UsageError, match=f"started with other settings: {named}. Use the same"):
         train_head(data, run.folder, **settings, resume=True)
 
 

@@ -214,7 +214,7 @@ def test_a_finished_run_continues(data, unbroken, tmp_path, stop, monkeypatch):
     assert train_network(data, run, **SMALL, resume=True).finished_before
     rows = (run / "history.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
-    with pytest.raises(UsageError, match="begun with other settings: epochs 2 -> 1"):
+    with pytest.raises(UsageError, match="started with other settings: epochs 2 -> 1"):
         train_network(data, run, **{**SMALL, "epochs": 1})
 
 
@@ -292,7 +292,7 @@ def test_half_precision_is_near_and_keeps_float32_variables(data, tmp_path, unbr
     ],
 )
 def test_changed_settings_are_refused_by_name(changed, named, data, unbroken):
-    with pytest.raises(UsageError, match=f"begun with other settings: {named}. Use the same"):
+    with pytest.raises(UsageError, match=f"started with other settings: {named}. Use the same"):
         train_network(data, unbroken.folder, **{**SMALL, **changed}, resume=True)
 
 
@@ -305,7 +305,7 @@ def test_other_weights_and_other_photos_are_refused(data, unbroken, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     next((tmp_path / "data" / "red").iterdir()).unlink()
     with pytest.raises(
-        UsageError, match="begun with other settings: photos 18 -> 17, other photos"
+        UsageError, match="started with other settings: photos 18 -> 17, other photos"
     ):
         train_network(tmp_path / "data", unbroken.folder, **SMALL)
 
@@ -449,7 +449,7 @@ def test_calls_that_can_not_work_are_refused(data, tmp_path):
     with pytest.raises(WeightsError, match="fc6 is missing"):
         attempt(layer="fc7")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match="no training was begun there"):
+    with pytest.raises(UsageError, match="no training was started there"):
         train_network(data, tmp_path / "none", **SMALL, resume=True)
 
 

@@ -14,6 +14,45 @@ from tf_alexnet.weights.deploy import deploy_prototxt as prototxt
 BOUND = 1e-5  # observed on 13 photos: at most 7e-6 (prob), 4.4e-6 before it
 
 
+# Before `engines`, whose networks stay to the end of the module.
+def test_the_command_line_agrees_with_opencv_end_to_end(
+    alexnet_file, shared_photos, tmp_path, monkeypatch
+):
+    """`tf-alexnet extract` against OpenCV alone: its decoder, its resize, its network."""
+    import sys
+
+    import h5py
+
+    from tf_alexnet.cli.main import main
+
+    shared_photos = shared_photos[::4]
+    command = ["tf-alexnet", "extract", *shared_photos, "-o", tmp_path / "f.h5"]
+    command += ["-w", alexnet_file, "-l", "fc7", "-l", "prob"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code
+    table = ARCHITECTURES["bvlc_alexnet"]
+    (tmp_path / "deploy.prototxt").write_text(prototxt(table))
+    ta.write_weights(weights_of(table.name), tmp_path / "net.caffemodel")
+    free(keep=False)
+    net = cv2.dnn.readNetFromCaffe(
+        str(tmp_path / "deploy.prototxt"), str(tmp_path / "net.caffemodel")
+    )
+    net.enableWinograd(False)
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert list(file["paths"].asstr()) == [str(path) for path in shared_photos]
+        for path, fc7, prob in zip(shared_photos, file["fc7"], file["prob"], strict=True):
+            image = cv2.resize(cv2.imread(str(path)), (256, 256))[14:241, 14:241]
+            mean = (104.00698793, 116.66876762, 122.67891434)
+            net.setInput(cv2.dnn.blobFromImage(image, mean=mean), "data")
+            theirs_fc7, theirs_prob = (x.ravel() for x in net.forward(["relu7", "prob"]))
+            assert reference.relative_error(fc7, theirs_fc7) < BOUND, path  # observed 1.7e-6
+            assert reference.relative_error(prob, theirs_prob) < BOUND, path  # observed 4.8e-6
+            top5 = [np.argsort(-x, kind="stable")[:5].tolist() for x in (prob, theirs_prob)]
+            assert top5[0] == top5[1], path
+
+
 @pytest.fixture(scope="module", params=["bvlc_alexnet", "caffenet"])
 def engines(request, tmp_path_factory):
     """Our model, and OpenCV's of a caffemodel that we wrote, full size."""
@@ -113,41 +152,3 @@ def test_open_input_sizes_pool_as_caffe_does(name, step, tmp_path):
             )
             assert error < BOUND
     assert hanging > 40 / step
-
-
-def test_the_command_line_agrees_with_opencv_end_to_end(
-    alexnet_file, shared_photos, tmp_path, monkeypatch
-):
-    """`tf-alexnet extract` against OpenCV alone: its decoder, its resize, its network."""
-    import sys
-
-    import h5py
-
-    from tf_alexnet.cli.main import main
-
-    shared_photos = shared_photos[::4]
-    command = ["tf-alexnet", "extract", *shared_photos, "-o", tmp_path / "f.h5"]
-    command += ["-w", alexnet_file, "-l", "fc7", "-l", "prob"]
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert not exit_.value.code
-    table = ARCHITECTURES["bvlc_alexnet"]
-    (tmp_path / "deploy.prototxt").write_text(prototxt(table))
-    ta.write_weights(weights_of(table.name), tmp_path / "net.caffemodel")
-    free(keep=False)
-    net = cv2.dnn.readNetFromCaffe(
-        str(tmp_path / "deploy.prototxt"), str(tmp_path / "net.caffemodel")
-    )
-    net.enableWinograd(False)
-    with h5py.File(tmp_path / "f.h5") as file:
-        assert list(file["paths"].asstr()) == [str(path) for path in shared_photos]
-        for path, fc7, prob in zip(shared_photos, file["fc7"], file["prob"], strict=True):
-            image = cv2.resize(cv2.imread(str(path)), (256, 256))[14:241, 14:241]
-            mean = (104.00698793, 116.66876762, 122.67891434)
-            net.setInput(cv2.dnn.blobFromImage(image, mean=mean), "data")
-            theirs_fc7, theirs_prob = (x.ravel() for x in net.forward(["relu7", "prob"]))
-            assert reference.relative_error(fc7, theirs_fc7) < BOUND, path  # observed 1.7e-6
-            assert reference.relative_error(prob, theirs_prob) < BOUND, path  # observed 4.8e-6
-            top5 = [np.argsort(-x, kind="stable")[:5].tolist() for x in (prob, theirs_prob)]
-            assert top5[0] == top5[1], path

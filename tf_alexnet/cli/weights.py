@@ -158,7 +158,7 @@ def convert(
     rows = [(k, v) for k, v in recorded.items() if v and k not in FOUND_ANEW]
     print(_table([tuple(map(one_line, row)) for row in rows], indent="  "))
     if written.set_aside:
-        console.note(f"set aside, as AlexNet has no such layers: {', '.join(written.set_aside)}")
+        console.note(f"not written, as AlexNet has no such layers: {', '.join(written.set_aside)}")
 
 
 @app.command()

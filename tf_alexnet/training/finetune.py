@@ -163,7 +163,7 @@ def train_network(
     Raises
     ------
     UsageError
-        For unusable data or settings, for other settings than the training was begun with, and
+        For unusable data or settings, for other settings than the training was started with, and
         if training diverges.
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
@@ -177,7 +177,7 @@ def train_network(
     }  # fmt: skip
     photos = read_photos(data, val_split, seed, multi_label=multi_label)
     plan = planned(photos, weights, architecture, preset, settings)
-    first_weights(plan)  # raises before a RUN is begun
+    first_weights(plan)  # raises before a RUN is started
     with (
         working_in(run, resume=resume) as folder,
         progress_callback(progress, "training") as progress,

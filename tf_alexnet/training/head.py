@@ -151,7 +151,7 @@ def train_head(
     Raises
     ------
     UsageError, InputError
-        For data or settings that can't work, and settings other than the training was begun with.
+        For data or settings that can't work, and settings other than the training was started with.
     WeightsError, ImageError, OutputError
         If weights, photos or the RUN can't be read or written.
     """

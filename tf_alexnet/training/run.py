@@ -684,7 +684,7 @@ def check_run(folder: str | os.PathLike, *, resume: bool = False) -> None:
     path = Path(folder)
     begun = any((path / name).is_file() for name in (SETTINGS, RECORD))
     if resume and not begun:
-        raise UsageError(str(path), "no training was begun there", "Leave --resume out.")
+        raise UsageError(str(path), "no training was started there", "Leave --resume out.")
     Target(f"{path}/").check()
     if path.is_dir() and not begun and _is_foreign(path):
         raise OutputError(
@@ -699,7 +699,7 @@ def working_in(folder: str | os.PathLike, *, resume: bool = False) -> Iterator[P
     Raises
     ------
     UsageError
-        With `resume`, where no training was begun.
+        With `resume`, where no training was started.
     OutputError
         If the folder can't be made or written to, holds other files, or is in use.
     """
@@ -741,7 +741,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
     Raises
     ------
     UsageError
-        If it was begun with other settings; the message names them.
+        If it was started with other settings; the message names them.
     WeightsError
         If the finished run is damaged.
     """
@@ -763,7 +763,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
             )
             raise UsageError(
                 str(folder),
-                f"it was begun with other settings: {changed}",
+                f"it was started with other settings: {changed}",
                 "Use the same settings, name another folder, or start over with --force "
                 "(force=True).",
             )
