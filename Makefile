@@ -11,12 +11,13 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
 
-# In two parts, each in new processes, which would take too much memory together.
+# In two parts, each in new processes, and in the order of the alphabet: the largest tests (a browser
+# with its server, full-size networks) would take too much memory together.
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	for part in a-k l-z; do \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 5 tests/test_[$$part]*.py || exit 1; \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 5 tests/test_[$$part]*.py || exit 1; \
 	done
 
 # The pages, into build/docs; nothing is fetched from other hosts.
