@@ -620,17 +620,16 @@ def test_the_first_pass_finds_the_colours_of_the_training_photos(data):
 # What follows starts processes.
 
 
-def start(data, *runs):
-    """A process with a training for each (folder, settings)."""
-    given = [str(x) for run, settings in runs for x in (run, {**SMALL, **settings})]
-    command = [sys.executable, training.__file__, data, *given]
+def start(data, run, settings):
+    """A process with a training."""
+    command = [sys.executable, training.__file__, data, str(run), str({**SMALL, **settings})]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
 def on_two_devices(data, folder, settings):
     """The RUN of a training on two devices, in a process of its own."""
-    process = start(data, (folder, {**settings, "devices": ["/CPU:0", "/CPU:1"]}))
+    process = start(data, folder, {**settings, "devices": ["/CPU:0", "/CPU:1"]})
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return Run.open(folder)
@@ -644,7 +643,7 @@ def test_two_devices_come_to_the_same_weights(data, scratch, tmp_path):
     fresh = fresh_layers(ARCHITECTURES["compact"].with_classes(3), whole.record.settings["seed"])
     for name, layer in whole.arrays.layers.items():
         # Adam makes much of rounding where gradients are small: observed, 0.05 of what training
-        # changed, and 0.9 to 1.3 where each device draws the dropout of its own.
+        # changed; where the devices share a mask of dropout, 0.7 or more of each kernel's change.
         for one, other, before in zip(run.arrays.layers[name], layer, fresh[name], strict=True):
             change = np.linalg.norm(other - before)
             assert np.linalg.norm(one - other) < 0.2 * change, name
@@ -663,7 +662,7 @@ def killed_and_resumed(data, folder, unbroken, kills, seed, **settings):
     """Kill a training at random moments, then let it end by itself; how often it was killed."""
     moments, count = random.Random(seed), 0
     for _ in range(kills):
-        process = start(data, (folder, settings))
+        process = start(data, folder, settings)
         any(line.startswith("epoch") for line in process.stdout)  # reads on until then
         try:
             process.wait(moments.uniform(0, 3))

@@ -38,7 +38,7 @@ def narrow(table):
 
 
 def main():
-    """Train as the arguments say: `python training.py DATA RUN settings [RUN settings ...]`.
+    """Train as the arguments say: `python training.py DATA RUN SETTINGS`.
 
     Settings are those of `train_network`, as Python writes a dict. `devices` are made first, and
     `compact` is narrow.
@@ -50,15 +50,13 @@ def main():
     from tf_alexnet.training.finetune import train_network
 
     ARCHITECTURES["compact"] = narrow(COMPACT)
-    data, *rest = sys.argv[1:]
-    runs = [(run, eval(settings)) for run, settings in zip(rest[::2], rest[1::2], strict=True)]
-    if devices := runs[0][1].get("devices"):
+    data, run, settings = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+    if devices := settings.get("devices"):
         cpu = tf.config.list_physical_devices("CPU")[0]
         several = [tf.config.LogicalDeviceConfiguration()] * len(devices)
         tf.config.set_logical_device_configuration(cpu, several)
     try:
-        for run, settings in runs:
-            train_network(data, run, progress=lambda *x: print(*x, flush=True), **settings)
+        train_network(data, run, progress=lambda *x: print(*x, flush=True), **settings)
     except AlexNetError as problem:
         sys.exit(str(problem))
 
