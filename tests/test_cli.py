@@ -14,7 +14,6 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-import typer
 import typer.main
 from conftest import EXAMPLE_PHOTOS, weights_of
 from mirrors import serving

@@ -91,10 +91,7 @@ def saved_model(exports):
 
 @pytest.mark.parametrize(
     "target",
-    [
-        pytest.param(x, marks=pytest.mark.slow) if x in ("keras", "litert", "savedmodel") else x
-        for x in TARGETS
-    ],
+    [pytest.param(x, marks=pytest.mark.slow) if x in ("keras", "litert") else x for x in TARGETS],
 )
 def test_what_is_measured(target, exports, arrays):
     found = exports(target)

@@ -106,15 +106,13 @@ FAULTS = {
     "conv1 SAME": (lambda: rebuilt(model(), Conv2D=same_padding), False),
     "alpha 1e-4": (
         lambda: rebuilt(
-            model(),
-            LocalResponseNormalization=lambda config: config.update(alpha=5e-4),
+            model(), LocalResponseNormalization=lambda config: config.update(alpha=5e-4)
         ),
         False,
     ),
     "CaffeNet order": (
         lambda: ta.AlexNet(
-            WeightArrays(weights().layers, None, "planted"),
-            architecture="caffenet",
+            WeightArrays(weights().layers, None, "planted"), architecture="caffenet"
         ),
         False,
     ),

@@ -154,7 +154,7 @@ def models():
 
 def preprocessing():
     photos = np.load(folder / "photos.npy")
-    for name in ("caffe", "image", "own"):
+    for name in """ + str([*LAYERS]) + """:
         model = keras.models.load_model(folder / f"{name}.keras")
         for found in (model, keras.models.clone_model(model)):
             assert np.array_equal(found(photos), np.load(folder / f"{name}.npy")), name
