@@ -12,6 +12,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow's own allocator keeps the most memory that it ever had.
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
+# Two tests run at a time; threads of NumPy's that wait for work would take processor time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import typer.main
@@ -36,6 +38,17 @@ def model_of(architecture):
     return ta.AlexNet(weights_of(architecture))
 
 
+def trained_arrays():
+    """Synthetic weights with conv1 biases of the trained network: what identification goes by."""
+    from tf_alexnet.weights import LayerArrays, WeightArrays
+    from tf_alexnet.weights.identify import fingerprints
+
+    arrays = weights_of("bvlc_alexnet")
+    bias = fingerprints()["bvlc_alexnet"]["conv1"].astype("float32")
+    layers = {**arrays.layers, "conv1": LayerArrays(arrays.layers["conv1"].kernel, bias)}
+    return WeightArrays(layers)
+
+
 def free(keep=True):
     """Give back the memory of networks that no test uses any more."""
     if not keep:
@@ -56,6 +69,11 @@ typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Or the children of a test run in the background would ignore interrupts, as it does itself.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file comes first, so that no process waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_train_network.py")
 
 
 def pytest_collection_finish():
@@ -139,18 +157,6 @@ def shared_photos():
     if not folder.is_dir():
         pytest.skip("no folder of more photos beside the repository")
     return sorted(path for path in folder.iterdir() if path.suffix != ".txt")
-
-
-@pytest.fixture(scope="session")
-def trained_arrays():
-    """Synthetic weights with conv1 biases of the trained network: what identification goes by."""
-    from tf_alexnet.weights import LayerArrays, WeightArrays
-    from tf_alexnet.weights.identify import fingerprints
-
-    arrays = weights_of("bvlc_alexnet")
-    bias = fingerprints()["bvlc_alexnet"]["conv1"].astype("float32")
-    layers = {**arrays.layers, "conv1": LayerArrays(arrays.layers["conv1"].kernel, bias)}
-    return WeightArrays(layers)
 
 
 @pytest.fixture(scope="session")

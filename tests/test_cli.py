@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import typer.main
-from conftest import EXAMPLE_PHOTOS, weights_of
+from conftest import EXAMPLE_PHOTOS, trained_arrays, weights_of
 from mirrors import serving
 from PIL import Image
 from weight_seeds import deep_compression_file
@@ -40,10 +40,10 @@ def one_error(err):
 
 
 @pytest.fixture(scope="module")
-def trained_file(tmp_path_factory, trained_arrays):
+def trained_file(tmp_path_factory):
     """A full-size file that is taken for the trained network's."""
     path = tmp_path_factory.mktemp("trained") / "bvlc-alexnet.npy"
-    ta.write_weights(trained_arrays, path)
+    ta.write_weights(trained_arrays(), path)
     return path
 
 
