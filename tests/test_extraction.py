@@ -10,9 +10,10 @@ import jobs
 import numpy as np
 import pytest
 import reference
-from conftest import model_of, weights_of
+from conftest import weights_of
 from PIL import Image
 from scipy.io import loadmat
+from training import narrow
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import ARCHITECTURES
@@ -82,7 +83,8 @@ def test_a_row_is_the_same_alone_and_in_company(example_photos):
             assert reference.relative_error(row, expected) < bound, (name, size)
 
 
-# One graph for all layers; parts, and rows to spare.
+# One graph for all layers; parts, and rows to spare. Dense layers of full size are compared in
+# test_extractor.py.
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -92,13 +94,15 @@ def test_a_row_is_the_same_alone_and_in_company(example_photos):
         pytest.param("compact", 37, marks=pytest.mark.slow),
     ],
 )
-def test_extractor_equals_the_plain_model(name, count, example_photos):
+def test_extractor_equals_the_plain_model(name, count, example_photos, monkeypatch):
     layers = ["conv1", "norm1", "pool5", "fc6_preact", "fc7", "prob"]
     layers = [layer for layer in layers if layer != "norm1" or name != "compact"]
-    extractor = ta.FeatureExtractor(weights_of(name), layers)
+    monkeypatch.setitem(ARCHITECTURES, name, narrow(ARCHITECTURES[name]))
+    weights = synthetic_weights(name)
+    extractor = ta.FeatureExtractor(weights, layers)
     x = ta.preprocess_input([ta.load_image(path) for path in example_photos], extractor.preset)
     x = np.concatenate([x * (0.9**i) for i in range(8)])[:count]
-    plain = ta.features(model_of(name), extractor.layers).predict(x, verbose=0)
+    plain = ta.features(ta.AlexNet(weights), extractor.layers).predict(x, verbose=0)
     for layer, blob in extractor(x).items():
         assert blob.dtype == np.float32
         error = reference.relative_error(blob, plain[layer])
