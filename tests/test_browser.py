@@ -191,68 +191,6 @@ HEAT_MAP = "document.querySelector('#caption').textContent.includes(' for ')"
 MOSAIC = "document.querySelector('#mosaic').naturalWidth > 100"
 
 
-@pytest.mark.parametrize(
-    ("size", "dark"),
-    [
-        (PHONE, True),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((DESK, False), (DESK, True))),
-    ],
-)
-def test_photo_is_explained(size, dark, browser, address, example_photos, expected):
-    browser.open(f"http://{address}/", size, dark)
-    browser.until("document.querySelectorAll('#layers input').length === 8")
-    assert browser.text("#network") == "torchvision, run (a RUN of tf-alexnet train)"
-    save(browser, f"empty-{size[0]}-{'dark' if dark else 'light'}")
-    place = [path.name for path in example_photos].index("chelsea.jpg")
-    photo, values = example_photos[place], expected[place]
-    browser.choose(photo)
-    browser.until(SHOWN)
-    best = np.argsort(-values)[:5]
-    bars = browser.value(
-        "[...document.querySelectorAll('#bars button')].map(x => [x.textContent, "
-        "x.querySelector('.bar').style.width, x.querySelector('.bar').offsetWidth])"
-    )
-    assert [text for text, _, _ in bars] == [f"{CLASSES[i]}{100 * values[i]:.1f} %" for i in best]
-    widths = [width for _, _, width in bars]
-    assert widths == sorted(widths, reverse=True)
-    assert widths[0] > 1.5 * widths[-1]
-    assert browser.text("#status") == f"{CLASSES[best[0]]}, {100 * values[best[0]]:.1f} %"
-    browser.until(HEAT_MAP, 150)  # TensorFlow is loaded before the first one
-    assert browser.text("#caption").startswith(f"Grad-CAM for {CLASSES[best[0]]}, score ")
-    browser.until("document.querySelector('#photo').naturalWidth === 451")
-    browser.until(MOSAIC)
-    assert "conv1: 64 channels of 55 by 55" in browser.text("#mosaic-caption")
-    browser.until(
-        "[...document.querySelectorAll('#neighbours img')].every(x => x.naturalWidth > 50)"
-    )
-    names = browser.value("[...document.querySelectorAll('#neighbours p')].map(x => x.textContent)")
-    assert len(names) == min(8, len(example_photos))
-    assert names[0] == f"1.000  {photo.name}"
-    assert browser.value("document.documentElement.scrollWidth") <= size[0]
-    save(browser, f"photo-{size[0]}-{'dark' if dark else 'light'}")
-    assert browser.hosts() == {address}
-    assert browser.complaints() == []
-
-
-def test_methods_classes_and_layers_are_switched(browser, address, example_photos, expected):
-    browser.open(f"http://{address}/")
-    browser.until("document.querySelectorAll('#layers input').length === 8")
-    browser.choose(example_photos[1])
-    browser.until(HEAT_MAP, 150)  # TensorFlow is loaded before the first one
-    second = np.argsort(-expected[1])[1]
-    browser.value("document.querySelectorAll('#bars button')[1].click()")
-    browser.until(f"document.querySelector('#caption').textContent.includes({CLASSES[second]!r})")
-    pressed = "[...document.querySelectorAll('#bars button')].map(x => x.ariaPressed)"
-    assert browser.value(pressed) == ["false", "true", "false", "false", "false"]
-    browser.value("document.querySelector('#methods input[value=gradient]').click()")
-    browser.until("document.querySelector('#caption').textContent.startsWith('Gradient for')")
-    browser.value("document.querySelector('#methods input[value=\"\"]').click()")
-    browser.until("document.querySelector('#caption').textContent === ''")
-    browser.value("document.querySelector('#layers input[value=conv5]').click()")
-    browser.until("document.querySelector('#mosaic-caption').textContent.startsWith('conv5: 256')")
-    assert browser.complaints() == []
-
-
 def test_file_that_is_no_photo(browser, address, tmp_path, example_photos):
     browser.open(f"http://{address}/", PHONE)
     browser.until("document.querySelectorAll('#layers input').length === 8")
@@ -308,11 +246,97 @@ def test_camera(browser, address):
     assert browser.complaints() == []
 
 
+def test_page_asks_for_the_token(run, browser):
+    token = "0123456789 token"
+    with server(run.folder, "--token", token) as (_, (host, port)):
+        browser.open(f"http://{host}:{port}/", PHONE)
+        browser.until("!document.querySelector('#token-form').hidden")
+        assert browser.value("document.querySelector('#error').hidden")
+        save(browser, "token-390-light")
+        browser.value(
+            "document.querySelector('#token').value = 'another one'; "
+            "document.querySelector('#token-form').requestSubmit()"
+        )
+        browser.until("document.querySelector('#error').textContent === 'Wrong token.'")
+        browser.value(
+            f"document.querySelector('#token').value = {token!r}; "
+            "document.querySelector('#token-form').requestSubmit()"
+        )
+        browser.until("document.querySelectorAll('#layers input').length === 8")
+        assert browser.value("document.querySelector('#token-form').hidden")
+        assert browser.value("document.querySelector('#similar').hidden")
+
+
+# What follows waits for heat maps; TensorFlow has been loaded for them since the first photo.
+
+
+@pytest.mark.parametrize(
+    ("size", "dark"),
+    [
+        (PHONE, True),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((DESK, False), (DESK, True))),
+    ],
+)
+def test_photo_is_explained(size, dark, browser, address, example_photos, expected):
+    browser.open(f"http://{address}/", size, dark)
+    browser.until("document.querySelectorAll('#layers input').length === 8")
+    assert browser.text("#network") == "torchvision, run (a RUN of tf-alexnet train)"
+    save(browser, f"empty-{size[0]}-{'dark' if dark else 'light'}")
+    place = [path.name for path in example_photos].index("chelsea.jpg")
+    photo, values = example_photos[place], expected[place]
+    browser.choose(photo)
+    browser.until(SHOWN)
+    best = np.argsort(-values)[:5]
+    bars = browser.value(
+        "[...document.querySelectorAll('#bars button')].map(x => [x.textContent, "
+        "x.querySelector('.bar').style.width, x.querySelector('.bar').offsetWidth])"
+    )
+    assert [text for text, _, _ in bars] == [f"{CLASSES[i]}{100 * values[i]:.1f} %" for i in best]
+    widths = [width for _, _, width in bars]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 1.5 * widths[-1]
+    assert browser.text("#status") == f"{CLASSES[best[0]]}, {100 * values[best[0]]:.1f} %"
+    browser.until(HEAT_MAP, 150)
+    assert browser.text("#caption").startswith(f"Grad-CAM for {CLASSES[best[0]]}, score ")
+    browser.until("document.querySelector('#photo').naturalWidth === 451")
+    browser.until(MOSAIC)
+    assert "conv1: 64 channels of 55 by 55" in browser.text("#mosaic-caption")
+    browser.until(
+        "[...document.querySelectorAll('#neighbours img')].every(x => x.naturalWidth > 50)"
+    )
+    names = browser.value("[...document.querySelectorAll('#neighbours p')].map(x => x.textContent)")
+    assert len(names) == min(8, len(example_photos))
+    assert names[0] == f"1.000  {photo.name}"
+    assert browser.value("document.documentElement.scrollWidth") <= size[0]
+    save(browser, f"photo-{size[0]}-{'dark' if dark else 'light'}")
+    assert browser.hosts() == {address}
+    assert browser.complaints() == []
+
+
+def test_methods_classes_and_layers_are_switched(browser, address, example_photos, expected):
+    browser.open(f"http://{address}/")
+    browser.until("document.querySelectorAll('#layers input').length === 8")
+    browser.choose(example_photos[1])
+    browser.until(HEAT_MAP, 150)
+    second = np.argsort(-expected[1])[1]
+    browser.value("document.querySelectorAll('#bars button')[1].click()")
+    browser.until(f"document.querySelector('#caption').textContent.includes({CLASSES[second]!r})")
+    pressed = "[...document.querySelectorAll('#bars button')].map(x => x.ariaPressed)"
+    assert browser.value(pressed) == ["false", "true", "false", "false", "false"]
+    browser.value("document.querySelector('#methods input[value=gradient]').click()")
+    browser.until("document.querySelector('#caption').textContent.startsWith('Gradient for')")
+    browser.value("document.querySelector('#methods input[value=\"\"]').click()")
+    browser.until("document.querySelector('#caption').textContent === ''")
+    browser.value("document.querySelector('#layers input[value=conv5]').click()")
+    browser.until("document.querySelector('#mosaic-caption').textContent.startsWith('conv5: 256')")
+    assert browser.complaints() == []
+
+
 def test_keyboard_and_screen_reader(browser, address, example_photos):
     browser.open(f"http://{address}/")
     browser.until("document.querySelectorAll('#layers input').length === 8")
     browser.choose(example_photos[0])
-    browser.until(HEAT_MAP, 150)  # TensorFlow is loaded before the first one
+    browser.until(HEAT_MAP, 150)
     browser.value("document.activeElement.blur()")
     seen = []
     for _ in range(12):
@@ -342,24 +366,3 @@ def test_keyboard_and_screen_reader(browser, address, example_photos):
 
 def document_has_focus(name):
     return bool(name) and name != "BODY"
-
-
-def test_page_asks_for_the_token(run, browser):
-    token = "0123456789 token"
-    with server(run.folder, "--token", token) as (_, (host, port)):
-        browser.open(f"http://{host}:{port}/", PHONE)
-        browser.until("!document.querySelector('#token-form').hidden")
-        assert browser.value("document.querySelector('#error').hidden")
-        save(browser, "token-390-light")
-        browser.value(
-            "document.querySelector('#token').value = 'another one'; "
-            "document.querySelector('#token-form').requestSubmit()"
-        )
-        browser.until("document.querySelector('#error').textContent === 'Wrong token.'")
-        browser.value(
-            f"document.querySelector('#token').value = {token!r}; "
-            "document.querySelector('#token-form').requestSubmit()"
-        )
-        browser.until("document.querySelectorAll('#layers input').length === 8")
-        assert browser.value("document.querySelector('#token-form').hidden")
-        assert browser.value("document.querySelector('#similar').hidden")

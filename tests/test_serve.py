@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from dataclasses import replace
 
@@ -77,9 +78,16 @@ def index(run, example_photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(run, index):
+def service(run, index, photos):
     service = Service(run, index=index, engine="openvino", workers=2)
     service.start()
+
+    def load():
+        """TensorFlow is loaded for heat maps while other tests run."""
+        with contextlib.suppress(RequestError):
+            service._heatmaps.draw(photos[CHELSEA], "gradcam", None, 100)
+
+    threading.Thread(target=load).start()
     yield service
     service.close()
 
@@ -310,61 +318,6 @@ def test_activations_are_the_mosaic_of_the_layer(ask, run, photos, example_photo
         shown = pixels(response.content)
         assert shown.shape == mosaic(blob).shape
         assert np.abs(shown - mosaic(blob)).mean() < 6, "of 255: it is a JPEG"
-
-
-def test_heat_maps(ask, photos, expected, example_photos):
-    photo = ta.load_image(example_photos[CHELSEA])
-    kernel, bias = small_head()
-    logits = expected["pool5"][CHELSEA].ravel().astype(np.float64) @ kernel + bias
-    pictures = []
-    for more in ([], [("method", "gradient"), ("class", "3")], [("class", "3")]):
-        body = form(photos[CHELSEA], fields=more)
-        response = patient(ask, "/saliency", "POST", content=body, headers=HEADERS)
-        assert response.status_code == 200, response.text
-        facts = json.loads(response.headers["X-Heat-Map"])
-        assert facts["method"] == dict(more).get("method", "gradcam")
-        assert facts["class"] == int(dict(more).get("class", logits.argmax()))
-        assert facts["label"] == CLASSES[facts["class"]]
-        assert facts["score"] == pytest.approx(logits[facts["class"]], rel=1e-4)
-        pictures.append(pixels(response.content))
-        assert pictures[-1].shape == photo.shape
-        assert np.abs(pictures[-1] - photo).mean() > 12, "it is not the photo alone"
-        grey, shown = (x.mean(axis=2).ravel() for x in (photo, pictures[-1]))
-        assert np.corrcoef(grey, shown)[0, 1] > 0.5, "the photo is below"
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert np.abs(pictures[a] - pictures[b]).mean() > 5
-    body = form(photos[CHELSEA], fields=[("class", str(len(CLASSES)))])
-    response = ask("/saliency", "POST", content=body, headers=HEADERS)
-    assert "the network has 6 classes" in content_of(response, 400)["error"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", ["gradcam", "gradient", "smoothgrad", "integrated", "occlusion", "guided"]
-)
-def test_heat_maps_are_the_library_s(method, ask, run, photos, example_photos):
-    from tf_alexnet.visualize import overlay, saliency_map
-
-    photo = ta.load_image(example_photos[CHELSEA])
-    body = form(photos[CHELSEA], fields=[("method", method)])
-    response = patient(ask, "/saliency", "POST", content=body, headers=HEADERS)
-    assert response.status_code == 200, response.text
-    theirs = overlay(photo, saliency_map(run.arrays, photo, method))
-    assert np.abs(pixels(response.content) - theirs).mean() < 4, "of 255: it is a JPEG"
-
-
-def patient(ask, *arguments, **more):
-    """Ask again while TensorFlow is loaded."""
-    for _ in range(20):
-        response = ask(*arguments, **more)
-        if response.status_code != 503:
-            break
-    return response
-
-
-def pixels(content):
-    """A picture as numbers."""
-    return np.asarray(Image.open(io.BytesIO(content)), np.float64)
 
 
 def test_process_that_draws_heat_maps_may_fail(monkeypatch):
@@ -695,3 +648,58 @@ def test_client_that_goes_away_is_no_fault(client, app):
     with contextlib.suppress(OSError):
         client.run(app(scope, receive, send))
     assert sent[0]["status"] == 400
+
+
+def test_heat_maps(ask, photos, expected, example_photos):
+    photo = ta.load_image(example_photos[CHELSEA])
+    kernel, bias = small_head()
+    logits = expected["pool5"][CHELSEA].ravel().astype(np.float64) @ kernel + bias
+    pictures = []
+    for more in ([], [("method", "gradient"), ("class", "3")], [("class", "3")]):
+        body = form(photos[CHELSEA], fields=more)
+        response = patient(ask, "/saliency", "POST", content=body, headers=HEADERS)
+        assert response.status_code == 200, response.text
+        facts = json.loads(response.headers["X-Heat-Map"])
+        assert facts["method"] == dict(more).get("method", "gradcam")
+        assert facts["class"] == int(dict(more).get("class", logits.argmax()))
+        assert facts["label"] == CLASSES[facts["class"]]
+        assert facts["score"] == pytest.approx(logits[facts["class"]], rel=1e-4)
+        pictures.append(pixels(response.content))
+        assert pictures[-1].shape == photo.shape
+        assert np.abs(pictures[-1] - photo).mean() > 12, "it is not the photo alone"
+        grey, shown = (x.mean(axis=2).ravel() for x in (photo, pictures[-1]))
+        assert np.corrcoef(grey, shown)[0, 1] > 0.5, "the photo is below"
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(pictures[a] - pictures[b]).mean() > 5
+    body = form(photos[CHELSEA], fields=[("class", str(len(CLASSES)))])
+    response = ask("/saliency", "POST", content=body, headers=HEADERS)
+    assert "the network has 6 classes" in content_of(response, 400)["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", ["gradcam", "gradient", "smoothgrad", "integrated", "occlusion", "guided"]
+)
+def test_heat_maps_are_the_library_s(method, ask, run, photos, example_photos):
+    from tf_alexnet.visualize import overlay, saliency_map
+
+    photo = ta.load_image(example_photos[CHELSEA])
+    body = form(photos[CHELSEA], fields=[("method", method)])
+    response = patient(ask, "/saliency", "POST", content=body, headers=HEADERS)
+    assert response.status_code == 200, response.text
+    theirs = overlay(photo, saliency_map(run.arrays, photo, method))
+    assert np.abs(pixels(response.content) - theirs).mean() < 4, "of 255: it is a JPEG"
+
+
+def patient(ask, *arguments, **more):
+    """Ask again while TensorFlow is loaded."""
+    for _ in range(20):
+        response = ask(*arguments, **more)
+        if response.status_code != 503:
+            break
+    return response
+
+
+def pixels(content):
+    """A picture as numbers."""
+    return np.asarray(Image.open(io.BytesIO(content)), np.float64)
