@@ -25,8 +25,9 @@ from tf_alexnet.weights import WeightArrays, check_layers, fresh_layers, fresh_w
 
 # Runs commands where neither TensorFlow nor a download is to be had, and prints what they say.
 CHEAP = """
-import contextlib, io, json, os, sys
+import contextlib, functools, io, json, os, sys, typer.main
 sys.modules["tensorflow"] = sys.modules["openvino"] = None
+typer.main.get_command = functools.cache(typer.main.get_command)  # as in conftest.py
 os.environ.pop("TF_ALEXNET_WEIGHTS", None)
 os.environ["TF_ALEXNET_CACHE"] = os.path.abspath("cache")
 from tf_alexnet.cli.main import main

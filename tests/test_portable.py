@@ -83,7 +83,6 @@ def test_commands(portable, tmp_path):
         ["predict", *photos, "-w", "w.h5", "--json"],
         ["extract", "data/val", "-o", "f.h5", *convolutions, "-l", "pool5"],
         ["train", "data", "-o", "run", *convolutions, "--layer", "pool5"],
-        ["extract", "data/val", "-o", "f/", *convolutions, "-l", "pool5", "--pool", "avg"],
     ]
     out = portable(COMMANDS, json.dumps(words))
     assert [found["path"] for found in json.JSONDecoder().raw_decode(out)[0]] == photos

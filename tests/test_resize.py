@@ -54,7 +54,7 @@ def as_function(ops):
     return resize
 
 
-COUNTS = pytest.mark.parametrize("count", [75, pytest.param(300, marks=pytest.mark.slow)])
+COUNTS = pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
 
 
 @COUNTS
