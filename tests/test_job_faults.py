@@ -296,7 +296,10 @@ def test_a_job_that_exceeds_its_errors_goes_on_later(photos, extract):  # noqa: 
     check("f.h5", *parted(photos))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_a_job_soon(number, code, photos, extract):  # noqa: F811
     process = start(1, "photos", "-o", "f.npz")
     wait_for(lambda: kept_in("f.npz"), process)

@@ -1,6 +1,6 @@
 """Jobs whose processes are killed at random moments: nothing is lost, doubled or wrong.
 
-`make kill-tests` runs the campaigns, `make test` a few kills. What is killed is the whole process
+`make kill-tests` runs the campaigns, `make faults` a few kills. What is killed is the whole process
 group, the program alone, or any process that works for it: a decoder, a worker of Ray's. Then the
 same command is given again, up to three times; the last time it may end.
 """
@@ -150,7 +150,8 @@ def assert_tidy(output):
         assert re.fullmatch(r"job\.json|\d{6}-[0-9a-f]{16}\.json", name), name
 
 
-@pytest.mark.parametrize("output", ["f.h5", pytest.param("f.parquet/", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["f.h5", "f.parquet/"])
 def test_killed_at_random_moments(output, photos):
     kill_often(output, photos, 3, seed=time.time_ns() % 1000)
 

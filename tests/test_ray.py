@@ -150,7 +150,8 @@ def test_rows_are_those_of_a_local_run(ray, photos):
         assert set(one.attrs) - set(same) <= {"id", "record", "weights_source"}
 
 
-@pytest.mark.parametrize("output", ["f/", pytest.param("f.h5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["f/", "f.h5"])
 def test_each_goes_on_from_the_others_work(output, ray, photos, pretend):
     pretend(photos, "whole.h5")
     for first, then in ((CLUSTER, {}), ({}, CLUSTER)):
@@ -172,6 +173,7 @@ def test_each_goes_on_from_the_others_work(output, ray, photos, pretend):
     assert sorted(os.listdir(".")) == ["photos", "whole.h5"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing_but_time(ray, photos, pretend):
     pretend(photos, "whole.h5")
     killed = []

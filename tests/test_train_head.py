@@ -13,7 +13,7 @@ from planted import CLASSES, photo, plant
 
 import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, UsageError, WeightsError
-from tf_alexnet.training import Run, train_head
+from tf_alexnet.training import Run, head, train_head
 from tf_alexnet.weights import WeightArrays
 
 pytestmark = pytest.mark.usefixtures("simple")
@@ -214,27 +214,46 @@ def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, t
     assert "l2 None -> 0.1" in refused.stderr
 
 
+class Stopped(Exception):
+    """Ends a training in this process."""
+
+
+def stop_soon(stage, done, *_):
+    if stage == "photos" and done >= 12:
+        raise Stopped
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [
+        (None, None),  # in this process
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
-def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path):
+def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path, monkeypatch):
     # Photos of wildly different sizes, too.
     data = plant(tmp_path / "data", train=6, val=3, sizes=((96, 80), (9, 700), (900, 11), (1, 1)))
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", IN_SHARDS, "train", str(data), "-o", str(folder)]
-    command += ["-w", "torchvision-convs", "--workers", "1", "--l2", "0.01"]
-    settings = {**SETTINGS, "l2": 0.01}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
     records = folder / "features.h5.job"
-    while len(list(records.glob("[0-9]*.json"))) < 3:  # the run's own, and two shards
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode == code
+    settings = {**SETTINGS, "l2": 0.01}
+    if number is None:
+        monkeypatch.setattr(head, "_SHARD", 3)
+        with pytest.raises(Stopped):
+            train_head(data, folder, **settings, progress=stop_soon)
+        monkeypatch.undo()
+    else:
+        command = [sys.executable, "-c", IN_SHARDS, "train", str(data), "-o", str(folder)]
+        command += ["-w", "torchvision-convs", "--workers", "1", "--l2", "0.01"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        until = time.monotonic() + 60
+        while len(list(records.glob("[0-9]*.json"))) < 3:  # the run's own, and two shards
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode == code
     assert not (folder / "run.json").exists()
     kept = len(list(records.glob("[0-9]*.json"))) - 1
     assert 2 <= kept < 9, "of 27 photos"

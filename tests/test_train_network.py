@@ -635,6 +635,7 @@ def on_two_devices(data, folder, settings):
     return Run.open(folder)
 
 
+@pytest.mark.slow
 def test_two_devices_come_to_the_same_weights(data, scratch, tmp_path):
     # Batches of 5 are split into 3 and 2. The network has dropout, which must be the same.
     whole, run = scratch[0], on_two_devices(data, tmp_path / "run", SCRATCH)
