@@ -1,6 +1,7 @@
 # Each target does its own set-up: a private .venv, made once and again when the dependencies change.
-# A current pip needs half a minute less. Python compiles what it imports, once: to compile all that
-# is installed takes a minute longer.
+# A current pip needs half a minute less; the one at hand fetches it (from 22.3 on), as `venv` would
+# install an old one first. Python compiles what it imports, once: to compile all that is installed
+# takes a minute longer.
 PYTHON ?= python3
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -11,14 +12,12 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
 
-# In two parts, each in new processes, and in the order of the alphabet: the largest tests (a browser
-# with its server, full-size networks) would take too much memory together.
+# In the order of the alphabet but for the longest file, so that the largest tests (a browser with
+# its server, full-size networks) are not beside each other.
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	for part in a-k l-z; do \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 5 tests/test_[$$part]*.py || exit 1; \
-	done
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 5
 
 # The pages, into build/docs; nothing is fetched from other hosts.
 docs: .venv/installed
@@ -41,8 +40,8 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 .venv/installed: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --upgrade pip || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
 	touch $@
 
