@@ -30,7 +30,7 @@ folder = pathlib.Path(sys.argv[1])
 x, expected = np.load(folder / "x.npy"), dict(np.load(folder / "expected.npz"))
 def check(model, random=False):
     assert ta.preset_of(model) == "squash.size67", ta.preset_of(model)
-    out = model.predict(x, verbose=0)
+    out = model(x)
     for name, values in expected.items():
         assert out[name].shape == values.shape
         assert random or np.array_equal(out[name], values), name
@@ -94,7 +94,7 @@ def saved(tmp_path_factory):
     model = ta.features(base, WANTED)
     x = np.random.default_rng(0).uniform(-120, 130, (2, 67, 67, 3)).astype(np.float32)
     np.save(folder / "x.npy", x)
-    np.savez(folder / "expected.npz", **model.predict(x, verbose=0))
+    np.savez(folder / "expected.npz", **model(x))
     model.save(folder / "model.keras")
     model.save(folder / "model.h5")
     (folder / "model.json").write_text(model.to_json())
@@ -125,7 +125,7 @@ def run():
     models = [keras.models.load_model(sys.argv[2] + "/model.keras"), ta.load_model(sys.argv[2])]
     assert [ta.preset_of(x) for x in models] == ["torchvision"] * 2
     x = np.ones((1, 224, 224, 3), np.float32)
-    assert np.allclose(*(x_.predict(x, verbose=0) for x_ in models))
+    assert np.allclose(*(model(x) for model in models))
 """
 
 
