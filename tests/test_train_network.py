@@ -679,10 +679,8 @@ def killed_and_resumed(data, folder, unbroken, kills, seed, **settings):
     return count
 
 
-def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path, run):
-    folder = tmp_path / "run"
-    command = ["train", data, "-o", str(folder), "--mode", "finetune", "-w", "torchvision-convs"]
-    command += ["--epochs", "2", "--batch", "5", "--workers", "1"]
+def interrupted(command, folder, _):
+    """Exit code and standard error of a command that gets Ctrl-C after its first epoch."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tf_alexnet", *command], stderr=subprocess.PIPE, text=True
     )
@@ -693,7 +691,30 @@ def test_ctrl_c_ends_in_130_and_the_command_goes_on(data, unbroken, tmp_path, ru
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    return process.returncode, err
+
+
+def interrupted_here(command, _, run):
+    """The same in this process."""
+    write = callbacks.write_checkpoint
+
+    def written(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "write_checkpoint", written)
+        code, _, err = run(*command)
+    return code, err
+
+
+@pytest.mark.parametrize("as_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ctrl_c_ends_in_130_and_the_command_goes_on(as_process, data, unbroken, tmp_path, run):
+    folder = tmp_path / "run"
+    command = ["train", data, "-o", str(folder), "--mode", "finetune", "-w", "torchvision-convs"]
+    command += ["--epochs", "2", "--batch", "5", "--workers", "1"]
+    code, err = (interrupted if as_process else interrupted_here)(command, folder, run)
+    assert code == 130, err
     assert not (folder / "run.json").exists()
     assert "Traceback" not in err
     code, out, err = run(*command, "--resume")
