@@ -234,6 +234,7 @@ def run_all(workers, folder, count):
         return [shard.place for shard, _ in workers.run(shards, store, lambda *_: None)]
 
 
+@pytest.mark.slow
 def test_a_shard_that_ends_every_worker_ends_the_job(ray, tmp_path):
     def deadly(shard):
         if shard.place == 1:
@@ -290,6 +291,7 @@ def test_what_a_worker_meets_is_told_as_it_is(ray, tmp_path):
     assert not os.listdir(tmp_path / "f")
 
 
+@pytest.mark.slow
 def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
     class Worker(stub()):
         def run_shard(self, shard, store):
@@ -303,6 +305,7 @@ def test_an_output_that_is_another_one_elsewhere(ray, tmp_path, monkeypatch):
         run_all(RayWorkers("ray", Worker, worker_count=1), tmp_path / "f", 1)
 
 
+@pytest.mark.slow
 def test_a_job_begins_with_the_fewest_workers(ray, tmp_path, monkeypatch):
     def each_its_own(shard):
         time.sleep(0.2)

@@ -93,6 +93,7 @@ def test_pipelines_and_cross_validation(photos, features, classifier):
     assert cross_val_score(model, np.array(paths), labels, cv=3).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_joblib_runs_it_in_processes(photos, features):
     paths, labels = photos
     steps = make_pipeline(clone(features), LogisticRegression())
