@@ -12,8 +12,6 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/installed
 	$(BIN)/tf-alexnet demo examples/photos
 
-# In the order of the alphabet but for the longest file, so that the largest tests (a browser with
-# its server, full-size networks) are not beside each other.
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
