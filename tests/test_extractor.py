@@ -122,7 +122,13 @@ def test_a_pickled_extractor_is_small_and_gives_the_same_rows(tmp_path, example_
     np.testing.assert_array_equal(*rows)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "caffenet" else name
+        for name in ARCHITECTURES
+    ],
+)
 def test_both_engines_equal_the_plain_model_blob_by_blob(name, example_photos):
     table = ARCHITECTURES[name]
     if name in ("bvlc_alexnet", "compact"):
@@ -146,7 +152,8 @@ def test_both_engines_equal_the_plain_model_blob_by_blob(name, example_photos):
                 assert error < 1e-5, (engine, blob)  # observed 3e-6
 
 
-@pytest.mark.parametrize("onednn", ["0", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("onednn", ["0", "1"])
 def test_without_onednn_after_a_fork_and_in_loops(onednn):
     """Kernels for groups are oneDNN's; without them groups are split. TensorFlow asks but once.
 
