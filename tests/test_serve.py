@@ -24,7 +24,7 @@ from small_server import CLASSES, Loop, small_run
 import tf_alexnet as ta
 from tf_alexnet.errors import UsageError
 from tf_alexnet.extraction.formats import open_output
-from tf_alexnet.serve import Limits, Service, create_app
+from tf_alexnet.serve import Limits, Service, batching, create_app
 from tf_alexnet.serve import heatmaps as heatmaps_module
 from tf_alexnet.serve.batching import SIZE, Batcher
 from tf_alexnet.serve.limits import RequestError
@@ -340,7 +340,8 @@ def test_process_that_draws_heat_maps_may_fail(monkeypatch):
     assert not drawn._process.is_alive()
 
 
-def test_forty_clients_get_their_own_answers(client, app, service):
+def test_forty_clients_get_their_own_answers(client, app, service, monkeypatch):
+    monkeypatch.setattr(batching, "LONGEST", 60.0)  # also where decoders are slow
     pictures = [picture(seed=seed, size=(40 + seed % 7, 50)) for seed in range(40)]
     before = sum_of_batches(service)
     arguments = [{"content": form(x), "headers": HEADERS} for x in pictures]
