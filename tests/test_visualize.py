@@ -208,7 +208,8 @@ def test_sanity_randomises_from_the_last_layer_on(photo, explainer):
         explainer, photo, ("gradcam", "gradient"), progress=lambda *about: told.append(about)
     )
     assert found.stages == ("trained", "fc8", "conv5", "conv4", "conv3", "conv2", "conv1")
-    np.testing.assert_array_equal(explainer.scores(explainer.preprocess(photo)), before)
+    change = np.abs(explainer.scores(explainer.preprocess(photo)) - before).max()
+    assert change < 1e-5 * np.abs(before).max()  # observed 0, and 2.5e-7 on a busy machine
     assert told[-1] == ("maps", 14, 14, {})
     for method, values in found.correlations.items():
         assert values[0] == pytest.approx(1)
