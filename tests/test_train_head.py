@@ -214,13 +214,9 @@ def test_kill_9_costs_nothing_that_the_next_call_does_not_make_good(run, data, t
     assert "l2 None -> 0.1" in refused.stderr
 
 
-class Stopped(Exception):
-    """Ends a training in this process."""
-
-
 def stop_soon(stage, done, *_):
     if stage == "photos" and done >= 12:
-        raise Stopped
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -239,7 +235,7 @@ def test_an_extraction_that_was_stopped_is_gone_on_with(number, code, tmp_path, 
     settings = {**SETTINGS, "l2": 0.01}
     if number is None:
         monkeypatch.setattr(head, "_SHARD", 3)
-        with pytest.raises(Stopped):
+        with pytest.raises(KeyboardInterrupt):
             train_head(data, folder, **settings, progress=stop_soon)
         monkeypatch.undo()
     else:
