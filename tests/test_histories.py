@@ -1,14 +1,16 @@
 """Whatever happens to a job, every photo is in its output exactly once, with the right row."""
 
+import contextlib
 import os
 
+import fsspec
 import hypothesis
 import numpy as np
 import pytest
-from histories import Crew, Histories, Steps, World, contents, invented, row_of
+from histories import Crew, Histories, Killed, Steps, World, contents, invented, row_of
 from hypothesis.stateful import run_state_machine_as_test
 
-from tf_alexnet.errors import UsageError
+from tf_alexnet.errors import OutputError, UsageError
 from tf_alexnet.extraction import formats
 from tf_alexnet.extraction import job as jobs
 from tf_alexnet.extraction.storage import Target
@@ -116,6 +118,42 @@ def test_inputs_none_of_which_is_known_are_refused(world, tmp_path):
     run(world, f"{tmp_path}/f/", ["day1/a.jpg"])
     with pytest.raises(UsageError, match=r"none for these 2 photos.*--add"):
         jobs.run_job(Target(f"{tmp_path}/f/"), ["day2/a.jpg", "day2/b.jpg"], Crew(world))
+
+
+def test_two_jobs_without_a_common_lock():
+    """The second runs within one of the last steps of the first, or is killed there."""
+    first, second = ["day2/a.jpg", "day2/missing.jpg"], ["day1/b.jpg", "day1/missing.jpg"]
+    world, steps, output = World(), Steps(), "memory://two-jobs/f/"
+    for name in ("day1/a.jpg", "day1/b.jpg", "day2/a.jpg"):
+        world.put(name, name.encode())
+
+    def attempt(names):
+        """Photos that the output lacks though the job ended well."""
+        with contextlib.suppress(OutputError, Killed):
+            run(world, output, names)
+            return set(names) - contents(output)[0].keys()
+        return set()
+
+    def play(at=None, inner_at=None):
+        """What the output lacks of the first job; steps of both."""
+        fsspec.filesystem("memory").store.clear()
+        run(world, output, ["day1/a.jpg"])
+        steps.reset(at, lambda: attempt(second), inner_at)
+        lacking = attempt(first)
+        counts = steps.count, steps.inner_count
+        steps.reset()
+        run(world, output, second)
+        run(world, output, first)
+        names = ["day1/a.jpg", *first, *second]
+        assert contents(output) == ({name: world.truth(name) for name in names}, 2)
+        return lacking, *counts
+
+    with invented(world, steps):
+        *_, last, _ = play()
+        *_, inner_last = play(at=last)
+        ends = [None, *range(inner_last - 6, inner_last + 1)]
+        found = {(at, end): play(at, end)[0] for at in range(last - 6, last + 1) for end in ends}
+    assert not {where: names for where, names in found.items() if names}
 
 
 @pytest.mark.parametrize("discard", [False, True])

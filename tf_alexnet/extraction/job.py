@@ -738,7 +738,8 @@ class _Job:
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
         """Rewrite data files to hold living rows only; write the failures and the manifest."""
         records, store, data = self.records, self.store, self._target.data
-        if records.published == records.highest and not records.garbage(spare_readers=False):
+        is_current = records.published == records.highest and self._table() == data.read(ERRORS)
+        if is_current and not records.garbage(spare_readers=False):
             return _Content(self, attributes, layers=records.manifest["layers"])
         rows = self.fold.rows()
         for number, record in sorted(records.fold.records.items()):
@@ -747,17 +748,10 @@ class _Job:
         garbage = records.garbage(spare_readers=False)
         records.commit()
         content = _Content(self, attributes)
-        if records.newer():
-            return content
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("path", "code", "detail"))
-        for path, code, detail, *_ in content.failures:
-            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
+        records.check_last()
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(encoded(table.getvalue()))
-        if records.newer():  # another job's manifest is the one that counts
-            return content
+            file.write(self._table())
+        records.check_last()
         layers = {name: (shape, str(dtype)) for name, (shape, dtype) in content.layers.items()}
         manifest = {"id": store.id, "record": records.highest, **content.totals, "layers": layers}
         manifest["attributes"] = content.attributes
@@ -769,6 +763,15 @@ class _Job:
         for folder, name in garbage:
             folder.remove(name)
         return content
+
+    def _table(self) -> bytes:
+        """The failures, as CSV."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("path", "code", "detail"))
+        for path, code, detail, *_ in self.fold.failures():
+            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
+        return encoded(table.getvalue())
 
     def _rewrite(self, record: Record, entries: list[Entry]) -> None:
         """Copy the living rows of a data file into a new one at the same place."""

@@ -333,9 +333,11 @@ class Records:
                 "Run the same command again.",
             )
 
-    def newer(self) -> bool:
-        """Whether another job has written a newer record."""
-        return any(self._number(name) > self.highest for name in self.store.job.sizes())
+    def check_last(self) -> None:
+        """Raise OutputError if another job has written a newer record."""
+        newer = [name for name in self.store.job.sizes() if self._number(name) > self.highest]
+        if newer:
+            raise self._other_job(min(newer))
 
     def commit(self, data: str | None = None, **content: Any) -> Record:
         """Publish and record a data file; or record a step without data.
