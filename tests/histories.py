@@ -49,6 +49,14 @@ STEP = st.integers(1, 25)
 SOME = st.sets(NAME, min_size=1)
 
 
+def empty_memory():
+    """The file system ``memory://``, without files."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+    return files
+
+
 class Killed(BaseException):
     """The process is no more."""
 
@@ -269,6 +277,7 @@ class Histories(RuleBasedStateMachine):
         self.stack.enter_context(invented(self.world, self.steps))
         self.possible: dict[str, set] = {}  # photo -> what the output may hold of it; None: nothing
         self.ever: dict[str, set] = {}  # the same for all of its past
+        self.sure: set[str] = set()  # photos of runs that ended well
         self.doubt = False  # whether something was damaged, so that a refusal is right
         self.limbo = False  # whether a forced run may or may not have begun
         self.must_refuse = False  # a record in the middle is gone
@@ -287,10 +296,7 @@ class Histories(RuleBasedStateMachine):
             self.root = tempfile.mkdtemp(prefix="histories-")
         else:
             self.root = "memory://histories"
-            fs = fsspec.filesystem("memory")
-            fs.store.clear()
-            fs.pseudo_dirs[:] = [""]
-            fs.makedirs("/histories")
+            empty_memory().makedirs("/histories")
         self.output = f"{self.root}/{kind}"
         self.can_grow = kind not in ("f.npz", "f.npy", "f.mat")
 
@@ -344,6 +350,7 @@ class Histories(RuleBasedStateMachine):
         data = folder._fs.cat_file(path)
         folder._fs.rm_file(path)
         self.doubt = True
+        self.sure.clear()
         if how == "truncate":
             folder._fs.pipe_file(path, data[:-7])
         elif how == "lose a record":
@@ -425,6 +432,7 @@ class Histories(RuleBasedStateMachine):
     def attempt(self, names, size, *, retry=False, force=False, discard=False, **happening):
         if force or discard:  # these may let go what is lost
             self.must_refuse = False
+            self.sure.clear()
         nested = self.steps.busy
         self.beside |= nested
         self.apart |= nested
@@ -445,7 +453,7 @@ class Histories(RuleBasedStateMachine):
                 add=True,
                 discard_damaged=discard,
             )
-        except (Killed, AlexNetError, FileNotFoundError) as error:
+        except (Killed, AlexNetError) as error:
             self.failed(names, truths, error, force, discard, nested)
         else:
             for name in names:
@@ -470,6 +478,7 @@ class Histories(RuleBasedStateMachine):
             apart = self.beside and "does not belong to the unfinished job" in str(error)
             assert disturbed or self.doubt or stranger or apart, error
             if apart:  # the user moves the job away
+                self.sure.clear()
                 job = self.target().job
                 for name in job.sizes():
                     job._fs.rm_file(job.at(name))
@@ -499,6 +508,10 @@ class Histories(RuleBasedStateMachine):
     def succeeded(self, names, truths, before, force, discard):
         assert not self.must_refuse, "a lost record was not noticed"
         found, errors = contents(self.output)
+        if not (discard or self.limbo):
+            self.sure.update(names)
+        if not callable(self.steps.what):
+            assert self.sure <= found.keys(), "rows of a run that ended well are gone"
         if not callable(self.steps.what):  # the table and the snapshot are two files
             assert errors == sum(value == ERROR for value in found.values())
         if force:

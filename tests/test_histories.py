@@ -1,13 +1,24 @@
 """Whatever happens to a job, every photo is in its output exactly once, with the right row."""
 
 import contextlib
+import itertools
 import os
+import re
 
-import fsspec
 import hypothesis
 import numpy as np
 import pytest
-from histories import Crew, Histories, Killed, Steps, World, contents, invented, row_of
+from histories import (
+    Crew,
+    Histories,
+    Killed,
+    Steps,
+    World,
+    contents,
+    empty_memory,
+    invented,
+    row_of,
+)
 from hypothesis.stateful import run_state_machine_as_test
 
 from tf_alexnet.errors import OutputError, UsageError
@@ -120,40 +131,122 @@ def test_inputs_none_of_which_is_known_are_refused(world, tmp_path):
         jobs.run_job(Target(f"{tmp_path}/f/"), ["day2/a.jpg", "day2/b.jpg"], Crew(world))
 
 
-def test_two_jobs_without_a_common_lock():
-    """The second runs within one of the last steps of the first, or is killed there."""
-    first, second = ["day2/a.jpg", "day2/missing.jpg"], ["day1/b.jpg", "day1/missing.jpg"]
-    world, steps, output = World(), Steps(), "memory://two-jobs/f/"
-    for name in ("day1/a.jpg", "day1/b.jpg", "day2/a.jpg"):
-        world.put(name, name.encode())
+FIRST, SECOND = ["day2/a.jpg", "day2/missing.jpg"], ["day1/b.jpg", "day1/missing.jpg"]
 
-    def attempt(names):
-        """Photos that the output lacks though the job ended well."""
+
+class TwoJobs:
+    """Jobs of one output without a common lock: the second runs within a step of the first."""
+
+    def __init__(self, world, steps, output):
+        self.world, self.steps, self.output = world, steps, output
+        self.ended, self.faults = set(), []
+
+    def attempt(self, names):
         with contextlib.suppress(OutputError, Killed):
-            run(world, output, names)
-            return set(names) - contents(output)[0].keys()
-        return set()
+            run(self.world, self.output, names)
+            self.ended.update(names)
+            if lacking := set(names) - contents(self.output)[0].keys():
+                self.faults.append(f"the first ended well without {lacking}")
 
-    def play(at=None, inner_at=None):
-        """What the output lacks of the first job; steps of both."""
-        fsspec.filesystem("memory").store.clear()
+    def play(self, at=None, inner_at=None):
+        """Let both run, the second to its step `inner_at`; the number of steps of both."""
+        world, steps, output = self.world, self.steps, self.output
         run(world, output, ["day1/a.jpg"])
-        steps.reset(at, lambda: attempt(second), inner_at)
-        lacking = attempt(first)
+        self.ended.clear()
+        steps.reset(at, lambda: self.attempt(SECOND), inner_at)
+        self.attempt(FIRST)
         counts = steps.count, steps.inner_count
         steps.reset()
-        run(world, output, second)
-        run(world, output, first)
-        names = ["day1/a.jpg", *first, *second]
-        assert contents(output) == ({name: world.truth(name) for name in names}, 2)
-        return lacking, *counts
+        run(world, output, ["day1/a.jpg"])
+        if lost := self.ended - contents(output)[0].keys():
+            self.faults.append(f"{lost} are gone")
+        run(world, output, SECOND)
+        run(world, output, FIRST)
+        expected = {name: world.truth(name) for name in ["day1/a.jpg", *FIRST, *SECOND]}
+        if contents(output) != (expected, 2):
+            self.faults.append("the output is not whole in the end")
+        return counts
+
+
+def faults_of_two_jobs(folder, kind, every):
+    """Where the second job begins and is killed -> what went wrong."""
+    found, steps, number = {}, Steps(), itertools.count()
+
+    def play(*where):
+        world = World()
+        for name in ("day1/a.jpg", "day1/b.jpg", "day2/a.jpg"):
+            world.put(name, name.encode())
+        with invented(world, steps):
+            place = Target(f"{folder}/{next(number)}/{kind}")
+            place.parent.make()
+            both = TwoJobs(world, steps, str(place) + "/" * place.is_folder)
+            counts = both.play(*where)
+        if both.faults:
+            found[where] = both.faults
+        return counts
+
+    last, _ = play()
+    for at in range(1, last + 1):
+        _, inner_last = play(at)
+        if every or at > last - 6:
+            for inner_at in range(1, inner_last + 1, 1 if every else 7):
+                play(at, inner_at)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["f/", "f.h5"])
+def test_two_jobs_without_a_common_lock(kind):
+    empty_memory()
+    assert not faults_of_two_jobs("memory://two-jobs", kind, every=False)
+
+
+@pytest.mark.parametrize("kind", ["f/", "f.h5"])
+def test_data_files_that_vanish(kind):
+    world, steps = World(), Steps()
+    for name in ("day1/b.jpg", "day2/a.jpg"):
+        world.put(name, name.encode())
+    errors = []
+
+    def vanish():
+        folder = Target(output).data
+        for name in folder.sizes():
+            if name.endswith(".h5"):
+                folder.remove(name)
 
     with invented(world, steps):
-        *_, last, _ = play()
-        *_, inner_last = play(at=last)
-        ends = [None, *range(inner_last - 6, inner_last + 1)]
-        found = {(at, end): play(at, end)[0] for at in range(last - 6, last + 1) for end in ends}
-    assert not {where: names for where, names in found.items() if names}
+        for at in itertools.count(1):
+            empty_memory()
+            output = f"memory://vanish/{kind}"
+            steps.reset(at, vanish)
+            try:
+                run(world, output, [*FIRST, *SECOND])
+            except OutputError as error:
+                errors.append(str(error))
+            count = steps.count
+            steps.reset()
+            run(world, output, [*FIRST, *SECOND])
+            assert len(contents(output)[0]) == 4
+            if count < at:
+                break
+    message = (
+        r"memory://vanish/.*\.h5: it is missing\. Run the same command again to repeat its ph.*"
+    )
+    assert any(re.fullmatch(message, error) for error in errors), errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f/", "f.h5", "f.parquet/", "f.parquet"])
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_two_jobs_at_every_step(kind, where, tmp_path):
+    empty_memory()
+    folder = tmp_path if where == "disk" else "memory://two-jobs"
+    assert not faults_of_two_jobs(folder, kind, every=True)
+
+
+def test_a_folder_behind_a_url_may_have_brackets(world):
+    empty_memory()
+    run(world, "memory://run[1]/f.h5", ["day1/a.jpg"])
+    assert Target("memory://run[1]/f.h5").parent.sizes().keys() == {"f.h5"}
 
 
 @pytest.mark.parametrize("discard", [False, True])

@@ -46,10 +46,19 @@ from tf_alexnet.extraction.shards import (
     ended_jobs,
     is_ours,
     new_header,
+    overtaken,
     read_header,
 )
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
-from tf_alexnet.extraction.storage import FIXED, Target, locked, place_of, reading_of, token
+from tf_alexnet.extraction.storage import (
+    FIXED,
+    Target,
+    locked,
+    mark_of,
+    place_of,
+    reading_of,
+    token,
+)
 from tf_alexnet.extraction.worker import Finished, Shard, Tell, Worker
 from tf_alexnet.images import find_images
 from tf_alexnet.images.decode import read_file, read_url
@@ -497,7 +506,8 @@ class _Job:
     ):
         self._target, self._stack = target, stack
         self._finished: Sequence[Path] = ()  # the file that the job continues
-        self._was_there = not target.is_folder and target.parent.exists(target.name)
+        self._version = self._look_up()  # before it is read
+        self._was_there = self._version is not None
         header = _own_header(target)
         self._had_header, self._begun = header is not None, False
         base = self._read_base(header, force) if self._was_there else None
@@ -516,6 +526,11 @@ class _Job:
         if differences or force:
             former = [header["id"], *header["former"]]
             self._open(new_header(settings, token(), former, forced=True), None)
+
+    def _look_up(self) -> str | None:
+        """The version of the finished file, if there is one."""
+        target = self._target
+        return None if target.is_folder else target.parent.version(target.name)
 
     def _open(self, header: dict, base: Record | None) -> None:
         target = self._target
@@ -635,8 +650,19 @@ class _Job:
         """Claim the output for this run, and delete unfinished files of other runs."""
         if not self.can_grow:
             return  # there is nothing to write
-        store, records = self.store, self.records
-        data = json.dumps(records.header, indent=1).encode()
+        self._claim()
+        records = self.records
+        garbage = records.garbage(spare_readers=True)
+        records.commit(info={"versions": dict(versions)}, **repair)
+        for folder, name in garbage:
+            folder.remove(name)
+
+    def _claim(self) -> None:
+        """Write ``job.json``, once: after that, no other job can end unnoticed."""
+        store, header = self.store, self.records.header
+        if self._begun:
+            return
+        data = json.dumps(header, indent=1).encode()
         if not self._had_header:
             try:
                 store.job.create(HEADER, data, store.temporary())
@@ -646,14 +672,13 @@ class _Job:
                     "another job has just started writing it",
                     "Wait for it to end, then run the same command again.",
                 ) from None
-        elif read_header(store.job) != records.header:
+            if self._look_up() != self._version:
+                self._dissolve()
+                raise overtaken(str(self._target))
+        elif read_header(store.job) != header:
             with store.job.replacing(HEADER, store.job, store.temporary()) as file:
                 file.write(data)
         self._begun = True
-        garbage = records.garbage(spare_readers=True)
-        records.commit(info={"versions": dict(versions)}, **repair)
-        for folder, name in garbage:
-            folder.remove(name)
 
     def reread(self, plan: _Plan) -> None:
         """Read known photos that look different, and keep those with the same bytes."""
@@ -798,6 +823,7 @@ class _Job:
         """Write the finished file, unless it is up to date, and delete the job."""
         is_new = self.records.highest != self._base_number
         if is_new:
+            self._claim()
             self.records.commit()
         content = _Content(self, attributes, listed)
         if is_new:
@@ -807,19 +833,25 @@ class _Job:
 
     def _write(self, content: _Content) -> None:
         """Write the finished file, replacing an older one."""
-        target, store, is_first = self._target, self.store, not self._was_there
-        write = functools.partial(target.parent.replacing, via=store.job, exclusive=is_first)
+        target, store = self._target, self.store
+        temporary = [store.temporary() for _ in target.names]
         try:
             with contextlib.ExitStack() as stack:
-                # The names of an .npy appear last: without them it counts as unfinished.
-                contexts = [write(x, temporary=store.temporary()) for x in reversed(target.names)]
-                *names, file = map(stack.enter_context, contexts)
-                export(target.suffix, file, content, *names)
-                self.records.check_header()
-                for name in target.names[1:]:
-                    if self._was_there:  # else it would be another job's
-                        target.parent.remove(name)
-        except FileExistsError:
+                files = [stack.enter_context(store.job.writing(name)) for name in temporary]
+                export(target.suffix, files[0], content, *files[1:])
+            self.records.check_header()
+            # The names of an .npy appear last: without them it counts as unfinished.
+            for name in target.names[1:]:
+                if self._was_there:  # else it would be another job's
+                    target.parent.remove(name)
+            for source, name in zip(temporary, target.names, strict=True):
+                store.job.rename(source, target.parent, name, exclusive=not self._was_there)
+        except BaseException as error:
+            with contextlib.suppress(OutputError):
+                for name in temporary:
+                    store.job.remove(name)
+            if not isinstance(error, FileExistsError):
+                raise
             found = "another file appeared there meanwhile"
             raise OutputError(str(target), found, "Name another output.") from None
 
@@ -828,17 +860,21 @@ class _Job:
         """Open the data file of a record."""
         place = str(self._target)
         with contextlib.ExitStack() as stack:
-            paths = self._finished
             if record.place != BASE:
-                paths = stack.enter_context(self.store.data.reading(record.data))
                 place = f"{self.store.data}/{record.data}"
             try:
+                paths = self._finished
+                if record.place != BASE:
+                    paths = stack.enter_context(self.store.data.reading(record.data))
                 with reading_of(place), open_output(*paths) as output:
                     if output.count != record.rows:
                         raise ValueError(f"{output.count} rows instead of {record.rows}")
                     yield output
             except AlexNetError:
                 raise
+            except FileNotFoundError as error:
+                advice = "Run the same command again to repeat its photos."
+                raise OutputError(place, "it is missing", advice) from error
             except _UNREADABLE as error:
                 raise OutputError(
                     place,
@@ -989,8 +1025,7 @@ class _Looker:
         entry = self._folders[folder].get(name)
         if entry is None:
             return None, False
-        marks = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created", "CRC")
-        mark = next((str(entry[name]) for name in marks if entry.get(name)), None)
+        mark = mark_of(entry)
         return f"{entry.get('size')} {mark}", mark is not None
 
 

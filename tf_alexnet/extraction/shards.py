@@ -325,13 +325,8 @@ class Records:
 
     def check_header(self) -> None:
         """Raise OutputError if another job has finished meanwhile, or started over."""
-        header = read_json(self.store.job, HEADER) or {}
-        if header.get("id") != self.store.id:
-            raise OutputError(
-                str(self.store.job),
-                "another job has finished meanwhile, or started over",
-                "Run the same command again.",
-            )
+        if read_json(self.store.job, HEADER) != self.header:
+            raise overtaken(str(self.store.job))
 
     def check_last(self) -> None:
         """Raise OutputError if another job has written a newer record."""
@@ -429,10 +424,17 @@ def new_header(
     return {
         "version": _VERSION,
         "id": job,
+        "token": token(),  # a job that goes on from a finished file has its id
         "former": [x for x in former if x != job],
         "forced": forced,
         "settings": dict(settings),
     }
+
+
+def overtaken(place: str) -> OutputError:
+    """The error of a job that another one has overtaken."""
+    found = "another job has finished meanwhile, or started over"
+    return OutputError(place, found, "Run the same command again.")
 
 
 def read_header(folder: Folder) -> dict[str, Any] | None:

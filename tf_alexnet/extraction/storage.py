@@ -13,8 +13,9 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 from fsspec.implementations.local import LocalFileSystem
@@ -162,6 +163,20 @@ class Folder:
         with self._telling("read", name):
             return self._fs.exists(self.at(name))
 
+    def version(self, name: str) -> str | None:
+        """A text that changes with a file when it is replaced; None if it does not exist."""
+        with self._telling("read", name):
+            try:
+                if self.is_local:
+                    with open(self.at(name), "rb") as file:  # network drives remember a stat
+                        found = os.fstat(file.fileno())
+                    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+                self._fs.invalidate_cache(self._root)
+                entry = self._fs.info(self.at(name))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return f"{entry.get('size')} {mark_of(entry)}"
+
     def read(self, name: str) -> bytes | None:
         """Content of a small file; None if it does not exist."""
         with self._telling("read", name):
@@ -183,11 +198,10 @@ class Folder:
             yield [Path(here, name) for name in names]
 
     @contextlib.contextmanager
-    def writing(self, name: str, *, exclusive: bool = False) -> Iterator[OutputFile]:
+    def writing(self, name: str) -> Iterator[OutputFile]:
         """Open a new file, which is durable when the block ends and deleted when it fails.
 
-        Behind a URL it is written locally first, and appears complete; with `exclusive`,
-        FileExistsError is raised if the name is taken by then.
+        Behind a URL it is written locally first, and appears complete.
         """
         with contextlib.ExitStack() as stack:
             place = self.at(name)
@@ -204,8 +218,6 @@ class Folder:
                     file.check()  # raise the cause rather than a library's error
             with self._telling("written", name):
                 os.fsync(file.fileno())
-                if exclusive and self._fs.exists(self.at(name)):
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
                 if not self.is_local:
                     self._fs.put_file(place, self.at(name))
 
@@ -214,17 +226,20 @@ class Folder:
     ) -> None:
         """Rename a file, durably; behind a URL it is copied and deleted.
 
-        On a disk, `exclusive` raises FileExistsError if the name is taken; without `keep`, a file
-        that can't be renamed is deleted.
+        With `exclusive`, FileExistsError is raised if the name is taken; without `keep`, a file on
+        a disk that can't be renamed is deleted.
         """
         source, target = self.at(name), to.at(new)
-        with to._telling("written", new), contextlib.nullcontext() if keep else _or_gone(source):
+        with to._telling("written", new):
             if not self.is_local:
-                self._fs.copy(source, target)
+                if exclusive and to._fs.exists(target):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+                self._fs.cp_file(source, target)
                 self._fs.rm_file(source)
                 return
-            _move_exclusively(source, target) if exclusive else os.replace(source, target)
-            sync_folder(os.path.dirname(target))
+            with contextlib.nullcontext() if keep else _or_gone(source):
+                _move_exclusively(source, target) if exclusive else os.replace(source, target)
+                sync_folder(os.path.dirname(target))
 
     def create(self, name: str, data: bytes, temporary: str) -> None:
         """Write a small file atomically; FileExistsError if the name is taken."""
@@ -241,16 +256,12 @@ class Folder:
     ) -> Iterator[OutputFile]:
         """Open a file that appears when the block succeeds; readers see the old or the new one.
 
-        On a disk it is called `temporary` in the folder `via` until it is complete. With
-        `exclusive`, FileExistsError is raised if the name is taken.
+        It is called `temporary` in the folder `via` until it is complete, so that a job that begins
+        meanwhile deletes it. With `exclusive`, FileExistsError is raised if the name is taken.
         """
-        if self.is_local:
-            with via.writing(temporary) as file:
-                yield file
-            via.rename(temporary, self, name, exclusive=exclusive, keep=False)
-        else:
-            with self.writing(name, exclusive=exclusive) as file:
-                yield file
+        with via.writing(temporary) as file:
+            yield file
+        via.rename(temporary, self, name, exclusive=exclusive, keep=False)
 
     def remove(self, name: str) -> None:
         """Delete a file, if it exists."""
@@ -363,6 +374,12 @@ def place_of(path: str, real: Callable[[str], str] = os.path.realpath) -> str:
     """Place of a photo: the real path of its folder, and its name in it; a URL unchanged."""
     folder, slash, name = path.rpartition("/")
     return path if remote.is_url(path) else f"{real(folder + slash)}/{name}"
+
+
+def mark_of(entry: Mapping[str, Any]) -> str | None:
+    """What changes with a file behind a URL, from its entry in a listing, if anything does."""
+    names = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created", "CRC")
+    return next((str(entry[name]) for name in names if entry.get(name)), None)
 
 
 def token() -> str:
