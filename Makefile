@@ -22,7 +22,7 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html (for the search: python3 -m http.server --directory build/docs)"
 
-# Downloads, jobs and decoders cut, crowded and starved many times over: many minutes.
+# Downloads, jobs and decoders cut, crowded and starved many times over: half an hour.
 faults: .venv/installed
 	$(BIN)/python -m pytest -m slow
 

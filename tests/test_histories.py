@@ -235,7 +235,7 @@ def test_data_files_that_vanish(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["f/", "f.h5", "f.parquet/", "f.parquet"])
+@pytest.mark.parametrize("kind", ["f/", "f.h5"])
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_two_jobs_at_every_step(kind, where, tmp_path):
     empty_memory()
