@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import h5py
@@ -55,16 +54,14 @@ def compact_file(tmp_path_factory):
     return path
 
 
-def test_help_is_quick_and_needs_no_tensorflow():
+def test_help_needs_no_tensorflow():
     code = (
         "import sys\nsys.argv = ['tf-alexnet', '--help']\n"
         "from tf_alexnet.cli.main import main\n"
         "try: main()\n"
         "finally: assert not {'tensorflow', 'keras', 'numpy', 'cv2'} & set(sys.modules)\n"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.monotonic() - start < 5, "0.2 s on a quiet machine; TensorFlow alone takes 3"
     for command in ("demo", "predict", "extract", "summary", "weights"):
         assert command in done.stdout
 

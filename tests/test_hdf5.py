@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from dataclasses import replace
 
 import h5py
@@ -319,7 +318,7 @@ def test_reading_does_not_depend_on_folder_or_environment(tmp_path, monkeypatch)
     assert read_file("-c \n.h5").digest == ARRAYS.digest
 
 
-def test_the_child_imports_no_tensorflow_and_is_quick(tmp_path):
+def test_the_child_imports_no_tensorflow(tmp_path):
     write_file(ARRAYS, tmp_path / "x.h5")
     code = (
         f"import runpy, sys; m = runpy.run_path({hdf5_child.__file__!r});"
@@ -327,9 +326,6 @@ def test_the_child_imports_no_tensorflow_and_is_quick(tmp_path):
         "sys.exit(bool({'tensorflow', 'keras', 'tf_alexnet'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    start = time.perf_counter()
-    read_file(tmp_path / "x.h5")
-    assert time.perf_counter() - start < 3  # 0.1 s on an idle core
 
 
 CHILDREN = {
