@@ -512,7 +512,7 @@ class Histories(RuleBasedStateMachine):
             self.sure.update(names)
         if not callable(self.steps.what):
             assert self.sure <= found.keys(), "rows of a run that ended well are gone"
-        if not callable(self.steps.what):  # the table and the snapshot are two files
+            # The table and the snapshot are two files.
             assert errors == sum(value == ERROR for value in found.values())
         if force:
             self.possible, self.ever, self.limbo = {}, {}, False

@@ -134,64 +134,49 @@ def test_inputs_none_of_which_is_known_are_refused(world, tmp_path):
 FIRST, SECOND = ["day2/a.jpg", "day2/missing.jpg"], ["day1/b.jpg", "day1/missing.jpg"]
 
 
-class TwoJobs:
-    """Jobs of one output without a common lock: the second runs within a step of the first."""
+def faults_of_two_jobs(folder, kind, every):
+    """A second job without a common lock begins at each step of a first, and is killed at its own.
 
-    def __init__(self, world, steps, output):
-        self.world, self.steps, self.output = world, steps, output
-        self.ended, self.faults = set(), []
+    Step of the first, step of the second -> what went wrong.
+    """
+    world, steps, number, faults = World(), Steps(), itertools.count(), {}
+    for name in ("day1/a.jpg", "day1/b.jpg", "day2/a.jpg"):
+        world.put(name, name.encode())
+    truth = {name: world.truth(name) for name in ["day1/a.jpg", *FIRST, *SECOND]}
 
-    def attempt(self, names):
-        with contextlib.suppress(OutputError, Killed):
-            run(self.world, self.output, names)
-            self.ended.update(names)
-            if lacking := set(names) - contents(self.output)[0].keys():
-                self.faults.append(f"the first ended well without {lacking}")
+    def play(at=None, inner_at=None):
+        """The number of steps of both."""
+        output, ended = f"{folder}/{next(number)}/{kind}", set()
+        Target(output).parent.make()
 
-    def play(self, at=None, inner_at=None):
-        """Let both run, the second to its step `inner_at`; the number of steps of both."""
-        world, steps, output = self.world, self.steps, self.output
+        def attempt(names):
+            with contextlib.suppress(OutputError, Killed):
+                run(world, output, names)
+                ended.update(names)
+                if lacking := set(names) - contents(output)[0].keys():
+                    faults[at, inner_at] = f"{names} ended well without {lacking}"
+
         run(world, output, ["day1/a.jpg"])
-        self.ended.clear()
-        steps.reset(at, lambda: self.attempt(SECOND), inner_at)
-        self.attempt(FIRST)
+        steps.reset(at, lambda: attempt(SECOND), inner_at)
+        attempt(FIRST)
         counts = steps.count, steps.inner_count
         steps.reset()
         run(world, output, ["day1/a.jpg"])
-        if lost := self.ended - contents(output)[0].keys():
-            self.faults.append(f"{lost} are gone")
-        run(world, output, SECOND)
-        run(world, output, FIRST)
-        expected = {name: world.truth(name) for name in ["day1/a.jpg", *FIRST, *SECOND]}
-        if contents(output) != (expected, 2):
-            self.faults.append("the output is not whole in the end")
+        if lost := ended - contents(output)[0].keys():
+            faults[at, inner_at] = f"{lost} are gone"
+        run(world, output, [*FIRST, *SECOND])
+        if contents(output) != (truth, 2):
+            faults[at, inner_at] = "the output is not whole in the end"
         return counts
 
-
-def faults_of_two_jobs(folder, kind, every):
-    """Where the second job begins and is killed -> what went wrong."""
-    found, steps, number = {}, Steps(), itertools.count()
-
-    def play(*where):
-        world = World()
-        for name in ("day1/a.jpg", "day1/b.jpg", "day2/a.jpg"):
-            world.put(name, name.encode())
-        with invented(world, steps):
-            place = Target(f"{folder}/{next(number)}/{kind}")
-            place.parent.make()
-            both = TwoJobs(world, steps, str(place) + "/" * place.is_folder)
-            counts = both.play(*where)
-        if both.faults:
-            found[where] = both.faults
-        return counts
-
-    last, _ = play()
-    for at in range(1, last + 1):
-        _, inner_last = play(at)
-        if every or at > last - 6:
-            for inner_at in range(1, inner_last + 1, 1 if every else 7):
-                play(at, inner_at)
-    return found
+    with invented(world, steps):
+        last, _ = play()
+        for at in range(1, last + 1):
+            _, inner_last = play(at)
+            if every or at > last - 6:
+                for inner_at in range(1, inner_last + 1, 1 if every else 7):
+                    play(at, inner_at)
+    return faults
 
 
 @pytest.mark.parametrize("kind", ["f/", "f.h5"])
@@ -225,7 +210,8 @@ def test_data_files_that_vanish(kind):
             count = steps.count
             steps.reset()
             run(world, output, [*FIRST, *SECOND])
-            assert len(contents(output)[0]) == 4
+            truth = {name: world.truth(name) for name in [*FIRST, *SECOND]}
+            assert contents(output) == (truth, 2)
             if count < at:
                 break
     message = (

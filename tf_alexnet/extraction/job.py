@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -763,7 +763,9 @@ class _Job:
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
         """Rewrite data files to hold living rows only; write the failures and the manifest."""
         records, store, data = self.records, self.store, self._target.data
-        is_current = records.published == records.highest and self._table() == data.read(ERRORS)
+        is_current = records.published == records.highest and data.read(ERRORS) == _table(
+            self.fold.failures()
+        )
         if is_current and not records.garbage(spare_readers=False):
             return _Content(self, attributes, layers=records.manifest["layers"])
         rows = self.fold.rows()
@@ -775,7 +777,7 @@ class _Job:
         content = _Content(self, attributes)
         records.check_last()
         with data.replacing(ERRORS, store.job, store.temporary()) as file:
-            file.write(self._table())
+            file.write(_table(content.failures))
         records.check_last()
         layers = {name: (shape, str(dtype)) for name, (shape, dtype) in content.layers.items()}
         manifest = {"id": store.id, "record": records.highest, **content.totals, "layers": layers}
@@ -788,15 +790,6 @@ class _Job:
         for folder, name in garbage:
             folder.remove(name)
         return content
-
-    def _table(self) -> bytes:
-        """The failures, as CSV."""
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("path", "code", "detail"))
-        for path, code, detail, *_ in self.fold.failures():
-            writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
-        return encoded(table.getvalue())
 
     def _rewrite(self, record: Record, entries: list[Entry]) -> None:
         """Copy the living rows of a data file into a new one at the same place."""
@@ -858,29 +851,26 @@ class _Job:
     @contextlib.contextmanager
     def opened(self, record: Record) -> Iterator[Output]:
         """Open the data file of a record."""
-        place = str(self._target)
-        with contextlib.ExitStack() as stack:
-            if record.place != BASE:
-                place = f"{self.store.data}/{record.data}"
-            try:
-                paths = self._finished
-                if record.place != BASE:
-                    paths = stack.enter_context(self.store.data.reading(record.data))
-                with reading_of(place), open_output(*paths) as output:
-                    if output.count != record.rows:
-                        raise ValueError(f"{output.count} rows instead of {record.rows}")
-                    yield output
-            except AlexNetError:
-                raise
-            except FileNotFoundError as error:
-                advice = "Run the same command again to repeat its photos."
-                raise OutputError(place, "it is missing", advice) from error
-            except _UNREADABLE as error:
-                raise OutputError(
-                    place,
-                    f"it is damaged ({str(error) or type(error).__name__})",
-                    "Delete this file and run the same command again to repeat its photos.",
-                ) from error
+        place, reading = str(self._target), contextlib.nullcontext(self._finished)
+        if record.place != BASE:
+            place = f"{self.store.data}/{record.data}"
+            reading = self.store.data.reading(record.data)
+        try:
+            with reading_of(place), reading as paths, open_output(*paths) as output:
+                if output.count != record.rows:
+                    raise ValueError(f"{output.count} rows instead of {record.rows}")
+                yield output
+        except AlexNetError:
+            raise
+        except FileNotFoundError as error:
+            advice = "Run the same command again to repeat its photos."
+            raise OutputError(place, "it is missing", advice) from error
+        except _UNREADABLE as error:
+            raise OutputError(
+                place,
+                f"it is damaged ({str(error) or type(error).__name__})",
+                "Delete this file and run the same command again to repeat its photos.",
+            ) from error
 
 
 class _Content:
@@ -943,6 +933,16 @@ class _Content:
                         for name, values in block.items():
                             rows[name][here] = values
                 yield rows
+
+
+def _table(failures: Iterable[Failure]) -> bytes:
+    """The failures, as CSV."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("path", "code", "detail"))
+    for path, code, detail, *_ in failures:
+        writer.writerow((encoded(path).decode("utf-8", "surrogateescape"), code, detail))
+    return encoded(table.getvalue())
 
 
 @contextlib.contextmanager

@@ -244,24 +244,23 @@ class Folder:
     def create(self, name: str, data: bytes, temporary: str) -> None:
         """Write a small file atomically; FileExistsError if the name is taken."""
         if self.is_local:
-            with self.replacing(name, self, temporary, exclusive=True) as file:
+            with self.writing(temporary) as file:
                 file.write(data)
+            self.rename(temporary, self, name, exclusive=True, keep=False)
         else:
             with self._telling("written", name):
                 self._fs.pipe_file(self.at(name), data, mode="create")
 
     @contextlib.contextmanager
-    def replacing(
-        self, name: str, via: Folder, temporary: str, *, exclusive: bool = False
-    ) -> Iterator[OutputFile]:
+    def replacing(self, name: str, via: Folder, temporary: str) -> Iterator[OutputFile]:
         """Open a file that appears when the block succeeds; readers see the old or the new one.
 
         It is called `temporary` in the folder `via` until it is complete, so that a job that begins
-        meanwhile deletes it. With `exclusive`, FileExistsError is raised if the name is taken.
+        meanwhile deletes it.
         """
         with via.writing(temporary) as file:
             yield file
-        via.rename(temporary, self, name, exclusive=exclusive, keep=False)
+        via.rename(temporary, self, name, keep=False)
 
     def remove(self, name: str) -> None:
         """Delete a file, if it exists."""
