@@ -763,10 +763,11 @@ class _Job:
     def _settle(self, attributes: Mapping[str, str]) -> _Content:
         """Rewrite data files to hold living rows only; write the failures and the manifest."""
         records, store, data = self.records, self.store, self._target.data
-        is_current = records.published == records.highest and data.read(ERRORS) == _table(
-            self.fold.failures()
-        )
-        if is_current and not records.garbage(spare_readers=False):
+        if (
+            records.published == records.highest
+            and data.read(ERRORS) == _table(self.fold.failures())
+            and not records.garbage(spare_readers=False)
+        ):
             return _Content(self, attributes, layers=records.manifest["layers"])
         rows = self.fold.rows()
         for number, record in sorted(records.fold.records.items()):
