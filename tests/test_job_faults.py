@@ -267,7 +267,8 @@ def parted(photos):
 def finish_with_errors(process):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
-    assert [line.split(":")[1].strip() for line in err.splitlines()] == [
+    # A photo that failed within two seconds of its last change is tried again, and so named later.
+    assert sorted(line.split(":")[1].strip() for line in err.splitlines()) == [
         "photos/0005.png",
         "photos/0017.png",
     ]
