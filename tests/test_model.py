@@ -6,6 +6,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from conftest import model_of, weights_of
 from training import narrow
@@ -84,7 +85,8 @@ def test_save_and_load_give_the_same_model(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     x = batch(2, 224)
     for name, expected in model.predict(x, verbose=0).items():
-        np.testing.assert_array_equal(loaded.predict(x, verbose=0)[name], expected)
+        found = loaded.predict(x, verbose=0)[name]
+        assert reference.relative_error(found, expected) < 1e-5  # observed 0
     assert ta.preset_of(loaded) == "compact"
 
 
@@ -160,10 +162,6 @@ def test_include_top_false_takes_any_size_with_caffes_pooling():
 
 
 def test_a_hanging_pooling_window_equals_the_reference():
-    import reference
-
-    from tf_alexnet.architectures import ARCHITECTURES
-
     table = ARCHITECTURES["bvlc_alexnet"].until("pool5")
     base = ta.AlexNet(convs(), include_top=False, input_shape=(231, 240, 3))
     x = batch(1, 240)[:, :231]

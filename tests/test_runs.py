@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from reference import relative_error
 
 import tf_alexnet as ta
 from tf_alexnet.architectures import COMPACT, Conv
@@ -117,7 +118,7 @@ def test_keras_loads_the_same_network(written):
     model = keras.saving.load_model(written / "model.keras")
     x = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
     ours = ta.AlexNet(run.arrays).predict(x, verbose=0)
-    np.testing.assert_array_equal(model.predict(x, verbose=0), ours)
+    assert relative_error(model.predict(x, verbose=0), ours) < 1e-5  # observed 0
 
 
 def test_the_report_says_it_all_and_nothing_in_it_is_markup(written):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference import relative_error
 from test_preprocessing import OWN, PHOTOS, arguments
 from training import class_folders
 
@@ -220,7 +221,7 @@ import sys, keras, numpy as np
 for suffix in ("keras", "h5"):
     model = keras.models.load_model(f"{sys.argv[1]}/model.{suffix}")
     xy = np.load(f"{sys.argv[1]}/xy.npz")
-    np.testing.assert_array_equal(model.predict(xy["x"], verbose=0), xy["y"])
+    assert abs(model.predict(xy["x"], verbose=0) - xy["y"]).max() < 1e-5 * abs(xy["y"]).max()
 assert "tf_alexnet" not in sys.modules
 """
     fresh(code, tmp_path)
@@ -242,7 +243,7 @@ def test_a_model_with_its_preprocessing_takes_photos_where_it_is_loaded(tmp_path
 import sys, numpy as np, tf_alexnet as ta
 model = ta.load_model(sys.argv[1] + "/model.keras")
 xy = np.load(sys.argv[1] + "/xy.npz")
-np.testing.assert_array_equal(model.predict(xy["x"], verbose=0), xy["y"])
+assert abs(model.predict(xy["x"], verbose=0) - xy["y"]).max() < 1e-5 * abs(xy["y"]).max()
 assert ta.preset_of(model) == "compact"
 """
     fresh(code, tmp_path)
@@ -391,7 +392,8 @@ def test_compiled_models_with_layers_and_operations_of_keras_load(tmp_path):
     loaded = ta.load_model(tmp_path / "model.keras")
     assert isinstance(loaded.optimizer, keras.optimizers.Adam)
     x = np.ones((1, 64, 64, 3), np.float32)
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    ours = model.predict(x, verbose=0)
+    assert relative_error(loaded.predict(x, verbose=0), ours) < 1e-5  # observed 0
 
 
 def test_exports_refuse_another_size(saved):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import training
+from reference import relative_error
 from sklearn.metrics import average_precision_score
 
 import tf_alexnet as ta
@@ -243,7 +244,7 @@ def test_frozen_layers_get_no_gradient_and_sums_are_the_networks(name):
     assert model.output_shape == (None, 7)
     network = ta.AlexNet(room.first_weights(plan), classifier_activation=None)
     x = np.random.default_rng(0).normal(0, 1, (2, *model.input_shape[1:])).astype(np.float32)
-    np.testing.assert_array_equal(model(x), network(x))
+    assert relative_error(model(x).numpy(), network(x).numpy()) < 1e-5  # observed 0
     variables = {name: model.get_layer(name).kernel.value for name in (*plan.frozen, *plan.trained)}
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(model(x, training=True))
