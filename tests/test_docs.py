@@ -216,6 +216,7 @@ def test_the_site_asks_no_other_host(site):
     """Scripts, styles, fonts and pictures all come with it."""
     pages = sorted(site.rglob("*.html"))
     assert len(pages) >= len(PAGES) - 1
+    assert not [*site.rglob("*.py"), *site.rglob("*.pyc")], "the pages' own code is not part of it"
     for page in pages:
         text = page.read_text()
         loaded = re.findall(
