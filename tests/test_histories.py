@@ -24,7 +24,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tf_alexnet.errors import OutputError, UsageError
 from tf_alexnet.extraction import formats
 from tf_alexnet.extraction import job as jobs
-from tf_alexnet.extraction.storage import Target
+from tf_alexnet.extraction.storage import FIXED, Target
 
 # Shrinking takes minutes; HISTORY_SHRINK=1 asks for the shortest history that fails.
 PHASES = list(hypothesis.Phase) if "HISTORY_SHRINK" in os.environ else [hypothesis.Phase.generate]
@@ -137,36 +137,49 @@ FIRST, SECOND = ["day2/a.jpg", "day2/missing.jpg"], ["day1/b.jpg", "day1/missing
 def faults_of_two_jobs(folder, kind, every):
     """A second job without a common lock begins at each step of a first, and is killed at its own.
 
-    Step of the first, step of the second -> what went wrong.
+    They add photos to an output; or go on with a job that replaces one that can't grow. Step of the
+    first, step of the second -> what went wrong.
     """
     world, steps, number, faults = World(), Steps(), itertools.count(), {}
     for name in ("day1/a.jpg", "day1/b.jpg", "day2/a.jpg"):
         world.put(name, name.encode())
     truth = {name: world.truth(name) for name in ["day1/a.jpg", *FIRST, *SECOND]}
+    grows = not kind.endswith(FIXED)
 
     def play(at=None, inner_at=None):
         """The number of steps of both."""
         output, ended = f"{folder}/{next(number)}/{kind}", set()
         Target(output).parent.make()
 
-        def attempt(names):
-            with contextlib.suppress(OutputError, Killed):
-                run(world, output, names)
+        def attempt(names, **arguments):
+            with contextlib.suppress(OutputError, UsageError, Killed):
+                run(world, output, names, **arguments)
                 ended.update(names)
                 if lacking := set(names) - contents(output)[0].keys():
                     faults[at, inner_at] = f"{names} ended well without {lacking}"
 
         run(world, output, ["day1/a.jpg"])
+        if not grows:
+            steps.reset(7, "kill")
+            attempt(["day1/a.jpg"], force=True)
+            assert jobs.read_header(Target(output).job)["forced"]
         steps.reset(at, lambda: attempt(SECOND), inner_at)
         attempt(FIRST)
         counts = steps.count, steps.inner_count
         steps.reset()
-        run(world, output, ["day1/a.jpg"])
+        try:
+            run(world, output, [*FIRST, *SECOND] if not grows else ["day1/a.jpg"])
+        except UsageError:
+            assert not grows
+        except OutputError as error:
+            faults[at, inner_at] = str(error)
+            return counts
         if lost := ended - contents(output)[0].keys():
             faults[at, inner_at] = f"{lost} are gone"
-        run(world, output, [*FIRST, *SECOND])
-        if contents(output) != (truth, 2):
-            faults[at, inner_at] = "the output is not whole in the end"
+        if grows:
+            run(world, output, [*FIRST, *SECOND])
+            if contents(output) != (truth, 2):
+                faults[at, inner_at] = "the output is not whole in the end"
         return counts
 
     with invented(world, steps):
@@ -179,7 +192,7 @@ def faults_of_two_jobs(folder, kind, every):
     return faults
 
 
-@pytest.mark.parametrize("kind", ["f/", "f.h5"])
+@pytest.mark.parametrize("kind", ["f/", "f.h5", "f.npy"])
 def test_two_jobs_without_a_common_lock(kind):
     empty_memory()
     assert not faults_of_two_jobs("memory://two-jobs", kind, every=False)
@@ -221,7 +234,7 @@ def test_data_files_that_vanish(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["f/", "f.h5"])
+@pytest.mark.parametrize("kind", ["f/", "f.h5", "f.npz", "f.npy"])
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_two_jobs_at_every_step(kind, where, tmp_path):
     empty_memory()

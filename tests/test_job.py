@@ -26,7 +26,7 @@ import tf_alexnet as ta
 from tf_alexnet.errors import ImageError, OutputError, UsageError, WeightsError
 from tf_alexnet.extraction import decoder, job, storage, worker
 from tf_alexnet.extraction.decoder import Failure, Photo
-from tf_alexnet.extraction.formats import open_output
+from tf_alexnet.extraction.formats import UNFINISHED, open_output
 from tf_alexnet.extraction.spec import ExtractionSpec, changes
 from tf_alexnet.extraction.storage import Folder, Target
 
@@ -970,6 +970,26 @@ def listed(output):
     with open_output(output) as found:
         blocks = list(found.blocks(["fc7"]))
         return found.paths, np.concatenate([block["fc7"] for block in blocks])
+
+
+def test_names_of_an_npy_that_are_not_ours_stay(extract, tmp_path):
+    paths = jobs.photos(tmp_path / "p", 3)
+    names = tmp_path / "f.npy.json"
+    names.write_text("{}\n")
+    message = r"^f\.npy\.json: it exists already, and was not written by an extraction\. Name another"
+    with pytest.raises(OutputError, match=message):
+        extract(paths, "f.npy")
+    names.unlink()
+    with pytest.raises(OutputError, match="another file appeared there meanwhile"):
+        extract(paths, "f.npy", progress=lambda *_: names.touch())
+    with pytest.raises(OutputError, match=message):
+        extract(paths, "f.npy")
+    assert names.read_bytes() == b""
+    names.unlink()
+    assert extract(paths, "f.npy").rows == 3
+    names.write_bytes(UNFINISHED)
+    with pytest.raises(ValueError, match="a job is replacing it, or was interrupted; run the same"):
+        listed("f.npy")
 
 
 @pytest.mark.parametrize("output", LISTED)

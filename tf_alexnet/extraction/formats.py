@@ -34,6 +34,7 @@ BLOCK_BYTES = 8 * 2**20  # of rows in memory at a time
 _CHUNK_BYTES = 2**20  # per HDF5 chunk: few to index, and quick to read a single row
 _MAT_BYTES = 2**31 - 2**10  # per array in a .mat, less its header
 _OK = "ok"
+UNFINISHED = b"{}"  # the JSON of an .npy while the array is replaced
 
 Layers = dict[str, tuple[tuple[int, ...], np.dtype]]  # layer -> (shape of a row, dtype)
 Rows = Mapping[str, np.ndarray]
@@ -521,7 +522,10 @@ def _of_json(known: Any, layers: Layers, take: Callable) -> Output:
 
 
 def _read_npy(path: Path, names: Path) -> Output:
-    known = json.loads(names.read_text(encoding="utf-8"))
+    data = names.read_bytes()
+    if data == UNFINISHED:
+        raise ValueError("a job is replacing it, or was interrupted; run the same command again")
+    known = json.loads(data.decode())
     rows = np.lib.format.open_memmap(path, mode="r")
     layers = {known["attributes"]["layers"]: (rows.shape, rows.dtype)}
     return _of_json(known, layers, lambda _, x, y: rows[x:y])

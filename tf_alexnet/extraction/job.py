@@ -26,6 +26,7 @@ from tf_alexnet.engines import choose_engine
 from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError, one_line
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import (
+    UNFINISHED,
     Output,
     check_mat_size,
     data_writer,
@@ -507,7 +508,9 @@ class _Job:
         self._target, self._stack = target, stack
         self._finished: Sequence[Path] = ()  # the file that the job continues
         self._version = self._look_up()  # before it is read
-        self._was_there = self._version is not None
+        # An .npy's names may be there alone, as another program's.
+        self._was_there = any(target.parent.exists(name) for name in target.names[1:])
+        self._was_there |= self._version is not None
         header = _own_header(target)
         self._had_header, self._begun = header is not None, False
         base = self._read_base(header, force) if self._was_there else None
@@ -573,19 +576,25 @@ class _Job:
             return None
         if record and (header is None or header["id"] == settings["id"]):
             return record
-        # A forced job replaces it. An .npy has no names while it is being replaced.
-        if header and (header["forced"] or (target.suffix == ".npy" and not settings)):
+        if header and (header["forced"] or self._is_partial()):
             return None
         if record:
             found = f"it does not belong to the unfinished job in {target.job}"
             raise OutputError(str(target), found, "Move one of the two away.")
+        is_json = target.suffix == ".npy" and (header is not None or self._version is None)
         raise OutputError(
-            str(target),
+            f"{target}.json" if is_json else str(target),
             "it was written by an older version, which did not record the content of its photos"
             if "weights_digest" in settings
             else "it exists already, and was not written by an extraction",
             "Name another output, or pass --force (force=True) to replace it.",
         )
+
+    def _is_partial(self) -> bool:
+        """Whether the finished file is an .npy whose names have yet to be written."""
+        target = self._target
+        names = target.names[1:]
+        return bool(names) and target.parent.read(*names) in (None, UNFINISHED)
 
     def repair(self, paths: Sequence[str], look: _Looker, discard: bool) -> dict[str, Any]:
         """Find damaged and missing files; return what `begin` has to record.
@@ -828,17 +837,20 @@ class _Job:
     def _write(self, content: _Content) -> None:
         """Write the finished file, replacing an older one."""
         target, store = self._target, self.store
-        temporary = [store.temporary() for _ in target.names]
+        # The names of an .npy come last. Those of an older array are first replaced by empty ones,
+        # not deleted: if another job has just ended, they are its own, and these files are gone.
+        emptied = target.names[1:] if self._was_there else ()
+        names = [*emptied, *target.names]
+        temporary = [store.temporary() for _ in names]
         try:
             with contextlib.ExitStack() as stack:
                 files = [stack.enter_context(store.job.writing(name)) for name in temporary]
-                export(target.suffix, files[0], content, *files[1:])
+                for empty in files[: len(emptied)]:
+                    empty.write(UNFINISHED)
+                file, *rest = files[len(emptied) :]
+                export(target.suffix, file, content, *rest)
             self.records.check_header()
-            # The names of an .npy appear last: without them it counts as unfinished.
-            for name in target.names[1:]:
-                if self._was_there:  # else it would be another job's
-                    target.parent.remove(name)
-            for source, name in zip(temporary, target.names, strict=True):
+            for source, name in zip(temporary, names, strict=True):
                 store.job.rename(source, target.parent, name, exclusive=not self._was_there)
         except BaseException as error:
             with contextlib.suppress(OutputError):
