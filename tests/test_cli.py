@@ -76,6 +76,7 @@ def test_mistakes_in_a_call_are_one_line(run):
         (("summary", "--a\nb"), "tf-alexnet summary: no such option: "),
         (("weights", "fetch", "a", "b"), "tf-alexnet weights fetch: got unexpected extra"),
         (("nosuch",), "tf-alexnet: no such command 'nosuch'. See tf-alexnet --help."),
+        (("sumary",), "no such command 'sumary'. Did you mean 'summary'? See tf-alexnet --help."),
     ]
     for arguments, message in calls:
         code, out, err = run(*arguments)

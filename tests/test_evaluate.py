@@ -219,8 +219,8 @@ def test_lists_of_ground_truth(form, tmp_path):
     assert truth.labels.tolist() == [65, 970, 0, 516]
     assert truth.notes == (
         "truth names 5 photos, the validation set has 50,000",
-        "1 photos of truth are not in val: ILSVRC2012_val_00000004",
-        "1 photos are not in truth and are left out: other.png",
+        "1 photo of truth is not in val: ILSVRC2012_val_00000004",
+        "1 photo is left out, not being in truth: other.png",
     )
 
 
@@ -241,7 +241,7 @@ def devkit():
         ("\n", "truth: it is empty"),
         (
             "x.JPEG 5\n",
-            "the list names none of the 1 photos, such as ILSVRC2012_val_00000001.png; it",
+            "the list names none of these photos, such as ILSVRC2012_val_00000001.png; it",
         ),
     ],
 )
@@ -399,7 +399,7 @@ def test_photos_that_are_there_twice_count_once(network, validation, weights):
     os.symlink(os.path.abspath("val"), "data/n01484850")
     found = ta.evaluate_photos("data", weights)
     assert found.photos == 12
-    assert "11 photos are links to others and count once" in found.notes
+    assert "11 photos are links to others, counted once" in found.notes
 
 
 def write(folder, record, arrays, **more):
@@ -443,7 +443,7 @@ def test_command_with_a_run(run, reader, trained):
     assert (found["photos"], found["top5"]) == (3, None)
     assert {row["name"] for row in found["classes"]} == set(NAMES)
     assert sum(sum(row.values()) for row in found["confusion"].values()) == 3
-    assert "RUN was trained on photos of data: 9 are left out, 3 are evaluated" in err
+    assert "RUN was trained on photos of data: 9 left out, 3 evaluated" in err
     assert "not the weights of a known trained network" not in err
     with Image.open("c.png") as picture:
         assert picture.size[0] > 300
@@ -455,7 +455,7 @@ def test_command_with_a_run(run, reader, trained):
     os.remove("elsewhere/blue/0.png")
     code, out, err = run("evaluate", "elsewhere", "--model", "RUN")
     assert "2 photos\n" in out, "those that are left"
-    assert "1 of its 3 validation photos are missing: blue/0.png" in err
+    assert "1 of its 3 validation photos is missing: blue/0.png" in err
     for name in ("green", "red"):
         os.remove(f"elsewhere/{name}/0.png")
 
@@ -485,7 +485,7 @@ def judged(data, **settings):
 
 def test_training_photos_are_never_scored(network, aside):
     assert judged("data") == (
-        3, "RUN was trained on photos of data: 9 are left out, 3 are evaluated",
+        3, "RUN was trained on photos of data: 9 left out, 3 evaluated",
     )  # fmt: skip
     shutil.copytree("data", "copy")
     os.rename("copy/blue/0.png", "copy/blue/renamed.png")
@@ -498,7 +498,7 @@ def test_training_photos_are_never_scored(network, aside):
     os.remove(f"data/{first}")
     photos, notes = judged("data")
     assert photos == 2
-    assert f"1 of its 3 validation photos are missing: {first}" in notes
+    assert f"1 of its 3 validation photos is missing: {first}" in notes
     for name in others:
         os.remove(f"data/{name}")
     with pytest.raises(UsageError, match="data: none of the 3 validation photos of RUN is left"):
@@ -522,7 +522,7 @@ def test_given_splits_are_told_by_content(network, convs, tmp_path):
     shutil.copy("D/train/red/16.png", "D/val/red/copy.png")
     photos, notes = judged("D/val")
     assert photos == 12
-    assert "RUN was trained on photos of D/val: 1 are left out, 12 are evaluated" in notes
+    assert "RUN was trained on photos of D/val: 1 left out, 12 evaluated" in notes
 
 
 def test_a_test_split_beside_photos_that_were_set_aside(network, convs, tmp_path):

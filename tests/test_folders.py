@@ -118,7 +118,7 @@ def test_contradicting_labels_are_noted_wherever_they_are(tmp_path):
     shutil.copy(tmp_path / "val/a/00.png", tmp_path / "val/b/in val.png")
     shutil.copy(tmp_path / "train/b/01.png", tmp_path / "val/a/across.png")
     across, torn = read_photos(tmp_path).notes
-    assert across.startswith("1 of 8 validation photos are among the training photos, too")
+    assert across.startswith("1 of 8 validation photos is among the training photos, too")
     assert torn == (
         "3 photos are copies of one with other labels: train/b/in train.png = "
         "train/a/00.png, val/a/across.png = train/b/01.png, val/b/in val.png = val/a/00.png"
@@ -126,7 +126,7 @@ def test_contradicting_labels_are_noted_wherever_they_are(tmp_path):
     fill(tmp_path / "D", {"a": 6, "b": 6})
     shutil.copy(tmp_path / "D/a/00.png", tmp_path / "D/b/00.png")
     *_, torn = read_photos(tmp_path / "D").notes
-    assert torn.startswith("1 photos are copies of one with other labels: ")
+    assert torn.startswith("1 photo is a copy of one with other labels: ")
 
 
 def test_no_duplicates_no_note(tmp_path):
@@ -238,7 +238,7 @@ def test_test_photos_never_train(tmp_path):
     assert len(photos.test) == 6
     assert not {x.path for x in photos.test} & {x.path for x in (*photos.train, *photos.val)}
     assert photos.notes == (
-        "1 of 6 test photos are among the training photos, too, so accuracy is overestimated: "
+        "1 of 6 test photos is among the training photos, too, so accuracy is overestimated: "
         "test/a/00.png = train/a/00.png",
     )
     os.remove(tmp_path / "test/b/02.png")

@@ -127,7 +127,7 @@ def test_an_unmounted_disk_destroys_nothing(world, output, tmp_path):
 
 def test_inputs_none_of_which_is_known_are_refused(world, tmp_path):
     run(world, f"{tmp_path}/f/", ["day1/a.jpg"])
-    with pytest.raises(UsageError, match=r"none for these 2 photos.*--add"):
+    with pytest.raises(UsageError, match=r"none for the 2 photos named.*--add"):
         jobs.run_job(Target(f"{tmp_path}/f/"), ["day2/a.jpg", "day2/b.jpg"], Crew(world))
 
 

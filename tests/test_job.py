@@ -395,7 +395,9 @@ def test_moved_photos_need_add(extract, tmp_path):
     extract("day1", "f/")
     os.rename("day1", "day2")
     before = files_below(".")
-    with pytest.raises(UsageError, match=r"none for these 5 photos\. Were they moved\? Pass --add"):
+    with pytest.raises(
+        UsageError, match=r"none for the 5 photos named\. Were they moved\? Pass --add"
+    ):
         extract("day2", "f/")
     assert files_below(".") == before
     report = extract("day2", "f/", add=True)
@@ -976,7 +978,9 @@ def test_names_of_an_npy_that_are_not_ours_stay(extract, tmp_path):
     paths = jobs.photos(tmp_path / "p", 3)
     names = tmp_path / "f.npy.json"
     names.write_text("{}\n")
-    message = r"^f\.npy\.json: it exists already, and was not written by an extraction\. Name another"
+    message = (
+        r"^f\.npy\.json: it exists already, and was not written by an extraction\. Name another"
+    )
     with pytest.raises(OutputError, match=message):
         extract(paths, "f.npy")
     names.unlink()
@@ -1053,6 +1057,6 @@ def test_listings_that_cannot_be_had(extract, tmp_path):
         with pytest.raises(UsageError, match=line):
             extract(paths, output, **arguments)
     extract(paths)
-    with pytest.raises(UsageError, match="1 photos that are not among these inputs"):
+    with pytest.raises(UsageError, match="1 photo of it is not among these inputs"):
         extract(paths[:2], repeats="keep")
     check("f.h5", paths)

@@ -132,7 +132,7 @@ def test_the_report_says_it_all_and_nothing_in_it_is_markup(written):
         r"| caf\\udce9 | 0 | - | - |",
         r"- a &lt;b>note&lt;/b> with \| and \*stars\*",
         r"- `bad\n'x'.jpg`: it is &lt;cut off> (damaged)",
-        "## 1 photos could not be read and were left out",
+        "## 1 photo could not be read and was left out",
         "- l2: `0.01`",
     ):
         assert line in text.splitlines(), line

@@ -22,6 +22,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """A number and what it counts: ``counted(n, "photo is", "photos are")``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 class AlexNetError(Exception):
     """Base class of the errors this package raises on purpose.
 

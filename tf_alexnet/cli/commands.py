@@ -47,4 +47,6 @@ def usage_error(problem: CallError) -> UsageError | None:
     if not text:
         return None
     command = problem.ctx.command_path if problem.ctx else "tf-alexnet"
-    return UsageError(command, text[0].lower() + text[1:], f"See {command} --help.")
+    text, _, close = (text[0].lower() + text[1:]).partition(" Did you mean ")
+    advice = f"Did you mean {close} " if close else ""
+    return UsageError(command, text.rstrip("."), f"{advice}See {command} --help.")

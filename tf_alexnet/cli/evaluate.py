@@ -23,7 +23,7 @@ from tf_alexnet.cli.options import (
     Preset,
     Quiet,
 )
-from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.errors import UsageError, counted, one_line
 
 if TYPE_CHECKING:
     from tf_alexnet.evaluation.metrics import ClassResult, Evaluation, MultiLabelEvaluation
@@ -186,7 +186,7 @@ def _show(found: Evaluation | MultiLabelEvaluation) -> None:
     )
     print(f"{network}, preset {found.preset}, {found.crops} crop{'s' * (found.crops == 'ten')}")
     errors = f"; {len(found.failures)} could not be read" if found.failures else ""
-    print(f"{found.photos:,} photos{errors}")
+    print(f"{counted(found.photos, 'photo', 'photos')}{errors}")
     if _is_multi_label(found):
         _show_precisions(found)
         return

@@ -20,7 +20,7 @@ from tf_alexnet.cli.options import (
     Preset,
     Quiet,
 )
-from tf_alexnet.errors import one_line
+from tf_alexnet.errors import counted, one_line
 
 if TYPE_CHECKING:
     from tf_alexnet.labels import Label
@@ -472,7 +472,7 @@ def _rows(found) -> tuple:
     layer = list(found.layers)[-1]
     paths, rows, missing = found.complete(layer)
     if missing:
-        console.note(f"{missing} rows hold NaN and are left out")
+        console.note(f"{counted(missing, 'row holds', 'rows hold')} NaN, left out")
     return layer, paths, rows
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tf_alexnet.architectures import ARCHITECTURES
-from tf_alexnet.errors import ImageError, UsageError, WeightsError
+from tf_alexnet.errors import ImageError, UsageError, WeightsError, counted
 from tf_alexnet.evaluation.ground_truth import (
     ILSVRC_PHOTOS,
     GroundTruth,
@@ -239,12 +239,13 @@ def _unseen(truth: GroundTruth, data: str | os.PathLike, run: Run) -> GroundTrut
         unknown = f"{run.folder} does not record what it was trained on: perhaps these photos"
         return truth if trained else replace(truth, notes=(*truth.notes, unknown))
     notes = [
-        f"{run.folder} was trained on photos of {os.fspath(data)}: {left_out} are left out, "
-        f"{len(chosen)} are evaluated"
+        f"{run.folder} was trained on photos of {os.fspath(data)}: {left_out} left out, "
+        f"{len(chosen)} evaluated"
     ]
     if missing:
+        of_all = f"of its {len(aside)} validation photos"
         notes.append(
-            f"{len(missing)} of its {len(aside)} validation photos are missing: {listed(missing)}"
+            f"{counted(len(missing), f'{of_all} is', f'{of_all} are')} missing: {listed(missing)}"
         )
     labels = [truth.labels[i] for i in chosen]
     if isinstance(truth.labels, np.ndarray):
@@ -367,7 +368,7 @@ def _notes(found: Evaluation, weights: WeightArrays, photos: int, ilsvrc: bool) 
         )
     again = photos - found.photos - len(found.failures)
     if again:
-        yield f"{again} photos are links to others and count once"
+        yield f"{counted(again, 'photo is a link', 'photos are links')} to others, counted once"
     if ilsvrc and found.photos != ILSVRC_PHOTOS:
         yield (
             f"{found.photos:,} of the {ILSVRC_PHOTOS:,} validation photos were evaluated: expect "

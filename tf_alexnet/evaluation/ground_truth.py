@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_alexnet.errors import ImageError, UsageError
+from tf_alexnet.errors import ImageError, UsageError, counted
 from tf_alexnet.images import find_images
 from tf_alexnet.images.labelled import find_labelled, listed
 from tf_alexnet.labels import Label, imagenet_labels
@@ -180,18 +180,20 @@ def read_ilsvrc_validation(
     if not found:
         raise UsageError(
             f"{folder} with {file}",
-            f"the list names none of the {len(extra)} photos, such as "
+            "the list names none of these photos, such as "
             f"{os.path.basename(extra[0])}; it names {next(iter(truth))}",
             "Use the list that belongs to these photos.",
         )
     missing = [name for name in truth if name not in found]
     if missing:
         notes.append(
-            f"{len(missing)} photos of {file} are not in {folder}: {listed(missing, _SHOWN)}"
+            f"{counted(len(missing), f'photo of {file} is', f'photos of {file} are')} not in "
+            f"{folder}: {listed(missing, _SHOWN)}"
         )
     if extra:
         names = listed([os.path.basename(path) for path in extra], _SHOWN)
-        notes.append(f"{len(extra)} photos are not in {file} and are left out: {names}")
+        left_out = counted(len(extra), "photo is left out", "photos are left out")
+        notes.append(f"{left_out}, not being in {file}: {names}")
     labels = np.array([truth[name] for name in found], np.int64)
     return GroundTruth(tuple(found.values()), labels, tuple(notes))
 

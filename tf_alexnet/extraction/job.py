@@ -23,7 +23,7 @@ import numpy as np
 from tf_alexnet import remote
 from tf_alexnet.architectures import ALL, ARCHITECTURES, PREACT, blob_names
 from tf_alexnet.engines import choose_engine
-from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError, one_line
+from tf_alexnet.errors import AlexNetError, ImageError, OutputError, UsageError, counted, one_line
 from tf_alexnet.extraction.decoder import Failure, Photo, digest_of, stat_text
 from tf_alexnet.extraction.formats import (
     UNFINISHED,
@@ -419,14 +419,14 @@ def run_job(
         if job.has_rows and not plan.known and not add:
             raise UsageError(
                 str(target),
-                f"it has rows, but none for these {len(paths):,} photos",
+                f"it has rows, but none for the {counted(len(paths), 'photo', 'photos')} named",
                 "Were they moved? Pass --add (add=True) to add them all.",
             )
         if listing and plan.absent:
             raise UsageError(
                 str(target),
-                f"it has {plan.absent:,} photos that are not among these inputs, but rows must "
-                "follow the inputs",
+                f"{counted(plan.absent, 'photo of it is', 'photos of it are')} not among these "
+                "inputs, but rows must follow the inputs",
                 "Name another output, or leave out --repeats keep and --missing nan.",
             )
         relisted = job.is_finished and job.mark != (listing and listing.mark)
@@ -436,7 +436,9 @@ def run_job(
             job.begin(repair, pool.attributes)
             job.reread(plan)
         if (plan.todo or relisted) and not job.can_grow:
-            found = f"{_counted(len(plan.todo))} new or changed" if plan.todo else "its rows differ"
+            found = "its rows differ"
+            if plan.todo:
+                found = f"{counted(len(plan.todo), 'photo is', 'photos are')} new or changed"
             raise UsageError(
                 str(target),
                 f"it is finished, and {found}; {target.suffix} files don't grow",
@@ -744,7 +746,7 @@ class _Job:
         if not self.has_rows:
             first, *more = self.fold.failures()
             raise ImageError(
-                f"{1 + len(more)} photo{'s' * bool(more)}",
+                counted(1 + len(more), "photo", "photos"),
                 f"none could be read; the first: {first.path}: {first.detail}",
                 "Check the files.",
             )
@@ -1061,10 +1063,6 @@ def _teller(plan: _Plan, limit: int | None, progress: Progress | None) -> Tell:
 
     tell(0, [], 0)
     return tell
-
-
-def _counted(photos: int) -> str:
-    return "1 photo is" if photos == 1 else f"{photos:,} photos are"
 
 
 def fair_size(size: int, photos: int, worker_count: int, batch_size: int) -> int:

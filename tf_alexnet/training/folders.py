@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.errors import UsageError, counted, one_line
 from tf_alexnet.extraction.job import read_state
 from tf_alexnet.images.labelled import Labelled, find_labelled, listed
 from tf_alexnet.remote import is_url
@@ -279,9 +279,11 @@ def note_duplicates(
 
     for split, title in (("val", "validation"), ("test", "test")):
         if pairs := copies[split]:
+            of_all = f"of {len(splits[split])} {title} photos"
             yield (
-                f"{len(pairs)} of {len(splits[split])} {title} photos are among the training "
+                f"{counted(len(pairs), f'{of_all} is', f'{of_all} are')} among the training "
                 f"photos, too, so accuracy is overestimated: {shown(pairs)}"
             )
     if torn:
-        yield f"{len(torn)} photos are copies of one with other labels: {shown(torn)}"
+        found = counted(len(torn), "photo is a copy", "photos are copies")
+        yield f"{found} of one with other labels: {shown(torn)}"

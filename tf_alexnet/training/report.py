@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.errors import UsageError, counted, one_line
 from tf_alexnet.evaluation.metrics import class_results
 from tf_alexnet.visualize.figures import INK, label, new_figure, save_figure
 
@@ -136,7 +136,8 @@ def _remarks(notes: Sequence[str], skipped: Sequence[Failure]) -> list[str]:
     lines = ["## Notes", "", *(f"- {_cell(note)}" for note in notes)] if notes else []
     lines += [""] if notes else []
     if skipped:
-        lines += [f"## {len(skipped)} photos could not be read and were left out", ""]
+        one, many = "photo could not be read and was", "photos could not be read and were"
+        lines += [f"## {counted(len(skipped), one, many)} left out", ""]
         lines += [f"- {_code(x.path)}: {_cell(x.detail)} ({x.code})" for x in skipped[:_SHOWN]]
         lines += [f"- and {len(skipped) - _SHOWN} more"] if len(skipped) > _SHOWN else []
         lines += [""]
