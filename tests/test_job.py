@@ -994,6 +994,8 @@ def test_names_of_an_npy_that_are_not_ours_stay(extract, tmp_path):
     names.write_bytes(UNFINISHED)
     with pytest.raises(ValueError, match="a job is replacing it, or was interrupted; run the same"):
         listed("f.npy")
+    with pytest.raises(OutputError, match=r"^f\.npy: it is unfinished, and its job is gone\. Name"):
+        extract(paths, "f.npy")
 
 
 @pytest.mark.parametrize("output", LISTED)

@@ -578,25 +578,25 @@ class _Job:
             return None
         if record and (header is None or header["id"] == settings["id"]):
             return record
-        if header and (header["forced"] or self._is_partial()):
+        names = target.parent.read(target.names[-1]) if target.suffix == ".npy" else b""
+        # A forced job replaces it. The names of an .npy are the last that is written.
+        if header and (header["forced"] or names in (None, UNFINISHED)):
             return None
         if record:
             found = f"it does not belong to the unfinished job in {target.job}"
             raise OutputError(str(target), found, "Move one of the two away.")
+        found = "it exists already, and was not written by an extraction"
+        if "weights_digest" in settings:
+            found = "it was written by an older version, which did not record the content of its "
+            found += "photos"
+        elif names == UNFINISHED:
+            found = "it is unfinished, and its job is gone"
         is_json = target.suffix == ".npy" and (header is not None or self._version is None)
         raise OutputError(
             f"{target}.json" if is_json else str(target),
-            "it was written by an older version, which did not record the content of its photos"
-            if "weights_digest" in settings
-            else "it exists already, and was not written by an extraction",
+            found,
             "Name another output, or pass --force (force=True) to replace it.",
         )
-
-    def _is_partial(self) -> bool:
-        """Whether the finished file is an .npy whose names have yet to be written."""
-        target = self._target
-        names = target.names[1:]
-        return bool(names) and target.parent.read(*names) in (None, UNFINISHED)
 
     def repair(self, paths: Sequence[str], look: _Looker, discard: bool) -> dict[str, Any]:
         """Find damaged and missing files; return what `begin` has to record.
