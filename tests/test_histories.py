@@ -9,6 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 from histories import (
+    KINDS,
     Crew,
     Histories,
     Killed,
@@ -234,7 +235,7 @@ def test_data_files_that_vanish(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["f/", "f.h5", "f.npz", "f.npy"])
+@pytest.mark.parametrize("kind", sorted({*KINDS}))
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_two_jobs_at_every_step(kind, where, tmp_path):
     empty_memory()
