@@ -153,7 +153,7 @@ def faults_of_two_jobs(folder, kind, every):
         Target(output).parent.make()
 
         def attempt(names, **arguments):
-            with contextlib.suppress(OutputError, UsageError, Killed):
+            with contextlib.suppress(OutputError, Killed, *([] if grows else [UsageError])):
                 run(world, output, names, **arguments)
                 ended.update(names)
                 if lacking := set(names) - contents(output)[0].keys():

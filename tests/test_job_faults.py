@@ -289,7 +289,7 @@ def test_the_last_line_says_what_happened(photos, extract):  # noqa: F811
 
 def test_a_job_that_exceeds_its_errors_goes_on_later(photos, extract):  # noqa: F811
     _, err = finish(start(0, "photos", "-o", "f.h5", "--max-errors", "1"), 5)
-    assert err.startswith("error: 2 photos: they could not be read, and at most 1 may fail; the ")
+    assert err.startswith("error: 2 photos: could not be read, and at most 1 may fail; the ")
     report = extract("photos", "f.h5", max_errors="10%")
     assert (report.rows, len(report.errors)) == (20, 2)
     # A photo that could not be read soon after it was written is tried again.

@@ -524,7 +524,7 @@ def _of_json(known: Any, layers: Layers, take: Callable) -> Output:
 def _read_npy(path: Path, names: Path) -> Output:
     data = names.read_bytes()
     if data == UNFINISHED:
-        raise ValueError("a job is replacing it, or was interrupted; run the same command again")
+        raise ValueError("it is unfinished")
     known = json.loads(data.decode())
     rows = np.lib.format.open_memmap(path, mode="r")
     layers = {known["attributes"]["layers"]: (rows.shape, rows.dtype)}

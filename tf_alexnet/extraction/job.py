@@ -509,10 +509,8 @@ class _Job:
     ):
         self._target, self._stack = target, stack
         self._finished: Sequence[Path] = ()  # the file that the job continues
-        self._version = self._look_up()  # before it is read
-        # An .npy's names may be there alone, as another program's.
-        self._was_there = any(target.parent.exists(name) for name in target.names[1:])
-        self._was_there |= self._version is not None
+        self._versions = self._look_up()  # before they are read
+        self._was_there = any(self._versions)  # an .npy's names alone may be another program's
         header = _own_header(target)
         self._had_header, self._begun = header is not None, False
         base = self._read_base(header, force) if self._was_there else None
@@ -532,10 +530,10 @@ class _Job:
             former = [header["id"], *header["former"]]
             self._open(new_header(settings, token(), former, forced=True), None)
 
-    def _look_up(self) -> str | None:
-        """The version of the finished file, if there is one."""
+    def _look_up(self) -> list[str | None]:
+        """The versions of the finished file and of an .npy's names; None if there is none."""
         target = self._target
-        return None if target.is_folder else target.parent.version(target.name)
+        return [] if target.is_folder else [target.parent.version(name) for name in target.names]
 
     def _open(self, header: dict, base: Record | None) -> None:
         target = self._target
@@ -591,7 +589,7 @@ class _Job:
             found += "photos"
         elif names == UNFINISHED:
             found = "it is unfinished, and its job is gone"
-        is_json = target.suffix == ".npy" and (header is not None or self._version is None)
+        is_json = target.suffix == ".npy" and (header is not None or self._versions[0] is None)
         raise OutputError(
             f"{target}.json" if is_json else str(target),
             found,
@@ -613,7 +611,9 @@ class _Job:
             names = [fold.records[n].data for n in damaged]
             names += [f"{n:06d}-{self.store.id}.json" for n in records.missing]
             more = f", and {len(names) - 1} more" * (len(names) > 1)
-            what = f"{lost:,} of its photos are not among these inputs"
+            what = (
+                f"{counted(lost, 'of its photos is', 'of its photos are')} not among these inputs"
+            )
             if not lost:
                 what = "the photos it names are not known"
             raise OutputError(
@@ -683,7 +683,7 @@ class _Job:
                     "another job has just started writing it",
                     "Wait for it to end, then run the same command again.",
                 ) from None
-            if self._look_up() != self._version:
+            if self._look_up() != self._versions:
                 self._dissolve()
                 raise overtaken(str(self._target))
         elif read_header(store.job) != header:
@@ -1056,8 +1056,8 @@ def _teller(plan: _Plan, limit: int | None, progress: Progress | None) -> Tell:
         if limit is not None and errors > limit:
             last = f"; the last: {failures[-1].path}: {failures[-1].detail}" if failures else ""
             raise ImageError(
-                f"{errors} photos",
-                f"they could not be read, and at most {limit} may fail{last}",
+                counted(errors, "photo", "photos"),
+                f"could not be read, and at most {limit} may fail{last}",
                 "Check the files, or allow more errors; the same command resumes from here.",
             )
 
