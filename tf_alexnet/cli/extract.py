@@ -26,7 +26,7 @@ from tf_alexnet.cli.options import (
     Preset,
     Quiet,
 )
-from tf_alexnet.errors import UsageError, one_line
+from tf_alexnet.errors import UsageError, counted, one_line
 
 _SHOWN = 20  # unreadable photos that are listed; all are in the output
 
@@ -223,31 +223,28 @@ def extract(
         )
     if report.absent:
         console.note(
-            f"{report.absent} photos of earlier runs are not among these inputs; they stay in "
-            f"{report.output}"
+            f"{report.output} keeps {counted(report.absent, 'photo', 'photos')} of earlier runs, "
+            "not among these inputs"
         )
     shapes = ", ".join(f"{name} {shape}" for name, shape in report.shapes.items())
     code = console.report_failures([(x.path, x.detail) for x in report.errors[:_SHOWN]])
     if len(report.errors) > _SHOWN:
         console.note(f"{len(report.errors) - _SHOWN} more could not be read; the output names them")
     happened = f"; {report.kept} of them done before" if report.kept else ""
-    if report.repeats == 1:
-        happened += "; 1 line repeats a photo"
-    elif report.repeats:
-        happened += f"; {report.repeats} lines repeat a photo"
-    if report.changed == 1:
-        happened += "; 1 photo changed and was done again"
-    elif report.changed:
-        happened += f"; {report.changed} photos changed and were done again"
+    if report.repeats:
+        happened += f"; {counted(report.repeats, 'line repeats', 'lines repeat')} a photo"
+    if report.changed:
+        one, many = "photo changed and was", "photos changed and were"
+        happened += f"; {counted(report.changed, one, many)} done again"
     if report.unreadable:
         happened += f"; {report.unreadable} unreadable now, their rows kept"
-    counted = f"{report.rows} rows + {len(report.errors)} errors = {report.inputs} photos"
+    totals = f"{report.rows} rows + {len(report.errors)} errors = {report.inputs} photos"
     if repeats is Repeats.keep or missing is Missing.nan:
-        counted = f"{report.rows} rows"
-        counted += f", {report.nan} of them NaN," if missing is Missing.nan else ""
-        counted += f" in the order of the inputs; {report.inputs} photos, {len(report.errors)} of "
-        counted += "them unreadable"
-    print(f"{one_line(report.output)}: {counted}; {shapes} {dtype.value}{happened}")
+        totals = f"{report.rows} rows"
+        totals += f", {report.nan} of them NaN," if missing is Missing.nan else ""
+        totals += f" in the order of the inputs; {report.inputs} photos, {len(report.errors)} of "
+        totals += "them unreadable"
+    print(f"{one_line(report.output)}: {totals}; {shapes} {dtype.value}{happened}")
     # With --max-errors, failures up to the limit are not an error.
     raise typer.Exit(0 if max_errors is not None else code)
 
