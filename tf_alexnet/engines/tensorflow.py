@@ -20,7 +20,8 @@ _process: int | None = None  # id of the process that uses TensorFlow
 _SINGLE = 4
 _ROWS = 64  # XLA compiles once per number of rows
 # Photos per convolution batch. Without AVX-512, 64 at a time are 1 % faster than 32 in large
-# batches, and take 150 MB more; with AVX-512, 64 were slower per photo than 32.
+# batches, and take 150 MB more; with AVX-512, they were 4 % slower on one machine and
+# 4 % faster on another.
 _CHUNK, _LARGE_CHUNK, _GPU_CHUNK = 32, 64, 256
 
 
